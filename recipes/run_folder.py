@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: where each stage's output lies, whether it is up to date, and how it appears all at once.
+
+A stage writes into a hidden folder beside its output, which a killed stage leaves for the next try, and which is
+synced to disk and renamed when everything is there: an output folder that exists is complete. `stage.json` in it
+records the settings and the inputs it was made from and the size and sha256 of each file, so that a stage is done
+over when something it depends on changed, refused where that would throw work away, and skipped otherwise.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe_config import Recipe
+from source_readers import source_fingerprint
+
+
+RECORD = "stage.json"
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        script: the command that runs it, below the repository's root.
+        output: its folder in the run folder.
+        settings: what in the recipe decides its output.
+        inputs: the stages whose outputs it reads.
+        derived: whether it is cheap and follows from the rest, so that it is simply done over when out of date.
+    """
+
+    script: str
+    output: str
+    settings: Callable[[Recipe], dict]
+    inputs: tuple[str, ...] = ()
+    derived: bool = False
+
+
+def documents_settings(recipe: Recipe) -> dict:
+    """Everything that decides the documents: not the shares, which only the mixture reads, nor the worker count."""
+    data = recipe.data.model_dump(exclude={"workers", "max_repetitions", "fit_to_corpus", "extract_text"})
+    for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
+        del settings["share"]
+        settings["fingerprint"] = source_fingerprint(source)
+    return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
+
+
+def tokenizer_settings(recipe: Recipe) -> dict:
+    shares = {source.name: source.share for source in recipe.data.sources}
+    return recipe.tokenizer.model_dump() | {"shares": shares, "fit_to_corpus": recipe.data.fit_to_corpus}
+
+
+def training_settings(recipe: Recipe) -> dict:
+    """Everything that decides the weights: not how often something is logged, scored or saved."""
+    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit", "torch_compile"}
+    return {
+        "seed": recipe.run.seed,
+        "shares": {source.name: source.share for source in recipe.data.sources},
+        "fit_to_corpus": recipe.data.fit_to_corpus,
+        "model": recipe.model.model_dump(),
+        "training": recipe.training.model_dump(exclude=observing),
+    }
+
+
+STAGES = {
+    "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings),
+    "tokenizer": Stage("recipes/train_tokenizer.py", "tokenizer", tokenizer_settings, ("prepare",)),
+    "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
+    "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
+    "evaluate": Stage(
+        "eval/run_eval.py",
+        "eval",
+        lambda recipe: recipe.evaluation.model_dump(exclude={"batch_size"}),
+        ("prepare", "pretrain"),
+        derived=True,
+    ),
+    "report": Stage(
+        "eval/report.py", "figures", lambda recipe: {}, ("tokenizer", "pretrain", "evaluate"), derived=True
+    ),
+    "publish": Stage(
+        "recipes/push_to_hub.py",
+        "release",
+        lambda recipe: recipe.hub.model_dump(exclude={"private"}),
+        ("prepare", "tokenizer", "pretrain", "evaluate", "report"),
+        derived=True,
+    ),
+}
+
+
+class StaleStageError(ValueError):
+    """An output was made from something else than the recipe now says; the message names what and the remedy."""
+
+
+def output_folder(recipe: Recipe, name: str) -> Path:
+    return Path(recipe.run.output_dir) / STAGES[name].output
+
+
+def read_record(folder: Path) -> dict | None:
+    """Return a finished stage's record, or None where there is none."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
+    """Return the hash of each input's files; None where that stage was not run, as results may be left out."""
+    records = {upstream: read_record(output_folder(recipe, upstream)) for upstream in STAGES[name].inputs}
+    return {upstream: record and record["sha256"] for upstream, record in records.items()}
+
+
+def differences(recipe: Recipe, name: str) -> list[str] | None:
+    """Say what a stage's output was made from that is different now; None where there is no output."""
+    record = read_record(output_folder(recipe, name))
+    if record is None:
+        return None
+    found = compare(record["settings"], json.loads(json.dumps(STAGES[name].settings(recipe))), "")
+    return found + [
+        f"the output of {upstream} changed"
+        for upstream, sha256 in input_hashes(recipe, name).items()
+        if record["inputs"].get(upstream) != sha256
+    ]
+
+
+def compare(before: object, now: object, path: str) -> list[str]:
+    """List the leaves in which two settings differ, as `key.path was X, is Y`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*before, *now]))
+        return [line for key in keys for line in compare(before.get(key), now.get(key), f"{path}.{key}".strip("."))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [line for index, (a, b) in pairs for line in compare(a, b, f"{path}.{index}")]
+    return [] if before == now else [f"{path} was {json.dumps(before)}, is {json.dumps(now)}"]
+
+
+def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
+    """Return whether a stage has nothing left to do.
+
+    Raises: StaleStageError: when its output is there but out of date, unless it is derived or overwrite is set.
+    """
+    changed = differences(recipe, name)
+    if changed is None:
+        return False
+    if changed and not overwrite and not STAGES[name].derived:
+        raise StaleStageError(
+            f"{output_folder(recipe, name)} is out of date: {'; '.join(changed)}. "
+            f"Run with --overwrite to make it anew, or set another run.output_dir."
+        )
+    return not changed
+
+
+def require(recipe: Recipe, name: str) -> Path:
+    """Return the folder of a finished input stage.
+
+    Raises: StaleStageError: when it is missing or out of date, with the command that makes it.
+    """
+    changed = differences(recipe, name)
+    if changed is None or changed:
+        state = "is missing" if changed is None else f"is out of date: {'; '.join(changed)}"
+        raise StaleStageError(
+            f"{output_folder(recipe, name)} {state}; rerun: python {STAGES[name].script} with the same --config"
+            + (" and --overwrite" if changed else "")
+        )
+    return output_folder(recipe, name)
+
+
+@contextmanager
+def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
+    """Give a stage the folder to write into, and turn it into the stage's output when the block ends without error.
+
+    The same recipe and inputs give the same folder, so what an interrupted try left in it can be built upon.
+    """
+    settings, inputs = STAGES[name].settings(recipe), input_hashes(recipe, name)
+    identity = hashlib.sha256(json.dumps([settings, inputs], sort_keys=True).encode()).hexdigest()
+    final = output_folder(recipe, name)
+    partial = final.parent / f".{final.name}.{identity[:12]}.tmp"
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    write_record(partial, name, settings, inputs)
+    replaced = final.parent / f".{final.name}.{identity[:12]}.old"
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    sync(final.parent)
+    for leftover in final.parent.glob(f".{final.name}.*"):
+        shutil.rmtree(leftover)
+
+
+def write_record(folder: Path, name: str, settings: dict, inputs: dict) -> None:
+    """Sync every file of a folder to disk and write `stage.json` beside them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+    files = {}
+    for path in paths:
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        sync(path)
+    sha256 = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    record = {"format": RECORD_FORMAT, "stage": name, "settings": settings, "inputs": inputs, "sha256": sha256}
+    write_json(folder / RECORD, record | {"files": files})
+
+
+def record_stage(recipe: Recipe, name: str) -> None:
+    """Record a stage whose script knows nothing of recipes, once it has written its output folder."""
+    write_record(output_folder(recipe, name), name, STAGES[name].settings(recipe), input_hashes(recipe, name))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, whatever happens."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
