@@ -1,0 +1,623 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 4: pretrain a Llama-style model from scratch on the mixture, on one or many devices.
+
+In:   <run.output_dir>/tokens/ and tokenizer/, model.* and training.* of the recipe.
+Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, training.json,
+      recipe.yaml (resolved) and environment.json.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/pretrain.py --config recipes/legal/quickstart.yaml
+    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/pretrain.py --config recipes/legal/base.yaml
+    accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/pretrain.py --config ...
+
+Started again, it goes on from the newest checkpoint. The recipe states the batch in tokens, so it is the same
+experiment on any number of processes: what a process reads follows from the step alone.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from checkpointing import load_state, load_tensors, newest_checkpoint, save_checkpoint
+from recipe_config import Recipe, Training, parse_command_line
+from run_folder import (
+    STAGES,
+    StaleStageError,
+    compare,
+    input_hashes,
+    is_finished,
+    new_output,
+    read_record,
+    require,
+    write_json,
+)
+from token_mixture import IGNORED_LABEL, TokenMixture, ValidationText, document_positions, token_byte_lengths
+
+
+FIT_STEPS = 16  # a corpus that is fitted to gives at least so many steps a time round
+# The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
+SPEED_STEPS = range(4, 12)
+
+
+class SummedLoss(nn.Module):
+    """The module that is trained: a causal language model and its loss in one forward pass.
+
+    Accelerate wraps the module it prepares; calling parts of a wrapped model skips DDP's gradient average without an
+    error and fails under FSDP2, so the loss is computed in here.
+    """
+
+    def __init__(self, language_model: LlamaForCausalLM, compiled: bool):
+        super().__init__()
+        self.language_model = language_model
+        self.compute = torch.compile(self._compute) if compiled else self._compute
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the token losses (nats) over all labels that are not IGNORED_LABEL.
+
+        Args: three int64 tensors (batch_size, sequence_length); labels are the tokens that follow, not shifted again.
+        """
+        return self.compute(input_ids, position_ids, labels)
+
+    def _compute(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+        # Without a cache and without an attention mask, transformers reads the borders of the documents off
+        # position_ids; with either, documents would see each other.
+        hidden = self.language_model.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state  # (batch_size, sequence_length, hidden_size)
+        logits = self.language_model.lm_head(hidden).float()  # (batch_size, sequence_length, vocab_size)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
+    """Build the model with its initial weights, in fp32."""
+    shape = recipe.model.model_dump(exclude={"rope_theta"})
+    config = LlamaConfig(
+        **{name: value for name, value in shape.items() if value is not None},
+        vocab_size=vocab_size,
+        max_position_embeddings=recipe.training.sequence_length,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=None,
+        attention_dropout=0.0,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    # Each layer adds to the residual stream twice; scaled so, its variance does not grow with depth (GPT-2, section
+    # 2.3). transformers leaves this out for Llama.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
+    return model
+
+
+def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
+    """Count parameters: in all, in the input embedding (the projection too when tied), and the rest."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight.numel()
+    return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
+
+
+def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
+    """Make AdamW, or Muon for the layers' matrices and AdamW for the rest. Gains of the norms never decay."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    in_layers = {name for name, parameter in named.items() if ".layers." in name and parameter.ndim == 2}
+    muon = in_layers if training.optimizer == "muon" else set()
+    decayed = [parameter for name, parameter in named.items() if name not in muon and parameter.ndim == 2]
+    gains = [parameter for name, parameter in named.items() if parameter.ndim < 2]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": gains, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
+    )
+    if not muon:
+        return [adamw]
+    # match_rms_adamw scales an update as AdamW's would be, so that one learning rate serves both (Moonlight,
+    # https://huggingface.co/papers/2502.16982, section 2.2).
+    matrices = [parameter for name, parameter in named.items() if name in muon]
+    options = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), adamw]
+
+
+def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
+    """Return the learning rate of optimizer step `step`, 1 to max_steps."""
+    if step <= training.warmup_steps:
+        return training.learning_rate * step / training.warmup_steps
+    if training.lr_scheduler_type == "cosine":
+        progress = (step - training.warmup_steps) / (max_steps - training.warmup_steps)
+        height = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        decay_steps = max(1, round(training.decay_fraction * max_steps))
+        height = min(1.0, (max_steps - step + 1) / decay_steps)
+    least = training.min_learning_rate_fraction
+    return training.learning_rate * (least + (1 - least) * height)
+
+
+class MicroBatches(Dataset):
+    """The batches that one process reads: item k is its k-th since the beginning of training.
+
+    Of the sequences of a micro-step, which are consecutive over all processes, each process takes the next
+    per_device_train_batch_size. Sequence i thus belongs to step i // sequences_per_step whatever the processes.
+    """
+
+    def __init__(self, mixture: TokenMixture, byte_lengths, batch_size: int, process_index: int, num_processes: int):
+        self.mixture, self.byte_lengths = mixture, byte_lengths
+        self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
+
+    def __len__(self) -> int:
+        return 1 << 62  # training ends by steps, not by data
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        first = (k * self.num_processes + self.process_index) * self.batch_size
+        indices = range(first, first + self.batch_size)
+        tokens = torch.stack([torch.from_numpy(self.mixture.sequence(index)) for index in indices])
+        positions = document_positions(tokens[:, :-1].numpy(), self.mixture.eos_token_id)
+        num_bytes = torch.zeros(len(self.mixture.names), dtype=torch.int64)
+        for index, sequence in zip(indices, tokens, strict=True):
+            num_bytes[self.mixture.locate(index).source] += int(self.byte_lengths[sequence[1:].numpy()].sum())
+        return {
+            "input_ids": tokens[:, :-1],
+            "position_ids": torch.from_numpy(positions),
+            "labels": tokens[:, 1:],
+            "num_bytes": num_bytes,  # (num_sources,): UTF-8 bytes of the labels of each source
+        }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, texts: dict[str, ValidationText], batch_size: int, accelerator: Accelerator) -> dict:
+    """Score the validation text of each source on all processes.
+
+    Returns: eval/loss/<source> (nats per token), eval/bits_per_byte/<source>, and eval/bits_per_byte over all bytes.
+    """
+    model.eval()
+    metrics, all_nats, all_bytes = {}, 0.0, 0
+    for name, text in texts.items():
+        nats = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        starts = range(0, len(text.input_ids), batch_size)
+        for start in starts[accelerator.process_index :: accelerator.num_processes]:
+            rows = slice(start, start + batch_size)
+            input_ids, labels = text.input_ids[rows], text.labels[rows]
+            missing = batch_size - len(input_ids)  # filled up with rows that are not scored: one shape, one graph
+            input_ids = torch.from_numpy(input_ids)
+            padded = F.pad(input_ids, (0, 0, 0, missing), value=text.eos_token_id)
+            labels = F.pad(torch.from_numpy(labels), (0, 0, 0, missing), value=IGNORED_LABEL)
+            positions = torch.from_numpy(document_positions(padded.numpy(), text.eos_token_id))
+            nats += model(*(tensor.to(accelerator.device) for tensor in (padded, positions, labels))).double()
+        total_nats = accelerator.reduce(nats).item()
+        metrics[f"eval/loss/{name}"] = total_nats / int((text.labels != IGNORED_LABEL).sum())
+        metrics[f"eval/bits_per_byte/{name}"] = total_nats / math.log(2) / text.num_bytes
+        all_nats, all_bytes = all_nats + total_nats, all_bytes + text.num_bytes
+    model.train()
+    return metrics | {"eval/bits_per_byte": all_nats / math.log(2) / all_bytes}
+
+
+def find_missing_compiler() -> str | None:
+    """Return what torch.compile lacks on this machine, with the package that brings it, or None."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "no C++ compiler (g++) is on the PATH; install it with: apt-get install g++"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"{header} is missing; install it with: apt-get install python3-dev"
+    return None
+
+
+def fit_to_corpus(training: Training, mixture: TokenMixture) -> tuple[Training, list[str]]:
+    """Shrink batch and length of training to what the corpus carries.
+
+    Returns: the settings to train with, and a note for each that changed.
+    """
+    most = training.model_copy()
+    once = int(min(windows / share for windows, share in zip(mixture.num_windows, mixture.sequence_shares, strict=True)))
+    sequences_per_step = max(1, min(training.tokens_per_step // training.sequence_length, once // FIT_STEPS))
+    batch_size = min(training.per_device_train_batch_size, sequences_per_step)
+    most.per_device_train_batch_size = batch_size
+    most.tokens_per_step = sequences_per_step // batch_size * batch_size * training.sequence_length
+    return most, [
+        f"{key}={getattr(training, key):,} is more than {once:,} sequences of text can fill; taking {getattr(most, key):,}"
+        for key in ("tokens_per_step", "per_device_train_batch_size")
+        if getattr(training, key) != getattr(most, key)
+    ]
+
+
+def limit_repetitions(training: Training, mixture: TokenMixture, most: float, fit: bool) -> tuple[Training, list[str]]:
+    """Hold the run to at most `most` repetitions of each source: shorten it if it may be fitted, else refuse it.
+
+    Raises: ValueError: with the longest run that keeps to data.max_repetitions.
+    """
+    sequences = training.max_steps * training.tokens_per_step // training.sequence_length
+    over = {name: times for name, times in mixture.repetitions(sequences).items() if times > most}
+    notes = []
+    if over:
+        factor = most / max(over.values())
+        steps = max(1, int(training.max_steps * factor))
+        longest = steps * training.tokens_per_step
+        shown = ", ".join(f"{name} {times:.1f} times" for name, times in over.items())
+        if not fit:
+            raise ValueError(
+                f"training.max_tokens={training.max_tokens:,} would show {shown}, more than data.max_repetitions={most:g}; "
+                f"at most {longest:,} tokens keep to it"
+            )
+        notes.append(
+            f"max_tokens={training.max_tokens:,} would show {shown}; data.max_repetitions={most:g} gives {longest:,}"
+        )
+        training = training.model_copy(update={"max_tokens": longest})
+    if fit and training.warmup_steps >= training.max_steps:
+        notes.append(f"warmup_steps={training.warmup_steps} is not less than {training.max_steps} steps; taking a tenth")
+        training = training.model_copy(update={"warmup_steps": training.max_steps // 10})
+    return training, notes
+
+
+def train(recipe: Recipe, accelerator: Accelerator) -> dict:
+    """Run the stage on every process and return training.json's content."""
+    run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
+    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    shares = {source.name: source.share for source in recipe.data.sources}
+    mixture = TokenMixture(tokens, shares, recipe.training.sequence_length, recipe.run.seed)
+
+    # What is trained, for how long, in which pieces.
+    training, notes = recipe.training, []
+    if recipe.data.fit_to_corpus:
+        training, notes = fit_to_corpus(training, mixture)
+    training, more = limit_repetitions(training, mixture, recipe.data.max_repetitions, recipe.data.fit_to_corpus)
+    notes += more
+    batch_size, num_processes = training.per_device_train_batch_size, accelerator.num_processes
+    micro_tokens = batch_size * training.sequence_length * num_processes
+    if training.tokens_per_step % micro_tokens:
+        below = training.tokens_per_step // micro_tokens * micro_tokens
+        raise ValueError(
+            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
+            f"sequence_length * num_processes = {batch_size} * {training.sequence_length} * {num_processes} = "
+            f"{micro_tokens}; nearest: {f'{below} or ' if below else ''}{below + micro_tokens}"
+        )
+    gradient_accumulation_steps = training.tokens_per_step // micro_tokens
+    missing = find_missing_compiler() if training.torch_compile else None
+    if missing:
+        notes.append(f"training runs uncompiled, at about half the speed: {missing}")
+
+    # The model, the same on every process and every number of them.
+    set_seed(recipe.run.seed)
+    language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+    parameters = count_parameters(language_model)
+    model = SummedLoss(language_model, compiled=training.torch_compile and not missing)
+    optimizers = build_optimizers(model, training)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
+
+    state = {
+        "step": 0,
+        "max_steps": training.max_steps,
+        "seconds": 0.0,
+        "bytes_seen": {name: 0 for name in shares},
+        "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
+        "inputs": input_hashes(recipe, "pretrain"),
+    }
+    checkpoint, passed_over = find_checkpoint(recipe, accelerator)
+    notes += [f"passed over {problem}" for problem in passed_over]
+    if checkpoint is not None:
+        state = restore(checkpoint, state, accelerator, model, plain_optimizers)
+    if is_main:
+        for note in notes:
+            accelerator.print(f"pretrain: note: {note}")
+        print_plan(accelerator, training, parameters, gradient_accumulation_steps, state, checkpoint)
+        write_run_files(recipe, run, state["step"])
+    texts = {name: ValidationText(tokens, name, training.sequence_length, training.max_eval_bytes) for name in shares}
+
+    dataset = MicroBatches(
+        mixture, token_byte_lengths(tokenizer_folder), batch_size, accelerator.process_index, num_processes
+    )
+    on_cpu = accelerator.device.type == "cpu"
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(state["step"] * gradient_accumulation_steps, len(dataset)),
+        num_workers=0 if on_cpu else 2,
+        pin_memory=not on_cpu,
+        generator=torch.Generator(),  # an iterator draws its seed from the global generator otherwise
+    )
+    batches: Iterator[dict[str, Tensor]] = iter(loader)
+
+    def log(record: dict) -> None:
+        if is_main:
+            with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save() -> None:
+        tensors = gather_tensors(model, plain_optimizers)
+        if is_main:
+            save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
+        accelerator.wait_for_everyone()
+
+    bytes_seen = torch.tensor(list(state["bytes_seen"].values()), device=accelerator.device)
+    logged_nats = torch.zeros((), device=accelerator.device)
+    logged_bytes = torch.zeros_like(bytes_seen)
+    started = time.perf_counter() - state["seconds"]
+    step_ended = []  # of the first steps of this process, to plan training.max_seconds with
+    logged_at, logged_step = time.perf_counter(), state["step"]
+    bar = tqdm(
+        total=state["max_steps"], initial=state["step"], desc="pretrain", unit=" steps", leave=False, disable=not is_main
+    )
+    model.train()
+    first_step = state["step"]
+    while state["step"] < state["max_steps"]:
+        step = state["step"] + 1
+        for micro_step in range(gradient_accumulation_steps):
+            batch = next(batches)
+            logged_bytes += batch.pop("num_bytes").to(accelerator.device)
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            # Gradients are averaged over processes once a step, not once a micro-step.
+            last = micro_step == gradient_accumulation_steps - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                nats = model(**batch)
+                # Every token of the step weighs the same. DDP averages over processes, hence the factor.
+                accelerator.backward(nats * (num_processes / training.tokens_per_step))
+            logged_nats += nats.detach()
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"step {step}: the gradient is not finite; the weights are those of step {step - 1}, and the newest "
+                f"checkpoint is in {run / 'checkpoints'}. Lower training.learning_rate or training.max_grad_norm."
+            )
+        learning_rate = learning_rate_at(step, state["max_steps"], training)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad()
+        state["step"] = step
+        bar.update()
+
+        now = time.perf_counter()
+        if training.max_seconds and "planned_steps" not in state:
+            step_ended.append(now)
+            if len(step_ended) == SPEED_STEPS.stop:
+                step_ended = [(step_ended[k + 1] - step_ended[k]) for k in SPEED_STEPS[:-1]]
+                left_seconds = training.max_seconds - (now - started)
+                # A tenth is left for validation and checkpoints.
+                affordable = step + int(0.9 * left_seconds / (sum(step_ended) / len(step_ended)))
+                planned = [min(state["max_steps"], max(affordable, training.warmup_steps + 1, step))]
+                state["planned_steps"] = state["max_steps"] = broadcast_object_list(planned)[0]
+                bar.total = state["max_steps"]
+                if is_main and state["max_steps"] < training.max_steps:
+                    notes.append(
+                        f"training.max_seconds={training.max_seconds:g} gives {state['max_steps']:,} steps, "
+                        f"not the {training.max_steps:,} of training.max_tokens"
+                    )
+                    accelerator.print(f"pretrain: note: {notes[-1]}")
+        done = step == state["max_steps"]
+        seen = {"train/tokens_seen": step * training.tokens_per_step}
+        if step % training.logging_steps == 0 or step == first_step + 1 or done:
+            num_bytes = accelerator.reduce(logged_bytes)
+            bytes_seen += num_bytes
+            steps = step - logged_step
+            nats = accelerator.reduce(logged_nats).item()
+            seen["train/bytes_seen"] = int(bytes_seen.sum())
+            record = {
+                "step": step,
+                "train/loss": nats / (steps * training.tokens_per_step),
+                "train/bits_per_byte": nats / math.log(2) / int(num_bytes.sum()),
+                "train/grad_norm": grad_norm.item(),
+                "train/learning_rate": learning_rate,
+                "train/tokens_per_second": steps * training.tokens_per_step / (time.perf_counter() - logged_at),
+                "train/seconds": time.perf_counter() - started,
+            }
+            log(record | seen)
+            bar.set_postfix_str(
+                f"loss {record['train/loss']:.3f}, {record['train/tokens_per_second']:,.0f} tokens/s", refresh=False
+            )
+            logged_nats.zero_()
+            logged_bytes.zero_()
+            logged_at, logged_step = time.perf_counter(), step
+        if step % training.eval_steps == 0 or done:
+            total_bytes = bytes_seen + accelerator.reduce(logged_bytes)
+            metrics = evaluate(model, texts, batch_size, accelerator)
+            log({"step": step, **seen, "train/bytes_seen": int(total_bytes.sum()), **metrics})
+            logged_at += time.perf_counter() - now  # validation is not training speed
+        if step % training.save_steps == 0 or done:
+            total_bytes = (bytes_seen + accelerator.reduce(logged_bytes)).tolist()
+            state["bytes_seen"] = dict(zip(shares, total_bytes, strict=True))
+            state["seconds"] = time.perf_counter() - started
+            save()
+    bar.close()
+
+    summary = summarize(recipe, training, mixture, state, parameters, accelerator, notes, not missing)
+    if is_main:
+        write_json(run / "training.json", summary)
+        with new_output(recipe, "pretrain") as output:
+            export = accelerator.unwrap_model(model).language_model
+            export.save_pretrained(output)
+            tokenizer.save_pretrained(output)
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
+    """Choose the checkpoint to go on from, once for all processes."""
+    folder = Path(recipe.run.output_dir) / "checkpoints"
+    found: list = [None]
+    if accelerator.is_main_process:
+        try:
+            if recipe.run.resume in ("auto", "never"):
+                found = [newest_checkpoint(folder)]
+            else:
+                found = [(Path(recipe.run.resume), [])]
+            if recipe.run.resume == "never" and found[0][0] is not None:
+                raise ValueError(f"run.resume=never, but there is {found[0][0]}; move it away or set run.resume=auto")
+        except ValueError as error:
+            found = [error]
+    found = broadcast_object_list(found)[0]
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def restore(checkpoint: Path, fresh: dict, accelerator: Accelerator, model: nn.Module, optimizers: list) -> dict:
+    """Load weights, optimizer and state of a checkpoint of the same experiment.
+
+    Raises: StaleStageError: it was made with other settings or inputs, which are named.
+    """
+    state = load_state(checkpoint)
+    changed = compare(state["settings"], fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
+    if changed:
+        raise StaleStageError(
+            f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
+            "recipe, or run with --overwrite to start again."
+        )
+    accelerator.unwrap_model(model).language_model.load_state_dict(load_tensors(checkpoint, "model"), strict=True)
+    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+    tensors = load_tensors(checkpoint, "optimizer")
+    for optimizer in optimizers:
+        current = get_optimizer_state_dict(model, optimizer, options=options)
+        wanted = {key: tensors.get(key, value) for key, value in current.items()}
+        set_optimizer_state_dict(model, optimizer, wanted, options=options)
+    return state
+
+
+def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
+    """Collect weights and optimizer state by parameter name, whole, whatever way they are distributed."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+    inner = getattr(model, "module", model).language_model
+    weights = inner.state_dict()
+    if inner.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    moments = {}
+    for optimizer in optimizers:
+        state = get_optimizer_state_dict(model, optimizer, options=options)
+        moments |= {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {"model": weights, "optimizer": moments}
+
+
+def write_run_files(recipe: Recipe, run: Path, step: int) -> None:
+    """Write what the run is, and cut metrics.jsonl back to the step it goes on from."""
+    (run / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    packages = {d.metadata["Name"]: d.version for d in distributions()}
+    environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}
+    write_json(run / "environment.json", environment)
+    metrics = run / "metrics.jsonl"
+    if metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        partial = metrics.with_name(".metrics.jsonl.tmp")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(metrics)
+
+
+def print_plan(accelerator, training: Training, parameters: dict, accumulation: int, state: dict, checkpoint) -> None:
+    """Say before the first step what will be trained."""
+    accelerator.print(
+        f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
+        f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
+        f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
+        f"{accumulation} micro-steps * {accelerator.num_processes} processes, "
+        f"{accelerator.device.type}, {accelerator.mixed_precision}"
+        + (f", from {checkpoint}" if checkpoint else "")
+    )
+
+
+def summarize(recipe, training, mixture, state, parameters, accelerator, notes, can_compile) -> dict:
+    """Put together training.json: what was trained, on how much of what, at what cost."""
+    tokens_seen = state["step"] * training.tokens_per_step
+    sequences = tokens_seen // training.sequence_length
+    counts, repetitions = mixture.counts(sequences), mixture.repetitions(sequences)
+    total_bytes = sum(state["bytes_seen"].values())
+    projection = 0 if not recipe.model.tie_word_embeddings else parameters["embedding"]
+    device = accelerator.device.type
+    if device == "cpu":
+        device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
+    else:
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
+        "parameters": parameters,
+        "sequence_length": training.sequence_length,
+        "tokens_per_step": training.tokens_per_step,
+        "max_steps": state["max_steps"],
+        "tokens_seen": tokens_seen,
+        "seconds": state["seconds"],
+        "tokens_per_second": tokens_seen / state["seconds"],
+        "flops": 6 * (parameters["non_embedding"] + projection) * tokens_seen,
+        "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, attention scores left out",
+        "device": device,
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "compiled": bool(training.torch_compile and can_compile),
+        "notes": notes,
+        "mixture": {
+            source.name: {
+                "asked_fraction": source.share,
+                "delivered_fraction": state["bytes_seen"][source.name] / total_bytes,
+                "bytes_seen": state["bytes_seen"][source.name],
+                "tokens_seen": int(count) * training.sequence_length,
+                "repetitions": repetitions[source.name],
+            }
+            for source, count in zip(recipe.data.sources, counts, strict=True)
+        },
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's name as Linux gives it, elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def start_again(recipe: Recipe) -> None:
+    """Put away what an earlier training left, so that --overwrite begins at step 0."""
+    run = Path(recipe.run.output_dir)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, options = parse_command_line(__doc__, argv)
+    finished = is_finished(recipe, "pretrain", options.overwrite)
+    accelerator = Accelerator()
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise SystemExit(
+            f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
+            "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
+        )
+    if finished:
+        accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")
+        return
+    if options.overwrite and accelerator.is_main_process and read_record(Path(recipe.run.output_dir) / "model"):
+        start_again(recipe)
+    accelerator.wait_for_everyone()
+    summary = train(recipe, accelerator)
+    mixture = ", ".join(f"{part['delivered_fraction']:.2%} {name}" for name, part in summary["mixture"].items())
+    accelerator.print(
+        f"pretrain: {summary['parameters']['total']:,} parameters, {summary['tokens_seen']:,} tokens ({mixture}) in "
+        f"{summary['seconds']:.0f} s, in {recipe.run.output_dir}/model"
+    )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
