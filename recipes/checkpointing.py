@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or absent: written beside, hashed, synced, renamed, verified, and only then older ones go.
+"""Checkpoints that are whole or absent: written beside, synced, renamed, verified, and only then older ones go.
 
 A checkpoint is a folder `step_00001000/` with tensors as safetensors, everything else as `state.json`, and
 `manifest.json` with the size and sha256 of each file. Nothing in it is ever unpickled. The newest valid one wins;
@@ -11,9 +11,12 @@ import re
 import shutil
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from recipe_config import RecipeError
 from run_folder import file_sha256, sync, write_json
 
 
@@ -21,7 +24,7 @@ CHECKPOINT_FORMAT = 1
 NAME = re.compile(r"step_(\d{8})")
 
 
-class NoValidCheckpointError(ValueError):
+class NoValidCheckpointError(RecipeError):
     """There are checkpoints and none can be used; starting again from nothing would hide that."""
 
 
@@ -115,3 +118,55 @@ def load_state(checkpoint: Path) -> dict:
 
 def load_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
     return load_file(checkpoint / f"{stem}.safetensors")
+
+
+def check_replicas(model: nn.Module, accelerator: Accelerator) -> None:
+    """Make sure that all processes hold the same weights, bit for bit, before one of them writes them down.
+
+    Raises: RuntimeError: they do not; the gradients were not averaged, or a device computes wrongly.
+    """
+    sums = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]
+    checksums = accelerator.gather(torch.stack(sums).unsqueeze(0))  # (num_processes, num_parameters)
+    differing = (checksums != checksums[0]).any(dim=1).nonzero().flatten().tolist()
+    if differing:
+        raise RuntimeError(
+            f"process 0 and processes {differing} hold different weights, so what they train is not one model; "
+            "nothing was saved at this step. Go on from the last checkpoint, on other devices if it happens again."
+        )
+
+
+def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
+    """Collect weights, and optimizer state as `<parameter>.<key>`, for save_checkpoint."""
+    inner = getattr(model, "module", model).language_model
+    weights = inner.state_dict()
+    if inner.config.tie_word_embeddings:
+        del weights["lm_head.weight"]  # the same tensor as model.embed_tokens.weight
+    moments = {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return {"model": weights, "optimizer": {plain_name(name): value for name, value in moments.items()}}
+
+
+def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Load weights and optimizer state into a model and optimizers that were just made."""
+    inner = getattr(model, "module", model).language_model
+    weights = load_tensors(checkpoint, "model")
+    if inner.config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    inner.load_state_dict(weights, strict=True)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_tensors(checkpoint, "optimizer").items():
+        parameter, _, key = name.rpartition(".")
+        states.setdefault(parameter, {})[key] = value
+    owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        state = states[plain_name(name)]
+        owners[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what wrapping the model for several processes puts before it."""
+    return name.removeprefix("module.")

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from document_families import WORD, find_families
 from pipeline_executor import TaskProgress, run_pipeline, track
-from recipe_config import Data, Recipe, Source, parse_command_line
+from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
 from run_folder import is_finished, new_output, write_json
 from source_readers import Unit, Unreadable, list_units, read_unit
 
@@ -123,14 +123,14 @@ def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
     for source in data.sources:
         try:
             units = list_units(source)
-        except (ValueError, OSError) as error:
+        except (RecipeError, OSError) as error:
             problems.append(str(error))
             continue
         # A limit on the bytes of a source is one counter, so one task does the reading.
         tasks = 1 if source.max_bytes else min(TASKS_PER_SOURCE, len(units))
         parts += [(source, units[task::tasks]) for task in range(tasks)]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise RecipeError(*problems)
     return parts
 
 
@@ -290,7 +290,7 @@ def plan_splits(folder: Path, data: Data) -> tuple[dict[str, str], Counter | Non
     is left stays in train. Where even the smallest is larger than the share, it is taken all the same.
 
     Returns: document id -> split for everything held out, and the number of families of each source.
-    Raises: ValueError: a source too small to give every split a family.
+    Raises: RecipeError: a source too small to give every split a family.
     """
     table = pq.read_table(folder, columns=["id", "source"])
     ids, sources = table["id"].to_pylist(), table["source"].to_pylist()
@@ -332,7 +332,7 @@ def plan_splits(folder: Path, data: Data) -> tuple[dict[str, str], Counter | Non
             remaining = [pair for pair in zip(families, weights, strict=True) if pair[0] not in chosen]
             families, weights = [pair[0] for pair in remaining], [pair[1] for pair in remaining]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise RecipeError(*problems)
     if data.family_containment is None:
         return held_out, None
     return held_out, Counter(name for family in by_hash for name in {sources[index] for index in family})
@@ -441,4 +441,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

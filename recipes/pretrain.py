@@ -5,9 +5,10 @@ In:   <run.output_dir>/tokens/ and tokenizer/, model.* and training.* of the rec
 Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, training.json,
       recipe.yaml (resolved) and environment.json.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/pretrain.py --config recipes/legal/quickstart.yaml
-    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/pretrain.py --config recipes/legal/base.yaml
-    accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/pretrain.py --config ...
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/pretrain.py \\
+        --config recipes/legal/quickstart.yaml
+    accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/pretrain.py \\
+        --config recipes/legal/base.yaml
 
 Started again, it goes on from the newest checkpoint. The recipe states the batch in tokens, so it is the same
 experiment on any number of processes: what a process reads follows from the step alone.
@@ -16,31 +17,30 @@ experiment on any number of processes: what a process reads follows from the ste
 import json
 import math
 import os
-import platform
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from checkpointing import load_state, load_tensors, newest_checkpoint, save_checkpoint
-from recipe_config import Recipe, Training, parse_command_line
+from checkpointing import (
+    check_replicas,
+    gather_tensors,
+    load_state,
+    newest_checkpoint,
+    restore_tensors,
+    save_checkpoint,
+)
+from recipe_config import Recipe, RecipeError, Training, parse_command_line, run_command
 from run_folder import (
     STAGES,
     StaleStageError,
@@ -53,9 +53,10 @@ from run_folder import (
     write_json,
 )
 from token_mixture import IGNORED_LABEL, TokenMixture, ValidationText, document_positions, token_byte_lengths
+from training_length import fit_to_corpus, limit_repetitions
+from training_record import append_metrics, cut_metrics, summarize, write_run_files
 
 
-FIT_STEPS = 16  # a corpus that is fitted to gives at least so many steps a time round
 # The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
 SPEED_STEPS = range(4, 12)
 
@@ -157,6 +158,33 @@ def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
     return training.learning_rate * (least + (1 - least) * height)
 
 
+def accumulation_steps(training: Training, num_processes: int) -> int:
+    """Return how many micro-steps of all processes make a step.
+
+    Raises: RecipeError: tokens_per_step is no whole number of them, with the nearest that is.
+    """
+    batch_size, sequence_length = training.per_device_train_batch_size, training.sequence_length
+    micro_tokens = batch_size * sequence_length * num_processes
+    steps, rest = divmod(training.tokens_per_step, micro_tokens)
+    if rest:
+        nearest = " or ".join(str(k * micro_tokens) for k in (steps, steps + 1) if k)
+        raise RecipeError(
+            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
+            f"sequence_length * num_processes = {batch_size} * {sequence_length} * {num_processes} = {micro_tokens}; "
+            f"nearest: {nearest}"
+        )
+    return steps
+
+
+def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_steps: int, training: Training) -> int:
+    """Return how many steps training will have, from when its first ones ended (seconds of a clock)."""
+    measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
+    # A tenth is left for validation and checkpoints.
+    affordable = step + int(0.9 * left_seconds * len(measured) / sum(measured))
+    least = math.ceil(max(step, training.warmup_steps) / (1 - min(training.decay_fraction, 0.9)))
+    return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
+
+
 class MicroBatches(Dataset):
     """The batches that one process reads: item k is its k-th since the beginning of training.
 
@@ -225,52 +253,6 @@ def find_missing_compiler() -> str | None:
     return None
 
 
-def fit_to_corpus(training: Training, mixture: TokenMixture) -> tuple[Training, list[str]]:
-    """Shrink batch and length of training to what the corpus carries.
-
-    Returns: the settings to train with, and a note for each that changed.
-    """
-    most = training.model_copy()
-    once = int(min(windows / share for windows, share in zip(mixture.num_windows, mixture.sequence_shares, strict=True)))
-    sequences_per_step = max(1, min(training.tokens_per_step // training.sequence_length, once // FIT_STEPS))
-    batch_size = min(training.per_device_train_batch_size, sequences_per_step)
-    most.per_device_train_batch_size = batch_size
-    most.tokens_per_step = sequences_per_step // batch_size * batch_size * training.sequence_length
-    return most, [
-        f"{key}={getattr(training, key):,} is more than {once:,} sequences of text can fill; taking {getattr(most, key):,}"
-        for key in ("tokens_per_step", "per_device_train_batch_size")
-        if getattr(training, key) != getattr(most, key)
-    ]
-
-
-def limit_repetitions(training: Training, mixture: TokenMixture, most: float, fit: bool) -> tuple[Training, list[str]]:
-    """Hold the run to at most `most` repetitions of each source: shorten it if it may be fitted, else refuse it.
-
-    Raises: ValueError: with the longest run that keeps to data.max_repetitions.
-    """
-    sequences = training.max_steps * training.tokens_per_step // training.sequence_length
-    over = {name: times for name, times in mixture.repetitions(sequences).items() if times > most}
-    notes = []
-    if over:
-        factor = most / max(over.values())
-        steps = max(1, int(training.max_steps * factor))
-        longest = steps * training.tokens_per_step
-        shown = ", ".join(f"{name} {times:.1f} times" for name, times in over.items())
-        if not fit:
-            raise ValueError(
-                f"training.max_tokens={training.max_tokens:,} would show {shown}, more than data.max_repetitions={most:g}; "
-                f"at most {longest:,} tokens keep to it"
-            )
-        notes.append(
-            f"max_tokens={training.max_tokens:,} would show {shown}; data.max_repetitions={most:g} gives {longest:,}"
-        )
-        training = training.model_copy(update={"max_tokens": longest})
-    if fit and training.warmup_steps >= training.max_steps:
-        notes.append(f"warmup_steps={training.warmup_steps} is not less than {training.max_steps} steps; taking a tenth")
-        training = training.model_copy(update={"warmup_steps": training.max_steps // 10})
-    return training, notes
-
-
 def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     """Run the stage on every process and return training.json's content."""
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
@@ -286,15 +268,7 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     training, more = limit_repetitions(training, mixture, recipe.data.max_repetitions, recipe.data.fit_to_corpus)
     notes += more
     batch_size, num_processes = training.per_device_train_batch_size, accelerator.num_processes
-    micro_tokens = batch_size * training.sequence_length * num_processes
-    if training.tokens_per_step % micro_tokens:
-        below = training.tokens_per_step // micro_tokens * micro_tokens
-        raise ValueError(
-            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
-            f"sequence_length * num_processes = {batch_size} * {training.sequence_length} * {num_processes} = "
-            f"{micro_tokens}; nearest: {f'{below} or ' if below else ''}{below + micro_tokens}"
-        )
-    gradient_accumulation_steps = training.tokens_per_step // micro_tokens
+    gradient_accumulation_steps = accumulation_steps(training, num_processes)
     missing = find_missing_compiler() if training.torch_compile else None
     if missing:
         notes.append(f"training runs uncompiled, at about half the speed: {missing}")
@@ -319,12 +293,14 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     checkpoint, passed_over = find_checkpoint(recipe, accelerator)
     notes += [f"passed over {problem}" for problem in passed_over]
     if checkpoint is not None:
-        state = restore(checkpoint, state, accelerator, model, plain_optimizers)
+        state = check_state(checkpoint, state)
+        restore_tensors(checkpoint, model, plain_optimizers)
     if is_main:
         for note in notes:
             accelerator.print(f"pretrain: note: {note}")
         print_plan(accelerator, training, parameters, gradient_accumulation_steps, state, checkpoint)
-        write_run_files(recipe, run, state["step"])
+        write_run_files(recipe, run)
+        cut_metrics(run, state["step"])
     texts = {name: ValidationText(tokens, name, training.sequence_length, training.max_eval_bytes) for name in shares}
 
     dataset = MicroBatches(
@@ -339,14 +315,14 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         pin_memory=not on_cpu,
         generator=torch.Generator(),  # an iterator draws its seed from the global generator otherwise
     )
-    batches: Iterator[dict[str, Tensor]] = iter(loader)
+    batches = iter(loader)
 
     def log(record: dict) -> None:
         if is_main:
-            with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_metrics(run, record)
 
     def save() -> None:
+        check_replicas(model, accelerator)
         tensors = gather_tensors(model, plain_optimizers)
         if is_main:
             save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
@@ -359,10 +335,14 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     step_ended = []  # of the first steps of this process, to plan training.max_seconds with
     logged_at, logged_step = time.perf_counter(), state["step"]
     bar = tqdm(
-        total=state["max_steps"], initial=state["step"], desc="pretrain", unit=" steps", leave=False, disable=not is_main
+        total=state["max_steps"],
+        initial=state["step"],
+        desc="pretrain",
+        unit=" steps",
+        leave=False,
+        disable=not is_main,
     )
     model.train()
-    first_step = state["step"]
     while state["step"] < state["max_steps"]:
         step = state["step"] + 1
         for micro_step in range(gradient_accumulation_steps):
@@ -395,56 +375,53 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         if training.max_seconds and "planned_steps" not in state:
             step_ended.append(now)
             if len(step_ended) == SPEED_STEPS.stop:
-                step_ended = [(step_ended[k + 1] - step_ended[k]) for k in SPEED_STEPS[:-1]]
                 left_seconds = training.max_seconds - (now - started)
-                # A tenth is left for validation and checkpoints.
-                affordable = step + int(0.9 * left_seconds / (sum(step_ended) / len(step_ended)))
-                planned = [min(state["max_steps"], max(affordable, training.warmup_steps + 1, step))]
-                state["planned_steps"] = state["max_steps"] = broadcast_object_list(planned)[0]
-                bar.total = state["max_steps"]
-                if is_main and state["max_steps"] < training.max_steps:
+                planned = broadcast_object_list(
+                    [plan_steps(step_ended, step, left_seconds, state["max_steps"], training)]
+                )
+                state["planned_steps"] = state["max_steps"] = bar.total = planned[0]
+                if state["max_steps"] < training.max_steps:
                     notes.append(
                         f"training.max_seconds={training.max_seconds:g} gives {state['max_steps']:,} steps, "
                         f"not the {training.max_steps:,} of training.max_tokens"
                     )
                     accelerator.print(f"pretrain: note: {notes[-1]}")
         done = step == state["max_steps"]
-        seen = {"train/tokens_seen": step * training.tokens_per_step}
-        if step % training.logging_steps == 0 or step == first_step + 1 or done:
-            num_bytes = accelerator.reduce(logged_bytes)
-            bytes_seen += num_bytes
-            steps = step - logged_step
+        evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
+        if step == 1 or step % training.logging_steps == 0 or evaluating or saving:
+            step_bytes = accelerator.reduce(logged_bytes)
+            bytes_seen += step_bytes
+            logged_tokens = (step - logged_step) * training.tokens_per_step
             nats = accelerator.reduce(logged_nats).item()
-            seen["train/bytes_seen"] = int(bytes_seen.sum())
+            seen = {"train/tokens_seen": step * training.tokens_per_step, "train/bytes_seen": int(bytes_seen.sum())}
+            speed = logged_tokens / (time.perf_counter() - logged_at)
             record = {
                 "step": step,
-                "train/loss": nats / (steps * training.tokens_per_step),
-                "train/bits_per_byte": nats / math.log(2) / int(num_bytes.sum()),
+                "train/loss": nats / logged_tokens,
+                "train/bits_per_byte": nats / math.log(2) / int(step_bytes.sum()),
                 "train/grad_norm": grad_norm.item(),
                 "train/learning_rate": learning_rate,
-                "train/tokens_per_second": steps * training.tokens_per_step / (time.perf_counter() - logged_at),
+                "train/tokens_per_second": speed,
                 "train/seconds": time.perf_counter() - started,
             }
             log(record | seen)
-            bar.set_postfix_str(
-                f"loss {record['train/loss']:.3f}, {record['train/tokens_per_second']:,.0f} tokens/s", refresh=False
-            )
+            bar.set_postfix_str(f"loss {record['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             logged_nats.zero_()
             logged_bytes.zero_()
-            logged_at, logged_step = time.perf_counter(), step
-        if step % training.eval_steps == 0 or done:
-            total_bytes = bytes_seen + accelerator.reduce(logged_bytes)
-            metrics = evaluate(model, texts, batch_size, accelerator)
-            log({"step": step, **seen, "train/bytes_seen": int(total_bytes.sum()), **metrics})
-            logged_at += time.perf_counter() - now  # validation is not training speed
-        if step % training.save_steps == 0 or done:
-            total_bytes = (bytes_seen + accelerator.reduce(logged_bytes)).tolist()
-            state["bytes_seen"] = dict(zip(shares, total_bytes, strict=True))
+            logged_step = step
+        if evaluating:
+            log({"step": step, **seen, **evaluate(model, texts, batch_size, accelerator)})
+        if saving:
+            state["bytes_seen"] = dict(zip(shares, bytes_seen.tolist(), strict=True))
             state["seconds"] = time.perf_counter() - started
             save()
+        if logged_step == step:
+            logged_at = time.perf_counter()  # validation and saving are not the speed of training
     bar.close()
 
-    summary = summarize(recipe, training, mixture, state, parameters, accelerator, notes, not missing)
+    summary = summarize(
+        recipe, training, mixture, state, parameters, accelerator, notes, bool(training.torch_compile and not missing)
+    )
     if is_main:
         write_json(run / "training.json", summary)
         with new_output(recipe, "pretrain") as output:
@@ -466,17 +443,17 @@ def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> tuple[Path | No
             else:
                 found = [(Path(recipe.run.resume), [])]
             if recipe.run.resume == "never" and found[0][0] is not None:
-                raise ValueError(f"run.resume=never, but there is {found[0][0]}; move it away or set run.resume=auto")
-        except ValueError as error:
+                raise RecipeError(f"run.resume=never, but there is {found[0][0]}; move it away or set run.resume=auto")
+        except RecipeError as error:
             found = [error]
     found = broadcast_object_list(found)[0]
-    if isinstance(found, ValueError):
+    if isinstance(found, RecipeError):
         raise found
     return found
 
 
-def restore(checkpoint: Path, fresh: dict, accelerator: Accelerator, model: nn.Module, optimizers: list) -> dict:
-    """Load weights, optimizer and state of a checkpoint of the same experiment.
+def check_state(checkpoint: Path, fresh: dict) -> dict:
+    """Return a checkpoint's state if it is of the same experiment.
 
     Raises: StaleStageError: it was made with other settings or inputs, which are named.
     """
@@ -487,43 +464,7 @@ def restore(checkpoint: Path, fresh: dict, accelerator: Accelerator, model: nn.M
             f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
             "recipe, or run with --overwrite to start again."
         )
-    accelerator.unwrap_model(model).language_model.load_state_dict(load_tensors(checkpoint, "model"), strict=True)
-    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
-    tensors = load_tensors(checkpoint, "optimizer")
-    for optimizer in optimizers:
-        current = get_optimizer_state_dict(model, optimizer, options=options)
-        wanted = {key: tensors.get(key, value) for key, value in current.items()}
-        set_optimizer_state_dict(model, optimizer, wanted, options=options)
     return state
-
-
-def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
-    """Collect weights and optimizer state by parameter name, whole, whatever way they are distributed."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-    inner = getattr(model, "module", model).language_model
-    weights = inner.state_dict()
-    if inner.config.tie_word_embeddings:
-        del weights["lm_head.weight"]
-    moments = {}
-    for optimizer in optimizers:
-        state = get_optimizer_state_dict(model, optimizer, options=options)
-        moments |= {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return {"model": weights, "optimizer": moments}
-
-
-def write_run_files(recipe: Recipe, run: Path, step: int) -> None:
-    """Write what the run is, and cut metrics.jsonl back to the step it goes on from."""
-    (run / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
-    packages = {d.metadata["Name"]: d.version for d in distributions()}
-    environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}
-    write_json(run / "environment.json", environment)
-    metrics = run / "metrics.jsonl"
-    if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        partial = metrics.with_name(".metrics.jsonl.tmp")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(metrics)
 
 
 def print_plan(accelerator, training: Training, parameters: dict, accumulation: int, state: dict, checkpoint) -> None:
@@ -533,58 +474,8 @@ def print_plan(accelerator, training: Training, parameters: dict, accumulation: 
         f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
         f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
         f"{accumulation} micro-steps * {accelerator.num_processes} processes, "
-        f"{accelerator.device.type}, {accelerator.mixed_precision}"
-        + (f", from {checkpoint}" if checkpoint else "")
+        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
     )
-
-
-def summarize(recipe, training, mixture, state, parameters, accelerator, notes, can_compile) -> dict:
-    """Put together training.json: what was trained, on how much of what, at what cost."""
-    tokens_seen = state["step"] * training.tokens_per_step
-    sequences = tokens_seen // training.sequence_length
-    counts, repetitions = mixture.counts(sequences), mixture.repetitions(sequences)
-    total_bytes = sum(state["bytes_seen"].values())
-    projection = 0 if not recipe.model.tie_word_embeddings else parameters["embedding"]
-    device = accelerator.device.type
-    if device == "cpu":
-        device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
-    else:
-        device = torch.cuda.get_device_name(accelerator.device)
-    return {
-        "parameters": parameters,
-        "sequence_length": training.sequence_length,
-        "tokens_per_step": training.tokens_per_step,
-        "max_steps": state["max_steps"],
-        "tokens_seen": tokens_seen,
-        "seconds": state["seconds"],
-        "tokens_per_second": tokens_seen / state["seconds"],
-        "flops": 6 * (parameters["non_embedding"] + projection) * tokens_seen,
-        "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, attention scores left out",
-        "device": device,
-        "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "compiled": bool(training.torch_compile and can_compile),
-        "notes": notes,
-        "mixture": {
-            source.name: {
-                "asked_fraction": source.share,
-                "delivered_fraction": state["bytes_seen"][source.name] / total_bytes,
-                "bytes_seen": state["bytes_seen"][source.name],
-                "tokens_seen": int(count) * training.sequence_length,
-                "repetitions": repetitions[source.name],
-            }
-            for source, count in zip(recipe.data.sources, counts, strict=True)
-        },
-    }
-
-
-def processor_name() -> str:
-    """Return the processor's name as Linux gives it, elsewhere its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def start_again(recipe: Recipe) -> None:
@@ -620,4 +511,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

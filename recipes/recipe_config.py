@@ -14,7 +14,8 @@ Any other path in a recipe is relative to the folder the command is started in.
 import argparse
 import difflib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,9 +32,9 @@ MAX_YAML_DEPTH = 16
 
 
 class RecipeError(ValueError):
-    """All problems of a recipe at once, one a line: `file: key.path: what is wrong, got value; what to do`."""
+    """What a user can mend, every problem at once, one a line: `file: key.path: what is wrong, got value; remedy`."""
 
-    def __init__(self, problems: list[str]):
+    def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
 
@@ -348,17 +349,17 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
     Raises: RecipeError: not YAML 1.2, a duplicate key, a tag, too many aliases, too large or too deep.
     """
     if len(text.encode()) > MAX_YAML_BYTES:
-        raise RecipeError([f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines"])
+        raise RecipeError(f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines")
     yaml = YAML(typ="safe", pure=True)
     try:
         if sum(isinstance(event, AliasEvent) for event in yaml.parse(text)) > MAX_YAML_ALIASES:
-            raise RecipeError([f"{name}: more than {MAX_YAML_ALIASES} aliases; write the values out"])
+            raise RecipeError(f"{name}: more than {MAX_YAML_ALIASES} aliases; write the values out")
         root = YAML(typ="safe", pure=True).compose(text)
         origins: dict[tuple, str] = {}
 
         def note(node, path: tuple):
             if len(path) > MAX_YAML_DEPTH:
-                raise RecipeError([f"{name}: nested deeper than {MAX_YAML_DEPTH} levels"])
+                raise RecipeError(f"{name}: nested deeper than {MAX_YAML_DEPTH} levels")
             origins[path] = f"{name}:{node.start_mark.line + 1}"
             if isinstance(node, MappingNode):
                 for key, value in node.value:
@@ -374,26 +375,26 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
     except YAMLError as error:
         what = str(getattr(error, "problem", None) or error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
-        raise RecipeError([f"{name}{f':{mark.line + 1}' if mark else ''}: {what}"]) from error
+        raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {what}") from error
 
 
 def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict, dict]]:
     """Yield (path, values, origins) of each file, the file it is laid over first."""
     for path in paths:
         if path.resolve() in seen:
-            raise RecipeError([f"{path}: base: leads back to the file itself"])
+            raise RecipeError(f"{path}: base: leads back to the file itself")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise RecipeError([f"{path}: cannot be read: {reason}"]) from error
+            raise RecipeError(f"{path}: cannot be read: {reason}") from error
         values, origins = read_yaml(text, str(path))
         if not isinstance(values, dict):
-            raise RecipeError([f"{path}: a recipe is a mapping of sections, got {type(values).__name__}"])
+            raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)
         if base is not None:
             if not isinstance(base, str):
-                raise RecipeError([f"{path}: base: expected the name of a YAML file, got {base!r}"])
+                raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}")
             yield from read_files([path.parent / base], (*seen, path.resolve()))
         yield path, values, origins
 
@@ -440,7 +441,7 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
                 "copy recipes/custom/data.py there or name a file"
             )
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(*problems)
     return recipe
 
 
@@ -550,6 +551,14 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
         return load_recipe(options.config, options.overrides), options
     except RecipeError as error:
         parser.exit(2, "".join(f"{problem}\n" for problem in error.problems))
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's main function; what the user can mend ends it with the message, not with a traceback."""
+    try:
+        main()
+    except RecipeError as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe_config import Recipe
+from recipe_config import Recipe, RecipeError
 from source_readers import source_fingerprint
 
 
@@ -94,7 +94,7 @@ STAGES = {
 }
 
 
-class StaleStageError(ValueError):
+class StaleStageError(RecipeError):
     """An output was made from something else than the recipe now says; the message names what and the remedy."""
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import fsspec
 
-from recipe_config import Source
+from recipe_config import RecipeError, Source
 
 
 TABLES = (".jsonl", ".json", ".parquet")
@@ -53,7 +53,7 @@ class Unreadable:
 def list_units(source: Source) -> list[Unit]:
     """List what a source consists of.
 
-    Raises: ValueError: nothing there, nothing matches, or a path that is neither local, a URL nor a Hub dataset id.
+    Raises: RecipeError: nothing there, nothing matches, or a path that is neither local, a URL nor a Hub dataset id.
     """
     where = f"data.sources: {source.name}: path {source.path!r}"
     patterns = [source.data_files] if isinstance(source.data_files, str) else source.data_files
@@ -77,10 +77,10 @@ def list_units(source: Source) -> list[Unit]:
     elif is_hub_dataset(source):
         return [Unit(source.path)]
     else:
-        raise ValueError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
+        raise RecipeError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
     if not units:
         wanted = f"that matches data_files={source.data_files!r}" if patterns else f"of type {TABLES + TEXTS}"
-        raise ValueError(f"{where}: no file {wanted}")
+        raise RecipeError(f"{where}: no file {wanted}")
     return sorted(set(units), key=lambda unit: unit.name)
 
 
@@ -124,11 +124,7 @@ def suffix(name: str) -> str:
 
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
     """Yield the examples of one unit."""
-    if is_hub_dataset(source):
-        examples = read_hub_dataset(source)
-    else:
-        examples = read_stream(unit)
-    for example in examples:
+    for example in read_hub_dataset(source) if is_hub_dataset(source) else read_stream(unit):
         if isinstance(example, dict):
             yield {**example, "path": unit.name}
         elif isinstance(example, Unreadable):

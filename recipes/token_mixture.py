@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from recipe_config import RecipeError
+
 
 PATTERN_LENGTH = 10_000  # shares are exact to 1/10,000 over each so many sequences
 # Of each document: where its end-of-text token stands in the shard, its UTF-8 bytes, and its id.
@@ -41,7 +43,7 @@ class TokenMixture:
         sequence_length: tokens in a sequence.
         seed: of the order within each source.
 
-    Raises: ValueError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
+    Raises: RecipeError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
     """
 
     def __init__(self, tokens: Path, shares: dict[str, float], sequence_length: int, seed: int):
@@ -54,7 +56,7 @@ class TokenMixture:
             train = manifest["sources"][name]["train"]
             windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
             if not sum(windows):
-                raise ValueError(
+                raise RecipeError(
                     f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
                     f"{sequence_length}; lower training.sequence_length or add text"
                 )
@@ -98,7 +100,7 @@ def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
     path, expected = tokens / shard["file"], shard["tokens"] * dtype.itemsize
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
-        raise ValueError(f"{path}: {found:,} bytes where the manifest says {expected:,}; rerun tokenize_corpus.py")
+        raise RecipeError(f"{path}: {found:,} bytes where the manifest says {expected:,}; rerun tokenize_corpus.py")
     return np.memmap(path, dtype=dtype, mode="r")
 
 
@@ -112,7 +114,7 @@ def interleave(shares: np.ndarray, names: list[str]) -> np.ndarray:
     counts[rest] += 1
     for name, count in zip(names, counts, strict=True):
         if not count:
-            raise ValueError(f"data.sources: {name}: its share is less than one sequence in {PATTERN_LENGTH:,}")
+            raise RecipeError(f"data.sources: {name}: its share is less than one sequence in {PATTERN_LENGTH:,}")
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipeline_executor import TaskProgress, run_pipeline
-from recipe_config import Recipe, parse_command_line
+from recipe_config import Recipe, RecipeError, parse_command_line, run_command
 from run_folder import file_sha256, is_finished, new_output, require, write_json
 from token_mixture import DOCUMENT_RECORD
 
@@ -84,7 +84,7 @@ def write_shard(
             for row in batch.to_pylist():
                 tokens = encode(tokenizer, row["text"])
                 if (tokens == end_of_text).any():
-                    raise ValueError(f"{source}: document {row['id']}: its text encodes to <|endoftext|>")
+                    raise RecipeError(f"{source}: document {row['id']}: its text encodes to <|endoftext|>")
                 shard.write(np.append(tokens, end_of_text).astype(dtype).tobytes())
                 position += len(tokens) + 1
                 num_bytes = len(row["text"].encode())
@@ -160,4 +160,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

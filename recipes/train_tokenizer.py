@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from recipe_config import Recipe, Source, parse_command_line
+from recipe_config import Recipe, RecipeError, Source, parse_command_line, run_command
 from run_folder import is_finished, new_output, require, write_json
 
 
@@ -27,9 +27,12 @@ END_OF_TEXT = "<|endoftext|>"
 BYTES = 256
 # Runs of letters with the space before them, single digits, runs of punctuation, line ends, other space: GPT-4's cut
 # with the digits taken singly, so that amounts and section numbers are always read the same way.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# BPE training is quadratic in the longest piece, and pieces of this length are no words (reliability: whitespace-free
-# dumps, base64). Longer runs are cut, in training only.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# BPE training is quadratic in the longest piece, and a run of this length without a space is a dump, not a word.
+# Longer ones are cut, in training only.
 MAX_PIECE_CHARACTERS = 1_000
 MIN_BYTES_PER_ENTRY = 100
 
@@ -127,7 +130,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
             vocab_size = min(vocab_size, max(BYTES + 64, carried // 64 * 64))
             if vocab_size < settings.vocab_size:
                 print(
-                    f"tokenizer: note: {sum(train_bytes.values()):,} bytes of text carry about {vocab_size:,} entries, "
+                    f"tokenizer: note: {sum(train_bytes.values()):,} bytes carry about {vocab_size:,} entries, "
                     f"not the {settings.vocab_size:,} of tokenizer.vocab_size"
                 )
 
@@ -148,7 +151,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 f"the text has only {reached:,} entries that occur {settings.min_frequency} times, not {vocab_size:,}"
             )
             if not recipe.data.fit_to_corpus:
-                raise ValueError(
+                raise RecipeError(
                     f"tokenizer.vocab_size={settings.vocab_size}: {short}; "
                     "lower it, add text, or set data.fit_to_corpus=true"
                 )
@@ -187,4 +190,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run every stage of a recipe in order: what is finished is skipped, what was interrupted goes on.
+
+    prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
+
+In:   one or more YAML files; the machine is described by a file of accelerate_configs/.
+Out:  everything in <run.output_dir>; see the docstring of each stage's script.
+
+    python recipes/run_recipe.py --config recipes/legal/quickstart.yaml
+    python recipes/run_recipe.py --config recipes/legal/base.yaml \\
+        --accelerate_config accelerate_configs/ddp.yaml --num_processes 8
+    python recipes/run_recipe.py --config recipes/custom/base.yaml --run.output_dir=runs/mine \\
+        --data.sources='[{"name": "mine", "path": "my_texts"}]'
+
+Nothing is uploaded unless hub.repo_id is set. --overwrite makes anew what is out of date.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from recipe_config import Recipe, RecipeError, parse_command_line, run_command
+from run_folder import STAGES, is_finished, output_folder, record_stage
+from source_readers import list_units
+
+
+RECIPES = Path(__file__).resolve().parent
+ROOT = RECIPES.parent
+# An evaluation or report without its scripts is left out, and said to be before work starts.
+OPTIONAL = {"evaluate", "report"}
+
+
+def has_gpu() -> bool:
+    """Return whether torch sees a GPU, asked in a process of its own: importing torch here would take seconds."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def has_fast_bf16() -> bool:
+    """Return whether the processor multiplies bf16 in hardware; where it does not, bf16 is many times slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine() == "arm64"
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def launch_command(accelerate_config: Path | None, num_processes: str | None) -> list[str]:
+    """Return the `accelerate launch` command up to the script.
+
+    Args:
+        accelerate_config: what the user chose; None takes single_gpu.yaml or cpu.yaml, and plain options where
+            there is no accelerate_configs/ folder.
+        num_processes: what the user chose for the launcher, or None.
+
+    Raises: RecipeError: a file that asks for several processes in a way that Accelerate ignores.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    if accelerate_config is None:
+        on_gpu = has_gpu()
+        accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
+        if not accelerate_config.exists():
+            plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
+            precision = "bf16" if on_gpu or has_fast_bf16() else "no"
+            return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
+    settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
+    asked = int(num_processes or settings.get("num_processes") or 0)
+    several = asked > 1 or settings.get("num_machines", 1) > 1
+    ignored = [
+        f"{key}: {settings[key]}"
+        for key, value in (("distributed_type", "MULTI_CPU"), ("use_cpu", True))
+        if settings.get(key) == value
+    ]
+    if several and ignored:
+        raise RecipeError(
+            f"{accelerate_config}: {', '.join(ignored)} with {asked} processes: Accelerate would start one and say "
+            "nothing. For several CPU processes set ACCELERATE_USE_CPU=true and use accelerate_configs/ddp.yaml "
+            "(distributed_type: MULTI_GPU)."
+        )
+    if not asked:
+        raise RecipeError(f"{accelerate_config}: num_processes is not set; add --num_processes N, one for each device")
+    command += ["--config_file", str(accelerate_config), "--num_processes", str(asked)]
+    on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    if on_cpu and settings.get("mixed_precision") == "bf16" and not has_fast_bf16():
+        print("run_recipe: note: this processor has no bf16 arithmetic; training in fp32")
+        command += ["--mixed_precision", "no"]
+    return command
+
+
+def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list[str]:
+    """Return the command line of one stage."""
+    script, run = str(ROOT / STAGES[name].script), Path(recipe.run.output_dir)
+    arguments = ["--config", *map(str, options.config), *options.overrides]
+    if name == "evaluate":
+        evaluation = recipe.evaluation
+        command = [sys.executable, script, "--model", str(run / "model"), "--documents", str(run / "documents")]
+        command += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
+        command += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
+        command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
+        command += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
+        return command + (["--xz"] if evaluation.xz else [])
+    if name == "report":
+        return [sys.executable, script, str(run)]
+    overwrite = ["--overwrite"] if options.overwrite else []
+    return [*(launch if name == "pretrain" else [sys.executable]), script, *arguments, *overwrite]
+
+
+def plan_stages(recipe: Recipe) -> list[str]:
+    """Return the stages that can run here, saying which cannot before any work starts.
+
+    Raises: RecipeError: a stage without which there is no model is not there, or a source cannot be read.
+    """
+    absent = [name for name, stage in STAGES.items() if not (RECIPES.parent / stage.script).exists()]
+    missing = [name for name in absent if name not in OPTIONAL]
+    if missing:
+        raise RecipeError(f"{', '.join(STAGES[name].script for name in missing)}: not there; copy recipes/ whole")
+    if absent:
+        print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {' and '.join(absent)} are left out; copy it too")
+    problems = []
+    for source in recipe.data.sources:
+        try:
+            list_units(source)
+        except (RecipeError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError(*problems)
+    return [name for name in STAGES if name not in absent]
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, options = parse_command_line(
+        __doc__,
+        argv,
+        accelerate_config="file of accelerate_configs/ to train with; default: single_gpu.yaml or cpu.yaml",
+        num_processes="processes to train with, where the file leaves it open",
+    )
+    run = Path(recipe.run.output_dir)
+    stages = plan_stages(recipe)
+    chosen = Path(options.accelerate_config) if options.accelerate_config else None
+    if chosen and not chosen.exists():
+        raise RecipeError(f"--accelerate_config {chosen}: no such file")
+    launch = launch_command(chosen, options.num_processes) if chosen else None
+    done = {}
+    for name in stages:
+        # A stage is judged when its inputs are there: only then is it known whether they changed.
+        done[name] = is_finished(recipe, name, options.overwrite)
+        if done[name]:
+            continue
+        if options.dry_run:
+            print(f"run_recipe: {name} would run: {STAGES[name].script}")
+            continue
+        if name == "pretrain" and launch is None:
+            launch = launch_command(None, None)
+        result = subprocess.run(stage_command(recipe, name, options, launch), check=False)
+        if result.returncode:
+            raise SystemExit(
+                f"run_recipe: {name} stopped with status {result.returncode}; what is finished is kept, and the "
+                "same command goes on from here"
+            )
+        if name in OPTIONAL:
+            record_stage(recipe, name)
+    if options.dry_run:
+        return
+    skipped = [name for name, finished in done.items() if finished]
+    if len(skipped) == len(done):
+        print(f"run_recipe: nothing to do, every stage in {run} is finished: {', '.join(skipped)}")
+        summary = run / "summary.txt"
+        if summary.exists():
+            print(summary.read_text(encoding="utf-8"))
+    model = output_folder(recipe, "pretrain")
+    training = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    print(
+        f"run_recipe: {training['tokens_seen']:,} tokens in {training['seconds']:.0f} s; model {model}, "
+        f"card {output_folder(recipe, 'publish') / 'README.md'}"
+        + (f", report {run / 'report.html'}" if (run / "report.html").exists() else "")
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tiny run, prepared once and shared by all tests."""
+
+import os
+
+import pytest
+from tiny_run import TinyRun, write_tiny_texts
+
+
+# Processes that share two cores must not each take both, and nothing here needs a GPU or the network.
+os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def tokenized_run(tmp_path_factory) -> TinyRun:
+    """Prepare, train a tokenizer and tokenize, once for all tests."""
+    import prepare_data
+    import tokenize_corpus
+    import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_texts(folder / "texts")
+    run = TinyRun(folder / "texts", folder / "run")
+    for stage in (prepare_data, train_tokenizer, tokenize_corpus):
+        stage.main(run.argv())
+    return run
+
+
+@pytest.fixture
+def tiny_run(tokenized_run, tmp_path) -> TinyRun:
+    """A tokenized run that a test may change."""
+    return tokenized_run.copy(tmp_path / "run")

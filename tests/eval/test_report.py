@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a small run folder, of one with pieces missing, and what it says about results that show nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+import report
+from report import FILES, main, read_metrics, table, task_sentence, xz_sentence
+
+
+PNG = b"\x89PNG\r\n"
+HOSTILE_TEXT = " not <script>alert('x')</script> copy.\x1b[31m\n"
+
+
+def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
+    kinds = dict(zip(("xz_documents", "xz_stream", "xz_primed"), xz, strict=True))
+    sizes = {"documents": 120, "bytes": 901234, "tokens": 204000, "nats": 8.8e5}
+    interval = list(interval) if interval else None
+    return {"domain": domain, **sizes, "bits_per_byte": bits, "confidence_interval": interval, **kinds}
+
+
+def task(accuracy, chance=0.25, items=96):
+    metrics = {"acc": {"value": accuracy, "stderr": 0.044}}
+    return {"metrics": metrics, "chance": chance, "num_items": items, "version": 1.0}
+
+
+def write_run(folder):
+    """Write a finished run's files as the stages do."""
+    documents = {
+        "sources": {
+            name: {
+                "domain": domain,
+                "license": "CC-BY-4.0",
+                "documents_in": 1300,
+                "bytes_in": 14900000,
+                "dropped": {
+                    "exact duplicate": {"documents": 41, "bytes": 50000},
+                    "too short": {"documents": 9, "bytes": 900},
+                },
+                "kept": {split: {"documents": 300, "bytes": 3000000} for split in ("train", "validation", "test")},
+            }
+            for name, domain in (("licenses", "legal"), ("wikipedia", "general"))
+        }
+    }
+    tokenizer = {
+        "vocab_size": 8192,
+        "train_bytes": {"licenses": 9000000, "wikipedia": 4000000},
+        "bytes_per_token": {
+            "domain tokenizer": {"licenses": 4.42, "wikipedia": 3.9},
+            "general tokenizer": {"licenses": 2.79, "wikipedia": 4.1},
+        },
+        "terms": {
+            "mens rea": {"domain tokenizer": ["m", "ens", " rea"], "general tokenizer": ["men", "s", " re", "a"]}
+        },
+    }
+    training = {
+        "parameters": {"total": 7000000, "embedding": 2100000, "non_embedding": 4900000},
+        "sequence_length": 512,
+        "tokens_per_step": 8192,
+        "max_steps": 300,
+        "tokens_seen": 2457600,
+        "seconds": 754.2,
+        "tokens_per_second": 3260.0,
+        "flops": 7.2e13,
+        "flops_convention": "6 x non-embedding parameters x tokens",
+        "device": "cpu, 2 threads",
+        "num_processes": 1,
+        "mixed_precision": "bf16",
+        "compiled": True,
+        "notes": ["the learning rate was cut once"],
+        "mixture": {
+            "licenses": mixture_entry(0.7, 0.69),
+            "wikipedia": mixture_entry(0.3, 0.31),
+        },
+    }
+    results = {
+        "format": 1,
+        "settings": {"split": "test", "context_length": 512, "stride": 256},
+        "bits_per_byte": {
+            "sources": {
+                "licenses": entry("legal", 1.412),
+                "wikipedia": entry("general", 2.13, (3.4, 2.0, None), None),
+            },
+            "domains": {"legal": entry("legal", 1.412), "general": entry("general", 2.13)},
+        },
+        "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)},
+        "samples": [
+            {
+                "prompt": "The licensee shall",
+                "text": " not <script>alert('x')</script> copy.\x1b[31m\n" + "And so on. " * 80,
+            }
+        ],
+    }
+    contents = {"documents": documents, "tokenizer": tokenizer, "training": training, "results": results}
+    for name, content in contents.items():
+        (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / FILES[name]).write_text(json.dumps(content))
+    (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
+    (folder / "model").mkdir()
+
+
+def mixture_entry(asked, delivered):
+    seen = {"bytes_seen": 9000000, "tokens_seen": 2000000, "repetitions": 0.9}
+    return {"asked_fraction": asked, "delivered_fraction": delivered, **seen}
+
+
+def metric_lines(steps):
+    for step in range(1, steps + 1):
+        seen = {"step": step, "train/tokens_seen": 8192 * step, "train/bytes_seen": 33000 * step}
+        loss = 2.5 + 6.5 / (1 + step / 20)
+        rate = 1e-3 * min(step / 30, 1.0)
+        yield seen | {
+            "train/loss": loss,
+            "train/bits_per_byte": loss / 2.8,
+            "train/grad_norm": 1.0,
+            "train/learning_rate": rate,
+        }
+        if step % 50 == 0:
+            yield seen | {
+                f"eval/{kind}/{source}": loss / scale * shift
+                for kind, scale in (("loss", 1.0), ("bits_per_byte", 2.8))
+                for source, shift in (("licenses", 0.97), ("wikipedia", 1.2))
+            }
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny-run"
+    folder.mkdir()
+    write_run(folder)
+    main([str(folder)])
+    return folder
+
+
+def test_report_holds_every_section_and_loads_nothing(run_folder):
+    page = (run_folder / "report.html").read_text()
+    assert "is missing from this run folder" not in page
+    for text in (
+        "7,000,000",
+        "14,900,000",
+        "exact duplicate",
+        "69.0 %",
+        "4.42",
+        "m|ens| rea",
+        "1.412",
+        "0.270",
+        "12 min 34 s",
+    ):
+        assert text in page
+    for path in FILES.values():
+        assert path in page
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+
+
+def test_figures_are_small_images(run_folder):
+    images = sorted((run_folder / "figures").iterdir())
+    assert [path.name for path in images] == ["bits_per_byte.png", "learning_rate.png", "loss.png", "mixture.png"]
+    for path in images:
+        assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
+
+
+def test_markup_in_a_sample_comes_out_as_text(run_folder):
+    page = (run_folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+
+
+def test_page_is_well_formed(run_folder):
+    open_tags = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img", "br"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Checker().feed((run_folder / "report.html").read_text())
+    assert open_tags == []
+
+
+def test_names_from_data_are_escaped_and_do_not_break_the_figures(tmp_path):
+    write_run(tmp_path)
+    for path in (
+        "documents/stats.json",
+        "training.json",
+        "eval/results.json",
+        "tokenizer/report.json",
+        "metrics.jsonl",
+    ):
+        text = (tmp_path / path).read_text()
+        (tmp_path / path).write_text(text.replace("wikipedia", "<b>$x_{</b>"))
+    main([str(tmp_path)])
+    assert "<b>$x" not in (tmp_path / "report.html").read_text()
+
+
+def test_summary_is_what_a_newcomer_needs(run_folder):
+    summary = (run_folder / "summary.txt").read_text()
+    assert "licenses   legal    901,234  1.412    2.900      1.500      1.100" in summary
+    assert "2.130    3.400      2.000          -" in summary
+    assert re.search(r"licenses +4\.42 +2\.79", summary)
+    unwrapped = " ".join(summary.split())
+    assert "licenses: the model (1.412) beats xz -9e of each document alone (2.900) and" in unwrapped
+    assert "but not xz -9e primed with the training text (1.100)." in unwrapped
+    assert "legal_sense, acc: 0.270 (standard error 0.044) over 96 items is within noise of chance" in unwrapped
+    assert "general_agreement, acc: 0.710 (standard error 0.044) over 118 items is above chance" in unwrapped
+    assert "mens rea  m|ens| rea        men|s| re|a" in summary
+    assert "[The licensee shall] not <script>" in unwrapped and "\x1b" not in summary
+    assert str(run_folder / "report.html") in summary and str(run_folder / "model") in summary
+    assert "release" not in summary
+    assert max(map(len, summary.splitlines()[:30])) <= 100
+
+
+def test_summary_is_printed_and_names_the_card_once_there_is_one(tmp_path, capsys):
+    write_run(tmp_path)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "README.md").write_text("card")
+    main([str(tmp_path)])
+    assert capsys.readouterr().out.strip() == (tmp_path / "summary.txt").read_text().strip()
+    assert str(tmp_path / "release" / "README.md") in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_named_where_its_section_would_be(tmp_path, name):
+    write_run(tmp_path)
+    (tmp_path / FILES[name]).unlink()
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert f"<code>{FILES[name]}</code> is missing from this run folder" in page
+    assert set(re.findall(r"<code>([^<]*)</code> is missing", page)) == {FILES[name]}
+    if name in ("tokenizer", "results"):
+        assert f"{FILES[name]} is missing" in (tmp_path / "summary.txt").read_text()
+
+
+def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_path):
+    write_run(tmp_path)
+    tokenizer = json.loads((tmp_path / FILES["tokenizer"]).read_text())
+    del tokenizer["bytes_per_token"]["general tokenizer"], tokenizer["terms"]["mens rea"]["general tokenizer"]
+    (tmp_path / FILES["tokenizer"]).write_text(json.dumps(tokenizer))
+    results = json.loads((tmp_path / FILES["results"]).read_text())
+    results |= {"tasks": {}, "samples": []}
+    for source in results["bits_per_byte"]["sources"].values():
+        source |= {"xz_documents": None, "xz_stream": None, "xz_primed": None}
+    (tmp_path / FILES["results"]).write_text(json.dumps(results))
+    main([str(tmp_path)])
+    assert "No task was run." in (tmp_path / "report.html").read_text()
+    assert "No sample was generated." in (tmp_path / "summary.txt").read_text()
+
+
+def test_two_reports_of_one_run_are_the_same(run_folder):
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    main([str(run_folder)])
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+
+
+def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "figures").mkdir()
+    for name in ("scaling_law", "mixture"):
+        (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
+    (tmp_path / FILES["training"]).unlink()
+    main([str(tmp_path)])
+    names = sorted(path.stem for path in (tmp_path / "figures").iterdir())
+    assert names == ["bits_per_byte", "learning_rate", "loss", "scaling_law"]
+
+
+def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out():
+    lines = [{"step": 1, "train/loss": 5.0}, {"step": 2, "train/loss": 4.0}, {"step": 2, "train/loss": 3.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "train/lo'
+    assert [line["train/loss"] for line in read_metrics(text)["training"]] == [5.0, 3.5]
+    with pytest.raises(ValueError):
+        read_metrics(text + "\n" + json.dumps(lines[0]) + "\n")
+
+
+def test_long_curves_are_thinned_by_averaging():
+    lines = [{"step": step, "loss": float(step % 2)} for step in range(10 * report.MAX_POINTS)]
+    x, y = report.thinned(lines, "loss", "step")
+    assert len(x) == report.MAX_POINTS and set(y) == {0.5}
+
+
+def test_sentences_say_what_was_beaten_and_what_was_not():
+    assert xz_sentence("a", entry("x", 1.0)).endswith("and xz -9e primed with the training text (1.100).")
+    assert xz_sentence("a", entry("x", 5.0)).startswith("a: the model (5.000) does not beat xz -9e of each document")
+    assert xz_sentence("a", entry("x", 1.0, (None, None, None))) is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"), [(0.27, "within noise of chance"), (0.5, "is above chance"), (0.1, "is below chance")]
+)
+def test_accuracy_is_compared_with_what_guessing_gives(accuracy, said):
+    assert said in task_sentence("legal_sense", "acc", task(accuracy))
+
+
+def test_tables_keep_their_columns_under_one_another():
+    lines = table(["source", "bytes"], [["a", "1,000"], ["longer name", "5"]])
+    assert lines == ["source       bytes", "-----------  -----", "a            1,000", "longer name      5"]
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="is not a run folder: it holds none of documents/stats.json"):
+        main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="there is no such folder"):
+        main([str(tmp_path / "absent")])
+
+
+def test_damaged_file_is_named(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / FILES["training"]).write_text("{")
+    with pytest.raises(SystemExit, match="training.json: not valid JSON"):
+        main([str(tmp_path)])

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole evaluation of a tiny model: results.json, refusals, and lm-eval's own tasks scored on known models."""
+
+import json
+import os
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import report
+import run_eval
+from bits_per_byte import load_model, score_documents
+from run_eval import RESAMPLES, main, ratio_with_stderr, read_task_configs, run_tasks, summarise
+
+
+TASKS = ["legal_sense", "general_agreement"]
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory):
+    """Every task's items as --export_requests writes them, from a working directory that is not the repository's."""
+    folder = tmp_path_factory.mktemp("requests")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        main(["--export_requests", str(folder / "benchmarks")])
+    finally:
+        os.chdir(before)
+    files = sorted((folder / "benchmarks").iterdir())
+    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+
+
+@pytest.fixture(scope="module")
+def evaluated(model_folder, documents, tmp_path_factory):
+    """Run a full evaluation twice, the second time over the first; return the bytes of both results."""
+    output = tmp_path_factory.mktemp("evaluated") / "eval"
+    command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
+    command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
+    texts = []
+    for _ in range(2):
+        main(command)
+        assert [path.name for path in output.parent.iterdir()] == ["eval"]
+        texts.append((output / "results.json").read_bytes())
+    return texts
+
+
+def test_two_runs_write_the_same_bytes(evaluated):
+    assert evaluated[0] == evaluated[1]
+
+
+def test_results_say_what_was_scored_and_how(evaluated, documents):
+    results = json.loads(evaluated[0])
+    assert results["format"] == 1 and len(results["model_sha256"]) == 64
+    assert results["settings"]["stride"] == 32 and results["settings"]["split"] == "test"
+    sources = results["bits_per_byte"]["sources"]
+    assert {name: entry["domain"] for name, entry in sources.items()} == {
+        "contracts": "legal",
+        "statutes": "legal",
+        "stories": "stories",
+    }
+    for entry in sources.values():
+        low, high = entry["confidence_interval"]
+        assert low < entry["bits_per_byte"] < high
+        assert entry["bits_per_byte"] == pytest.approx(entry["nats"] / np.log(2) / entry["bytes"])
+        assert entry["xz_primed"] < entry["xz_stream"] < entry["xz_documents"]
+        assert entry["documents"] == 9 and entry["documents_not_restored"] == 0
+    legal = results["bits_per_byte"]["domains"]["legal"]
+    for key in ("documents", "bytes", "tokens"):
+        assert legal[key] == sources["contracts"][key] + sources["statutes"][key]
+    assert legal["nats"] == pytest.approx(sources["contracts"]["nats"] + sources["statutes"]["nats"])
+    assert [sample["prompt"] for sample in results["samples"]] == ["The parties", "The keys"]
+    assert all(sample["text"] for sample in results["samples"])
+
+
+def test_report_reads_what_an_evaluation_writes(evaluated, tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.json").write_bytes(evaluated[0])
+    report.main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "contracts: the model (" in page and "general_agreement, acc: " in page
+    assert "legal" in (tmp_path / "summary.txt").read_text()
+
+
+def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
+    model_folder, model, tokenizer, documents, tmp_path
+):
+    limit = ["--max_bytes_per_source", "200", "--context_length", "64"]
+    main(["--model", str(model_folder), "--documents", str(documents), "--output", str(tmp_path / "eval"), *limit])
+    entry = json.loads((tmp_path / "eval/results.json").read_text())["bits_per_byte"]["sources"]["stories"]
+    texts = [text for _, text in sorted(run_eval.read_documents(documents / "test/stories"))]
+    assert "number 2" in texts[0]  # the fixture's ids run against the rows
+    scores = score_documents(model, tokenizer, texts[:1], context_length=64)
+    assert (entry["documents"], entry["bytes"]) == (1, scores[0].bytes)
+    assert entry["nats"] == pytest.approx(scores[0].nats)
+    assert entry["confidence_interval"] is None and entry["xz_documents"] is None
+
+
+def test_interval_resamples_nats_and_bytes_of_a_document_together():
+    byte_counts = np.array([10, 1000, 100, 5])
+    entry = summarise(np.log(2) * byte_counts * 1.5, byte_counts, 7, {}, seed=0)
+    assert entry["bits_per_byte"] == pytest.approx(1.5)
+    assert entry["confidence_interval"] == pytest.approx([1.5, 1.5])  # every document costs 1.5 bits a byte
+    assert RESAMPLES >= 1000
+
+
+def test_standard_error_of_a_ratio_matches_resampling():
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(10, 60, size=400)
+    nats = sizes * generator.uniform(0.5, 1.5, size=400)
+    draws = generator.integers(400, size=(2000, 400))
+    resampled = nats[draws].sum(1) / np.log(2) / sizes[draws].sum(1)
+    result = ratio_with_stderr(list(nats), list(sizes))
+    assert result["value"] == pytest.approx(nats.sum() / np.log(2) / sizes.sum())
+    assert result["stderr"] == pytest.approx(resampled.std(), rel=0.1)
+
+
+def test_model_of_random_weights_is_near_chance_on_every_task(model, tokenizer):
+    results = run_tasks(model, tokenizer, TASKS, context_length=128, batch_size=8)
+    for name, chance in {"legal_sense": 0.25, "general_agreement": 0.5}.items():
+        result = results[name]
+        assert result["chance"] == chance
+        for metric in result["metrics"].values():
+            assert metric["value"] == pytest.approx(
+                chance, abs=3.5 * (chance * (1 - chance) / result["num_items"]) ** 0.5
+            )
+            assert 0 < metric["stderr"] < 0.06
+        assert result["gold_bits_per_byte"]["value"] > 1
+        assert result["boundary_mismatches"] == result["truncated"] == 0
+    assert set(results["legal_sense"]["metrics"]) == {"acc", "acc_norm"}
+
+
+class TaughtModel(LlamaForCausalLM):
+    """Predicts the next token of sequences it was told, from their very beginning, and nothing elsewhere."""
+
+    def forward(self, input_ids, **kwargs):
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, sequence in enumerate(input_ids.tolist()):
+            for position in range(len(sequence)):
+                for following in self.known.get(tuple(sequence[: position + 1]), ()):
+                    logits[row, position, following] = 20.0
+        return CausalLMOutputWithPast(logits=logits)
+
+
+def taught(model, tokenizer, items, prefix):
+    """Build a model that knows the right continuation of each item after prefix."""
+    known = defaultdict(set)
+    for item in items:
+        tokens = [*prefix, *tokenizer(item["context"] + item["choices"][item["gold"]])["input_ids"]]
+        for position in range(1, len(tokens)):
+            known[tuple(tokens[:position])].add(tokens[position])
+    pupil = TaughtModel(model.config)
+    pupil.known = known
+    return pupil.eval()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_model_that_knows_the_answers_after_the_start_token_gets_all_right(model, tokenizer, requests, name):
+    pupil = taught(model, tokenizer, requests[name], [tokenizer.bos_token_id])
+    result = run_tasks(pupil, tokenizer, [name], context_length=128, batch_size=4)[name]
+    assert result["metrics"]["acc"]["value"] == 1.0
+    assert result["gold_bits_per_byte"]["value"] < 0.3
+
+
+def test_model_that_knows_the_answers_without_a_start_token_knows_nothing(model, tokenizer, requests):
+    pupil = taught(model, tokenizer, requests["legal_sense"], [])
+    result = run_tasks(pupil, tokenizer, ["legal_sense"], context_length=128, batch_size=4)["legal_sense"]
+    assert result["metrics"]["acc"]["value"] < 0.5
+
+
+def test_tokenizer_that_joins_context_and_continuation_is_counted(model, tokenizer):
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings["pre_tokenizer"]["use_regex"] = False  # tokens may cross from one word to the next
+    settings["model"]["vocab"]["s\u0120"] = len(tokenizer)  # the end of "is" and the space after it
+    settings["model"]["merges"].insert(0, ["s", "\u0120"])
+    joining = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(settings)), eos_token=tokenizer.eos_token
+    )
+    config = LlamaConfig(**model.config.to_dict() | {"vocab_size": len(joining)})
+    wide = LlamaForCausalLM(config).eval()
+    result = run_tasks(wide, joining, ["legal_sense"], context_length=200, batch_size=4)["legal_sense"]
+    assert 0 < result["boundary_mismatches"] <= result["num_items"]
+
+
+def test_continuation_longer_than_the_context_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="more than context_length=8"):
+        run_tasks(model, tokenizer, ["general_agreement"], context_length=8, batch_size=4)
+
+
+def test_requests_cut_to_the_context_are_counted(model, tokenizer):
+    result = run_tasks(model, tokenizer, ["legal_sense"], context_length=60, batch_size=4)["legal_sense"]
+    assert result["truncated"] > 0
+
+
+def test_tokens_leave_the_environment_before_lm_eval_code_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
+    main(["--export_requests", str(tmp_path), "--tasks", "legal_sense"])
+    assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
+    assert [path.name for path in tmp_path.iterdir()] == ["legal_sense.jsonl"]
+
+
+def test_exported_requests_cover_every_item_with_its_answer(requests):
+    assert sorted(requests) == sorted(read_task_configs())
+    for name, items in requests.items():
+        path = read_task_configs()[name]["dataset_kwargs"]["data_files"]["test"]
+        with open(path, encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in stream]
+        assert [item["id"] for item in items] == [row["id"] for row in rows]
+        for item, row in zip(items, rows, strict=True):
+            assert 0 <= item["gold"] < len(item["choices"]) == len(row["choices"])
+            assert item["gold"] == row["gold"]
+            assert item["choices"][item["gold"]].strip() == row["choices"][row["gold"]]
+            assert item["context"] == item["context"].rstrip()
+
+
+def test_everything_wrong_is_listed_at_once(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "thesis.txt").write_text("keep me")
+    (tmp_path / "empty").mkdir()
+    command = ["--model", str(tmp_path / "empty"), "--documents", str(tmp_path), "--output", str(tmp_path / "eval")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--tasks", "legal_sense,mmlu", "--batch_size", "0", "--context_length", "4"])
+    message = str(stop.value)
+    assert "'mmlu' is not a task of this repository; there are general_agreement, legal_sense" in message
+    assert "--batch_size=0 must be at least 1" in message
+    assert "--context_length=4 must be at least 8" in message
+    assert f"{tmp_path / 'test'}/<source>/*.parquet" in message
+    assert "holds something else than an earlier evaluation" in message
+    assert "lacks config.json, *.safetensors, tokenizer*.json" in message
+    assert (tmp_path / "eval" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (["--context_length", "129"], "--context_length=129 is more than the model's 128 positions"),
+        (["--context_length", "32", "--stride", "33"], "--stride=33 is more than the context of 32 tokens"),
+        ([], "nothing to do"),
+    ],
+)
+def test_settings_the_model_cannot_serve_are_refused(model_folder, tmp_path, extra, complaint):
+    with pytest.raises(SystemExit, match=complaint):
+        main(["--model", str(model_folder), "--output", str(tmp_path / "eval"), *extra])
+
+
+def test_model_folder_that_is_not_there_is_refused_without_asking_the_hub(tmp_path):
+    with pytest.raises(SystemExit, match="there is no folder"):
+        main(["--model", str(tmp_path / "absent"), "--output", str(tmp_path / "eval"), "--prompts", "The"])
+
+
+def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path):
+    model, tokenizer = load_model(str(model_folder))
+    config = LlamaConfig(**model.config.to_dict() | {"num_hidden_layers": 3})
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    config.save_pretrained(tmp_path / "model")  # asks for a layer that the weights do not have
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.json").write_text("earlier")
+    with pytest.raises(SystemExit, match="do not fit the model"):
+        main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "eval"), "--prompts", "The"])
+    assert (tmp_path / "eval/results.json").read_text() == "earlier"
+
+
+def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokenizer):
+    (sample,) = run_eval.generate_samples(model, tokenizer, ["The parties agree. " * 40], context_length=32, seed=0)
+    assert sample["prompt"] == "The parties agree. " * 40 and isinstance(sample["text"], str)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("process_docs: !function harm.run", "not plain YAML data"),
+        ("dataset_path: somebody/dataset", "dataset_path: json"),
+        ("dataset_kwargs: {data_files: {test: ../items.jsonl}}", "must lie beside the YAML"),
+    ],
+)
+def test_task_that_is_not_plain_local_data_is_refused(tmp_path, line, complaint):
+    settings = {
+        "task": "task: probe",
+        "dataset_path": "dataset_path: json",
+        "dataset_kwargs": "dataset_kwargs: {data_files: {test: items.jsonl}}",
+    }
+    settings[line.partition(":")[0]] = line
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "probe.yaml").write_text("\n".join(settings.values()) + "\n")
+    with pytest.raises(ValueError, match=complaint):
+        read_task_configs(tmp_path)

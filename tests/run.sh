@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that must hold: lint, format, tests. Makes .venv if there is none; needs no network after that.
+#
+#   bash tests/run.sh                      all of it, under 10 minutes on 2 cores
+#   bash tests/run.sh tests/test_x.py -x   arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash recipes/quickstart.sh --install_only
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# Nothing a test does may reach the network, and two test processes share the cores.
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+exec .venv/bin/python -m pytest "$@"
