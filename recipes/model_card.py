@@ -32,7 +32,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     validation = [line for line in map(json.loads, lines) if "eval/bits_per_byte" in line]
-    title = (recipe.hub.repo_id or recipe.run.output_dir).rstrip("/").split("/")[-1]
+    title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     front_matter = describe_for_hub(recipe, title, files["results"])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -42,8 +42,14 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "decimals": "{:.3f}".format, "percent": "{:.1%}".format}
-    environment.filters |= {"link": link, "code": lambda text: Markup(json.dumps(text)), "file_name": Markup}
+    environment.filters |= {
+        "count": "{:,.0f}".format,
+        "decimals": "{:.3f}".format,
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "link": link,
+        "code": lambda text: Markup(json.dumps(text)),
+        "file_name": Markup,
+    }
     card = environment.get_template("model_card.md").render(
         title=title,
         front_matter=Markup(yaml_dump(front_matter, sort_keys=False)),
@@ -56,9 +62,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
     readings = (metadata_load(folder / "README.md"), YAML(typ="safe", pure=True).load(card.split("\n---\n")[0]))
     if any(reading != front_matter for reading in readings):
-        raise RecipeError(
-            "hub: the card's front matter would not be read as it was written; simplify language, license"
-        )
+        raise RecipeError("hub.license, hub.language: the card's front matter would not be read as it was written")
 
 
 def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:

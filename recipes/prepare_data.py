@@ -78,7 +78,10 @@ def prepare(recipe: Recipe) -> dict:
             notes=work / "logs" / "read" / "progress",
         )
         run("read", [read, partial(write_documents, folder=work / "read")], total_bytes=total_bytes or None)
-        read_bytes = sum(bytes_in(work / "counts", "read").values())
+        counts = sum_counts(work / "counts", "read")
+        if empty := [source.name for source in data.sources if f"{source.name}/read" not in counts]:
+            raise RecipeError(*(explain_empty(name, counts) for name in empty))
+        read_bytes = sum(num_bytes for label, (_, num_bytes) in counts.items() if label.endswith("/read"))
 
         # Exact duplicates: of equal texts the one from the source named first in the recipe stays.
         exact = ExactDedupConfig(
@@ -366,8 +369,11 @@ def write_splits(documents, rank: int, world_size: int, folder: Path, held_out: 
     tally.write()
 
 
-def bytes_in(folder: Path, name: str) -> dict[str, int]:
-    return {label: num_bytes for label, (_, num_bytes) in sum_counts(folder, name).items() if label.endswith("/read")}
+def explain_empty(source: str, counts: dict[str, tuple[int, int]]) -> str:
+    """Say of a source without documents where its examples went."""
+    reasons = {label.split(":")[1]: n for label, (n, _) in counts.items() if label.startswith(f"{source}/dropped:")}
+    found = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "no example was found"
+    return f"data.sources: {source}: no document is left of it ({found}); look at its files and at data.extract_text"
 
 
 def sum_counts(folder: Path, name: str) -> dict[str, tuple[int, int]]:

@@ -501,7 +501,7 @@ def models_in(annotation: Any) -> Iterator[type[Section]]:
 
 def nearest(key: str, section: type[Section]) -> str:
     """Name the key that was probably meant, or all there are."""
-    close = difflib.get_close_matches(key, section.model_fields, n=1)
+    close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(section.model_fields)}"
 
 

@@ -168,7 +168,8 @@ def read_stream(unit: Unit) -> Iterator[dict | Unreadable]:
             for batch in pq.ParquetFile(stream).iter_batches(batch_size=256):
                 yield from batch.to_pylist()
         elif kind == ".jsonl":
-            for number, line in enumerate(stream, start=1):
+            # Wrapped since the stream of a .zst cannot be read by lines.
+            for number, line in enumerate(io.BufferedReader(stream), start=1):
                 if line.strip():
                     yield parse_json(line, f"{unit.name}:{number}")
         elif kind == ".json":

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict loading: every way a recipe can be wrong has its message, and all of them come at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import RECIPES
+
+import recipe_config
+from recipe_config import Recipe, RecipeError, load_recipe, parse_command_line
+
+
+RIGHT = """
+run: {output_dir: runs/x}
+data:
+  extract_text: data.py
+  sources:
+    - {name: law, path: law.jsonl, share: 0.6}
+    - {name: web, path: web, share: 0.4}
+model: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4}
+training:
+  max_tokens: 1e6
+  tokens_per_step: 8_192
+  sequence_length: 128
+  learning_rate: 6e-4
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the text of a recipe with overrides; the problems it has are `load(...).problems`."""
+
+    def load_text(text: str = RIGHT, *overrides: str) -> Recipe | RecipeError:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        try:
+            return load_recipe([path], list(overrides))
+        except RecipeError as error:
+            return error
+
+    return load_text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--run.seed=-1", "--run.seed: run.seed: input should be greater than or equal to 0, got -1"),
+        ("--run.sead=1", "run.sead: unknown key, got 1; did you mean 'seed'?"),
+        ("--zzz.q=1", 'zzz: unknown key, got {"q": 1}; the keys here are run, data,'),
+        ("--training.learning_rate=fast", 'training.learning_rate: input should be a valid number, got "fast"'),
+        ("--training.learning_rate='6e-4'", 'learning_rate: input should be a valid number, got "6e-4"'),
+        ("--training.learning_rate=.nan", "learning_rate: input should be"),
+        ("--training.learning_rate=.inf", "learning_rate: input should be"),
+        ("--training.learning_rate=0", "learning_rate: input should be greater than 0, got 0"),
+        ("--training.max_tokens=1.5", "max_tokens: input should be a valid integer, got 1.5"),
+        ("--training.max_tokens=true", "max_tokens: input should be a valid integer, got true"),
+        ("--training.max_tokens=100", "max_tokens: 100 is less than one step of tokens_per_step=8192"),
+        ("--training.tokens_per_step=8193", "8193 is not divisible by per_device_train_batch_size * sequence_length"),
+        ("--training.tokens_per_step=8193", "= 8 * 128 = 1024; nearest: 8192 or 9216"),
+        ("--training.tokens_per_step=10", "= 1024; nearest: 1024"),
+        ("--training.warmup_steps=122", "warmup_steps: 122 is not less than max_tokens / tokens_per_step = 122 steps"),
+        ("--training.save_total_limit=1", "save_total_limit: 1 leaves nothing to go back to"),
+        ("--training.optimizer=sgd", "optimizer: input should be 'adamw' or 'muon', got \"sgd\""),
+        ("--training.torch_compile=1", "torch_compile: input should be a valid boolean, got 1"),
+        ("--training=3", "not an option; override a key of the recipe as --section.key=value"),
+        ("--training.max_tokens", "not an option; override a key of the recipe as --section.key=value"),
+        ("--model.hidden_size=66", "hidden_size: 66 is not divisible by num_attention_heads=4; set head_dim"),
+        ("--model.hidden_size=60", "head_dim: a head of width 15 cannot be rotated in pairs"),
+        ("--model.num_key_value_heads=3", "num_key_value_heads: 3 does not divide num_attention_heads=4"),
+        ("--tokenizer.vocab_size=256", "vocab_size: input should be greater than or equal to 257, got 256"),
+        ("--data.sources=[]", "data.sources: list should have at least 1 item"),
+        ("--data.sources=[{name: a}]", "data.sources.0.path: missing; it says: Hub dataset id"),
+        (
+            "--data.sources=[{name: a, path: b, lisence: c}]",
+            "lisence: unknown key, got \"c\"; did you mean 'license'?",
+        ),
+        (
+            "--data.sources=[{name: a, path: b, share: 0.9}]",
+            "sources: the shares add up to 0.9; they must add up to 1",
+        ),
+        ("--data.sources=[{name: a, path: b, share: 0}]", "sources.0.share: input should be greater than 0, got 0"),
+        ("--data.sources=[{name: ../a, path: b}]", "sources.0.name: string should match pattern"),
+        ("--data.sources=[{name: A, path: b}]", "sources.0.name: string should match pattern"),
+        ("--data.splits.test_fraction=0.6", "splits.test_fraction: input should be less than 0.5, got 0.6"),
+        (
+            "--data.splits={validation_fraction: 0.3, test_fraction: 0.3}",
+            "splits: validation_fraction and test_fraction",
+        ),
+        ("--hub.repo_id=noslash", "hub.repo_id: string should match pattern"),
+        ("--evaluation.tasks=[../x]", "evaluation.tasks.0: string should match pattern"),
+        ("--run.resume=[", "--run.resume:1: "),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place_its_value_and_the_remedy(load, override, message):
+    error = load(RIGHT, override)
+    assert isinstance(error, RecipeError) and message in str(error), error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {output_dir: a}\nrun: {output_dir: b}", 'recipe.yaml:2: found duplicate key "run"'),
+        ("- a", "recipe.yaml: a recipe is a mapping of sections, got list"),
+        ("", "recipe.yaml: a recipe is a mapping of sections, got NoneType"),
+        ("run: !!python/object/apply:os.system [id]", "recipe.yaml:1: could not determine a constructor"),
+        ("run: &a {x: *a}", "nested deeper than 16 levels"),
+        ("a: &a x\nb: [" + ", ".join(["*a"] * 17) + "]", "more than 16 aliases; write the values out"),
+        ("a: " + "[" * 20 + "]" * 20, "nested deeper than 16 levels"),
+        ("# " + "x" * 1_000_000, "larger than 1000000 bytes"),
+        ("base: recipe.yaml", "base: leads back to the file itself"),
+        ("base: none.yaml", "none.yaml: cannot be read: No such file or directory"),
+        ("base: 3", "base: expected the name of a YAML file, got 3"),
+        ("run: 3", "run: input should be a valid dictionary"),
+        ("{", "recipe.yaml"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(load, text, message):
+    error = load(text)
+    assert isinstance(error, RecipeError) and message in str(error), error
+
+
+def test_a_recipe_without_a_data_py_says_where_to_get_one(load):
+    error = load(RIGHT.replace("  extract_text: data.py\n", ""))
+    assert "data.extract_text: no data.py beside the recipe; copy recipes/custom/data.py there" in str(error)
+
+
+def test_all_problems_are_listed_at_once_each_with_its_file_and_line(load):
+    text = RIGHT.replace("share: 0.6", "shaer: 0.6").replace("hidden_size: 64", "hidden_size: 6.5")
+    error = load(text + "  seed: 3\ntrainin: 1\n", "--run.seed=x", "--nonsense")
+    assert len(error.problems) == 6
+    for place in ("recipe.yaml:6: data.sources.0.shaer", "recipe.yaml:8: model.hidden_size", "--run.seed: run.seed"):
+        assert any(place in problem for problem in error.problems), error
+    assert any("trainin: unknown key, got 1; did you mean 'training'?" in problem for problem in error.problems)
+
+
+def test_numbers_may_be_written_as_people_write_them(load):
+    recipe = load(RIGHT, "--training.max_tokens=2e9", "--training.learning_rate=6e-4", "--run.seed=010")
+    assert recipe.training.max_tokens == 2_000_000_000 and isinstance(recipe.training.max_tokens, int)
+    assert recipe.training.tokens_per_step == 8192
+    assert recipe.training.learning_rate == 6e-4
+    assert recipe.run.seed == 10
+
+
+def test_a_later_file_wins_and_an_override_wins_over_both(tmp_path):
+    (tmp_path / "a.yaml").write_text(RIGHT)
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nrun: {seed: 1}\ntraining: {warmup_steps: 5}")
+    (tmp_path / "c.yaml").write_text("training: {warmup_steps: 6, eval_steps: 7}")
+    recipe = load_recipe([tmp_path / "b.yaml", tmp_path / "c.yaml"], ["--training.eval_steps=8"])
+    assert (recipe.run.seed, recipe.training.warmup_steps, recipe.training.eval_steps) == (1, 6, 8)
+    assert recipe.training.max_tokens == 1_000_000
+
+
+def test_sources_may_be_given_as_a_json_list(load):
+    sources = [{"name": "mine", "path": "my texts", "data_files": ["*.txt"], "share": 1}]
+    recipe = load(RIGHT, f"--data.sources={json.dumps(sources)}")
+    assert [(s.name, s.path, s.data_files, s.label) for s in recipe.data.sources] == [
+        ("mine", "my texts", ["*.txt"], "mine")
+    ]
+
+
+def test_the_resolved_recipe_loads_to_an_equal_one(load, tmp_path):
+    recipe = load()
+    (tmp_path / "resolved.yaml").write_text(recipe.dump_yaml())
+    assert load_recipe([tmp_path / "resolved.yaml"]) == recipe
+
+
+def test_the_command_line_exits_with_status_2_and_every_problem(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(RIGHT)
+    with pytest.raises(SystemExit) as stopped:
+        parse_command_line("", ["--config", str(tmp_path / "r.yaml"), "--run.seed=x", "--run.sed=1"])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_help_lists_every_key_with_its_default_and_its_unit(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line("What it does.", ["--help"])
+    shown = capsys.readouterr().out
+
+    def keys(section, prefix=""):
+        for key, field in section.model_fields.items():
+            nested = next(recipe_config.models_in(field.annotation), None)
+            many = "[]" if "list[" in str(field.annotation) and nested else ""
+            yield from keys(nested, f"{prefix}{key}{many}.") if nested else [prefix + key]
+
+    listed = list(keys(Recipe))
+    assert len(listed) > 60
+    for key in listed:
+        assert f"--{key}" in shown, key
+    assert "--training.max_seconds  (default null)" in shown and "(seconds)" in shown
+
+
+def test_the_schema_for_editors_is_that_of_the_code(capsys):
+    recipe_config.main()
+    stored = Path(RECIPES / "recipe.schema.json").read_text()
+    assert capsys.readouterr().out == stored, "rerun: python recipes/recipe_config.py > recipes/recipe.schema.json"
