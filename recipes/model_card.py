@@ -30,6 +30,8 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     """
     paths = {name: folder / f"{name}.json" for name in RECORDS}
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
+    for source in recipe.data.sources:  # as the recipe says now: a licence may be corrected after training
+        files["data_stats"]["sources"][source.name] |= {"license": source.license, "url": source.url}
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     validation = [line for line in map(json.loads, lines) if "eval/bits_per_byte" in line]
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name

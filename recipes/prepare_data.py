@@ -40,13 +40,14 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.utils.word_tokenizers import WordTokenizer
+from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from document_families import WORD, find_families
 from pipeline_executor import TaskProgress, run_pipeline, track
 from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
 from run_folder import is_finished, new_output, write_json
-from source_readers import Unit, Unreadable, list_units, read_unit
+from source_readers import Unit, Unreadable, is_hub_dataset, list_units, named_errors, read_unit
 
 
 SPLITS = ("train", "validation", "test")
@@ -59,7 +60,7 @@ ROW_GROUP_BYTES = 32 << 20
 
 def prepare(recipe: Recipe) -> dict:
     """Run the stage and return documents/stats.json's content."""
-    data = recipe.data
+    data = pin_revisions(recipe.data)
     workers = data.workers or os.cpu_count()
     with new_output(recipe, "prepare") as output:
         work = output / "work"
@@ -114,10 +115,21 @@ def prepare(recipe: Recipe) -> dict:
         write = partial(write_splits, folder=output, held_out=held_out, counts=work / "counts")
         run("split", [ParquetReader(str(work / "kept")), write])
 
-        stats = gather_stats(recipe, work / "counts", families)
+        stats = gather_stats(data.sources, work / "counts", families)
         write_json(output / "stats.json", stats)
         shutil.rmtree(work)
     return stats
+
+
+def pin_revisions(data: Data) -> Data:
+    """Resolve the head of each Hub dataset without a revision to its commit, so that one commit is read throughout."""
+    sources = []
+    for source in data.sources:
+        if is_hub_dataset(source) and source.revision is None:
+            with named_errors(source):
+                source = source.model_copy(update={"revision": HfApi().dataset_info(source.path).sha})
+        sources.append(source)
+    return data.model_copy(update={"sources": sources})
 
 
 def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
@@ -386,13 +398,13 @@ def sum_counts(folder: Path, name: str) -> dict[str, tuple[int, int]]:
     return totals
 
 
-def gather_stats(recipe: Recipe, counts: Path, families: Counter | None) -> dict:
+def gather_stats(sources: list[Source], counts: Path, families: Counter | None) -> dict:
     """Account for every document read: it is in one split, or dropped under one reason."""
     totals: dict[str, tuple[int, int]] = {}
     for name in ("read", "distinct", "kept", "split"):
         totals |= sum_counts(counts, name)
     stats = {}
-    for source in recipe.data.sources:
+    for source in sources:
 
         def total(label: str, source: str = source.name) -> np.ndarray:
             return np.array(totals.get(f"{source}/{label}", (0, 0)))

@@ -144,12 +144,17 @@ def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), adamw]
 
 
+def warmup_length(max_steps: int, training: Training) -> int:
+    return min(500, max_steps // 20) if training.warmup_steps is None else training.warmup_steps
+
+
 def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
     """Return the learning rate of optimizer step `step`, 1 to max_steps."""
-    if step <= training.warmup_steps:
-        return training.learning_rate * step / training.warmup_steps
+    warmup_steps = warmup_length(max_steps, training)
+    if step <= warmup_steps:
+        return training.learning_rate * step / warmup_steps
     if training.lr_scheduler_type == "cosine":
-        progress = (step - training.warmup_steps) / (max_steps - training.warmup_steps)
+        progress = (step - warmup_steps) / (max_steps - warmup_steps)
         height = (1 + math.cos(math.pi * progress)) / 2
     else:
         decay_steps = max(1, round(training.decay_fraction * max_steps))
@@ -181,7 +186,7 @@ def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_step
     measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
     # A tenth is left for validation and checkpoints.
     affordable = step + int(0.9 * left_seconds * len(measured) / sum(measured))
-    least = math.ceil(max(step, training.warmup_steps) / (1 - min(training.decay_fraction, 0.9)))
+    least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
     return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
 
 

@@ -14,6 +14,7 @@ Any other path in a recipe is relative to the folder the command is started in.
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 
+OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
@@ -88,7 +90,7 @@ class Source(Section):
     split: str = "train"
     """Split of a Hub dataset."""
     revision: str | None = None
-    """Commit of a Hub dataset, 40 hex digits; None reads the head and records it."""
+    """Commit of a Hub dataset, 40 hex digits. None: the head, whose commit documents/stats.json records."""
     max_bytes: Positive | None = None
     """Read no further than this many bytes of text (UTF-8)."""
     domain: Name | None = None
@@ -234,8 +236,8 @@ class Training(Section):
     """Learning rate at the last step as a fraction of the peak."""
     lr_scheduler_type: Literal["warmup_stable_decay", "cosine"] = "warmup_stable_decay"
     """Shape after the warm-up."""
-    warmup_steps: Count = 100
-    """Steps over which the learning rate rises."""
+    warmup_steps: Count | None = None
+    """Steps over which the learning rate rises. None: a twentieth of all steps, at most 500."""
     decay_fraction: Fraction = 0.2
     """Last fraction of the steps over which warmup_stable_decay falls."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -275,12 +277,10 @@ class Training(Section):
                 f"{self.per_device_train_batch_size} * {self.sequence_length} = {micro_tokens}; nearest: "
                 + (f"{below} or {above}" if below else f"{above}"),
             )
-        if self.max_tokens < self.tokens_per_step:
-            yield "max_tokens", f"{self.max_tokens} is less than one step of tokens_per_step={self.tokens_per_step}"
-        elif self.warmup_steps >= self.max_steps:
+        if self.max_tokens < self.sequence_length:
             yield (
-                "warmup_steps",
-                f"{self.warmup_steps} is not less than max_tokens / tokens_per_step = {self.max_steps} steps",
+                "max_tokens",
+                f"{self.max_tokens} is less than one sequence of sequence_length={self.sequence_length}",
             )
         if self.save_total_limit < 2:
             yield "save_total_limit", "1 leaves nothing to go back to when the newest checkpoint is damaged; use 2"
@@ -324,6 +324,17 @@ class Recipe(Section):
     training: Training
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
+
+    def problems(self):
+        training = self.training
+        if self.data.fit_to_corpus:
+            return  # then training is fitted, not refused
+        if training.max_tokens < training.tokens_per_step:
+            text = f"{training.max_tokens} is less than one step of tokens_per_step={training.tokens_per_step}"
+            yield "training.max_tokens", text
+        elif (training.warmup_steps or 0) >= training.max_steps:
+            steps = f"max_tokens / tokens_per_step = {training.max_steps} steps"
+            yield "training.warmup_steps", f"{training.warmup_steps} is not less than {steps}"
 
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""
@@ -469,7 +480,8 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
             problems += [f"{where((name, *key.split('.')))}: {text}" for key, text in sections[name].problems()]
     if problems:
         return None, problems
-    return Recipe.model_construct(**sections), []
+    recipe = Recipe.model_construct(**sections)
+    return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
 
 
 def explain(error: dict, section: type[Section]) -> str:
@@ -546,7 +558,11 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
     parser.add_argument("--dry_run", action="store_true", help="check and show what would be done, then stop")
     for flag, text in flags.items():
         parser.add_argument(f"--{flag}", help=text)
-    options, options.overrides = parser.parse_known_args(argv)
+    # Taken out first: argparse takes an unknown option with a space in its value, as JSON has, for a file name.
+    given = sys.argv[1:] if argv is None else argv
+    overrides = [argument for argument in given if OVERRIDE.match(argument)]
+    options, rest = parser.parse_known_args([argument for argument in given if not OVERRIDE.match(argument)])
+    options.overrides = overrides + rest
     try:
         return load_recipe(options.config, options.overrides), options
     except RecipeError as error:

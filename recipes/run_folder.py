@@ -47,7 +47,8 @@ def documents_settings(recipe: Recipe) -> dict:
     """Everything that decides the documents: not the shares, which only the mixture reads, nor the worker count."""
     data = recipe.data.model_dump(exclude={"workers", "max_repetitions", "fit_to_corpus", "extract_text"})
     for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
-        del settings["share"]
+        for key in ("share", "license", "url"):  # correcting what a card says is no reason to train again
+            del settings[key]
         settings["fingerprint"] = source_fingerprint(source)
     return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
 
@@ -69,6 +70,11 @@ def training_settings(recipe: Recipe) -> dict:
     }
 
 
+def release_settings(recipe: Recipe) -> dict:
+    said = {source.name: [source.license, source.url] for source in recipe.data.sources}
+    return recipe.hub.model_dump(exclude={"private"}) | {"sources": said}
+
+
 STAGES = {
     "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings),
     "tokenizer": Stage("recipes/train_tokenizer.py", "tokenizer", tokenizer_settings, ("prepare",)),
@@ -87,7 +93,7 @@ STAGES = {
     "publish": Stage(
         "recipes/push_to_hub.py",
         "release",
-        lambda recipe: recipe.hub.model_dump(exclude={"private"}),
+        release_settings,
         ("prepare", "tokenizer", "pretrain", "evaluate", "report"),
         derived=True,
     ),
@@ -164,9 +170,10 @@ def require(recipe: Recipe, name: str) -> Path:
     changed = differences(recipe, name)
     if changed is None or changed:
         state = "is missing" if changed is None else f"is out of date: {'; '.join(changed)}"
+        script = "recipes/run_recipe.py" if STAGES[name].derived else STAGES[name].script
         raise StaleStageError(
-            f"{output_folder(recipe, name)} {state}; rerun: python {STAGES[name].script} with the same --config"
-            + (" and --overwrite" if changed else "")
+            f"{output_folder(recipe, name)} {state}; rerun: python {script} with the same --config"
+            + (" and --overwrite" if changed and not STAGES[name].derived else "")
         )
     return output_folder(recipe, name)
 

@@ -60,7 +60,7 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
 
     Raises: RecipeError: a file that asks for several processes in a way that Accelerate ignores.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if accelerate_config is None:
         on_gpu = has_gpu()
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")

@@ -13,11 +13,13 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import fsspec
+import httpx2
 
 from recipe_config import RecipeError, Source
 
@@ -70,10 +72,14 @@ def list_units(source: Source) -> list[Unit]:
     elif local.is_file():
         units = [Unit(local.as_posix(), size_bytes=local.stat().st_size)]
     elif "://" in source.path:
-        filesystem, root = fsspec.core.url_to_fs(source.path)
-        roots = [f"{root.rstrip('/')}/{pattern}" for pattern in patterns] if patterns else [root]
-        files = [file for pattern in roots for file in filesystem.glob(pattern)]
-        units = [Unit(filesystem.unstrip_protocol(file), size_bytes=filesystem.size(file) or 0) for file in files]
+        with named_errors(source):
+            filesystem, root = fsspec.core.url_to_fs(source.path)
+            if not patterns and filesystem.isdir(root):
+                files = [file for file in filesystem.find(root) if suffix(file) in TABLES + TEXTS]
+            else:
+                roots = [f"{root.rstrip('/')}/{pattern}" for pattern in patterns] if patterns else [root]
+                files = [file for pattern in roots for file in filesystem.glob(pattern)]
+            units = [Unit(filesystem.unstrip_protocol(file), size_bytes=filesystem.size(file) or 0) for file in files]
     elif is_hub_dataset(source):
         return [Unit(source.path)]
     else:
@@ -124,13 +130,30 @@ def suffix(name: str) -> str:
 
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
     """Yield the examples of one unit."""
-    for example in read_hub_dataset(source) if is_hub_dataset(source) else read_stream(unit):
-        if isinstance(example, dict):
-            yield {**example, "path": unit.name}
-        elif isinstance(example, Unreadable):
-            yield example
-        else:
-            yield Unreadable(unit.name, "not a JSON object", len(json.dumps(example)))
+    examples = read_hub_dataset(source) if is_hub_dataset(source) else read_stream(unit)
+    with named_errors(source):
+        for example in examples:
+            if isinstance(example, dict):
+                yield {**example, "path": unit.name}
+            elif isinstance(example, Unreadable):
+                yield example
+            else:
+                yield Unreadable(unit.name, "not a JSON object", len(json.dumps(example)))
+
+
+@contextmanager
+def named_errors(source: Source) -> Iterator[None]:
+    """Turn what a library raises about a source into an error that names it."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"data.sources: {source.name}: path {source.path!r}: {reason}; check path, config, split, revision and "
+            "data_files, and the connection"
+        ) from error
 
 
 def read_hub_dataset(source: Source) -> Iterator[dict]:

@@ -17,12 +17,13 @@ def fit_to_corpus(training: Training, mixture: TokenMixture) -> tuple[Training, 
     once = int(
         min(windows / share for windows, share in zip(mixture.num_windows, mixture.sequence_shares, strict=True))
     )
-    sequences_per_step = max(1, min(training.tokens_per_step // training.sequence_length, once // FIT_STEPS))
+    all_sequences = min(once, training.max_tokens // training.sequence_length)
+    sequences_per_step = max(1, min(training.tokens_per_step // training.sequence_length, all_sequences // FIT_STEPS))
     batch_size = min(training.per_device_train_batch_size, sequences_per_step)
     most.per_device_train_batch_size = batch_size
     most.tokens_per_step = sequences_per_step // batch_size * batch_size * training.sequence_length
     return most, [
-        f"training.{key}={getattr(training, key):,} is more than {once:,} sequences of text carry; "
+        f"training.{key}={getattr(training, key):,} is more than {all_sequences:,} sequences carry; "
         f"taking {getattr(most, key):,}"
         for key in ("tokens_per_step", "per_device_train_batch_size")
         if getattr(training, key) != getattr(most, key)
@@ -52,9 +53,7 @@ def limit_repetitions(training: Training, mixture: TokenMixture, most: float, fi
             f"data.max_repetitions={most:g} gives {longest:,}"
         )
         training = training.model_copy(update={"max_tokens": longest})
-    if fit and training.warmup_steps >= training.max_steps:
-        notes.append(
-            f"warmup_steps={training.warmup_steps} is not less than {training.max_steps} steps; taking a tenth"
-        )
-        training = training.model_copy(update={"warmup_steps": training.max_steps // 10})
+    if fit and (training.warmup_steps or 0) >= training.max_steps:
+        notes.append(f"training.warmup_steps={training.warmup_steps} is more than {training.max_steps} steps allow")
+        training = training.model_copy(update={"warmup_steps": None})
     return training, notes

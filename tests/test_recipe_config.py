@@ -55,7 +55,8 @@ def load(tmp_path):
         ("--training.learning_rate=0", "learning_rate: input should be greater than 0, got 0"),
         ("--training.max_tokens=1.5", "max_tokens: input should be a valid integer, got 1.5"),
         ("--training.max_tokens=true", "max_tokens: input should be a valid integer, got true"),
-        ("--training.max_tokens=100", "max_tokens: 100 is less than one step of tokens_per_step=8192"),
+        ("--training.max_tokens=100", "max_tokens: 100 is less than one sequence of sequence_length=128"),
+        ("--training.max_tokens=1000", "max_tokens: 1000 is less than one step of tokens_per_step=8192"),
         ("--training.tokens_per_step=8193", "8193 is not divisible by per_device_train_batch_size * sequence_length"),
         ("--training.tokens_per_step=8193", "= 8 * 128 = 1024; nearest: 8192 or 9216"),
         ("--training.tokens_per_step=10", "= 1024; nearest: 1024"),
@@ -163,6 +164,14 @@ def test_the_resolved_recipe_loads_to_an_equal_one(load, tmp_path):
     recipe = load()
     (tmp_path / "resolved.yaml").write_text(recipe.dump_yaml())
     assert load_recipe([tmp_path / "resolved.yaml"]) == recipe
+
+
+def test_an_override_may_hold_spaces_and_follow_the_config_directly(tmp_path):
+    (tmp_path / "r.yaml").write_text(RIGHT)
+    sources = '--data.sources=[{"name": "mine", "path": "my texts"}]'
+    recipe, options = parse_command_line("", ["--config", str(tmp_path / "r.yaml"), sources, "--overwrite"])
+    assert recipe.data.sources[0].path == "my texts"
+    assert options.overrides == [sources] and options.overwrite
 
 
 def test_the_command_line_exits_with_status_2_and_every_problem(tmp_path, capsys):

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The repository keeps its own rules: what is shipped loads, what is documented exists, what is copied runs."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from tiny_run import RECIPES, ROOT
+
+from pretrain import build_model, count_parameters
+from recipe_config import load_recipe
+
+
+RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml"))
+SCRIPTS = sorted([*RECIPES.glob("*.py"), *(ROOT / "eval").glob("*.py")])
+PAGES = sorted([ROOT / "README.md", *RECIPES.rglob("README.md"), *(ROOT / "eval").rglob("README.md")])
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", RECIPE_FILES, ids=relative)
+def test_every_shipped_recipe_loads_and_its_model_has_the_parameters_its_comment_states(path):
+    recipe = load_recipe([path])
+    with torch.device("meta"):
+        counted = count_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))
+    stated = re.search(r"^model:  # ([\d,]+) parameters with ([\d,]+) entries", path.read_text(), re.MULTILINE)
+    if stated:
+        assert counted["total"] == int(stated[1].replace(",", ""))
+        assert recipe.tokenizer.vocab_size == int(stated[2].replace(",", ""))
+    else:
+        assert "base:" in path.read_text(), "a recipe that sets a model states its parameters"
+    known = {task.stem for task in (ROOT / "eval" / "tasks").glob("*/*.yaml")}
+    assert set(recipe.evaluation.tasks) <= known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=relative)
+def test_accelerates_own_parser_loads_every_launch_file(path):
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "bf16" and config.num_machines == 1
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import works in no script"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
+    siblings = {script.stem for script in path.parent.glob("*.py")}
+    listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    packages = importlib.metadata.packages_distributions()
+    for name in imports(path) - siblings - set(sys.stdlib_module_names):
+        distributions = {d.lower().replace("_", "-") for d in packages.get(name, [])}
+        assert distributions & {d.lower().replace("_", "-") for d in listed}, f"{path.name}: {name}"
+
+
+def test_no_script_is_named_like_a_module():
+    for path in SCRIPTS:
+        assert path.stem not in sys.stdlib_module_names and path.stem not in {"utils", "common", "helpers"}
+        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({path.stem!r}) is not None)"
+        assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0, path.stem
+
+
+def test_recipes_and_eval_import_nothing_from_each_other():
+    recipes, evals = ({path.stem for path in (ROOT / folder).glob("*.py")} for folder in ("recipes", "eval"))
+    assert not recipes & evals
+    for folder, others in (("recipes", evals), ("eval", recipes)):
+        for path in (ROOT / folder).glob("*.py"):
+            assert not imports(path) & others, path
+
+
+def test_importing_a_script_runs_nothing():
+    for path in SCRIPTS:
+        allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
+        for node in ast.parse(path.read_text()).body[1:]:
+            assert isinstance(node, allowed), f"{path}:{node.lineno}"
+            if isinstance(node, ast.If):
+                assert ast.unparse(node.test) == "__name__ == '__main__'", f"{path}:{node.lineno}"
+
+
+def test_nothing_downloaded_is_run_or_unpickled():
+    for path in [*SCRIPTS, *RECIPES.glob("*/*.py")]:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert ast.unparse(node.value) == "False", path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "torch.save", "eval", "exec"}:
+                raise AssertionError(f"{path}:{node.lineno}: {ast.unparse(node.func)}")
+        assert not imports(path) & {"pickle", "dill", "cloudpickle"}, path
+
+
+def test_every_source_file_states_its_licence():
+    for path in [*SCRIPTS, *RECIPES.glob("*/*.py"), *(ROOT / "tests").rglob("*.py")]:
+        assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
+
+
+def commands(page: Path) -> list[list[str]]:
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_paths_in_a_page_exist_and_the_keys_of_its_commands_are_in_the_schema(page):
+    text = page.read_text()
+    # What a run makes, and what the reader is told to make, is not in the repository.
+    made = ("runs/", "my_texts", "path/to", "benchmarks/", "recipes/telecom", "my_recipe")
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    quoted = re.findall(r"`((?:recipes|eval|tests|accelerate_configs)/[\w./*-]*)`", text)
+    words = [word for command in commands(page) for word in command]
+    named = [word for word in words if re.match(r"(recipes|eval|tests|accelerate_configs)/", word)]
+    for path in quoted + named:
+        assert path.startswith(made) or list(ROOT.glob(path.rstrip("/"))), path
+    for command in commands(page):
+        keys = [word for word in command if re.match(r"--[a-z_]+\.[a-z_.]+=", word)]
+        if keys:
+            configs = [word for word in command if word.endswith(".yaml") and "accelerate_configs" not in word]
+            existing = [config for config in configs if not config.startswith(made)]
+            load_recipe([ROOT / config for config in existing or [RECIPES / "custom" / "base.yaml"]], keys)
+
+
+def test_the_readme_gives_the_two_commands_that_ci_runs():
+    two = ["bash recipes/quickstart.sh", "bash tests/run.sh"]
+    for path in (ROOT / "README.md", ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml"):
+        assert all(command in path.read_text() for command in two), path
+
+
+def test_requirements_are_pinned_installed_and_say_who_needs_them():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        name, version, who = re.fullmatch(r"([\w.-]+)==([\w.]+)  # (.+)", line).groups()
+        assert importlib.metadata.version(name).split("+")[0] == version and who
+    constraints = (RECIPES / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in constraints)
+
+
+def test_the_top_level_holds_what_the_design_says_and_nothing_else():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    top = {line.split("/")[0] for line in listed.splitlines()}
+    if not top:
+        pytest.skip("not a git checkout")
+    folders = {"recipes", "accelerate_configs", "eval", "tests"}
+    assert {name for name in top if not name.startswith(".")} <= folders | {
+        "README.md",
+        "requirements.txt",
+        "LICENSE",
+        "pyproject.toml",
+    }
+
+
+def test_every_shell_script_parses():
+    for path in [*RECIPES.rglob("*.sh"), *(ROOT / "tests").rglob("*.sh"), ROOT / ".ci" / "run"]:
+        assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path
+
+
+@pytest.mark.parametrize("folder", ["legal", "custom"])
+def test_a_domains_data_py_is_one_pure_function(folder):
+    spec = importlib.util.spec_from_file_location("data", RECIPES / folder / "data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.extract_text({"text": "a text", "path": "x"}, "mine") == "a text"
+    assert module.extract_text({"path": "x"}, "mine") is None
+
+
+def test_the_legal_data_py_takes_full_english_licences_and_titles_of_articles():
+    spec = importlib.util.spec_from_file_location("data", RECIPES / "legal" / "data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    body = "Permission is granted. " * 100
+    for header, kept in (
+        ("key: a\nname: A", True),
+        ("key: a\nlanguage: en", True),
+        ("key: a\nlanguage: fr", False),
+        ("key: a\nis_deprecated: yes", False),
+        ("key: a\nis_generic: yes", False),
+        ("key: a\nis_unknown: yes", False),
+        ("key: a\nis_deprecated: no", True),
+    ):
+        text = module.extract_text({"text": f"---\n{header}\n---\n\n{body}"}, "licenses")
+        assert text == (body.strip() if kept else None), header
+    assert module.extract_text({"text": f"---\nkey: a\n---\n{body[:1000]}"}, "licenses") is None
+    assert module.extract_text({"text": "no front matter"}, "licenses") is None
+    article = {"title": "A", "extract": "B"}
+    assert module.extract_text(article, "wikipedia") == "A\n\nB"

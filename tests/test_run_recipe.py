@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole recipes by one command: copied, taken away, killed, run again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_recipe
+from recipe_config import RecipeError, load_recipe
+from run_folder import STAGES
+
+
+def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
+    """Copy the repository's three folders and the legal recipe in them, and run the copy from somewhere else.
+
+    Returns: the command, the folder it ran in, and what came of it.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name in ("recipes", "eval", "accelerate_configs"):
+        shutil.copytree(ROOT / name, folder / "repo" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(folder / "repo" / "recipes" / "legal", folder / "repo" / "recipes" / "telecom")
+    write_tiny_texts(folder / "texts")
+    config = folder / "repo" / "recipes" / "telecom" / "base.yaml"
+    settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
+    settings.append("--training.sequence_length=128")
+    command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
+    return command, folder, run(command, folder)
+
+
+def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
+    _, folder, result = telecom
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    output = folder / "runs" / "telecom"
+    for stage in STAGES.values():
+        assert (output / stage.output).is_dir(), stage.output
+    for file in ("report.html", "summary.txt", "release/README.md", "eval/results.json", "figures/loss.png"):
+        assert (output / file).stat().st_size > 100, file
+    assert not list(output.glob(".*.tmp"))
+    results = json.loads((output / "eval" / "results.json").read_text())
+    assert set(results["bits_per_byte"]["sources"]) == {"law", "web"}
+    assert set(results["bits_per_byte"]["domains"]) == {"legal", "general"}
+    tokenizer = AutoTokenizer.from_pretrained(output / "release")
+    model = AutoModelForCausalLM.from_pretrained(output / "release")
+    assert len(tokenizer) == model.config.vocab_size
+    assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
+
+
+def test_running_it_again_does_nothing_and_says_so(telecom):
+    command, folder, _ = telecom
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    result = run(command, folder)
+    assert result.returncode == 0
+    assert "nothing to do, every stage in runs/telecom is finished" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+
+
+def test_a_changed_evaluation_is_done_over_and_a_changed_model_is_refused(telecom):
+    command, folder, _ = telecom
+    result = run([*command, "--model.num_hidden_layers=3"], folder)
+    assert result.returncode != 0 and "model.num_hidden_layers was 2, is 3" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run([*command, "--evaluation.tasks=[]", "--dry_run"], folder)
+    assert result.stdout.splitlines() == ["run_recipe: evaluate would run: eval/run_eval.py"]
+
+
+def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_killed(tmp_path):
+    shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    texts = tmp_path / "my texts"
+    texts.mkdir()
+    for seed in range(40):
+        (texts / f"{seed}.txt").write_text(make_text(seed))
+    sources = json.dumps([{"name": "mine", "path": str(texts)}])
+    command = [tmp_path / "recipes" / "run_recipe.py", "--config", tmp_path / "recipes" / "custom" / "base.yaml"]
+    command += [f"--data.sources={sources}", "--training.torch_compile=false", "--training.max_tokens=100_000"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output = tmp_path / "runs" / "custom"
+    deadline = time.monotonic() + 120
+    while not (output / "tokenizer").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    said_before = process.communicate()[0]
+    assert "evaluate and report are left out" in said_before.splitlines()[0], "it must be said before work starts"
+    prepared = (output / "documents" / "stage.json").stat().st_mtime_ns
+
+    result = run(command, tmp_path)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    assert (output / "documents" / "stage.json").stat().st_mtime_ns == prepared
+    for note in ("bytes carry about", "training.tokens_per_step=16,384 is more than", "training.max_tokens"):
+        assert note in said_before + result.stdout, note
+    assert (output / "release" / "README.md").exists() and not (output / "report.html").exists()
+    AutoModelForCausalLM.from_pretrained(output / "release")
+
+
+def test_what_is_missing_is_said_before_work_starts(tmp_path):
+    shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__", "pretrain.py"))
+    config = ["--config", tmp_path / "recipes" / "custom" / "base.yaml"]
+    result = run([tmp_path / "recipes" / "run_recipe.py", *config], tmp_path)
+    assert result.returncode != 0 and "recipes/pretrain.py: not there; copy recipes/ whole" in result.stderr
+    result = run([RECIPES / "run_recipe.py", *config], tmp_path)
+    assert result.returncode != 0 and "mine: path 'my_texts': no such file or folder" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_processes", "refusal"),
+    [
+        ("{distributed_type: MULTI_CPU, num_processes: 2}", None, "distributed_type: MULTI_CPU with 2 processes"),
+        ("{use_cpu: true, num_processes: 4}", None, "use_cpu: True with 4 processes: Accelerate would start one"),
+        ("{use_cpu: true, num_processes: 1}", "2", "use_cpu: True with 2 processes"),
+        ("{distributed_type: MULTI_GPU}", None, "num_processes is not set; add --num_processes N"),
+        ("{use_cpu: true, num_processes: 1}", None, None),
+        ("{distributed_type: MULTI_GPU}", "2", None),
+    ],
+)
+def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_path, settings, num_processes, refusal):
+    file = tmp_path / "machine.yaml"
+    file.write_text(settings)
+    if refusal:
+        with pytest.raises(RecipeError) as error:
+            run_recipe.launch_command(file, num_processes)
+        assert refusal in str(error.value)
+    else:
+        command = run_recipe.launch_command(file, num_processes)
+        assert command[command.index("--num_processes") + 1] == (num_processes or "1")
+
+
+def test_evaluation_gets_what_the_recipe_says():
+    recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"])
+    options = type("Options", (), {"config": ["x"], "overrides": [], "overwrite": False})
+    command = run_recipe.stage_command(recipe, "evaluate", options, [])
+    assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
+    start = command.index("--prompts") + 1
+    assert command[start : start + 3] == recipe.evaluation.prompts and "--xz" in command

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer, the token shards and the mixture: no byte, token or share is lost on the way to the model."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_run import make_text
+from transformers import AutoTokenizer
+
+import tokenize_corpus
+import train_tokenizer
+from recipe_config import RecipeError
+from run_folder import read_record
+from token_mixture import (
+    DOCUMENT_RECORD,
+    IGNORED_LABEL,
+    PATTERN_LENGTH,
+    TokenMixture,
+    ValidationText,
+    document_positions,
+    interleave,
+    permute,
+    token_byte_lengths,
+)
+from tokenize_corpus import cut_at_lines, encode, load_tokenizer, token_dtype
+
+
+SHARES = {"law": 0.6, "web": 0.4}
+
+
+@pytest.fixture
+def tokens(tokenized_run):
+    return tokenized_run.output_dir / "tokens"
+
+
+@pytest.fixture
+def manifest(tokens):
+    return json.loads((tokens / "manifest.json").read_text())
+
+
+# --- the tokenizer
+
+
+def test_every_string_is_encoded_and_decodes_to_itself(tokenized_run):
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    choose = random.Random(0)
+    unicode = [chr(code) for code in range(0x3000) if not 0xD800 <= code < 0xE000] + ["\U0001f468\u200d\U0001f469"]
+    strings = ["".join(choose.choices(unicode, k=20)) for _ in range(300)]
+    strings += ["", " ", "\n\n \t", "\r\n", "1 tab po qid pc & hs", "\ufeff", "\u0000", "e\u0301", "\u00e9"]
+    for string in strings:
+        tokens = tokenizer(string).input_ids
+        assert tokenizer.decode(tokens) == string, ascii(string)
+
+
+def test_digits_stand_alone_and_nothing_is_added(tokenized_run):
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    assert tokenizer.tokenize("1848")[-4:] == ["1", "8", "4", "8"]
+    assert tokenizer.all_special_tokens == ["<|endoftext|>"]
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 0
+    assert 0 not in tokenizer("The court denies the appeal.").input_ids
+
+
+def test_the_same_text_gives_the_same_tokenizer(tokenized_run, tmp_path):
+    again = tokenized_run.copy(tmp_path / "again")
+    train_tokenizer.main(again.argv("--overwrite"))
+    shutil.rmtree(again.output_dir / "tokenizer")
+    train_tokenizer.main(again.argv())
+    folders = [run.output_dir / "tokenizer" for run in (tokenized_run, again)]
+    assert read_record(folders[0])["files"] == read_record(folders[1])["files"]
+
+
+def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_run):
+    report = json.loads((tokenized_run.output_dir / "tokenizer" / "report.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    held_out = pq.read_table(tokenized_run.output_dir / "documents" / "validation" / "law")["text"].to_pylist()
+    num_tokens = sum(len(tokenizer(text).input_ids) for text in held_out)
+    expected = sum(len(text.encode()) for text in held_out) / num_tokens
+    assert report["bytes_per_token"]["domain tokenizer"]["law"] == pytest.approx(expected)
+    assert report["bytes_per_token"]["general tokenizer"]["web"] > 1
+    assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused_or_shrunk_with_a_note(tiny_run, capsys):
+    too_large = ["--tokenizer.vocab_size=30_000", "--overwrite"]
+    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text has only [\d,]+ entries .*fit_to_corpus"):
+        train_tokenizer.main(tiny_run.argv(*too_large))
+    train_tokenizer.main(tiny_run.argv(*too_large, "--data.fit_to_corpus=true"))
+    assert "bytes carry about" in capsys.readouterr().out
+    reached = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())["vocab_size"]
+    assert 257 <= reached < 30_000
+
+
+def test_one_giant_word_is_cut_and_does_not_become_an_entry():
+    word = "".join(random.Random(0).choices("abcdefgh", k=200_000))
+    tokenizer = train_tokenizer.train_tokenizer(train_tokenizer.cut_pieces(word), 400, 2)
+    assert max(map(len, tokenizer.get_vocab())) <= 64
+    assert tokenizer.decode(tokenizer.encode(word[:5000]).ids) == word[:5000]
+
+
+# --- the shards
+
+
+def test_shards_hold_every_document_between_ends_of_text(tokenized_run, tokens, manifest):
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    for source in SHARES:
+        for split in ("train", "validation"):
+            folder = tokenized_run.output_dir / "documents" / split / source
+            documents = {row["id"]: row["text"] for row in pq.read_table(folder).to_pylist()}
+            for shard in manifest["sources"][source][split]["shards"]:
+                stream = np.fromfile(tokens / shard["file"], dtype="<u2")
+                index = np.fromfile((tokens / shard["file"]).with_suffix(".index"), dtype=DOCUMENT_RECORD)
+                assert stream[0] == 0 and np.array_equal(np.flatnonzero(stream == 0)[1:], index["end"])
+                start = 1
+                for record in index:
+                    text = documents.pop(record["id"].decode())
+                    assert tokenizer.decode(stream[start : record["end"]].tolist()) == text
+                    assert record["num_bytes"] == len(text.encode())
+                    start = int(record["end"]) + 1
+                assert start == len(stream) == shard["tokens"]
+            assert not documents
+
+
+def test_control_tokens_in_a_document_are_text(tokenized_run):
+    tokenizer = load_tokenizer(tokenized_run.output_dir / "tokenizer")
+    tokens = encode(tokenizer, "before <|endoftext|> after")
+    assert 0 not in tokens and tokenizer.decode(tokens.tolist()) == "before <|endoftext|> after"
+
+
+def test_a_long_document_is_encoded_piece_by_piece_at_line_ends(monkeypatch):
+    monkeypatch.setattr(tokenize_corpus, "MAX_PIECE_CHARACTERS", 10)
+    assert list(cut_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
+    text = make_text(1)
+    assert "".join(cut_at_lines(text)) == text
+    assert all(len(piece) <= 10 for piece in cut_at_lines(text))
+
+
+def test_the_type_of_a_token_holds_the_whole_vocabulary():
+    assert [token_dtype(size).name for size in (257, 65_536, 65_537, 131_072)] == ["uint16"] * 2 + ["uint32"] * 2
+
+
+def test_a_changed_tokenizer_makes_the_tokens_stale_by_name(tiny_run):
+    train_tokenizer.main(tiny_run.argv("--tokenizer.vocab_size=320", "--overwrite"))
+    with pytest.raises(RecipeError, match="tokens is out of date: the output of tokenizer changed"):
+        tokenize_corpus.main(tiny_run.argv("--tokenizer.vocab_size=320"))
+    with pytest.raises(RecipeError, match="vocab_size was 320, is 384; rerun: python recipes/train_tokenizer.py"):
+        tokenize_corpus.main(tiny_run.argv("--overwrite"))
+
+
+# --- the mixture
+
+
+def test_each_token_is_a_label_once_in_each_time_round_but_for_the_stated_remainder(tokens, manifest):
+    mixture = TokenMixture(tokens, SHARES, sequence_length=32, seed=3)
+    for source, name in enumerate(mixture.names):
+        labels = {number: [] for number in range(len(mixture.shards[source]))}
+        index = taken = 0
+        while taken < mixture.num_windows[source]:
+            location = mixture.locate(index)
+            index += 1
+            if location.source == source:
+                taken += 1
+                labels[location.shard] += range(location.start + 1, location.start + 33)
+        for number, shard in enumerate(manifest["sources"][name]["train"]["shards"]):
+            windows = (shard["tokens"] - 1) // 32
+            assert sorted(labels[number]) == list(range(1, windows * 32 + 1))
+            assert shard["tokens"] - 1 - windows * 32 < 32
+
+
+def test_the_order_is_a_function_of_seed_and_index_alone_and_differs_each_time_round(tokens):
+    mixture, same, other = (TokenMixture(tokens, SHARES, 32, seed) for seed in (1, 1, 2))
+    indices = list(range(400))
+    backwards = {index: same.locate(index) for index in reversed(indices)}
+    assert [mixture.locate(index) for index in indices] == [backwards[index] for index in indices]
+    assert [mixture.locate(index) for index in indices] != [other.locate(index) for index in indices]
+    law = [location for location in map(mixture.locate, range(20_000)) if location.source == 0]
+    windows = mixture.num_windows[0]
+    rounds = [law[:windows], law[windows : 2 * windows]]
+    assert rounds[0] != rounds[1] and set(rounds[0]) == set(rounds[1])
+
+
+def test_shares_are_of_bytes_and_hold_at_every_thousand_sequences(tokens, manifest):
+    mixture = TokenMixture(tokens, SHARES, 32, seed=0)
+    trains = [manifest["sources"][name]["train"] for name in mixture.names]
+    bytes_per_sequence = np.array([train["bytes"] / train["tokens"] * 32 for train in trains])
+    for sequences in (*range(1000, 10_001, 1000), 123_000, 10**12):
+        num_bytes = mixture.counts(sequences) * bytes_per_sequence
+        assert abs(num_bytes / num_bytes.sum() - [0.6, 0.4]).max() < 0.001, sequences
+
+
+def test_counts_and_places_agree(tokens):
+    mixture = TokenMixture(tokens, SHARES, 32, seed=0)
+    sources = [mixture.locate(index).source for index in range(300)]
+    for count in (0, 1, 17, 300):
+        assert mixture.counts(count).tolist() == [sources[:count].count(0), sources[:count].count(1)]
+    far = 10**15 + 7
+    assert mixture.counts(far + 1).sum() == far + 1
+    assert mixture.locate(far) == mixture.locate(far)
+
+
+def test_a_share_of_less_than_one_sequence_in_the_pattern_is_refused():
+    with pytest.raises(RecipeError, match="data.sources: b: its share is less than one sequence in 10,000"):
+        interleave(np.array([1 - 1e-5, 1e-5]), ["a", "b"])
+    assert np.bincount(interleave(np.array([1 / 3, 1 / 3, 1 / 3]), ["a", "b", "c"])).sum() == PATTERN_LENGTH
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 64, 1000])
+def test_a_permutation_visits_everything_once(size):
+    found = [permute(index, size, (5, 1)) for index in range(size)]
+    assert sorted(found) == list(range(size))
+    if size > 16:
+        assert found != sorted(found) and found != [permute(index, size, (5, 2)) for index in range(size)]
+
+
+def test_a_truncated_shard_is_refused_by_name(tiny_run):
+    shard = next((tiny_run.output_dir / "tokens" / "law").glob("train-*.ds"))
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 1)
+    with pytest.raises(RecipeError, match=rf"{shard.name}: [\d,]+ bytes where the manifest says [\d,]+"):
+        TokenMixture(tiny_run.output_dir / "tokens", SHARES, 32, seed=0)
+
+
+def test_a_source_shorter_than_a_sequence_is_refused(tokens):
+    with pytest.raises(RecipeError, match="source law has .* less than one sequence of 10000000"):
+        TokenMixture(tokens, SHARES, 10_000_000, seed=0)
+
+
+def test_positions_start_anew_at_each_end_of_text():
+    input_ids = np.array([[5, 6, 0, 7, 8, 0, 0, 9], [0, 1, 2, 3, 4, 5, 6, 7]])
+    assert document_positions(input_ids, 0).tolist() == [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_validation_text_scores_each_token_of_its_documents_once_and_knows_their_bytes(
+    tokenized_run, tokens, manifest
+):
+    lengths = token_byte_lengths(tokenized_run.output_dir / "tokenizer")
+    whole = ValidationText(tokens, "law", sequence_length=32, max_bytes=10**9)
+    scored = whole.labels[whole.labels != IGNORED_LABEL]
+    validation = manifest["sources"]["law"]["validation"]
+    assert len(scored) == validation["tokens"] - validation["documents"] - len(validation["shards"])
+    assert lengths[scored].sum() == whole.num_bytes == validation["bytes"]
+    assert 0 not in scored
+    part = ValidationText(tokens, "law", sequence_length=32, max_bytes=1)
+    assert 0 < part.num_bytes < whole.num_bytes
+    assert lengths[part.labels[part.labels != IGNORED_LABEL]].sum() == part.num_bytes
+
+
+def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tokens):
+    from accelerate import Accelerator
+
+    from pretrain import evaluate
+
+    class Uniform(torch.nn.Module):
+        def forward(self, input_ids, position_ids, labels):
+            return (labels != IGNORED_LABEL).sum() * torch.tensor(384.0, dtype=torch.float64).log()
+
+    text = ValidationText(tokens, "web", sequence_length=32, max_bytes=10**9)
+    metrics = evaluate(Uniform(), {"web": text}, 4, Accelerator())
+    num_tokens = (text.labels != IGNORED_LABEL).sum()
+    assert metrics["eval/bits_per_byte/web"] == pytest.approx(np.log2(384) * num_tokens / text.num_bytes)
+    assert metrics["eval/loss/web"] == pytest.approx(np.log(384))
+
+
+def test_bytes_of_tokens_count_utf8_and_control_tokens_count_nothing(tokenized_run):
+    folder = tokenized_run.output_dir / "tokenizer"
+    lengths, tokenizer = token_byte_lengths(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("plain", "\N{SECTION SIGN} 12 \N{EURO SIGN}5", "\U0001f600 \ud55c\uad6d\uc5b4"):
+        assert lengths[tokenizer(text).input_ids].sum() == len(text.encode())
+    assert lengths[0] == 0
