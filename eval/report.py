@@ -413,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
     print(summary)
     sys.stdout.flush()
     lacking = f", without {', '.join(missing)}" if missing else ""
-    logger.info("%s: %d figures%s", folder / "report.html", len(figures), lacking)
+    logger.info("report: %d figures%s, in %s", len(figures), lacking, folder / "report.html")
 
 
 if __name__ == "__main__":

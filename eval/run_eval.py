@@ -498,7 +498,8 @@ def main(argv: list[str] | None = None) -> None:
     sources = results["bits_per_byte"]["sources"].items()
     parts = [f"{name} {entry['bits_per_byte']:.3f} bits per byte" for name, entry in sources]
     parts += [f"{name} acc {entry['metrics']['acc']['value']:.3f}" for name, entry in results["tasks"].items()]
-    logger.info("%s: %s", arguments.output / "results.json", ", ".join([*parts, f"{len(results['samples'])} samples"]))
+    parts += [f"{len(results['samples'])} samples"]
+    logger.info("evaluate: %s, in %s", ", ".join(parts), arguments.output / "results.json")
 
 
 if __name__ == "__main__":

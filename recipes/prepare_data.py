@@ -15,7 +15,6 @@ its files, so the output is the same, byte for byte, whatever the number of work
 import importlib.util
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -46,7 +45,7 @@ from tqdm import tqdm
 from document_families import WORD, find_families
 from pipeline_executor import TaskProgress, run_pipeline, track
 from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
-from run_folder import is_finished, new_output, write_json
+from run_folder import discard, is_finished, new_output, write_json
 from source_readers import Unit, Unreadable, is_hub_dataset, list_units, named_errors, read_unit
 
 
@@ -117,7 +116,7 @@ def prepare(recipe: Recipe) -> dict:
 
         stats = gather_stats(data.sources, work / "counts", families)
         write_json(output / "stats.json", stats)
-        shutil.rmtree(work)
+        discard(work)
     return stats
 
 

@@ -184,8 +184,8 @@ def accumulation_steps(training: Training, num_processes: int) -> int:
 def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_steps: int, training: Training) -> int:
     """Return how many steps training will have, from when its first ones ended (seconds of a clock)."""
     measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
-    # A tenth is left for validation and checkpoints.
-    affordable = step + int(0.9 * left_seconds * len(measured) / sum(measured))
+    # A twentieth is left for validation and checkpoints.
+    affordable = step + int(0.95 * left_seconds * len(measured) / sum(measured))
     least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
     return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
 
@@ -390,7 +390,8 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
                         f"training.max_seconds={training.max_seconds:g} gives {state['max_steps']:,} steps, "
                         f"not the {training.max_steps:,} of training.max_tokens"
                     )
-                    accelerator.print(f"pretrain: note: {notes[-1]}")
+                    if is_main:
+                        bar.write(f"pretrain: note: {notes[-1]}")
         done = step == state["max_steps"]
         evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
         if step == 1 or step % training.logging_steps == 0 or evaluating or saving:

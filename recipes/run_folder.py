@@ -197,7 +197,15 @@ def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
     partial.rename(final)
     sync(final.parent)
     for leftover in final.parent.glob(f".{final.name}.*"):
-        shutil.rmtree(leftover)
+        discard(leftover)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder such that an interrupted deletion leaves nothing that could be taken for a part of it."""
+    trash = folder.with_name(f".trash.{folder.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    folder.rename(trash)
+    shutil.rmtree(trash)
 
 
 def write_record(folder: Path, name: str, settings: dict, inputs: dict) -> None:

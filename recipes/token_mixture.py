@@ -52,6 +52,7 @@ class TokenMixture:
         self.eos_token_id, self.sequence_length, self.seed = manifest["eos_token_id"], sequence_length, seed
         self.names = list(shares)
         self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], []
+        self.remainder_tokens = {}  # of each source: tokens at the ends of its shards that no window reaches
         for name in self.names:
             train = manifest["sources"][name]["train"]
             windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
@@ -63,6 +64,7 @@ class TokenMixture:
             self.shards.append([open_shard(tokens, shard, dtype) for shard in train["shards"]])
             self.first_windows.append(np.cumsum([0, *windows]).tolist())
             self.num_windows.append(sum(windows))
+            self.remainder_tokens[name] = train["tokens"] - len(windows) - sum(windows) * sequence_length
             bytes_per_sequence.append(train["bytes"] / train["tokens"] * sequence_length)
         # A share of bytes is a share of sequences through the bytes that a sequence of each source holds on average.
         quotas = np.array(list(shares.values())) / np.array(bytes_per_sequence)

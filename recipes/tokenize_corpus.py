@@ -13,7 +13,6 @@ the next: it is what the last token of a document predicts, and what the first t
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from tokenizers import Tokenizer
 
 from pipeline_executor import TaskProgress, run_pipeline
 from recipe_config import Recipe, RecipeError, parse_command_line, run_command
-from run_folder import file_sha256, is_finished, new_output, require, write_json
+from run_folder import discard, file_sha256, is_finished, new_output, require, write_json
 from token_mixture import DOCUMENT_RECORD
 
 
@@ -113,7 +112,7 @@ def tokenize(recipe: Recipe) -> dict:
         write = partial(write_shard, files=files, tokenizer_folder=tokenizer_folder, notes=logs / "progress")
         workers = recipe.data.workers or os.cpu_count()
         run_pipeline([write], len(files), workers, logs, "tokenize", total_bytes)
-        shutil.rmtree(logs)
+        discard(logs)
 
         tokenizer = load_tokenizer(tokenizer_folder)
         dtype = token_dtype(tokenizer.get_vocab_size())

@@ -82,6 +82,7 @@ def summarize(
                 "bytes_seen": state["bytes_seen"][source.name],
                 "tokens_seen": int(count) * training.sequence_length,
                 "repetitions": repetitions[source.name],
+                "remainder_tokens": mixture.remainder_tokens[source.name],
             }
             for source, count in zip(recipe.data.sources, counts, strict=True)
         },

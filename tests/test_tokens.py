@@ -165,10 +165,13 @@ def test_each_token_is_a_label_once_in_each_time_round_but_for_the_stated_remain
             if location.source == source:
                 taken += 1
                 labels[location.shard] += range(location.start + 1, location.start + 33)
+        remainder = 0
         for number, shard in enumerate(manifest["sources"][name]["train"]["shards"]):
             windows = (shard["tokens"] - 1) // 32
             assert sorted(labels[number]) == list(range(1, windows * 32 + 1))
             assert shard["tokens"] - 1 - windows * 32 < 32
+            remainder += shard["tokens"] - 1 - windows * 32
+        assert mixture.remainder_tokens[name] == remainder
 
 
 def test_the_order_is_a_function_of_seed_and_index_alone_and_differs_each_time_round(tokens):
