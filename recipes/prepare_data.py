@@ -3,7 +3,8 @@
 
 In:   data.sources, and extract_text(example, source) of the recipe's data.py.
 Out:  <run.output_dir>/documents/<train|validation|test>/<source>/*.parquet with id, source, text, date;
-      documents/stats.json with the documents and bytes read, kept, and dropped under each reason.
+      documents/stats.json with the documents and bytes read, kept, and dropped under each reason;
+      documents/quarantine.jsonl with the place and the reason of everything that could not be read.
 
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
@@ -70,13 +71,7 @@ def prepare(recipe: Recipe) -> dict:
         def run(name: str, pipeline: list, tasks: int = tasks, total_bytes: int | None = None) -> None:
             run_pipeline(pipeline, tasks, workers, work / "logs" / name, f"prepare: {name}", total_bytes)
 
-        read = partial(
-            read_part,
-            data=data,
-            parts=parts,
-            counts=work / "counts",
-            notes=work / "logs" / "read" / "progress",
-        )
+        read = partial(read_part, data=data, parts=parts, work=work)
         run("read", [read, partial(write_documents, folder=work / "read")], total_bytes=total_bytes or None)
         counts = sum_counts(work / "counts", "read")
         if empty := [source.name for source in data.sources if f"{source.name}/read" not in counts]:
@@ -116,6 +111,8 @@ def prepare(recipe: Recipe) -> dict:
 
         stats = gather_stats(data.sources, work / "counts", families)
         write_json(output / "stats.json", stats)
+        refused = [path.read_text(encoding="utf-8") for path in sorted((work / "quarantine").iterdir())]
+        (output / "quarantine.jsonl").write_text("".join(refused), encoding="utf-8")
         discard(work)
     return stats
 
@@ -156,29 +153,31 @@ def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
     return module.extract_text
 
 
-def read_part(
-    documents, rank: int, world_size: int, data: Data, parts, counts: Path, notes: Path
-) -> Iterator[Document]:
-    """Read one part of a source: yield its documents and count every example as read or dropped for a reason."""
+def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Path) -> Iterator[Document]:
+    """Read one part of a source: yield its documents, count every example as read or dropped for a reason."""
     source, units = parts[rank]
     extract_text = load_extract_text(data.extract_text)
-    progress = TaskProgress(notes, rank)
-    tally = Tally(counts, "read", rank, source.name)
-    for unit in units:
-        for example in read_unit(source, unit):
+    progress = TaskProgress(work / "logs" / "read" / "progress", rank)
+    tally = Tally(work / "counts", "read", rank, source.name)
+    quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
+    quarantine.parent.mkdir(parents=True, exist_ok=True)
+    with quarantine.open("w", encoding="utf-8") as refused:
+        for unit, example in read_until(source, units, tally, progress):
+            text = None if isinstance(example, Unreadable) else extract_text(example, source.name)
+            if not isinstance(text, str | None):
+                size_bytes = len(repr(text).encode())
+                example = Unreadable(unit.name, f"extract_text gives {type(text).__name__}, not text", size_bytes)
             if isinstance(example, Unreadable):
                 tally.add("dropped:unreadable", example.size_bytes)
+                entry = {"source": source.name, "position": example.position, "reason": example.reason}
+                refused.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 continue
-            text = extract_text(example, source.name)
-            if not isinstance(text, str) or not text.strip():
-                tally.add("dropped:no_text", 0)
-                continue
-            text = text.replace("\r\n", "\n").replace("\0", "").strip()
+            text = (text or "").replace("\r\n", "\n").strip()
             num_bytes = len(text.encode())
             if not unit.size_bytes:
                 progress.add(num_bytes)
             if num_bytes < data.min_document_bytes:
-                tally.add("dropped:too_short", num_bytes)
+                tally.add("dropped:too_short" if text else "dropped:no_text", num_bytes)
                 continue
             tally.add("read", num_bytes)
             date = example.get("date")
@@ -187,13 +186,18 @@ def read_part(
                 id=sha256(text.encode()).hexdigest()[:32],
                 metadata={"source": source.name, "date": date if isinstance(date, str) else None},
             )
-            if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
-                break
-        progress.add(unit.size_bytes)
-        if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
-            break
     progress.note()
     tally.write()
+
+
+def read_until(source: Source, units: list[Unit], tally: "Tally", progress: TaskProgress) -> Iterator[tuple]:
+    """Yield (unit, example) until the source's max_bytes of documents have been read."""
+    for unit in units:
+        for example in read_unit(source, unit):
+            if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
+                return
+            yield unit, example
+        progress.add(unit.size_bytes)
 
 
 class Tally:

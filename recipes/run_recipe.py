@@ -149,6 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in stages:
         # A stage is judged when its inputs are there: only then is it known whether they changed.
         done[name] = is_finished(recipe, name, options.overwrite)
+        if name == "publish" and recipe.hub.repo_id and not options.dry_run:
+            done[name] = False  # whether the Hub has the release, only the Hub knows
         if done[name]:
             continue
         if options.dry_run:

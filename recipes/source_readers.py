@@ -8,10 +8,12 @@ unit as `path`. What cannot be read is yielded as an `Unreadable`, never dropped
 """
 
 import fnmatch
+import gzip
 import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from pathlib import Path
 
 import fsspec
 import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from recipe_config import RecipeError, Source
 
@@ -28,6 +33,10 @@ TABLES = (".jsonl", ".json", ".parquet")
 TEXTS = (".txt", ".md", ".text")
 PACKED = (".gz", ".zst")
 FULLY_HASHED_BYTES = 64 << 20
+# A longer row or file is refused, whatever it unpacks to: reading takes about four times this in memory.
+MAX_ROW_BYTES = 256 << 20
+# What the readers raise on a file that is damaged or cut short.
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -129,16 +138,25 @@ def suffix(name: str) -> str:
 
 
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
-    """Yield the examples of one unit."""
+    """Yield the examples of one unit; what is damaged in it as `Unreadable`, the rest all the same."""
     examples = read_hub_dataset(source) if is_hub_dataset(source) else read_stream(unit)
+    number = 0
     with named_errors(source):
-        for example in examples:
+        while True:
+            number += 1
+            try:
+                example = next(examples, None)
+            except DAMAGED as error:
+                yield Unreadable(f"{unit.name}: row {number}", f"damaged or cut short: {error}", unit.size_bytes)
+                return
+            if example is None:
+                return
             if isinstance(example, dict):
                 yield {**example, "path": unit.name}
             elif isinstance(example, Unreadable):
                 yield example
             else:
-                yield Unreadable(unit.name, "not a JSON object", len(json.dumps(example)))
+                yield Unreadable(f"{unit.name}: row {number}", "not a JSON object", len(json.dumps(example)))
 
 
 @contextmanager
@@ -179,45 +197,93 @@ def open_archive(path: str) -> zipfile.ZipFile:
 def open_unit(unit: Unit):
     if unit.member:
         return open_archive(unit.path).open(unit.member)
+    if unit.path.endswith(".zst"):
+        return io.BufferedReader(ZstdStream(fsspec.open(unit.path, "rb").open()))
     return fsspec.open(unit.path, "rb", compression="infer").open()
 
 
-def read_stream(unit: Unit) -> Iterator[dict | Unreadable]:
+class ZstdStream(io.RawIOBase):
+    """The content of a .zst file; one that is cut short is an error, where zstandard's own reader just ends.
+
+    It is fed in pieces of 4 KiB, which can unpack to at most about 128 MiB.
+    """
+
+    def __init__(self, packed):
+        self.packed, self.frame, self.unpacked = packed, zstandard.ZstdDecompressor().decompressobj(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self.unpacked:
+            chunk = self.frame.unused_data if self.frame.eof else self.packed.read(1 << 12)
+            if self.frame.eof:
+                chunk = chunk or self.packed.read(1 << 12)
+                if not chunk:
+                    return 0
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            elif not chunk:
+                raise EOFError("the file ends inside a frame")
+            self.unpacked = self.frame.decompress(chunk)
+        size = min(len(buffer), len(self.unpacked))
+        buffer[:size], self.unpacked = self.unpacked[:size], self.unpacked[size:]
+        return size
+
+
+def read_stream(unit: Unit) -> Iterator[object]:
+    """Yield the rows of a file, or the file as one row; neither is held in memory beyond MAX_ROW_BYTES."""
     kind = suffix(unit.name)
     with open_unit(unit) as stream:
         if kind == ".parquet":
-            import pyarrow.parquet as pq
-
             for batch in pq.ParquetFile(stream).iter_batches(batch_size=256):
                 yield from batch.to_pylist()
         elif kind == ".jsonl":
-            # Wrapped since the stream of a .zst cannot be read by lines.
-            for number, line in enumerate(io.BufferedReader(stream), start=1):
+            for number, line in enumerate(read_lines(stream), start=1):
                 if line.strip():
                     yield parse_json(line, f"{unit.name}:{number}")
         elif kind == ".json":
-            content = parse_json(stream.read(), unit.name)
+            content = parse_json(stream.read(MAX_ROW_BYTES + 1), unit.name)
             if isinstance(content, Unreadable):
                 yield content
-                return
-            yield from content.values() if isinstance(content, dict) else content
+            else:
+                yield from content.values() if isinstance(content, dict) else content
         else:
-            content = stream.read()
-            try:
-                yield {"text": content.decode("utf-8-sig")}
-            except UnicodeDecodeError as error:
-                yield Unreadable(f"{unit.name}: byte {error.start}", "not UTF-8", len(content))
+            content = stream.read(MAX_ROW_BYTES + 1)
+            text = decode(content, unit.name)
+            yield text if isinstance(text, Unreadable) else {"text": text}
+
+
+def read_lines(stream) -> Iterator[bytes]:
+    """Yield lines, of one longer than MAX_ROW_BYTES only so much that it is seen to be too long."""
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        yield line
+        rest = line
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_ROW_BYTES + 1)
+
+
+def decode(content: bytes, position: str) -> str | Unreadable:
+    """Decode UTF-8 text that a document can hold: of bounded length, without NUL."""
+    if len(content) > MAX_ROW_BYTES:
+        return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", len(content))
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Unreadable(f"{position}: byte {error.start}", "not UTF-8", len(content))
+    return Unreadable(position, "holds NUL", len(content)) if "\0" in text else text
 
 
 def parse_json(content: bytes, position: str) -> object:
-    """Parse JSON, or return an `Unreadable`; a lone surrogate is one, since UTF-8 cannot hold it."""
+    """Parse JSON, or return an `Unreadable`."""
+    text = decode(content, position)
+    if isinstance(text, Unreadable):
+        return text
     try:
-        value = json.loads(content.decode("utf-8-sig"))
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError:
-        return Unreadable(position, "not UTF-8", len(content))
-    except UnicodeEncodeError:
+        value = json.loads(text)
+        written = json.dumps(value, ensure_ascii=False)
+        written.encode()
+    except UnicodeEncodeError:  # UTF-8 cannot hold it
         return Unreadable(position, "lone surrogate", len(content))
-    except ValueError:
+    except (ValueError, RecursionError):
         return Unreadable(position, "broken JSON", len(content))
-    return value
+    return Unreadable(position, "holds NUL", len(content)) if "\\u0000" in written else value

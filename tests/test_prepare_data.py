@@ -77,18 +77,73 @@ def test_every_document_is_kept_or_dropped_under_one_reason(run):
         b'{"body": "no text"}',
         row("   "),
         b'{"text": 5}',
+        b'{"text": "nul \\u0000' + b"x" * 300 + b'"}',
     )
     prepare_data.main(only_law(run))
     found = stats(run, "law")
     assert {reason: count["documents"] for reason, count in found["dropped"].items()} == {
         "exact_duplicate": 2,
-        "no_text": 3,
+        "no_text": 2,
         "too_short": 1,
-        "unreadable": 4,
+        "unreadable": 6,
     }
-    assert found["documents_in"] == 50 == 10 + sum(kept["documents"] for kept in found["kept"].values())
+    assert found["documents_in"] == 51 == 11 + sum(kept["documents"] for kept in found["kept"].values())
     parts = [*found["dropped"].values(), *found["kept"].values()]
     assert found["bytes_in"] == sum(part["bytes"] for part in parts)
+
+
+def test_what_cannot_be_read_is_quarantined_with_its_place_and_reason_and_the_rest_is_kept(run):
+    append_rows(run, b'{"text": "\xff"}', b"{", b"3", b'{"text": ["a"]}')
+    packed = gzip.compress((run.texts / "law.jsonl").read_bytes())
+    (run.texts / "web" / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    prepare_data.main(run.argv())
+    lines = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(entry["source"], entry["reason"]) for entry in found[:4]] == [
+        ("law", "not UTF-8"),
+        ("law", "broken JSON"),
+        ("law", "not a JSON object"),
+        ("law", "extract_text gives list, not text"),
+    ]
+    assert found[0]["position"].endswith("law.jsonl:41: byte 10")
+    assert found[4]["source"] == "web" and "cut.jsonl.gz: row" in found[4]["position"]
+    assert found[4]["reason"].startswith("damaged or cut short") and len(found) == 5
+    assert stats(run, "web")["documents_in"] > 31, "what came before the cut is read"
+
+
+def test_a_row_longer_than_the_bound_is_refused_and_reading_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("source_readers.MAX_ROW_BYTES", 100)
+    rows = [row("first"), row("x" * 1000), row("last")]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(b"\n".join(rows)))
+    (tmp_path / "c.txt").write_bytes(b"x" * 101)
+    source = Source(name="a", path=str(tmp_path))
+    found = [example for unit in list_units(source) for example in read_unit(source, unit)]
+    shown = [example.reason if isinstance(example, Unreadable) else example["text"] for example in found]
+    too_long = "longer than 100 bytes"
+    assert shown == ["first", too_long, "last", "first", too_long, "last", too_long]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "b.jsonl.zst", "c.parquet", "d.zip"])
+def test_a_truncated_file_is_unreadable_and_not_the_end_of_the_run(tmp_path, name):
+    lines = b"".join(row(make_text(seed)) + b"\n" for seed in range(20))
+    path = tmp_path / name
+    if name == "c.parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines.splitlines()]), path)
+    elif name == "d.zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("rows.jsonl", lines)
+    else:
+        path.write_bytes(gzip.compress(lines) if name.endswith("gz") else zstandard.compress(lines))
+    content = bytearray(path.read_bytes())
+    if name == "d.zip":  # the index stands at the end: damage what it points at
+        content[200:220] = bytes(20)
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) * 2 // 3])
+    source = Source(name="a", path=str(path))
+    found = list(read_unit(source, list_units(source)[0]))
+    assert isinstance(found[-1], Unreadable) and "damaged or cut short" in found[-1].reason
 
 
 def test_near_duplicates_are_dropped_and_different_documents_are_not(run):
@@ -202,7 +257,8 @@ def write_each_kind(folder) -> dict[str, bytes]:
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (folder / "a.jsonl").write_bytes(lines)
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    (folder / "c.jsonl.zst").write_bytes(zstandard.compress(lines))
+    frames = [zstandard.compress(line + b"\n") for line in lines.splitlines()]
+    (folder / "c.jsonl.zst").write_bytes(b"".join(frames))
     (folder / "d.json").write_text(json.dumps(rows))
     (folder / "e.json").write_text(json.dumps({"one": rows[0], "two": rows[1]}))
     pq.write_table(pa.Table.from_pylist(rows), folder / "f.parquet")
