@@ -290,6 +290,8 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     state = {
         "step": 0,
         "max_steps": training.max_steps,
+        "sequence_length": training.sequence_length,
+        "tokens_per_step": training.tokens_per_step,
         "seconds": 0.0,
         "bytes_seen": {name: 0 for name in shares},
         "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),

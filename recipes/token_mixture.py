@@ -91,6 +91,13 @@ class TokenMixture:
         shard = bisect_right(self.first_windows[source], window) - 1
         return Location(source, shard, (window - self.first_windows[source][shard]) * self.sequence_length)
 
+    def find(self, source: int, shard: int, start: int, epoch: int) -> int:
+        """Return the index of the sequence at `start` of a shard in the source's epoch: `locate` the other way."""
+        window = self.first_windows[source][shard] + start // self.sequence_length
+        nth = unpermute(window, self.num_windows[source], (self.seed, source, epoch))
+        rounds, rest = divmod(epoch * self.num_windows[source] + nth, int(self.taken_before[-1][source]))
+        return rounds * PATTERN_LENGTH + int(np.flatnonzero(self.pattern == source)[rest])
+
     def sequence(self, index: int) -> np.ndarray:
         """Return sequence `index`, int64 of shape (sequence_length + 1,)."""
         source, shard, start = self.locate(index)
@@ -128,8 +135,7 @@ def permute(index: int, size: int, key: tuple[int, ...]) -> int:
     again until it falls inside (at most four times on average), which keeps it a permutation.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    rounds = [mix(hash_key(key) + number) for number in range(4)]
+    mask, rounds = (1 << half_bits) - 1, round_keys(key)
     while True:
         left, right = index >> half_bits, index & mask
         for key_of_round in rounds:
@@ -137,6 +143,23 @@ def permute(index: int, size: int, key: tuple[int, ...]) -> int:
         index = left << half_bits | right
         if index < size:
             return index
+
+
+def unpermute(index: int, size: int, key: tuple[int, ...]) -> int:
+    """Return what `permute` sends to `index`."""
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask, rounds = (1 << half_bits) - 1, round_keys(key)
+    while True:
+        left, right = index >> half_bits, index & mask
+        for key_of_round in reversed(rounds):
+            left, right = right ^ (mix(left ^ key_of_round) & mask), left
+        index = left << half_bits | right
+        if index < size:
+            return index
+
+
+def round_keys(key: tuple[int, ...]) -> list[int]:
+    return [mix(hash_key(key) + number) for number in range(4)]
 
 
 def hash_key(key: tuple[int, ...]) -> int:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: which documents went into a training step, and when a document was or will be trained on.
+
+In:   a run folder with tokens/ and at least one checkpoint.
+Out:  a table on the console, or JSON lines with --json.
+
+    python recipes/document_ledger.py runs/legal-quickstart --step 120
+    python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
+
+Nothing is replayed and no log is kept: the order of the data is a pure function of (seed, index), so either question
+is answered from the token shards and their document index alone, in the same time for any step.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from checkpointing import list_checkpoints, load_state
+from recipe_config import RecipeError, load_recipe, run_command
+from token_mixture import DOCUMENT_RECORD, TokenMixture
+
+
+class Ledger:
+    """The training order of a run, open for questions.
+
+    Args: run: a run folder whose training has saved a checkpoint, be it finished or not.
+    Raises: RecipeError: there is none.
+    """
+
+    def __init__(self, run: Path):
+        checkpoints = list_checkpoints(run / "checkpoints")
+        if not checkpoints:
+            raise RecipeError(f"{run}/checkpoints: no checkpoint yet, so nothing says how the run is trained")
+        state, recipe = load_state(checkpoints[0][1]), load_recipe([run / "recipe.yaml"])
+        self.max_steps, self.sequence_length = state["max_steps"], state["sequence_length"]
+        self.sequences_per_step = state["tokens_per_step"] // self.sequence_length
+        shares = {source.name: source.share for source in recipe.data.sources}
+        self.mixture = TokenMixture(run / "tokens", shares, self.sequence_length, recipe.run.seed)
+        manifest = json.loads((run / "tokens" / "manifest.json").read_text(encoding="utf-8"))
+        files = [[s["file"] for s in manifest["sources"][name]["train"]["shards"]] for name in self.mixture.names]
+        self.indices = [
+            [
+                np.memmap((run / "tokens" / file).with_suffix(".index"), dtype=DOCUMENT_RECORD, mode="r")
+                for file in part
+            ]
+            for part in files
+        ]
+
+    def documents_of(self, step: int) -> Iterator[dict]:
+        """Yield the pieces of documents that optimizer step `step` (from 1) was or will be trained on.
+
+        Each says the document, its source, the sequence of the step it stands in, and which tokens of the document are
+        labels there: from `first_token` (0 is the document's first) to before `end_token`.
+        """
+        first = (step - 1) * self.sequences_per_step
+        for sequence in range(self.sequences_per_step):
+            location = self.mixture.locate(first + sequence)
+            index = self.indices[location.source][location.shard]
+            begin, end = location.start + 1, location.start + 1 + self.sequence_length  # of the labels
+            number = int(np.searchsorted(index["end"], begin))
+            while number < len(index) and document_start(index, number) < end:
+                start = document_start(index, number)
+                yield {
+                    "document": index[number]["id"].decode(),
+                    "source": self.mixture.names[location.source],
+                    "sequence": sequence,
+                    "first_token": max(begin, start) - start,
+                    "end_token": min(end, int(index[number]["end"]) + 1) - start,
+                }
+                number += 1
+
+    def steps_of(self, document: str) -> Iterator[dict]:
+        """Yield, in the order of training, the steps that hold a piece of a document, up to the last of the run.
+
+        Raises: RecipeError: no training document has this id.
+        """
+        found = []
+        for source, shards in enumerate(self.indices):
+            for shard, index in enumerate(shards):
+                for number in np.flatnonzero(index["id"] == document.encode()).tolist():
+                    found += self.visits(source, shard, document_start(index, number), int(index[number]["end"]) + 1)
+        if not found:
+            raise RecipeError(
+                f"document {document}: not in the training split; ids are in documents/train/*/*.parquet"
+            )
+        yield from sorted(found, key=lambda visit: visit["step"])
+
+    def visits(self, source: int, shard: int, start: int, end: int) -> Iterator[dict]:
+        """Yield the steps in which tokens [start, end) of a shard are labels."""
+        windows = self.mixture.first_windows[source][shard + 1] - self.mixture.first_windows[source][shard]
+        last = self.max_steps * self.sequences_per_step
+        epochs = -(-int(self.mixture.counts(last)[source]) // self.mixture.num_windows[source])
+        for window in range((start - 1) // self.sequence_length, (end - 2) // self.sequence_length + 1):
+            for epoch in range(epochs if window < windows else 0):  # the remainder of a shard is in no window
+                index = self.mixture.find(source, shard, window * self.sequence_length, epoch)
+                if index < last:
+                    begin = window * self.sequence_length + 1
+                    yield {
+                        "step": index // self.sequences_per_step + 1,
+                        "source": self.mixture.names[source],
+                        "sequence": index % self.sequences_per_step,
+                        "first_token": max(begin, start) - start,
+                        "end_token": min(begin + self.sequence_length, end) - start,
+                    }
+
+
+def document_start(index: np.ndarray, number: int) -> int:
+    """Return where a document's first token stands in its shard."""
+    return int(index[number - 1]["end"]) + 1 if number else 1
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, help="run.output_dir of a recipe")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--step", type=int, help="which documents went into this optimizer step")
+    question.add_argument("--document", help="in which steps this document was or will be trained on")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    options = parser.parse_args(argv)
+    ledger = Ledger(options.run_folder)
+    if options.step is not None and not 1 <= options.step <= ledger.max_steps:
+        raise RecipeError(f"--step {options.step}: the run has steps 1 to {ledger.max_steps}")
+    by_step = options.step is not None
+    entries = ledger.documents_of(options.step) if by_step else ledger.steps_of(options.document)
+    if not options.json:
+        print(f"{'document' if by_step else 'step':<32}  {'source':<20} sequence  tokens of the document")
+    for entry in entries:
+        if options.json:
+            print(json.dumps(entry))
+        else:
+            key = entry["document"] if by_step else entry["step"]
+            tokens = f"{entry['first_token']:,} to {entry['end_token'] - 1:,}"
+            print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}")
+
+
+if __name__ == "__main__":
+    run_command(main)
