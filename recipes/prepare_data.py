@@ -43,6 +43,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
+from benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from document_families import WORD, find_families
 from pipeline_executor import TaskProgress, run_pipeline, track
 from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
@@ -60,6 +61,7 @@ ROW_GROUP_BYTES = 32 << 20
 
 def prepare(recipe: Recipe) -> dict:
     """Run the stage and return documents/stats.json's content."""
+    index = load_benchmarks(recipe.data)
     data = pin_revisions(recipe.data)
     workers = data.workers or os.cpu_count()
     with new_output(recipe, "prepare") as output:
@@ -102,8 +104,16 @@ def prepare(recipe: Recipe) -> dict:
         else:
             near = []
         count = partial(count_documents, folder=work / "counts")
-        kept = [*distinct, partial(count, name="distinct"), *near, partial(count, name="kept")]
-        run("keep", [*kept, partial(write_documents, folder=work / "kept")])
+        unique = [*distinct, partial(count, name="distinct"), *near, partial(count, name="unique")]
+
+        # Benchmark items are looked for last, in the text that is left, so that the report is about just that text.
+        clean = []
+        if index is not None:
+            fraction, notes = data.decontamination.min_overlap_fraction, work / "overlaps"
+            clean = [partial(drop_overlapping, index=index, min_overlap_fraction=fraction, folder=notes)]
+        run("keep", [*unique, *clean, partial(count, name="kept"), partial(write_documents, folder=work / "kept")])
+        if index is not None:
+            write_report(output / "decontamination.json", index, fraction, notes)
 
         held_out, families = plan_splits(work / "kept", data)
         write = partial(write_splits, folder=output, held_out=held_out, counts=work / "counts")
@@ -143,6 +153,16 @@ def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
     if problems:
         raise RecipeError(*problems)
     return parts
+
+
+def load_benchmarks(data: Data) -> BenchmarkIndex | None:
+    """Index the benchmarks that the text is checked against; None where the recipe names none."""
+    if data.decontamination is None:
+        return None
+    try:
+        return BenchmarkIndex(Path(data.decontamination.benchmarks), data.decontamination.ngram_words)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"data.decontamination.benchmarks: {error}") from error
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
@@ -404,7 +424,7 @@ def sum_counts(folder: Path, name: str) -> dict[str, tuple[int, int]]:
 def gather_stats(sources: list[Source], counts: Path, families: Counter | None) -> dict:
     """Account for every document read: it is in one split, or dropped under one reason."""
     totals: dict[str, tuple[int, int]] = {}
-    for name in ("read", "distinct", "kept", "split"):
+    for name in ("read", "distinct", "unique", "kept", "split"):
         totals |= sum_counts(counts, name)
     stats = {}
     for source in sources:
@@ -417,10 +437,11 @@ def gather_stats(sources: list[Source], counts: Path, families: Counter | None) 
             for label, value in totals.items()
             if label.startswith(f"{source.name}/dropped:")
         }
+        everything = total("read") + sum(dropped.values(), np.zeros(2, dtype=int))
         dropped["exact_duplicate"] = total("read") - total("distinct")
-        dropped["near_duplicate"] = total("distinct") - total("kept")
+        dropped["near_duplicate"] = total("distinct") - total("unique")
+        dropped["benchmark_overlap"] = total("unique") - total("kept")
         kept = {split: total(split) for split in SPLITS}
-        everything = total("read") + sum((dropped[r] for r in dropped if "duplicate" not in r), np.zeros(2, dtype=int))
         assert (everything == sum(kept.values()) + sum(dropped.values())).all(), f"{source.name}: {dropped} {kept}"
         stats[source.name] = {
             "domain": source.label,

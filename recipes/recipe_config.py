@@ -121,6 +121,18 @@ class NearDuplicates(Section):
     """Hashes that must all agree in a bucket; more find fewer."""
 
 
+class Decontamination(Section):
+    """Documents that hold items of the benchmarks that are scored later are dropped; recipes/benchmark_overlap.py."""
+
+    benchmarks: str
+    """Folder of <task>.jsonl, as eval/run_eval.py --export_requests writes it."""
+    ngram_words: Annotated[Int, Field(ge=8)] = 13
+    """Words that must follow each other in a document as they do in an item to count as shared."""
+    min_overlap_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A document is dropped when it shares this much of an item's words; smaller overlaps are only recorded. At 0.5 a
+    common phrase in a short item can drop many documents, and decontamination.json shows it; 0.8 drops near-copies."""
+
+
 class Splits(Section):
     """Held-out text, taken by content hash before anything is trained."""
 
@@ -143,6 +155,8 @@ class Data(Section):
     """Shorter documents are dropped (bytes)."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
     """MinHash settings; null keeps near-duplicates."""
+    decontamination: Decontamination | None = None
+    """Benchmarks to keep out of the text; null checks nothing."""
     family_containment: Fraction | None = None
     """Documents that share this fraction of their 13-word sequences go to one split together. None: each by itself.
     Held in memory, about 8 bytes a word: for corpora of up to some GB."""

@@ -46,6 +46,9 @@ class Stage:
 def documents_settings(recipe: Recipe) -> dict:
     """Everything that decides the documents: not the shares, which only the mixture reads, nor the worker count."""
     data = recipe.data.model_dump(exclude={"workers", "max_repetitions", "fit_to_corpus", "extract_text"})
+    if recipe.data.decontamination is not None:  # what is in the folder counts, not where it lies
+        items = sorted(Path(recipe.data.decontamination.benchmarks).glob("*.jsonl"))
+        data["decontamination"]["benchmarks"] = {path.name: file_sha256(path) for path in items}
     for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
         for key in ("share", "license", "url"):  # correcting what a card says is no reason to train again
             del settings[key]

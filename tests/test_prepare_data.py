@@ -157,6 +157,32 @@ def test_near_duplicates_are_dropped_and_different_documents_are_not(run):
     assert any(text == make_text(2, sentences=80) for text in found)
 
 
+def test_documents_that_hold_a_benchmark_item_are_dropped_and_the_rest_of_the_overlap_is_reported(run, tmp_path):
+    words = "whether the tenant who paid nothing for nine years may still call the barn his own is an open question"
+    (tmp_path / "benchmarks").mkdir()
+    item = {"id": "b-1", "context": "", "choices": [f"{words}.", "no"], "gold": 0}
+    other = {
+        "id": "b-2",
+        "context": "",
+        "choices": ["a wholly different sentence of more than eight words", "no"],
+        "gold": 0,
+    }
+    lines = json.dumps(item) + "\n" + json.dumps(other) + "\n"
+    (tmp_path / "benchmarks" / "barns.jsonl").write_text(lines)
+    append_rows(run, row(f"{make_text(50)}\n{words.upper().replace(' ', '  ')}!"))
+    decontaminated = only_law(run, f"--data.decontamination.benchmarks={tmp_path / 'benchmarks'}")
+    prepare_data.main(decontaminated)
+    assert stats(run, "law")["dropped"]["benchmark_overlap"]["documents"] == 1
+    assert not any("NINE" in d["text"] for split in SPLITS for d in documents(run, split))
+    report = json.loads((run.output_dir / "documents" / "decontamination.json").read_text())
+    assert "b-1" in json.dumps(report) and report != {}
+    (tmp_path / "benchmarks" / "barns.jsonl").write_text(json.dumps(other) + "\n")
+    with pytest.raises(RecipeError, match="decontamination.benchmarks.barns.jsonl was"):
+        prepare_data.main(decontaminated)
+    with pytest.raises(RecipeError, match="data.decontamination.benchmarks: .*nowhere"):
+        prepare_data.main(only_law(run, "--data.decontamination.benchmarks=nowhere", "--overwrite"))
+
+
 def test_of_equal_documents_the_one_of_the_source_named_first_stays(run):
     (run.texts / "web" / "aaa.txt").write_text(make_text(3))
     prepare_data.main(run.argv())

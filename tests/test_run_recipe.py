@@ -86,6 +86,7 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
     sources = json.dumps([{"name": "mine", "path": str(texts)}])
     command = [tmp_path / "recipes" / "run_recipe.py", "--config", tmp_path / "recipes" / "custom" / "base.yaml"]
     command += [f"--data.sources={sources}", "--training.torch_compile=false", "--training.max_tokens=100_000"]
+    command.append("--data.max_repetitions=1")
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=tmp_path,

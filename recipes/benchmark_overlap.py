@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find benchmark items in training text, drop the documents that hold them, and account for what stays.
+
+In:   benchmarks/<task>.jsonl with id, context, choices and gold, as `eval/run_eval.py --export_requests` writes them.
+Out:  the documents that hold no item, and decontamination.json: for each task what could be checked, what was found
+      in which document and what is left, so that scores can be shown for clean items apart.
+
+    python eval/run_eval.py --export_requests benchmarks        # then data.decontamination.benchmarks=benchmarks
+
+A document is dropped when runs of at least `ngram_words` words that it shares with an item cover a given share of the
+item's words. To count the words in shared n-grams, so that one changed word does not hide a copy, is the measure of
+Llama 2 (arXiv:2307.09288, A.6); that one document must hold the share by itself, half of the item, is the rule of
+Cosmopedia (github.com/huggingface/cosmopedia, decontamination); runs of 13 words, or of a whole item of 8 to 12, are
+those of GPT-3 (arXiv:2005.14165, appendix C). At a half, one run is enough for items of up to twice its length, so a
+common phrase in a short item can drop documents; the report shows such an item by its many documents. What is reworded
+or translated is not found, nor is an item whose parts stand apart in a document and are each shorter than a run.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby, repeat
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from datatrove.data import Document
+
+from document_families import WORD
+from run_folder import file_sha256, write_json
+
+
+MIN_WORDS = 8
+# What so many items of a task share is its wording (instructions, worked examples) and identifies none of them.
+TEMPLATE_FRACTION = 0.05
+TEMPLATE_ITEMS = 10
+LISTED_DOCUMENTS = 10
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it modulo 2**64 loses nothing
+TABLE_CELLS_PER_NGRAM = 16
+# Soft hyphen, zero-width and direction marks, fillers, variation selectors.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0]"
+)
+
+
+def normalised_words(text: str) -> list[str]:
+    """Return the words of a text, the same whatever its case, punctuation, spacing and variants of characters."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+    return WORD.findall(text.casefold().replace("_", " "))
+
+
+def read_items(path: Path) -> list[tuple[str | int, list[str]]]:
+    """Return (id, words of the context and the right choice) of a task's items, ordered by id.
+
+    Raises: ValueError: naming the line that is no item, or whose id was there before.
+    """
+    items: dict[str | int, list[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+        try:
+            item = json.loads(line)
+            item_id, text = item["id"], item["context"] + item["choices"][item["gold"]]
+        except (ValueError, LookupError, TypeError) as error:
+            form = "an item needs id, context, choices and gold, as eval/run_eval.py --export_requests writes them"
+            raise ValueError(f"{path}:{number}: {error!r}; {form}") from error
+        if item_id in items:
+            raise ValueError(f"{path}:{number}: the id {item_id!r} was there before; give each item its own")
+        items[item_id] = normalised_words(text)
+    return sorted(items.items(), key=lambda item: str(item[0]))
+
+
+def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
+    """Hash every n-gram: the hashes of its words are the digits of a number to BASE, modulo 2**64.
+
+    Between w words of text and g n-grams of benchmarks about w * g / 2**64 false matches are expected: one in 18,000
+    corpora of a billion words, for a million n-grams.
+
+    Args: words: (n,) uint64, one hash a word. length: words in an n-gram; if there are fewer, they are one n-gram.
+    Returns: (n - length + 1,) uint64, or (1,).
+    """
+    length = min(length, len(words))
+    count = len(words) - length + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for place in range(length):
+        hashes *= BASE
+        hashes += words[place : place + count]
+    return hashes
+
+
+class BenchmarkIndex:
+    """The n-grams of benchmark items by their hashes; it can be pickled, and depends on the items alone.
+
+    N-grams that at least TEMPLATE_ITEMS and more than TEMPLATE_FRACTION of a task's items share are cut out of them.
+    Of the passages that are left, those of MIN_WORDS words and more are looked for, in runs of `ngram_words` words or,
+    where a passage is shorter, as a whole.
+
+    Attributes:
+        items: (task, id) of the items that can be checked.
+        num_items: task -> items in its file; sha256: task -> hash of its file.
+        not_checkable: task -> reason (too_short, template) -> ids; template_ngrams: task -> how many were cut out.
+
+    Raises: ValueError: without items to check, or for a file that does not hold items.
+    """
+
+    def __init__(self, folder: Path, ngram_words: int = 13):
+        if ngram_words < MIN_WORDS:
+            raise ValueError(f"ngram_words={ngram_words} is too few to identify an item; use at least {MIN_WORDS}")
+        paths = sorted(Path(folder).glob("*.jsonl"))
+        tasks = {path.stem: read_items(path) for path in paths}
+        self.ngram_words = ngram_words
+        self.sha256 = {path.stem: file_sha256(path) for path in paths}
+        self.num_items = {task: len(items) for task, items in tasks.items()}
+        self.not_checkable = {task: {"too_short": [], "template": []} for task in tasks}
+        vocabulary = set(chain.from_iterable(words for items in tasks.values() for _, words in items))
+        self.word_hashes = {word: xxhash.xxh64_intdigest(word) for word in sorted(vocabulary)}
+
+        # The passages of all items lie in one row of words; an item's are those between its bound and the next.
+        self.items, self.template_ngrams, bounds = [], {}, [0]
+        ngrams, runs, beginnings = [], [], []
+        for task, items in tasks.items():
+            hashed = [(item_id, self.hash_words(words)) for item_id, words in items]
+            templates = self.find_templates([words for _, words in hashed])
+            self.template_ngrams[task] = len(templates)
+            for item_id, words in hashed:
+                passages = self.cut_out(templates, words)
+                if not passages:
+                    self.not_checkable[task]["too_short" if len(words) < MIN_WORDS else "template"].append(item_id)
+                    continue
+                start = bounds[-1]
+                for passage in passages:
+                    ngrams.append(ngram_hashes(passage, self.ngram_words))
+                    first = start + np.arange(len(ngrams[-1]))
+                    runs.append(np.stack([first, first + min(self.ngram_words, len(passage))], axis=1))
+                    beginnings.append(ngram_hashes(passage, MIN_WORDS)[: len(first)])
+                    start += len(passage)
+                self.items.append((task, item_id))
+                bounds.append(start)
+        if not self.items:
+            remedy = f"write <task>.jsonl with: python eval/run_eval.py --export_requests {folder}"
+            raise ValueError(f"{folder}: no item of at least {MIN_WORDS} words that stands for itself; {remedy}")
+        self.bounds, self.ngrams = np.array(bounds), np.concatenate(ngrams)
+        order = np.argsort(self.ngrams, kind="stable")
+        self.ngrams, self.runs = self.ngrams[order], np.concatenate(runs)[order]
+        # Most places of a text are ruled out by one byte that says whether an n-gram may begin so.
+        bits = (TABLE_CELLS_PER_NGRAM * len(self.ngrams)).bit_length()
+        self.shift, self.table = np.uint64(64 - bits), np.zeros(1 << bits, dtype=bool)
+        self.table[np.concatenate(beginnings) >> self.shift] = True
+
+    def hash_words(self, words: list[str]) -> np.ndarray:
+        """Return one uint64 a word, 0 for those that no item has."""
+        return np.fromiter(map(self.word_hashes.get, words, repeat(0)), dtype=np.uint64, count=len(words))
+
+    def find_templates(self, items: list[np.ndarray]) -> np.ndarray:
+        distinct = [np.unique(ngram_hashes(words, self.ngram_words)) for words in items if len(words) >= MIN_WORDS]
+        ngrams, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *distinct]), return_counts=True)
+        return ngrams[(counts >= TEMPLATE_ITEMS) & (counts > TEMPLATE_FRACTION * len(items))]
+
+    def cut_out(self, templates: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
+        """Return the passages before, between and after the templates that are long enough to be looked for."""
+        own = np.ones(len(words), dtype=bool)
+        for start in np.flatnonzero(np.isin(ngram_hashes(words, self.ngram_words), templates)):
+            own[start : start + self.ngram_words] = False
+        edges = np.flatnonzero(np.diff(own, prepend=False, append=False)).reshape(-1, 2)
+        return [words[start:end] for start, end in edges if end - start >= MIN_WORDS]
+
+    def overlaps(self, text: str) -> dict[tuple[str, str | int], float]:
+        """Return, for each item with a run of words in the text, the share of its passages' words in such runs."""
+        words = self.hash_words(normalised_words(text))
+        hashes = ngram_hashes(words, MIN_WORDS)
+        places = np.flatnonzero(self.table[hashes >> self.shift])
+        found = [hashes[places]]
+        for length in range(MIN_WORDS, self.ngram_words):
+            places = places[places + length < len(words)]
+            found.append(found[-1][: len(places)] * BASE + words[places + length])
+        candidates = np.unique(np.concatenate(found))
+        first, last = (np.searchsorted(self.ngrams, candidates, side) for side in ("left", "right"))
+        runs = self.runs[[rank for a, b in zip(first, last, strict=True) for rank in range(a, b)]]
+        owners = np.searchsorted(self.bounds, runs[:, 0], "right") - 1
+        fractions = {}
+        for owner in np.unique(owners):
+            covered = np.zeros(self.bounds[owner + 1] - self.bounds[owner], dtype=bool)
+            for start, end in runs[owners == owner] - self.bounds[owner]:
+                covered[start:end] = True
+            fractions[self.items[owner]] = float(covered.mean())
+        return fractions
+
+
+def drop_overlapping(
+    documents, rank: int, world_size: int, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path
+) -> Iterator[Document]:
+    """Pass on the documents that hold less than `min_overlap_fraction` (above 0, at most 1) of every item.
+
+    Every overlap, of dropped and of kept documents, is in folder/<rank>.jsonl when the task ends.
+    """
+    rows = []
+    for document in documents:
+        overlaps = index.overlaps(document.text)
+        dropped = max(overlaps.values(), default=0) >= min_overlap_fraction
+        where = {"source": document.metadata["source"], "document": document.id, "dropped": dropped}
+        where["bytes"] = len(document.text.encode())
+        rows += [{"task": task, "id": item, "fraction": share, **where} for (task, item), share in overlaps.items()]
+        if not dropped:
+            yield document
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{rank:05d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path) -> dict:
+    """Merge what the tasks of `drop_overlapping` noted in a folder, write it to path and return it.
+
+    Of each overlapping item it gives the documents, the largest fraction in one of them and in one that was kept.
+    """
+    rows = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
+    rows.sort(key=lambda row: (row["task"], str(row["id"]), -row["fraction"], row["source"], row["document"]))
+    settings = {"ngram_words": index.ngram_words, "min_overlap_fraction": min_overlap_fraction, "min_words": MIN_WORDS}
+    settings |= {"template_fraction": TEMPLATE_FRACTION, "template_items": TEMPLATE_ITEMS, "sha256": index.sha256}
+    report = {"settings": settings, "removed": sum_removed(rows), "tasks": {}}
+    for task, num_items in index.num_items.items():
+        found = [row for row in rows if row["task"] == task]
+        overlaps = []
+        for item_id, group in groupby(found, key=lambda row: row["id"]):
+            documents = [{key: row[key] for key in ("source", "document", "fraction", "dropped")} for row in group]
+            kept = max((row["fraction"] for row in documents if not row["dropped"]), default=0.0)
+            held = {"documents": len(documents), "fraction": documents[0]["fraction"], "fraction_after_removal": kept}
+            overlaps.append({"id": item_id, **held, "largest": documents[:LISTED_DOCUMENTS]})
+        report["tasks"][task] = {
+            "items": num_items,
+            "checkable": num_items - sum(map(len, index.not_checkable[task].values())),
+            "not_checkable": index.not_checkable[task],
+            "template_ngrams": index.template_ngrams[task],
+            "removed": sum_removed(row for row in found if row["fraction"] >= min_overlap_fraction),
+            "overlapping_items": len(overlaps),
+            "overlapping_items_after_removal": sum(item["fraction_after_removal"] > 0 for item in overlaps),
+            "overlaps": overlaps,
+        }
+    write_json(path, report)
+    return report
+
+
+def sum_removed(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
+    """Count each dropped document once, by source, however many items it overlaps with."""
+    dropped = {(row["source"], row["document"]): row["bytes"] for row in rows if row["dropped"]}
+    totals: dict[str, dict[str, int]] = {}
+    for (source, _), num_bytes in sorted(dropped.items()):
+        before = totals.get(source, {"documents": 0, "bytes": 0})
+        totals[source] = {"documents": before["documents"] + 1, "bytes": before["bytes"] + num_bytes}
+    return totals
