@@ -45,6 +45,7 @@ from tqdm import tqdm
 
 from benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from document_families import WORD, find_families
+from personal_data import Redactor
 from pipeline_executor import TaskProgress, run_pipeline, track
 from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
 from run_folder import discard, is_finished, new_output, write_json
@@ -179,6 +180,7 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     extract_text = load_extract_text(data.extract_text)
     progress = TaskProgress(work / "logs" / "read" / "progress", rank)
     tally = Tally(work / "counts", "read", rank, source.name)
+    redactor = data.personal_data and Redactor(data.personal_data.profile, data.personal_data.actions)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as refused:
@@ -199,6 +201,13 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
             if num_bytes < data.min_document_bytes:
                 tally.add("dropped:too_short" if text else "dropped:no_text", num_bytes)
                 continue
+            if redactor is not None:
+                text, found = redactor.apply(text)
+                tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
+                if text is None:
+                    tally.add("dropped:personal_data", num_bytes)
+                    continue
+                num_bytes = len(text.encode())
             tally.add("read", num_bytes)
             date = example.get("date")
             yield Document(
@@ -454,6 +463,11 @@ def gather_stats(sources: list[Source], counts: Path, families: Counter | None) 
             "dropped": {reason: counted(value) for reason, value in sorted(dropped.items()) if value[0]},
             "kept": {split: counted(value) for split, value in kept.items()},
             "families": families and families[source.name],
+            "personal_data": {
+                label.split(":")[1]: number
+                for label, (number, _) in sorted(totals.items())
+                if label.startswith(f"{source.name}/personal_data:")
+            },
         }
     return {"sources": stats}
 

@@ -55,6 +55,11 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
+PersonalDataKind = Literal[
+    "email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone"
+]
+
+
 class Section(BaseModel):
     """A mapping of the recipe: no unknown keys, no coercion of types, no NaN or infinity."""
 
@@ -133,6 +138,17 @@ class Decontamination(Section):
     common phrase in a short item can drop many documents, and decontamination.json shows it; 0.8 drops near-copies."""
 
 
+class PersonalData(Section):
+    """Personal data that has a form: what is done with it, before anything else sees the text. Names are left."""
+
+    profile: Literal["finance", "general", "legal", "medical"]
+    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone; finance and legal: also tax,
+    account, birth; medical: also account, record, birth."""
+    actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
+    """Kind -> replace, drop (the document) or leave (only count), over the profile's; may add kinds, such as
+    docket."""
+
+
 class Splits(Section):
     """Held-out text, taken by content hash before anything is trained."""
 
@@ -153,6 +169,8 @@ class Data(Section):
     """Python file with extract_text(example, source). None: data.py beside the last YAML file that has one."""
     min_document_bytes: Count = 200
     """Shorter documents are dropped (bytes)."""
+    personal_data: PersonalData | None = None
+    """Personal data to replace, count or drop documents for. None: not looked for."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
     """MinHash settings; null keeps near-duplicates."""
     decontamination: Decontamination | None = None

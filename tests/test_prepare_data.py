@@ -157,6 +157,17 @@ def test_near_duplicates_are_dropped_and_different_documents_are_not(run):
     assert any(text == make_text(2, sentences=80) for text in found)
 
 
+def test_personal_data_is_replaced_counted_and_dropped_as_the_recipe_says(run):
+    mail, number = "clerk@courts.state.tx.us", "123-45-6789"
+    append_rows(run, row(f"{make_text(60)}\nWrite to {mail}."), row(f"{make_text(61)}\nHer SSN is {number}."))
+    prepare_data.main(only_law(run, "--data.personal_data={profile: legal, actions: {ssn: drop}}"))
+    texts = [d["text"] for split in SPLITS for d in documents(run, split)]
+    assert not any(mail in text or number in text for text in texts)
+    assert stats(run, "law")["personal_data"] == {"email": 1, "ssn": 1}
+    assert stats(run, "law")["dropped"]["personal_data"]["documents"] == 1
+    assert sum("Write to " in text for text in texts) == 1
+
+
 def test_documents_that_hold_a_benchmark_item_are_dropped_and_the_rest_of_the_overlap_is_reported(run, tmp_path):
     words = "whether the tenant who paid nothing for nine years may still call the barn his own is an open question"
     (tmp_path / "benchmarks").mkdir()
