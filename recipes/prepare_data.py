@@ -49,7 +49,7 @@ from personal_data import Redactor
 from pipeline_executor import TaskProgress, run_pipeline, track
 from recipe_config import Data, Recipe, RecipeError, Source, parse_command_line, run_command
 from run_folder import discard, is_finished, new_output, write_json
-from source_readers import Unit, Unreadable, is_hub_dataset, list_units, named_errors, read_unit
+from source_readers import Unit, Unreadable, is_hub_dataset, list_all_units, named_errors, read_unit
 
 
 SPLITS = ("train", "validation", "test")
@@ -140,19 +140,13 @@ def pin_revisions(data: Data) -> Data:
 
 
 def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
-    """Divide each source into the parts that one task reads; all problems with sources are reported at once."""
-    parts, problems = [], []
+    """Divide each source into the parts that one task reads."""
+    all_units, parts = list_all_units(data.sources), []
     for source in data.sources:
-        try:
-            units = list_units(source)
-        except (RecipeError, OSError) as error:
-            problems.append(str(error))
-            continue
+        units = all_units[source.name]
         # A limit on the bytes of a source is one counter, so one task does the reading.
         tasks = 1 if source.max_bytes else min(TASKS_PER_SOURCE, len(units))
         parts += [(source, units[task::tasks]) for task in range(tasks)]
-    if problems:
-        raise RecipeError(*problems)
     return parts
 
 
@@ -357,27 +351,29 @@ def plan_splits(folder: Path, data: Data) -> tuple[dict[str, str], Counter | Non
     held_out: dict[str, str] = {}
     problems = []
     for source in data.sources:
-        families = [f for f in by_hash if any(sources[i] == source.name for i in f) and ids[f[0]] not in held_out]
-        weights = [sum(int(sizes[i]) for i in family if sources[i] == source.name) for family in families]
-        total_bytes = sum(int(size) for size, name in zip(sizes, sources, strict=True) if name == source.name)
-        if len(families) < len(SPLITS):
+        own = {index for index, name in enumerate(sources) if name == source.name}
+        families = [f for f in by_hash if not own.isdisjoint(f) and ids[f[0]] not in held_out]
+        weighed = [(sum(int(sizes[index]) for index in own.intersection(family)), family) for family in families]
+        if len(weighed) < len(SPLITS):
             problems.append(
-                f"data.sources: {source.name}: {len(families)} distinct documents are left after cleaning, and train, "
+                f"data.sources: {source.name}: {len(weighed)} distinct documents are left after cleaning, and train, "
                 f"validation and test need one each; add text, or lower data.min_document_bytes="
                 f"{data.min_document_bytes}"
             )
             continue
+        total_bytes = sum(int(sizes[index]) for index in own)
         for split, fraction in (("test", data.splits.test_fraction), ("validation", data.splits.validation_fraction)):
             left_bytes = min(fraction * total_bytes, data.splits.max_bytes)
-            chosen = []
-            for family, weight in zip(families, weights, strict=True):
-                if weight <= left_bytes:
-                    chosen.append(family)
-                    left_bytes -= weight
-            chosen = chosen or [families[weights.index(min(weights))]]
-            held_out |= {ids[index]: split for family in chosen for index in family}
-            remaining = [pair for pair in zip(families, weights, strict=True) if pair[0] not in chosen]
-            families, weights = [pair[0] for pair in remaining], [pair[1] for pair in remaining]
+            chosen, rest = [], []
+            for weight, family in weighed:
+                taken = weight <= left_bytes
+                left_bytes -= weight if taken else 0
+                (chosen if taken else rest).append((weight, family))
+            if not chosen:
+                chosen = [min(rest, key=lambda pair: pair[0])]
+                rest.remove(chosen[0])
+            held_out |= {ids[index]: split for _, family in chosen for index in family}
+            weighed = rest
     if problems:
         raise RecipeError(*problems)
     if data.family_containment is None:

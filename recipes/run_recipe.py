@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from recipe_config import Recipe, RecipeError, parse_command_line, run_command
 from run_folder import STAGES, is_finished, output_folder, record_stage
-from source_readers import list_units
+from source_readers import list_all_units
 
 
 RECIPES = Path(__file__).resolve().parent
@@ -121,14 +121,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
         raise RecipeError(f"{', '.join(STAGES[name].script for name in missing)}: not there; copy recipes/ whole")
     if absent:
         print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {' and '.join(absent)} are left out; copy it too")
-    problems = []
-    for source in recipe.data.sources:
-        try:
-            list_units(source)
-        except (RecipeError, OSError) as error:
-            problems.append(str(error))
-    if problems:
-        raise RecipeError(*problems)
+    list_all_units(recipe.data.sources)
     return [name for name in STAGES if name not in absent]
 
 

@@ -99,6 +99,22 @@ def list_units(source: Source) -> list[Unit]:
     return sorted(set(units), key=lambda unit: unit.name)
 
 
+def list_all_units(sources: list[Source]) -> dict[str, list[Unit]]:
+    """List the units of every source by its name.
+
+    Raises: RecipeError: with what is wrong with any of them.
+    """
+    units, problems = {}, []
+    for source in sources:
+        try:
+            units[source.name] = list_units(source)
+        except (RecipeError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError(*problems)
+    return units
+
+
 def is_hub_dataset(source: Source) -> bool:
     parts = source.path.split("/")
     return len(parts) == 2 and all(parts) and not Path(source.path).exists() and not source.path.startswith((".", "~"))
