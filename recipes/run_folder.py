@@ -62,8 +62,9 @@ def tokenizer_settings(recipe: Recipe) -> dict:
 
 
 def training_settings(recipe: Recipe) -> dict:
-    """Everything that decides the weights: not how often something is logged, scored or saved."""
-    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit", "torch_compile"}
+    """Everything that decides the weights: not how often something is logged, scored or saved, nor on what machine."""
+    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit"}
+    observing |= {"torch_compile", "per_device_train_batch_size"}
     return {
         "seed": recipe.run.seed,
         "shares": {source.name: source.share for source in recipe.data.sources},

@@ -85,6 +85,8 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
     if not asked:
         raise RecipeError(f"{accelerate_config}: num_processes is not set; add --num_processes N, one for each device")
     command += ["--config_file", str(accelerate_config), "--num_processes", str(asked)]
+    if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning
+        command += ["--num_cpu_threads_per_process", str(max(1, os.cpu_count() // asked))]
     on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
     if on_cpu and settings.get("mixed_precision") == "bf16" and not has_fast_bf16():
         print("run_recipe: note: this processor has no bf16 arithmetic; training in fp32")
