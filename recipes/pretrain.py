@@ -206,12 +206,12 @@ class MicroBatches(Dataset):
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         first = (k * self.num_processes + self.process_index) * self.batch_size
-        indices = range(first, first + self.batch_size)
-        tokens = torch.stack([torch.from_numpy(self.mixture.sequence(index)) for index in indices])
+        locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size)]
+        tokens = torch.stack([torch.from_numpy(self.mixture.read(location)) for location in locations])
         positions = document_positions(tokens[:, :-1].numpy(), self.mixture.eos_token_id)
         num_bytes = torch.zeros(len(self.mixture.names), dtype=torch.int64)
-        for index, sequence in zip(indices, tokens, strict=True):
-            num_bytes[self.mixture.locate(index).source] += int(self.byte_lengths[sequence[1:].numpy()].sum())
+        for location, sequence in zip(locations, tokens, strict=True):
+            num_bytes[location.source] += int(self.byte_lengths[sequence[1:].numpy()].sum())
         return {
             "input_ids": tokens[:, :-1],
             "position_ids": torch.from_numpy(positions),

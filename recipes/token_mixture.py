@@ -100,7 +100,11 @@ class TokenMixture:
 
     def sequence(self, index: int) -> np.ndarray:
         """Return sequence `index`, int64 of shape (sequence_length + 1,)."""
-        source, shard, start = self.locate(index)
+        return self.read(self.locate(index))
+
+    def read(self, location: Location) -> np.ndarray:
+        """Return the tokens at a location, int64 of shape (sequence_length + 1,)."""
+        source, shard, start = location
         return self.shards[source][shard][start : start + self.sequence_length + 1].astype(np.int64)
 
 
