@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Byte-level BPE: merge the most frequent pair of neighbours, again and again.
+
+`tokenizers` does it. Its result depends on how often each piece occurs and on nothing else: pairs of equal count are
+taken in the order of their numbers. So neither the order of the texts nor the number of threads changes it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from vocabulary.pretokenization import byte_level
+from vocabulary.special_tokens import (
+    END_OF_TEXT,
+    byte_level_tokenizer,
+    check_size,
+    check_special_tokens,
+    reserved_tokens,
+)
+
+
+def train_bpe(
+    texts: Iterable[str],
+    style: str,
+    vocab_size: int,
+    *,
+    min_frequency: int = 2,
+    max_token_bytes: int = 64,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    num_reserved: int = 0,
+    pad: bool = False,
+) -> Tokenizer:
+    """Train a tokenizer of exactly vocab_size entries; the same texts in any order give the same one.
+
+    Args:
+        texts: of documents, or parts of them; a special token written in one is text. About 20 bytes of memory for
+            each byte of the pieces that differ.
+        style: where a text is cut, a key of pretokenization.PATTERNS.
+        vocab_size: special tokens, the 256 bytes, what is learnt and reserved tokens together.
+        min_frequency: occurrences that a pair needs to be merged.
+        max_token_bytes: length of the longest entry.
+        special_tokens: the first entries, in this order.
+        num_reserved: reserved tokens at the end of the vocabulary.
+        pad: fill up with more reserved tokens where the texts carry fewer entries.
+
+    Raises: RecipeError: the texts carry fewer entries and `pad` is not set; a special token could be text;
+        vocab_size has no room for the bytes.
+    """
+    check_special_tokens(special_tokens, num_reserved, vocab_size, style)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = byte_level(style)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - num_reserved,
+        min_frequency=min_frequency,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=max_token_bytes,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    vocabulary = learnt["vocab"]
+    reason = f"those of pairs that occur {min_frequency} times"
+    num_reserved += check_size(len(vocabulary) + num_reserved, vocab_size, reason, pad)
+    reserved = reserved_tokens(num_reserved)
+    vocabulary |= {token: len(vocabulary) + index for index, token in enumerate(reserved)}
+    model = models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]])
+    return byte_level_tokenizer(model, style, [*special_tokens, *reserved])

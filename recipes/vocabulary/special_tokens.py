@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entries of a vocabulary that no text encodes to, and how a model becomes a tokenizer.
+
+Entries are numbered in this order: the special tokens, `<|endoftext|>` the first of them, what was learnt, and last
+the reserved tokens `<|reserved_0|>`, `<|reserved_1|>` and so on, which wait for a later use such as the roles of a
+chat. All stand in the vocabulary of the model itself, so that their numbers stay when entries are added after them.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from recipe_config import RecipeError
+from vocabulary.pretokenization import byte_level, splitter
+
+
+END_OF_TEXT = "<|endoftext|>"
+BYTES = 256
+
+
+def reserved_tokens(num_reserved: int) -> list[str]:
+    return [f"<|reserved_{index}|>" for index in range(num_reserved)]
+
+
+def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab_size: int, style: str) -> None:
+    """Refuse special tokens that stand twice, have the name of a reserved one or could be learnt, and a lack of room.
+
+    A token never crosses a cut between pieces, so a special token that is cut itself is never learnt from text.
+    """
+    cut, problems = splitter(style), []
+    fixed = len(special_tokens) + BYTES + num_reserved
+    if vocab_size < fixed:
+        problems.append(
+            f"tokenizer.vocab_size={vocab_size}: the bytes, special and reserved tokens alone are {fixed:,} entries; "
+            "set it to more"
+        )
+    for index, token in enumerate(special_tokens):
+        if token in special_tokens[:index]:
+            problems.append(f"special token {token!r} is listed twice; list it once")
+        elif token.startswith("<|reserved_"):
+            problems.append(f"special token {token!r} has the name of a reserved token; choose another")
+        elif len(cut.pre_tokenize_str(token)) < 2:
+            problems.append(f"special token {token!r} could be a word of a document; write it as <|name|>")
+    if problems:
+        raise RecipeError(*problems)
+
+
+def check_size(reached: int, vocab_size: int, reason: str, pad: bool) -> int:
+    """Return how many reserved tokens pad a vocabulary of `reached` entries to vocab_size.
+
+    Raises: RecipeError: there are fewer, and `pad` is not set.
+    """
+    missing = vocab_size - reached
+    if missing and not pad:
+        raise RecipeError(
+            f"tokenizer.vocab_size={vocab_size}: the text carries only {reached:,} entries, {reason}; "
+            "set it to that or less, add text, or have the rest filled with reserved tokens"
+        )
+    return missing
+
+
+def byte_level_tokenizer(model: models.Model, style: str, special_tokens: Sequence[str]) -> Tokenizer:
+    """Return the tokenizer of a model whose entries are written as byte characters, and which holds special_tokens."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = byte_level(style)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    return tokenizer

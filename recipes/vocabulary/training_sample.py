@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which text a tokenizer is trained on: a sample of each source that depends on the texts and the seed alone.
+
+A piece of text is in the sample by the hash of what it says; one that repeats is in it every time or never. So the
+sample is the same whatever the number and order of the files, takes memory that does not grow with the corpus, and
+holds the smaller samples of its seed.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+
+# A longer document is taken in parts, so that one of many megabytes counts no more than its share.
+PIECE_CHARACTERS = 1 << 16
+SLOTS = 1 << 16
+BUFFERED_BYTES = 1 << 24
+
+
+def cut_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts in pieces of at most PIECE_CHARACTERS."""
+    for text in texts:
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            yield text[start : start + PIECE_CHARACTERS]
+
+
+def slot(piece: str, seed: int) -> int:
+    """Return which of SLOTS equal parts of all text a piece belongs to."""
+    return xxhash.xxh64_intdigest(piece.encode(), seed=seed) % SLOTS
+
+
+def draw_sample(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -> Iterator[str]:
+    """Yield pieces of a source's texts of at most max_bytes in all, in the order they are read in.
+
+    The texts are read twice. The sample falls short of max_bytes by one slot, a 65,536th of the source, at most, or by
+    one piece where the source is small; a source of no more than max_bytes is taken whole.
+
+    Args:
+        texts: opens the source; each call yields the same texts, in any order.
+        max_bytes: UTF-8 bytes of the sample.
+        seed: of the draw.
+    """
+    bytes_in = np.zeros(SLOTS, dtype=np.int64)
+    for piece in cut_pieces(texts()):
+        bytes_in[slot(piece, seed)] += len(piece.encode())
+    num_slots = int(np.searchsorted(np.cumsum(bytes_in), max_bytes, side="right"))
+    for piece in cut_pieces(texts()):
+        if slot(piece, seed) < num_slots:
+            yield piece
+
+
+def write_chunks(pieces: Iterable[str], num_chunks: int, folder: Path, seed: int) -> list[Path]:
+    """Write pieces to files of about equal size, one JSON string a line, and return those that hold any.
+
+    A piece is in the file that its hash says, so the files hold the same pieces whatever the order these come in.
+    """
+    folder.mkdir(parents=True)
+    buffers: list[list[str]] = [[] for _ in range(num_chunks)]
+    buffered = 0
+
+    def write() -> None:
+        for index, lines in enumerate(buffers):
+            if lines:
+                with open(folder / f"{index:05d}.jsonl", "a", encoding="ascii") as file:
+                    file.writelines(lines)
+                lines.clear()
+
+    for piece in pieces:
+        line = json.dumps(piece) + "\n"
+        # Not the seed of the sample: its first slots would all be in the first chunks.
+        buffers[slot(piece, seed + 1) * num_chunks // SLOTS].append(line)
+        buffered += len(line)
+        if buffered > BUFFERED_BYTES:
+            write()
+            buffered = 0
+    write()
+    return sorted(folder.glob("*.jsonl"))
+
+
+def read_chunk(file: Path) -> Iterator[str]:
+    """Yield the pieces of a file of write_chunks."""
+    with open(file, encoding="ascii") as lines:
+        yield from map(json.loads, lines)
