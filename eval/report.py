@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn a run folder into figures, a report to read in a browser, and a summary for the terminal.
 
-In:  whatever of documents/stats.json, tokenizer/report.json, training.json, metrics.jsonl and eval/results.json is
-     there; the report says of each missing file which section it would have filled.
+In:  whatever of documents/stats.json and decontamination.json, tokenizer/report.json, training.json, metrics.jsonl and
+     eval/results.json is there; the report says of each missing file which section it would have filled.
 Out: figures/*.png, report.html (one file, figures inside), summary.txt (also printed).
 
     python eval/report.py runs/legal-quickstart
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FILES = {
     "documents": "documents/stats.json",
+    "decontamination": "documents/decontamination.json",
     "tokenizer": "tokenizer/report.json",
     "training": "training.json",
     "metrics": "metrics.jsonl",
@@ -41,6 +42,16 @@ FILES = {
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 MAX_POINTS = 1500  # drawn of one curve; more only makes the file larger
+HATCHES = ["", "//", "..", "xx", "--", "\\\\", "oo"]
+FUNNEL_COLORS = [COLORS[index] for index in (0, 4, 1, 2, 3, 5, 6)]  # what was kept in two blues
+SHOWN_REASONS = 4  # of those for which text was left out; the figure adds up the others
+# The groups of items that results.json tells apart, and what they are for the model.
+OVERLAP_GROUPS = {
+    "clean": "no run of their words is in the text that was kept",
+    "overlapping": "the text that was kept shares runs of words with them",
+    "not_checkable": "too short to be told from other text, or only wording that many items share",
+    "unchecked": "the text was not checked against them",
+}
 XZ_NAMES = {
     "xz_documents": "xz -9e of each document alone",
     "xz_stream": "xz -9e of the text as one stream",
@@ -167,6 +178,66 @@ def mixture_figure(run: dict) -> Figure:
     return figure
 
 
+def funnel_shares(sources: dict) -> dict[str, list[float]]:
+    """Return what became of the bytes read of each source: {fate: percent of each source}, largest reasons by name."""
+    dropped: dict[str, float] = {}
+    for entry in sources.values():
+        for reason, number in entry["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + number["bytes"] / (entry["bytes_in"] or 1)
+    named = sorted(dropped, key=lambda reason: (-dropped[reason], reason))[:SHOWN_REASONS]
+    fates = ["kept: train", "kept: held out", *(f"left out: {reason}" for reason in named), "left out: other reasons"]
+    shares = {fate: [] for fate in fates}
+    for entry in sources.values():
+        kept, left_out = entry["kept"], entry["dropped"]
+        sizes = {"kept: train": kept["train"]["bytes"]}
+        sizes["kept: held out"] = sum(number["bytes"] for split, number in kept.items() if split != "train")
+        sizes |= {f"left out: {reason}": left_out.get(reason, {"bytes": 0})["bytes"] for reason in named}
+        others = [number["bytes"] for reason, number in left_out.items() if reason not in named]
+        sizes["left out: other reasons"] = sum(others)
+        for fate, size in sizes.items():
+            shares[fate].append(100 * size / (entry["bytes_in"] or 1))
+    return {fate: values for fate, values in shares.items() if any(values)}
+
+
+def funnel_figure(run: dict) -> Figure:
+    sources = run["documents"]["sources"]
+    shares = funnel_shares(sources)
+    figure = Figure(figsize=(7, 1.9 + 0.5 * len(sources)))
+    axes = figure.subplots()
+    left = [0.0] * len(sources)
+    for (fate, values), color, hatch in zip(shares.items(), FUNNEL_COLORS, HATCHES, strict=False):
+        axes.barh(range(len(sources)), values, 0.6, left=left, label=plain(fate), color=color, hatch=hatch, ec="white")
+        left = [before + value for before, value in zip(left, values, strict=True)]
+    axes.set_yticks(range(len(sources)), [plain(name) for name in sources])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="share of the bytes read (%)", xlim=(0, 100))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=2)
+    return figure
+
+
+def shares_figure(run: dict) -> Figure:
+    """Draw the delivered share of each source over training, and what was asked as a broken line."""
+    lines = [line for line in run["metrics"]["evaluation"] if any(key.startswith("data/share/") for key in line)]
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots()
+    size, unit = byte_unit(lines[-1]["train/bytes_seen"])
+    sources = sorted(
+        {key.removeprefix("data/share/") for line in lines for key in line if key.startswith("data/share/")}
+    )
+    for index, source in enumerate(sources):
+        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+        x, y = thinned(lines, f"data/share/{source}", "train/bytes_seen")
+        axes.plot([value / size for value in x], [100 * share for share in y], label=plain(source), **style)
+        x, y = thinned(lines, f"data/asked/{source}", "train/bytes_seen")
+        if x:
+            asked = {"color": style["color"], "linestyle": "--", "linewidth": 1, "drawstyle": "steps-pre"}
+            axes.plot([value / size for value in x], [100 * share for share in y], **asked)
+    axes.set(xlabel=f"text seen in training ({unit})", ylabel="share of the bytes seen (%)", ylim=(0, None))
+    axes.legend(fontsize="small", title="delivered; broken lines: asked for", title_fontsize="small")
+    return figure
+
+
 def learning_rate_figure(run: dict) -> Figure:
     lines = run["metrics"]["training"]
     figure = Figure(figsize=(7, 5))
@@ -182,7 +253,9 @@ def learning_rate_figure(run: dict) -> Figure:
 FIGURES: dict[str, tuple[str, Callable[[dict], Figure]]] = {
     "loss": ("metrics", loss_figure),
     "bits_per_byte": ("metrics", bits_per_byte_figure),
+    "funnel": ("documents", funnel_figure),
     "mixture": ("training", mixture_figure),
+    "shares": ("metrics", shares_figure),
     "learning_rate": ("metrics", learning_rate_figure),
 }
 
@@ -197,8 +270,7 @@ def draw_figures(run: dict, folder: Path) -> dict[str, str]:
     new.mkdir()
     uris = {}
     for name, (needs, draw) in FIGURES.items():
-        data = run[needs] and (run[needs]["training"] if needs == "metrics" else run[needs].get("mixture"))
-        if not data:
+        if not run[needs] or not has_data(name, run):
             continue
         with matplotlib.rc_context(
             {
@@ -211,7 +283,7 @@ def draw_figures(run: dict, folder: Path) -> dict[str, str]:
             }
         ):
             figure = draw(run)
-            figure.tight_layout()
+            figure.set_layout_engine("constrained" if figure.legends else "tight")
             figure.savefig(new / f"{name}.png", dpi=110)
         data = (new / f"{name}.png").read_bytes()
         uris[name] = "data:image/png;base64," + base64.b64encode(data).decode()
@@ -221,6 +293,17 @@ def draw_figures(run: dict, folder: Path) -> dict[str, str]:
     shutil.rmtree(figures, ignore_errors=True)
     new.rename(figures)
     return uris
+
+
+def has_data(name: str, run: dict) -> bool:
+    """Return whether the file that a figure needs holds what it draws."""
+    if name == "funnel":
+        return bool(run["documents"]["sources"])
+    if name == "mixture":
+        return bool(run["training"].get("mixture"))
+    if name == "shares":
+        return any(key.startswith("data/share/") for line in run["metrics"]["evaluation"] for key in line)
+    return bool(run["metrics"]["training"])
 
 
 # Sentences and numbers
@@ -271,9 +354,21 @@ def task_sentence(name: str, metric: str, task: dict) -> str:
     return f"{measured} is {'above' if value > chance else 'below'} chance ({chance:.3f} +- {noise:.3f})."
 
 
+def last_shares(run: dict) -> dict | None:
+    """Return the last line of metrics.jsonl that says how the mixture was delivered."""
+    lines = run["metrics"]["evaluation"] if run["metrics"] else []
+    return next((line for line in reversed(lines) if any(key.startswith("data/share/") for key in line)), None)
+
+
+def found_kinds(documents: dict | None) -> list[str]:
+    """Return the kinds of personal data that were found in any source."""
+    sources = documents["sources"].values() if documents else []
+    return sorted({kind for entry in sources for kind in entry.get("personal_data", {})})
+
+
 def accuracies(task: dict) -> list[str]:
     """Return the metrics that chance level applies to."""
-    return [metric for metric in task["metrics"] if metric.startswith("acc")]
+    return [metric for metric in task["metrics"] or {} if metric.startswith("acc")]
 
 
 def table(header: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
@@ -377,6 +472,10 @@ def write_html(run: dict, folder: Path, figures: dict[str, str]) -> str:
         xz_sentence=xz_sentence,
         task_sentence=task_sentence,
         accuracies=accuracies,
+        overlap_groups=OVERLAP_GROUPS,
+        present=[name for name in FILES if run[name] is not None],
+        delivered=last_shares(run),
+        found_kinds=found_kinds(run["documents"]),
         **run,
     )
 

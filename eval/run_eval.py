@@ -11,7 +11,9 @@ Out: <output>/results.json, complete or not there at all. The same inputs give t
     python eval/run_eval.py --export_requests benchmarks
 
 The last one needs no model: it writes what each task asks, benchmarks/<task>.jsonl with id, context, choices and gold,
-against which training text is decontaminated. It runs in one process, on one GPU where there is one.
+against which training text is decontaminated. What came of that, documents/decontamination.json, is read back by
+--decontamination: the scores of items that the training text does not hold are then given apart from those of others.
+It runs in one process, on one GPU where there is one.
 """
 
 import argparse
@@ -49,6 +51,9 @@ logger = logging.getLogger(__name__)
 TASKS_DIR = Path(__file__).resolve().parent / "tasks"
 XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
 RESAMPLES = 1000  # of the bootstrap
+# Of fewer items only the count is given: the standard error of guessing between two answers would be above 0.11.
+MIN_GROUP_ITEMS = 20
+OVERLAP_GROUPS = ("clean", "overlapping", "not_checkable", "unchecked")
 # Plain sampling of a small model soon goes round in circles; greedy decoding does at once.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "repetition_penalty": 1.1, "max_new_tokens": 80}
 
@@ -111,13 +116,17 @@ def task_requests(task: object) -> list[dict]:
     return list(items.values())
 
 
+def format_requests(items: list[dict]) -> str:
+    return "".join(json.dumps(item) + "\n" for item in items)
+
+
 def export_requests(folder: Path, names: list[str]) -> None:
     """Write folder/<task>.jsonl for each task."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache_dir:
         for name, task in load_tasks(names, cache_dir).items():
             items = task_requests(task)
-            write_synced(folder / f".{name}.jsonl.tmp", "".join(json.dumps(item) + "\n" for item in items))
+            write_synced(folder / f".{name}.jsonl.tmp", format_requests(items))
             os.replace(folder / f".{name}.jsonl.tmp", folder / f"{name}.jsonl")
             logger.info("%s: %d items", folder / f"{name}.jsonl", len(items))
 
@@ -129,6 +138,7 @@ def run_tasks(
     *,
     context_length: int,
     batch_size: int,
+    decontamination: dict | None = None,
 ) -> dict[str, dict]:
     """Score tasks with lm-eval.
 
@@ -138,7 +148,8 @@ def run_tasks(
     Returns: {task: {"metrics": {name: {"value", "stderr"}}, "chance", "num_items", "version", and
         "gold_bits_per_byte": {"value", "stderr"}, cost of the right continuations, which moves before accuracy does;
         "boundary_mismatches": items in which a continuation changes how the context before it is cut into tokens;
-        "truncated": requests longer than the context, of which the start was cut off}}.
+        "truncated": requests longer than the context, of which the start was cut off;
+        "by_overlap": what `score_by_overlap` returns, None without decontamination.json's content}}.
     Raises: ValueError: when a continuation alone does not fit the context.
     """
     from lm_eval.evaluator import evaluate
@@ -196,7 +207,75 @@ def run_tasks(
                 "gold_bits_per_byte": ratio_with_stderr(nats, gold_bytes),
                 "boundary_mismatches": mismatches,
                 "truncated": truncated,
+                "by_overlap": None,
             }
+            if decontamination is not None:
+                groups = overlap_groups(name, items, decontamination)
+                if "unchecked" in groups:
+                    logger.warning("%s: the training text was not checked against these items", name)
+                samples = output["samples"][name]
+                scored = [
+                    {"nats": cost, "bytes": size, "choices": len(item["choices"])}
+                    | {"metrics": {metric: sample[metric] for metric in results[name]["metrics"]}}
+                    for cost, size, item, sample in zip(nats, gold_bytes, items, samples, strict=True)
+                ]
+                results[name]["by_overlap"] = score_by_overlap(task, groups, scored)
+    return results
+
+
+def overlap_groups(name: str, items: list[dict], decontamination: dict) -> list[str]:
+    """Say of each item how far the training text was kept free of it, by decontamination.json.
+
+    An item of which every document was taken out of the training text is clean for the model that is scored.
+
+    Returns: for each item `clean`; `overlapping`, where documents that stayed share words with it; `not_checkable`,
+        where it is too short to be told from other text; or `unchecked`, where the check did not know the task, or
+        knew other items under its name.
+    """
+    digest = hashlib.sha256(format_requests(items).encode()).hexdigest()
+    if decontamination["settings"]["sha256"].get(name) != digest:
+        return ["unchecked"] * len(items)
+    found = decontamination["tasks"][name]
+    overlapping = {entry["id"] for entry in found["overlaps"] if entry["fraction_after_removal"] > 0}
+    not_checkable = {item_id for ids in found["not_checkable"].values() for item_id in ids}
+    return [
+        "not_checkable" if item["id"] in not_checkable else "overlapping" if item["id"] in overlapping else "clean"
+        for item in items
+    ]
+
+
+def score_by_overlap(task: object, groups: list[str], scored: list[dict]) -> dict[str, dict]:
+    """Score the items of each group by themselves, with the task's own way to put its items' values together.
+
+    Args:
+        task: of lm-eval.
+        groups: of each item, as `overlap_groups` gives them.
+        scored: of each item: nats and bytes of its right continuation, number of choices, value of each metric.
+
+    Returns: {group: {"num_items", "chance", "metrics", "gold_bits_per_byte"}}, the last two None for groups of less
+        than MIN_GROUP_ITEMS items; groups without items are left out.
+    """
+    from lm_eval.api.metrics import stderr_for_metric
+
+    results = {}
+    for group in (group for group in OVERLAP_GROUPS if group in groups):
+        items = [item for item, own in zip(scored, groups, strict=True) if own == group]
+        results[group] = entry = {
+            "num_items": len(items),
+            "chance": float(np.mean([1 / item["choices"] for item in items])),
+            "metrics": None,
+            "gold_bits_per_byte": None,
+        }
+        if len(items) < MIN_GROUP_ITEMS:
+            continue
+        entry["gold_bits_per_byte"] = ratio_with_stderr(
+            [item["nats"] for item in items], [item["bytes"] for item in items]
+        )
+        entry["metrics"] = {}
+        for metric in items[0]["metrics"]:
+            values, aggregate = [item["metrics"][metric] for item in items], task.aggregation()[metric]
+            stderr = stderr_for_metric(aggregate, RESAMPLES)
+            entry["metrics"][metric] = {"value": float(aggregate(values)), "stderr": stderr and float(stderr(values))}
     return results
 
 
@@ -337,6 +416,11 @@ def generate_samples(
     return samples
 
 
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def weights_sha256(model: str) -> str | None:
     """Return the sha256 of a model folder's safetensors, in the order of their names; None for a Hub id."""
     files = sorted(Path(model).glob("*.safetensors"))
@@ -381,6 +465,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--max_bytes_per_source", type=int, help="score whole documents up to this; None: all")
     parser.add_argument("--tasks", default="", help="comma-separated names of tasks below eval/tasks")
+    parser.add_argument(
+        "--decontamination",
+        type=Path,
+        help="decontamination.json of the text the model was trained on: score clean and overlapping items apart",
+    )
     parser.add_argument("--prompts", nargs="*", default=[], help="texts to continue")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -392,6 +481,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     return arguments
+
+
+def read_decontamination(path: Path | None) -> dict | None:
+    """Return decontamination.json's content. Raises: ValueError: it is not there or something else."""
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["settings"]["sha256"].keys() != content["tasks"].keys():
+            raise KeyError("tasks")
+        return content
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{path} is not a decontamination.json as prepare writes it: {error!r}") from error
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -413,6 +515,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             value = getattr(arguments, name)
             if value is not None and value < least:
                 problems.append(f"--{name}={value} must be at least {least}")
+        try:
+            read_decontamination(arguments.decontamination)
+        except ValueError as error:
+            problems.append(f"--decontamination: {error}")
         if arguments.documents is not None:
             split = arguments.documents / arguments.split
             if not any(split.glob("*/*.parquet")):
@@ -474,7 +580,8 @@ def main(argv: list[str] | None = None) -> None:
         "revision": arguments.revision,
         "model_sha256": weights_sha256(arguments.model),
         "settings": {name: getattr(arguments, name) for name in names}
-        | {"num_fewshot": 0, "device": model.device.type, "generation": GENERATION},
+        | {"num_fewshot": 0, "device": model.device.type, "generation": GENERATION}
+        | {"decontamination_sha256": arguments.decontamination and file_sha256(arguments.decontamination)},
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "lm-eval")},
         "bits_per_byte": {"sources": {}, "domains": {}},
@@ -493,6 +600,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.tasks,
             context_length=arguments.context_length,
             batch_size=arguments.batch_size,
+            decontamination=read_decontamination(arguments.decontamination),
         )
     write_results(arguments.output, results)
     sources = results["bits_per_byte"]["sources"].items()

@@ -8,19 +8,23 @@ Out:  a table on the console, or JSON lines with --json.
     python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
 
 Nothing is replayed and no log is kept: the order of the data is a pure function of (seed, index), so either question
-is answered from the token shards and their document index alone, in the same time for any step.
+is answered from the newest checkpoint's state, the token shards and their document index: the first in the same time
+for any step and corpus, the second after a search of the index for the document. What data.skip passes over is shown
+and said to be skipped.
 """
 
 import argparse
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from checkpointing import list_checkpoints, load_state
-from recipe_config import RecipeError, load_recipe, run_command
-from token_mixture import DOCUMENT_RECORD, TokenMixture
+from mixture_shares import make_mixture
+from recipe_config import RecipeError
+from recipe_loading import load_recipe, run_command
+from token_mixture import Location, TokenShards, document_start
+from training_batches import extend_skips, is_skipped, skip_at
 
 
 class Ledger:
@@ -37,79 +41,74 @@ class Ledger:
         state, recipe = load_state(checkpoints[0][1]), load_recipe([run / "recipe.yaml"])
         self.max_steps, self.sequence_length = state["max_steps"], state["sequence_length"]
         self.sequences_per_step = state["tokens_per_step"] // self.sequence_length
-        shares = {source.name: source.share for source in recipe.data.sources}
-        self.mixture = TokenMixture(run / "tokens", shares, self.sequence_length, recipe.run.seed)
-        manifest = json.loads((run / "tokens" / "manifest.json").read_text(encoding="utf-8"))
-        files = [[s["file"] for s in manifest["sources"][name]["train"]["shards"]] for name in self.mixture.names]
-        self.indices = [
-            [
-                np.memmap((run / "tokens" / file).with_suffix(".index"), dtype=DOCUMENT_RECORD, mode="r")
-                for file in part
-            ]
-            for part in files
-        ]
+        self.shards = TokenShards(run / "tokens", list(state["bytes_seen"]), self.sequence_length)
+        self.mixture = make_mixture(self.shards, state["phases"], self.sequences_per_step, recipe.run.seed)
+        self.skips = extend_skips(state["skips"], recipe.data.skip, state["step"])
 
     def documents_of(self, step: int) -> Iterator[dict]:
         """Yield the pieces of documents that optimizer step `step` (from 1) was or will be trained on.
 
-        Each says the document, its source, the sequence of the step it stands in, and which tokens of the document are
-        labels there: from `first_token` (0 is the document's first) to before `end_token`.
+        Each says the document, its source, the sequence of the step it stands in, which tokens of the document are
+        labels there, from `first_token` (0 is the document's first) to before `end_token`, and whether data.skip has
+        them `skipped`: then this is what the step would have been trained on.
         """
         first = (step - 1) * self.sequences_per_step
         for sequence in range(self.sequences_per_step):
             location = self.mixture.locate(first + sequence)
-            index = self.indices[location.source][location.shard]
+            index = self.shards.index(location.source, location.shard)
             begin, end = location.start + 1, location.start + 1 + self.sequence_length  # of the labels
-            number = int(np.searchsorted(index["end"], begin))
+            number = bisect_left(index, begin, key=lambda record: record["end"])
             while number < len(index) and document_start(index, number) < end:
-                start = document_start(index, number)
+                start, document = document_start(index, number), index[number]["id"].decode()
                 yield {
-                    "document": index[number]["id"].decode(),
-                    "source": self.mixture.names[location.source],
+                    "document": document,
+                    "source": self.shards.names[location.source],
                     "sequence": sequence,
                     "first_token": max(begin, start) - start,
                     "end_token": min(end, int(index[number]["end"]) + 1) - start,
+                    "skipped": self.is_skipped(step, document),
                 }
                 number += 1
+
+    def is_skipped(self, step: int, document: str) -> bool:
+        return is_skipped(self.skips, step) or document in skip_at(self.skips, step)["documents"]
 
     def steps_of(self, document: str) -> Iterator[dict]:
         """Yield, in the order of training, the steps that hold a piece of a document, up to the last of the run.
 
+        The document is looked for in the whole index, so this takes time that grows with the documents at hand.
+
         Raises: RecipeError: no training document has this id.
         """
-        found = []
-        for source, shards in enumerate(self.indices):
-            for shard, index in enumerate(shards):
-                for number in np.flatnonzero(index["id"] == document.encode()).tolist():
-                    found += self.visits(source, shard, document_start(index, number), int(index[number]["end"]) + 1)
-        if not found:
+        places = self.shards.find_documents([document])[document]
+        if not places:
             raise RecipeError(
                 f"document {document}: not in the training split; ids are in documents/train/*/*.parquet"
             )
+        found = [
+            visit | {"skipped": self.is_skipped(visit["step"], document)}
+            for place in places
+            for visit in self.visits(*place)
+        ]
         yield from sorted(found, key=lambda visit: visit["step"])
 
     def visits(self, source: int, shard: int, start: int, end: int) -> Iterator[dict]:
         """Yield the steps in which tokens [start, end) of a shard are labels."""
-        windows = self.mixture.first_windows[source][shard + 1] - self.mixture.first_windows[source][shard]
+        windows = self.shards.first_windows[source][shard + 1] - self.shards.first_windows[source][shard]
         last = self.max_steps * self.sequences_per_step
-        epochs = -(-int(self.mixture.counts(last)[source]) // self.mixture.num_windows[source])
+        epochs = -(-int(self.mixture.counts(last)[source]) // self.shards.num_windows[source])
         for window in range((start - 1) // self.sequence_length, (end - 2) // self.sequence_length + 1):
             for epoch in range(epochs if window < windows else 0):  # the remainder of a shard is in no window
-                index = self.mixture.find(source, shard, window * self.sequence_length, epoch)
-                if index < last:
+                index = self.mixture.find(Location(source, shard, window * self.sequence_length), epoch)
+                if index is not None and index < last:
                     begin = window * self.sequence_length + 1
                     yield {
                         "step": index // self.sequences_per_step + 1,
-                        "source": self.mixture.names[source],
+                        "source": self.shards.names[source],
                         "sequence": index % self.sequences_per_step,
                         "first_token": max(begin, start) - start,
                         "end_token": min(begin + self.sequence_length, end) - start,
                     }
-
-
-def document_start(index: np.ndarray, number: int) -> int:
-    """Return where a document's first token stands in its shard."""
-    return int(index[number - 1]["end"]) + 1 if number else 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             key = entry["document"] if by_step else entry["step"]
             tokens = f"{entry['first_token']:,} to {entry['end_token'] - 1:,}"
-            print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}")
+            skipped = ", skipped" if entry["skipped"] else ""
+            print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}{skipped}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ import os
 import shutil
 import sysconfig
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -28,19 +30,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from checkpointing import (
     check_replicas,
     gather_tensors,
+    list_checkpoints,
     load_state,
     newest_checkpoint,
     restore_tensors,
     save_checkpoint,
 )
-from recipe_config import Recipe, RecipeError, Training, parse_command_line, run_command
+from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
+from recipe_config import Recipe, RecipeError, Training
+from recipe_loading import parse_command_line, run_command
 from run_folder import (
     STAGES,
     StaleStageError,
@@ -52,13 +56,26 @@ from run_folder import (
     require,
     write_json,
 )
-from token_mixture import IGNORED_LABEL, TokenMixture, ValidationText, document_positions, token_byte_lengths
-from training_length import fit_to_corpus, limit_repetitions
-from training_record import append_metrics, cut_metrics, summarize, write_run_files
-
-
-# The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
-SPEED_STEPS = range(4, 12)
+from token_mixture import (
+    IGNORED_LABEL,
+    TokenMixture,
+    TokenShards,
+    ValidationText,
+    document_positions,
+    token_byte_lengths,
+)
+from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
+from training_length import SPEED_STEPS, fit_to_corpus, limit_repetitions, plan_steps, warmup_length
+from training_record import (
+    append_metrics,
+    cut_metrics,
+    delivered,
+    describe_delivered,
+    describe_phases,
+    print_plan,
+    summarize,
+    write_run_files,
+)
 
 
 class SummedLoss(nn.Module):
@@ -144,10 +161,6 @@ def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.
     return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), adamw]
 
 
-def warmup_length(max_steps: int, training: Training) -> int:
-    return min(500, max_steps // 20) if training.warmup_steps is None else training.warmup_steps
-
-
 def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
     """Return the learning rate of optimizer step `step`, 1 to max_steps."""
     warmup_steps = warmup_length(max_steps, training)
@@ -181,43 +194,9 @@ def accumulation_steps(training: Training, num_processes: int) -> int:
     return steps
 
 
-def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_steps: int, training: Training) -> int:
-    """Return how many steps training will have, from when its first ones ended (seconds of a clock)."""
-    measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
-    # A twentieth is left for validation and checkpoints.
-    affordable = step + int(0.95 * left_seconds * len(measured) / sum(measured))
-    least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
-    return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
-
-
-class MicroBatches(Dataset):
-    """The batches that one process reads: item k is its k-th since the beginning of training.
-
-    Of the sequences of a micro-step, which are consecutive over all processes, each process takes the next
-    per_device_train_batch_size. Sequence i thus belongs to step i // sequences_per_step whatever the processes.
-    """
-
-    def __init__(self, mixture: TokenMixture, byte_lengths, batch_size: int, process_index: int, num_processes: int):
-        self.mixture, self.byte_lengths = mixture, byte_lengths
-        self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
-
-    def __len__(self) -> int:
-        return 1 << 62  # training ends by steps, not by data
-
-    def __getitem__(self, k: int) -> dict[str, Tensor]:
-        first = (k * self.num_processes + self.process_index) * self.batch_size
-        locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size)]
-        tokens = torch.stack([torch.from_numpy(self.mixture.read(location)) for location in locations])
-        positions = document_positions(tokens[:, :-1].numpy(), self.mixture.eos_token_id)
-        num_bytes = torch.zeros(len(self.mixture.names), dtype=torch.int64)
-        for location, sequence in zip(locations, tokens, strict=True):
-            num_bytes[location.source] += int(self.byte_lengths[sequence[1:].numpy()].sum())
-        return {
-            "input_ids": tokens[:, :-1],
-            "position_ids": torch.from_numpy(positions),
-            "labels": tokens[:, 1:],
-            "num_bytes": num_bytes,  # (num_sources,): UTF-8 bytes of the labels of each source
-        }
+def scale_gradients(model: nn.Module, factor: Tensor) -> None:
+    """Multiply every gradient by a number that is on the device, without waiting for it."""
+    torch._foreach_mul_([parameter.grad for parameter in model.parameters() if parameter.grad is not None], factor)
 
 
 @torch.no_grad()
@@ -263,15 +242,18 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
     tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    shares = {source.name: source.share for source in recipe.data.sources}
-    mixture = TokenMixture(tokens, shares, recipe.training.sequence_length, recipe.run.seed)
+    data, training, notes = recipe.data, recipe.training, []
+    shards = TokenShards(tokens, [source.name for source in data.sources], training.sequence_length)
 
     # What is trained, for how long, in which pieces.
-    training, notes = recipe.training, []
-    if recipe.data.fit_to_corpus:
-        training, notes = fit_to_corpus(training, mixture)
-    training, more = limit_repetitions(training, mixture, recipe.data.max_repetitions, recipe.data.fit_to_corpus)
+    if data.fit_to_corpus:  # then the length gives way to the shares, not they to it
+        shares = resolve_shares(data, shards.train_bytes)
+        training, notes = fit_to_corpus(training, shards, shares)
+    else:
+        shares = resolve_for_run(data, training, shards)
+    training, more = limit_repetitions(training, data, shards, shares)
     notes += more
+    skipped_documents = SkippedDocuments(shards, data.skip.documents)
     batch_size, num_processes = training.per_device_train_batch_size, accelerator.num_processes
     gradient_accumulation_steps = accumulation_steps(training, num_processes)
     missing = find_missing_compiler() if training.torch_compile else None
@@ -289,11 +271,16 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
 
     state = {
         "step": 0,
+        "trained_steps": 0,  # without those that data.skip passes over
         "max_steps": training.max_steps,
         "sequence_length": training.sequence_length,
         "tokens_per_step": training.tokens_per_step,
         "seconds": 0.0,
         "bytes_seen": {name: 0 for name in shares},
+        "tokens_seen": {name: 0 for name in shares},
+        # With a time limit, no later phase begins before the length is known.
+        "phases": schedule_phases(data, shares, None if training.max_seconds else training.max_steps),
+        "skips": extend_skips([], data.skip, 0),
         "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
         "inputs": input_hashes(recipe, "pretrain"),
     }
@@ -302,27 +289,30 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     if checkpoint is not None:
         state = check_state(checkpoint, state)
         restore_tensors(checkpoint, model, plain_optimizers)
+        checkpoints = list_checkpoints(run / "checkpoints")
+        notes += describe_changes(state["skips"], data.skip, state["step"], checkpoints)
+        state["skips"] = extend_skips(state["skips"], data.skip, state["step"])
     if is_main:
         for note in notes:
             accelerator.print(f"pretrain: note: {note}")
-        print_plan(accelerator, training, parameters, gradient_accumulation_steps, state, checkpoint)
+        print_plan(accelerator, training, parameters, state, checkpoint)
         write_run_files(recipe, run)
         cut_metrics(run, state["step"])
+        set_aside_later(run / "checkpoints", state["step"])
     texts = {name: ValidationText(tokens, name, training.sequence_length, training.max_eval_bytes) for name in shares}
 
-    dataset = MicroBatches(
-        mixture, token_byte_lengths(tokenizer_folder), batch_size, accelerator.process_index, num_processes
-    )
-    on_cpu = accelerator.device.type == "cpu"
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(state["step"] * gradient_accumulation_steps, len(dataset)),
-        num_workers=0 if on_cpu else 2,
-        pin_memory=not on_cpu,
-        generator=torch.Generator(),  # an iterator draws its seed from the global generator otherwise
-    )
-    batches = iter(loader)
+    byte_lengths = token_byte_lengths(tokenizer_folder)
+    sequences_per_step = training.tokens_per_step // training.sequence_length
+
+    def open_mixture() -> tuple[TokenMixture, Iterator[dict]]:
+        mixture = make_mixture(shards, state["phases"], sequences_per_step, recipe.run.seed)
+        dataset = MicroBatches(
+            mixture, skipped_documents, byte_lengths, batch_size, accelerator.process_index, num_processes
+        )
+        steps = (step for step in count(state["step"] + 1) if not is_skipped(state["skips"], step))
+        return mixture, read_batches(dataset, steps, gradient_accumulation_steps, accelerator.device.type == "cpu")
+
+    mixture, batches = open_mixture()
 
     def log(record: dict) -> None:
         if is_main:
@@ -335,12 +325,40 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
             save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
         accelerator.wait_for_everyone()
 
-    bytes_seen = torch.tensor(list(state["bytes_seen"].values()), device=accelerator.device)
+    def train_step() -> Tensor:
+        """Train on the next batches, with the learning rate that is set, and return the norm of the gradient."""
+        seen = torch.zeros_like(logged_seen)
+        for micro_step in range(gradient_accumulation_steps):
+            batch = next(batches)
+            seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            # Gradients are averaged over processes once a step, not once a micro-step.
+            last = micro_step == gradient_accumulation_steps - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                nats = model(**batch)
+                # Every token of the step weighs the same. DDP averages over processes, hence the factor.
+                accelerator.backward(nats * (num_processes / training.tokens_per_step))
+            logged_nats.add_(nats.detach())
+        logged_seen.add_(seen)
+        if skipped_documents.ranges:
+            targets = accelerator.reduce(seen[:, 1].sum())
+            scale_gradients(model, training.tokens_per_step / targets.clamp(min=1))
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"step {step}: the gradient is not finite; the weights are those of step {step - 1}, and the newest "
+                f"checkpoint is in {run / 'checkpoints'}. Lower training.learning_rate or training.max_grad_norm."
+            )
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return grad_norm
+
     logged_nats = torch.zeros((), device=accelerator.device)
-    logged_bytes = torch.zeros_like(bytes_seen)
+    logged_seen = torch.zeros((len(shares), 2), dtype=torch.int64, device=accelerator.device)  # bytes, tokens
     started = time.perf_counter() - state["seconds"]
     step_ended = []  # of the first steps of this process, to plan training.max_seconds with
-    logged_at, logged_step = time.perf_counter(), state["step"]
+    logged_at, logged_steps = time.perf_counter(), state["trained_steps"]
     bar = tqdm(
         total=state["max_steps"],
         initial=state["step"],
@@ -352,34 +370,18 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     model.train()
     while state["step"] < state["max_steps"]:
         step = state["step"] + 1
-        for micro_step in range(gradient_accumulation_steps):
-            batch = next(batches)
-            logged_bytes += batch.pop("num_bytes").to(accelerator.device)
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            # Gradients are averaged over processes once a step, not once a micro-step.
-            last = micro_step == gradient_accumulation_steps - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                nats = model(**batch)
-                # Every token of the step weighs the same. DDP averages over processes, hence the factor.
-                accelerator.backward(nats * (num_processes / training.tokens_per_step))
-            logged_nats += nats.detach()
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        if not torch.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"step {step}: the gradient is not finite; the weights are those of step {step - 1}, and the newest "
-                f"checkpoint is in {run / 'checkpoints'}. Lower training.learning_rate or training.max_grad_norm."
-            )
         learning_rate = learning_rate_at(step, state["max_steps"], training)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-            optimizer.zero_grad()
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = learning_rate
+        passed_over = is_skipped(state["skips"], step)
+        if not passed_over:
+            grad_norm = train_step()
+            state["trained_steps"] += 1
         state["step"] = step
         bar.update()
 
         now = time.perf_counter()
-        if training.max_seconds and "planned_steps" not in state:
+        if training.max_seconds and "planned_steps" not in state and not passed_over:
             step_ended.append(now)
             if len(step_ended) == SPEED_STEPS.stop:
                 left_seconds = training.max_seconds - (now - started)
@@ -394,42 +396,53 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
                     )
                     if is_main:
                         bar.write(f"pretrain: note: {notes[-1]}")
+                if data.phases:
+                    state["phases"] = schedule_phases(data, state["phases"][0]["shares"], state["max_steps"], step)
+                    mixture, batches = open_mixture()
+                    if is_main:
+                        bar.write(describe_phases(state["phases"]))
         done = step == state["max_steps"]
         evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
-        if step == 1 or step % training.logging_steps == 0 or evaluating or saving:
-            step_bytes = accelerator.reduce(logged_bytes)
-            bytes_seen += step_bytes
-            logged_tokens = (step - logged_step) * training.tokens_per_step
+        logging = step == 1 or step % training.logging_steps == 0 or evaluating or saving
+        if logging:
+            step_seen = dict(zip(shares, accelerator.reduce(logged_seen).tolist(), strict=True))
+            for name, (num_bytes, num_tokens) in step_seen.items():
+                state["bytes_seen"][name] += num_bytes
+                state["tokens_seen"][name] += num_tokens
+            step_bytes, step_tokens = (sum(column) for column in zip(*step_seen.values(), strict=True))
             nats = accelerator.reduce(logged_nats).item()
-            seen = {"train/tokens_seen": step * training.tokens_per_step, "train/bytes_seen": int(bytes_seen.sum())}
-            speed = logged_tokens / (time.perf_counter() - logged_at)
-            record = {
-                "step": step,
-                "train/loss": nats / logged_tokens,
-                "train/bits_per_byte": nats / math.log(2) / int(step_bytes.sum()),
-                "train/grad_norm": grad_norm.item(),
-                "train/learning_rate": learning_rate,
-                "train/tokens_per_second": speed,
-                "train/seconds": time.perf_counter() - started,
-            }
-            log(record | seen)
-            bar.set_postfix_str(f"loss {record['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            seen = {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
+            if step_tokens:  # not where data.skip left nothing since the last line
+                processed_tokens = (state["trained_steps"] - logged_steps) * training.tokens_per_step
+                speed = processed_tokens / (time.perf_counter() - logged_at)
+                record = {
+                    "step": step,
+                    "train/loss": nats / step_tokens,
+                    "train/bits_per_byte": nats / math.log(2) / max(1, step_bytes),
+                    "train/grad_norm": grad_norm.item(),
+                    "train/learning_rate": learning_rate,
+                    "train/tokens_per_second": speed,
+                    "train/seconds": time.perf_counter() - started,
+                }
+                log(record | seen)
+                bar.set_postfix_str(f"loss {record['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             logged_nats.zero_()
-            logged_bytes.zero_()
-            logged_step = step
+            logged_seen.zero_()
         if evaluating:
-            log({"step": step, **seen, **evaluate(model, texts, batch_size, accelerator)})
+            parts = delivered(mixture, state)
+            shown = {f"data/{key}/{name}": value for name, part in parts.items() for key, value in part.items()}
+            log({"step": step, **seen, **evaluate(model, texts, batch_size, accelerator), **shown})
+            if is_main:
+                bar.write(f"pretrain: step {step:,}: {describe_delivered(parts)}")
         if saving:
-            state["bytes_seen"] = dict(zip(shares, bytes_seen.tolist(), strict=True))
             state["seconds"] = time.perf_counter() - started
             save()
-        if logged_step == step:
-            logged_at = time.perf_counter()  # validation and saving are not the speed of training
+        if logging:  # after validation and saving, which are not the speed of training
+            logged_at, logged_steps = time.perf_counter(), state["trained_steps"]
     bar.close()
 
-    summary = summarize(
-        recipe, training, mixture, state, parameters, accelerator, notes, bool(training.torch_compile and not missing)
-    )
+    compiled = bool(training.torch_compile and not missing)
+    summary = summarize(recipe, training, mixture, byte_lengths, state, parameters, accelerator, notes, compiled)
     if is_main:
         write_json(run / "training.json", summary)
         with new_output(recipe, "pretrain") as output:
@@ -466,24 +479,23 @@ def check_state(checkpoint: Path, fresh: dict) -> dict:
     Raises: StaleStageError: it was made with other settings or inputs, which are named.
     """
     state = load_state(checkpoint)
-    changed = compare(state["settings"], fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
+    before = state["settings"] | {"skip": fresh["settings"]["skip"]}  # it may change; see describe_changes
+    changed = compare(before, fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
     if changed:
         raise StaleStageError(
             f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
             "recipe, or run with --overwrite to start again."
         )
-    return state
+    return state | {"settings": fresh["settings"]}
 
 
-def print_plan(accelerator, training: Training, parameters: dict, accumulation: int, state: dict, checkpoint) -> None:
-    """Say before the first step what will be trained."""
-    accelerator.print(
-        f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
-        f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
-        f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
-        f"{accumulation} micro-steps * {accelerator.num_processes} processes, "
-        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
-    )
+def set_aside_later(checkpoints: Path, step: int) -> None:
+    """Rename checkpoints after the step that training goes on from, or the next start would go on from them."""
+    for number, later in list_checkpoints(checkpoints):
+        if number > step:
+            replaced = later.with_name(f"{later.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            later.rename(replaced)
 
 
 def start_again(recipe: Recipe) -> None:
@@ -506,7 +518,8 @@ def main(argv: list[str] | None = None) -> None:
     if finished:
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")
         return
-    if options.overwrite and accelerator.is_main_process and read_record(Path(recipe.run.output_dir) / "model"):
+    anew = options.overwrite and recipe.run.resume in ("auto", "never")  # a named checkpoint is still gone on from
+    if anew and accelerator.is_main_process and read_record(Path(recipe.run.output_dir) / "model"):
         start_again(recipe)
     accelerator.wait_for_everyone()
     summary = train(recipe, accelerator)

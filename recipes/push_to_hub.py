@@ -3,8 +3,9 @@
 
 In:   <run.output_dir>/model/ and what the stages before it recorded, hub.* of the recipe. Without eval/ and figures/
       the release has no results, and its card says so.
-Out:  <run.output_dir>/release/: the model's files, README.md (the card), the records and manifest.json, which has the
-      bytes and sha256 of each. With hub.repo_id also that repository, in one commit, and publish.json.
+Out:  <run.output_dir>/release/: the model's files, README.md (the card), data_card.md without text of the sources, the
+      records and manifest.json, which has the bytes and sha256 of each. With hub.repo_id also that repository, in one
+      commit, and publish.json.
 
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml                   # uploads nothing
     hf auth login
@@ -33,8 +34,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from corpus.data_card import render_data_card
 from model_card import write_card
-from recipe_config import Recipe, RecipeError, parse_command_line, run_command
+from recipe_config import Recipe, RecipeError
+from recipe_loading import parse_command_line, run_command
 from run_folder import RECORD, file_sha256, is_finished, new_output, output_folder, read_record, require, write_json
 
 
@@ -45,6 +48,7 @@ RECORDS = {
     "training.json": "training.json",
     "metrics.jsonl": "metrics.jsonl",
 }
+CHECKED = {"documents/decontamination.json": "decontamination.json"}  # where the text was checked
 RESULTS = {"evaluate": {"eval/results.json": "results.json"}, "report": {"report.html": "report.html"}}
 MODEL_FILE = re.compile(
     r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
@@ -78,6 +82,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain"):
         recorded |= recorded_files(require(recipe, stage))
     names, notes = dict(RECORDS), []
+    names |= {relative: name for relative, name in CHECKED.items() if run / relative in recorded}
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)
         if read_record(folder) is None:
@@ -124,16 +129,36 @@ def build_release(recipe: Recipe) -> Path:
         for name, path in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             if path.parent.name not in ("model", "figures"):
-                (folder / name).write_text(relative_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
+                text = relative_paths(path.read_text(encoding="utf-8"))
+                if name == "report.html":
+                    text = relink(text, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
+                (folder / name).write_text(text, encoding="utf-8")
             else:
                 shutil.copyfile(path, folder / name)
         shown = Recipe.model_validate(without_home(recipe.model_dump()))
         (folder / "recipe.yaml").write_text(shown.dump_yaml(), encoding="utf-8")
+        stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
+        # Without text of the sources: whether it may be shown is for who publishes the documents to say.
+        (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
         write_card(shown, folder)
         refuse_secrets(folder)
         check_model(folder, output_folder(recipe, "pretrain"))
         write_json(folder / "manifest.json", {"format": 1, "files": describe_files(folder)})
     return output_folder(recipe, "publish")
+
+
+def read_if_there(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def relink(page: str, names: dict[Path, str], run: Path) -> str:
+    """Let the links of a run's report lead to the files of the release; those to other files become text."""
+
+    def renamed(found: re.Match) -> str:
+        name = names.get(run / found[1])
+        return f'<a href="{name}">{found[2]}</a>' if name else found[2]
+
+    return re.sub(r'<a href="([\w./]+)">(.*?)</a>', renamed, page)
 
 
 def describe_files(folder: Path) -> dict[str, dict]:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe: every key of the YAML, its unit, its default, and strict loading.
-
-In:   one or more YAML files (later ones win, mappings merge, lists are replaced) and `--section.key=value`.
-Out:  a `Recipe`, or one `RecipeError` that lists every problem with its file, key path, value and remedy.
+"""The recipe: every key of the YAML, its unit and its default. recipe_loading.py reads files into it.
 
     python recipes/recipe_config.py > recipes/recipe.schema.json   # for editors that complete YAML keys
     python recipes/run_recipe.py --help                            # every key with its unit and default
@@ -11,26 +8,14 @@ A file may say which other file it is laid over: `base: base.yaml` at its top, r
 Any other path in a recipe is relative to the folder the command is started in.
 """
 
-import argparse
-import difflib
 import json
-import re
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from datetime import date
+from io import StringIO
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.nodes import MappingNode, SequenceNode
-
-
-OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
-MAX_YAML_BYTES = 1_000_000
-MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
-MAX_YAML_DEPTH = 16
 
 
 class RecipeError(ValueError):
@@ -100,8 +85,13 @@ class Source(Section):
     """Read no further than this many bytes of text (UTF-8)."""
     domain: Name | None = None
     """Label under which results are added up, such as legal or general. None: the source's own name."""
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training bytes, 0 to 1; the shares of all sources add up to 1."""
+    share: Fraction | None = None
+    """Share of the training bytes, 0 to 1. None: of what the other shares leave, as the bytes at hand divide it, held
+    within data.min_shares and max_repetitions. 0: only in data.phases."""
+    max_repetitions: PositiveFloat | None = None
+    """A run that would go through the source more often is refused before it starts. None: data.max_repetitions."""
+    date_field: str = "date"
+    """Field of an example with the day, month or year of the text, as 2023-05-31, 2023-05 or 2023."""
     license: str | None = None
     """Licence of the text, for the data and model cards."""
     url: str | None = None
@@ -113,9 +103,10 @@ class Source(Section):
 
 
 class NearDuplicates(Section):
-    """MinHash: documents that share a bucket of hashes of their word n-grams are near-duplicates; the first stays.
+    """MinHash: documents that share a bucket of hashes of their word n-grams are near-duplicates. Of each cluster one
+    stays: of the source named first in the recipe, there the longest.
 
-    With 14 buckets of 8 hashes, two documents of similarity 0.72 are found with probability 0.64, of 0.8 with 0.92.
+    With 14 buckets of 8 hashes, two documents of similarity 0.72 are found with probability 0.65, of 0.8 with 0.92.
     """
 
     n_grams: Positive = 5
@@ -124,18 +115,52 @@ class NearDuplicates(Section):
     """Buckets; more find more."""
     hashes_per_bucket: Positive = 8
     """Hashes that must all agree in a bucket; more find fewer."""
+    against: list[str] = []
+    """documents/ folders of earlier runs: what is near to a document there is dropped."""
 
 
 class Decontamination(Section):
-    """Documents that hold items of the benchmarks that are scored later are dropped; recipes/benchmark_overlap.py."""
+    """Documents that hold items of the benchmarks that are scored later are dropped; corpus/benchmark_overlap.py."""
 
-    benchmarks: str
-    """Folder of <task>.jsonl, as eval/run_eval.py --export_requests writes it."""
+    benchmarks: str | None = None
+    """Folder of <task>.jsonl, as eval/run_eval.py --export_requests writes it. None: benchmarks/ of the run, which
+    run_recipe.py has written for evaluation.tasks."""
     ngram_words: Annotated[Int, Field(ge=8)] = 13
     """Words that must follow each other in a document as they do in an item to count as shared."""
     min_overlap_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A document is dropped when it shares this much of an item's words; smaller overlaps are only recorded. At 0.5 a
     common phrase in a short item can drop many documents, and decontamination.json shows it; 0.8 drops near-copies."""
+
+
+class Languages(Section):
+    """Which languages are kept, told by py3langid, whose model comes with its package; corpus/language.py."""
+
+    keep: Annotated[list[str], Field(min_length=1)]
+    """ISO 639-1 codes, such as en."""
+    min_probability: Fraction = 0.5
+    """Probability from which a document counts as one of these languages."""
+
+
+class Quality(Section):
+    """Rules that drop what is hardly text: those of Gopher, C4 and FineWeb; corpus/text_quality.py."""
+
+    profile: Literal["web", "professional"] = "professional"
+    """web: the published thresholds, made for web pages; professional: settings under which statutes, contracts,
+    filings and clinical notes pass."""
+    overrides: dict[str, float | bool] = {}
+    """Rule -> threshold over the profile's; the rules are listed in corpus/text_quality.py."""
+
+
+class RepeatedPassages(Section):
+    """Passages that very many documents share, such as headers, footers and licence notices, are cut out of them all;
+    corpus/repeated_passages.py."""
+
+    min_documents: Annotated[Int, Field(ge=2)]
+    """Documents that must share a passage."""
+    min_words: Positive = 8
+    """Shorter passages are left."""
+    sources: list[Name] | None = None
+    """Sources to look in. None: all."""
 
 
 class PersonalData(Section):
@@ -158,6 +183,55 @@ class Splits(Section):
     """Share of each source's bytes kept for the final evaluation."""
     max_bytes: Positive = 20_000_000
     """No split holds out more than this of a source, whatever its fraction (bytes)."""
+    future_from: str | None = None
+    """Documents of this day and later are the split `future`, never trained on: how the model does on text written
+    after its own. As '2024-01-01', in quotes; documents without a date are never in it."""
+
+    def problems(self):
+        if self.validation_fraction + self.test_fraction > 0.5:
+            yield "validation_fraction", "with test_fraction it holds out more than half of the text"
+        if self.future_from is not None:
+            try:
+                date.fromisoformat(self.future_from)
+            except ValueError:
+                yield "future_from", f"not a day, got {self.future_from!r}; write it as '2024-01-01', in quotes"
+
+
+class Phase(Section):
+    """A later part of training with shares of its own, such as the best text while the learning rate falls."""
+
+    start_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Where the phase begins, as a fraction of all steps; it lasts until the next begins."""
+    shares: dict[Name, Fraction]
+    """Source -> share of the bytes; those not named have none."""
+
+
+class Skip(Section):
+    """Text that is passed over without moving anything else: every other step keeps its data. May be changed between
+    a checkpoint and the resume from it."""
+
+    steps: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = []
+    """Ranges [first, last] of optimizer steps."""
+    documents: list[str] = []
+    """Ids of documents, wherever they stand, as document_ledger.py shows them."""
+
+    def problems(self):
+        for index, (first, last) in enumerate(self.steps):
+            if last < first:
+                yield f"steps.{index}", f"[{first}, {last}] ends before it begins"
+
+
+class Slurm(Section):
+    """How tasks are submitted with data.executor: slurm."""
+
+    partition: str
+    """Partition to submit to."""
+    time: str = "12:00:00"
+    """Longest time of one task (hh:mm:ss)."""
+    mem_per_cpu_gib: Positive = 4
+    """Memory of one task (GiB)."""
+    options: dict[str, str] = {}
+    """Further sbatch options, such as account: my-project."""
 
 
 class Data(Section):
@@ -165,10 +239,24 @@ class Data(Section):
 
     sources: Annotated[list[Source], Field(min_length=1)]
     """The sources, each {name, path, data_files | revision, share}."""
+    min_shares: dict[Name, Fraction] = {}
+    """Domain (or name of a source) -> least share of the training bytes, such as legal: 0.51."""
+    phases: list[Phase] = []
+    """Later parts of training with shares of their own, in order."""
+    skip: Skip = Skip()
+    """Steps and documents that are not trained on."""
     extract_text: str | None = None
     """Python file with extract_text(example, source). None: data.py beside the last YAML file that has one."""
     min_document_bytes: Count = 200
     """Shorter documents are dropped (bytes)."""
+    normalise_text: bool = True
+    """Unicode NFC, plain line ends and spaces, no control and invisible characters; corpus/text_quality.py."""
+    languages: Languages | None = None
+    """Languages to keep. None: all."""
+    quality: Quality | None = None
+    """Rules that drop what is hardly text. None: nothing is dropped."""
+    repeated_passages: RepeatedPassages | None = None
+    """Passages to cut out of the documents that share them. None: nothing is cut."""
     personal_data: PersonalData | None = None
     """Personal data to replace, count or drop documents for. None: not looked for."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
@@ -181,7 +269,13 @@ class Data(Section):
     splits: Splits = Splits()
     """Held-out shares."""
     workers: Positive | None = None
-    """Processes for preparing and tokenizing; the result does not depend on it. None: one a core."""
+    """Processes for preparing and tokenizing; the result does not depend on it. None: one a core, or on a cluster as
+    many as it gives."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where the tasks of prepare and tokenize run; the result does not depend on it. slurm: job arrays on a cluster
+    with a shared file system; ray: the cluster that RAY_ADDRESS names."""
+    slurm: Slurm | None = None
+    """For executor: slurm."""
     max_repetitions: PositiveFloat = 4.0
     """A run that would show a source more often than this is refused before it starts."""
     fit_to_corpus: bool = False
@@ -192,11 +286,28 @@ class Data(Section):
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield f"sources.{index}.name", f"{name!r} is used twice; give each source its own name"
-        total = sum(source.share for source in self.sources)
-        if abs(total - 1) > 1e-6:
-            yield "sources", f"the shares add up to {total:g}; they must add up to 1"
-        if self.splits.validation_fraction + self.splits.test_fraction > 0.5:
-            yield "splits", "validation_fraction and test_fraction hold out more than half of the text"
+        given = [source.share for source in self.sources if source.share is not None]
+        if len(given) == len(names) and abs(sum(given) - 1) > 1e-6:
+            yield "sources", f"the shares add up to {sum(given):g}; they must add up to 1"
+        elif len(given) < len(names) and sum(given) > 1 - 1e-6:
+            yield "sources", f"the shares add up to {sum(given):g} and leave nothing for the sources without one"
+        labels = {source.label for source in self.sources} | set(names)
+        for label in self.min_shares.keys() - labels:
+            yield f"min_shares.{label}", f"no source or domain of this name; there are {', '.join(sorted(labels))}"
+        starts = [phase.start_fraction for phase in self.phases]
+        if starts != sorted(set(starts)):
+            yield "phases", f"start_fraction must rise from phase to phase, got {starts}"
+        for index, phase in enumerate(self.phases):
+            for name in phase.shares.keys() - set(names):
+                yield f"phases.{index}.shares.{name}", f"no source of this name; there are {', '.join(names)}"
+            if abs(sum(phase.shares.values()) - 1) > 1e-6:
+                total = sum(phase.shares.values())
+                yield f"phases.{index}.shares", f"the shares add up to {total:g}; they must add up to 1"
+        for index, name in enumerate((self.repeated_passages and self.repeated_passages.sources) or []):
+            if name not in names:
+                yield f"repeated_passages.sources.{index}", f"no source {name!r}; there are {', '.join(names)}"
+        if self.executor == "slurm" and self.slurm is None:
+            yield "slurm", "missing; data.executor: slurm needs at least slurm.partition"
 
 
 class Tokenizer(Section):
@@ -370,8 +481,6 @@ class Recipe(Section):
 
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""
-        from io import StringIO
-
         stream = StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
@@ -383,230 +492,6 @@ class Recipe(Section):
 def divmod_neighbours(value: int, unit: int) -> tuple[int, int]:
     """Return how many whole units lie at most at and just above value."""
     return value // unit, value // unit + 1
-
-
-def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
-    """Parse one YAML text strictly.
-
-    Returns: the plain value, and where each key path in it was written (`name:line`).
-    Raises: RecipeError: not YAML 1.2, a duplicate key, a tag, too many aliases, too large or too deep.
-    """
-    if len(text.encode()) > MAX_YAML_BYTES:
-        raise RecipeError(f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines")
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        if sum(isinstance(event, AliasEvent) for event in yaml.parse(text)) > MAX_YAML_ALIASES:
-            raise RecipeError(f"{name}: more than {MAX_YAML_ALIASES} aliases; write the values out")
-        root = YAML(typ="safe", pure=True).compose(text)
-        origins: dict[tuple, str] = {}
-
-        def note(node, path: tuple):
-            if len(path) > MAX_YAML_DEPTH:
-                raise RecipeError(f"{name}: nested deeper than {MAX_YAML_DEPTH} levels")
-            origins[path] = f"{name}:{node.start_mark.line + 1}"
-            if isinstance(node, MappingNode):
-                for key, value in node.value:
-                    note(value, (*path, key.value))
-                    origins[*path, key.value] = f"{name}:{key.start_mark.line + 1}"
-            elif isinstance(node, SequenceNode):
-                for index, value in enumerate(node.value):
-                    note(value, (*path, index))
-
-        if root is not None:
-            note(root, ())
-        return yaml.load(text), origins
-    except YAMLError as error:
-        what = str(getattr(error, "problem", None) or error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {what}") from error
-
-
-def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict, dict]]:
-    """Yield (path, values, origins) of each file, the file it is laid over first."""
-    for path in paths:
-        if path.resolve() in seen:
-            raise RecipeError(f"{path}: base: leads back to the file itself")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise RecipeError(f"{path}: cannot be read: {reason}") from error
-        values, origins = read_yaml(text, str(path))
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
-        base = values.pop("base", None)
-        if base is not None:
-            if not isinstance(base, str):
-                raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}")
-            yield from read_files([path.parent / base], (*seen, path.resolve()))
-        yield path, values, origins
-
-
-def merge(below: dict, above: dict) -> dict:
-    """Lay one mapping over another: mappings merge, anything else is replaced."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
-    """Load YAML files and `--section.key=value` overrides into a recipe.
-
-    Raises: RecipeError: with every problem found, before anything is done.
-    """
-    values: dict = {}
-    origins: dict[tuple, str] = {}
-    extract_text = None
-    for path, file_values, file_origins in read_files([Path(path) for path in config]):
-        values, origins = merge(values, file_values), origins | file_origins
-        if (path.parent / "data.py").is_file():
-            extract_text = str(path.parent / "data.py")
-    problems = []
-    for override in overrides:
-        key, separator, text = override.removeprefix("--").partition("=")
-        if not override.startswith("--") or not separator or "." not in key:
-            problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
-            continue
-        value, _ = read_yaml(text, f"--{key}")
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        values = merge(values, value)
-        origins[tuple(key.split("."))] = f"--{key}"
-    recipe, invalid = validate(values, origins)
-    problems += invalid
-    if recipe is not None and recipe.data.extract_text is None:
-        recipe.data.extract_text = extract_text
-        if extract_text is None:
-            problems.append(
-                f"{config[-1]}: data.extract_text: no data.py beside the recipe; "
-                "copy recipes/custom/data.py there or name a file"
-            )
-    if problems:
-        raise RecipeError(*problems)
-    return recipe
-
-
-def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, list[str]]:
-    """Build the recipe, section by section so that a problem in one does not hide those of another."""
-    problems = []
-
-    def where(path: tuple) -> str:
-        known = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in origins or end == 0)
-        return f"{origins.get(known, 'recipe')}: {'.'.join(map(str, path))}"
-
-    sections = {}
-    for name in values:
-        if name not in Recipe.model_fields:
-            problems.append(f"{where((name,))}: unknown key, got {shown(values[name])}{nearest(name, Recipe)}")
-    for name, field in Recipe.model_fields.items():
-        if name not in values and not field.is_required():
-            sections[name] = field.get_default()
-            continue
-        try:
-            sections[name] = field.annotation.model_validate(values.get(name, {}))
-        except ValidationError as error:
-            problems += [f"{where((name, *e['loc']))}: {explain(e, field.annotation)}" for e in error.errors()]
-        else:
-            problems += [f"{where((name, *key.split('.')))}: {text}" for key, text in sections[name].problems()]
-    if problems:
-        return None, problems
-    recipe = Recipe.model_construct(**sections)
-    return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
-
-
-def explain(error: dict, section: type[Section]) -> str:
-    """Say what is wrong with one value and what would be right, in the words of a recipe."""
-    *path, key = error["loc"] or ("",)
-    for part in path:
-        nested = section.model_fields.get(part) if isinstance(part, str) else None
-        section = next((model for model in models_in(nested.annotation)), section) if nested else section
-    if error["type"] == "extra_forbidden":
-        return f"unknown key, got {shown(error['input'])}{nearest(str(key), section)}"
-    if error["type"] == "missing":
-        return f"missing; it says: {section.model_fields[key].description}"
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(error['input'])}"
-
-
-def shown(value: Any) -> str:
-    """Show a value of a recipe on one short line."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def models_in(annotation: Any) -> Iterator[type[Section]]:
-    """Yield the section classes inside an annotation such as `list[Source]` or `NearDuplicates | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from models_in(argument)
-
-
-def nearest(key: str, section: type[Section]) -> str:
-    """Name the key that was probably meant, or all there are."""
-    close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(section.model_fields)}"
-
-
-def describe_keys() -> str:
-    """List every key with its default and its description, for --help."""
-
-    def lines(section: type[Section], prefix: str) -> Iterator[str]:
-        for key, field in section.model_fields.items():
-            nested = next(models_in(field.annotation), None)
-            many = "[]" if nested and "list" in str(field.annotation) else ""
-            if field.description:
-                default = "required" if field.is_required() else f"default {describe_default(field.get_default())}"
-                yield f"  --{prefix}{key}{many}  ({default})\n        {' '.join(field.description.split())}"
-            if nested:
-                yield from lines(nested, f"{prefix}{key}{many}.")
-
-    return "keys of the recipe, each an override --section.key=value:\n" + "\n".join(lines(Recipe, ""))
-
-
-def describe_default(default: Any) -> str:
-    return json.dumps(default.model_dump() if isinstance(default, Section) else default)
-
-
-def parse_command_line(description: str, argv: list[str] | None = None, **flags: str) -> tuple[Recipe, Any]:
-    """Read `--config FILE ...`, `--section.key=value`, `--overwrite`, `--dry_run` and the given extra flags.
-
-    Args:
-        description: the script's docstring, shown by --help.
-        argv: arguments; None takes the command line's.
-        **flags: further options that take a value, with their help.
-
-    Returns: the recipe and the parsed options. The process exits with status 2 and the list of problems if any.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=describe_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="YAML files, later ones win")
-    parser.add_argument("--overwrite", action="store_true", help="make the output anew where it is out of date")
-    parser.add_argument("--dry_run", action="store_true", help="check and show what would be done, then stop")
-    for flag, text in flags.items():
-        parser.add_argument(f"--{flag}", help=text)
-    # Taken out first: argparse takes an unknown option with a space in its value, as JSON has, for a file name.
-    given = sys.argv[1:] if argv is None else argv
-    overrides = [argument for argument in given if OVERRIDE.match(argument)]
-    options, rest = parser.parse_known_args([argument for argument in given if not OVERRIDE.match(argument)])
-    options.overrides = overrides + rest
-    try:
-        return load_recipe(options.config, options.overrides), options
-    except RecipeError as error:
-        parser.exit(2, "".join(f"{problem}\n" for problem in error.problems))
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; what the user can mend ends it with the message, not with a traceback."""
-    try:
-        main()
-    except RecipeError as error:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
 
 
 def main() -> None:

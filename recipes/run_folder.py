@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpus.source_readers import source_fingerprint
 from recipe_config import Recipe, RecipeError
-from source_readers import source_fingerprint
 
 
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = "stage.json"
 RECORD_FORMAT = 1
 
@@ -34,6 +35,7 @@ class Stage:
         settings: what in the recipe decides its output.
         inputs: the stages whose outputs it reads.
         derived: whether it is cheap and follows from the rest, so that it is simply done over when out of date.
+        once: what else decides its output, but only when it is made: a later change is no reason to make it anew.
     """
 
     script: str
@@ -41,34 +43,80 @@ class Stage:
     settings: Callable[[Recipe], dict]
     inputs: tuple[str, ...] = ()
     derived: bool = False
+    once: Callable[[Recipe], dict] = lambda recipe: {}
 
 
 def documents_settings(recipe: Recipe) -> dict:
-    """Everything that decides the documents: not the shares, which only the mixture reads, nor the worker count."""
-    data = recipe.data.model_dump(exclude={"workers", "max_repetitions", "fit_to_corpus", "extract_text"})
-    if recipe.data.decontamination is not None:  # what is in the folder counts, not where it lies
-        items = sorted(Path(recipe.data.decontamination.benchmarks).glob("*.jsonl"))
-        data["decontamination"]["benchmarks"] = {path.name: file_sha256(path) for path in items}
+    """Everything that decides the documents: not the mixture of them, nor the machine that makes them."""
+    mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
+    data = recipe.data.model_dump(exclude=mixture | {"workers", "executor", "slurm", "extract_text"})
+    if recipe.data.decontamination is not None and recipe.data.decontamination.benchmarks is not None:
+        data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe))  # not where they lie
+    if recipe.data.near_duplicates is not None:
+        earlier = {folder: read_record(Path(folder)) for folder in recipe.data.near_duplicates.against}
+        data["near_duplicates"]["against"] = [record["sha256"] if record else path for path, record in earlier.items()]
     for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
-        for key in ("share", "license", "url"):  # correcting what a card says is no reason to train again
+        # Correcting what a card says, or the mixture, is no reason to prepare again.
+        for key in ("share", "max_repetitions", "license", "url"):
             del settings[key]
         settings["fingerprint"] = source_fingerprint(source)
     return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
 
 
+def why_unchecked(recipe: Recipe) -> str | None:
+    """Say why the documents of a recipe are checked against no benchmark; None where they are checked."""
+    decontamination = recipe.data.decontamination
+    if decontamination is None:
+        return "data.decontamination is not set"
+    if decontamination.benchmarks is None and not recipe.evaluation.tasks:
+        return "evaluation.tasks names no benchmark"
+    if decontamination.benchmarks is None and not has_script("requests"):
+        return "there was no eval/ folder beside recipes/ to take the benchmarks from"
+    return None
+
+
+def benchmarks_folder(recipe: Recipe) -> Path:
+    """Return where the benchmarks lie that documents are checked against: the recipe's own, or the run's."""
+    return Path(recipe.data.decontamination.benchmarks or output_folder(recipe, "requests"))
+
+
+def hash_items(folder: Path) -> dict[str, str]:
+    return {path.stem: file_sha256(path) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def exported_benchmarks(recipe: Recipe) -> dict:
+    """What the run took from evaluation.tasks: a benchmark that is added later makes no documents out of date."""
+    if why_unchecked(recipe) is not None or recipe.data.decontamination.benchmarks is not None:
+        return {}
+    tasks = dict.fromkeys(sorted(recipe.evaluation.tasks), "not exported")
+    return {"benchmarks": tasks | hash_items(benchmarks_folder(recipe))}
+
+
+def requests_settings(recipe: Recipe) -> dict:
+    files = sorted(path for path in (ROOT / "eval" / "tasks").glob("*/*") if path.suffix != ".md")
+    hashes = {path.relative_to(ROOT).as_posix(): file_sha256(path) for path in files if path.is_file()}
+    return {"tasks": recipe.evaluation.tasks, "files": hashes}
+
+
 def tokenizer_settings(recipe: Recipe) -> dict:
-    shares = {source.name: source.share for source in recipe.data.sources}
-    return recipe.tokenizer.model_dump() | {"shares": shares, "fit_to_corpus": recipe.data.fit_to_corpus}
+    data = recipe.data
+    shares = {source.name: source.share for source in data.sources}
+    asked = {"shares": shares} | data.model_dump(include={"min_shares", "phases", "fit_to_corpus"})
+    return recipe.tokenizer.model_dump() | asked
 
 
 def training_settings(recipe: Recipe) -> dict:
     """Everything that decides the weights: not how often something is logged, scored or saved, nor on what machine."""
     observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit"}
     observing |= {"torch_compile", "per_device_train_batch_size"}
+    shares = {source.name: {"share": source.share} for source in recipe.data.sources}
+    if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
+        for source in recipe.data.sources:  # otherwise it only decides whether the run is refused
+            shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
     return {
         "seed": recipe.run.seed,
-        "shares": {source.name: source.share for source in recipe.data.sources},
-        "fit_to_corpus": recipe.data.fit_to_corpus,
+        "sources": shares,
+        **recipe.data.model_dump(include={"min_shares", "phases", "skip", "fit_to_corpus"}),
         "model": recipe.model.model_dump(),
         "training": recipe.training.model_dump(exclude=observing),
     }
@@ -80,7 +128,8 @@ def release_settings(recipe: Recipe) -> dict:
 
 
 STAGES = {
-    "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings),
+    "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, derived=True),
+    "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings, once=exported_benchmarks),
     "tokenizer": Stage("recipes/train_tokenizer.py", "tokenizer", tokenizer_settings, ("prepare",)),
     "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
     "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
@@ -88,7 +137,7 @@ STAGES = {
         "eval/run_eval.py",
         "eval",
         lambda recipe: recipe.evaluation.model_dump(exclude={"batch_size"}),
-        ("prepare", "pretrain"),
+        ("requests", "prepare", "pretrain"),
         derived=True,
     ),
     "report": Stage(
@@ -112,6 +161,10 @@ def output_folder(recipe: Recipe, name: str) -> Path:
     return Path(recipe.run.output_dir) / STAGES[name].output
 
 
+def has_script(name: str) -> bool:
+    return (ROOT / STAGES[name].script).exists()
+
+
 def read_record(folder: Path) -> dict | None:
     """Return a finished stage's record, or None where there is none."""
     try:
@@ -126,12 +179,17 @@ def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
     return {upstream: record and record["sha256"] for upstream, record in records.items()}
 
 
-def differences(recipe: Recipe, name: str) -> list[str] | None:
-    """Say what a stage's output was made from that is different now; None where there is no output."""
+def differences(recipe: Recipe, name: str, once: bool = False) -> list[str] | None:
+    """Say what a stage's output was made from that is different now; None where there is no output.
+
+    Args: once: count too what matters only when the output is made.
+    """
     record = read_record(output_folder(recipe, name))
     if record is None:
         return None
     found = compare(record["settings"], json.loads(json.dumps(STAGES[name].settings(recipe))), "")
+    if once:
+        found += compare(record.get("once", {}), STAGES[name].once(recipe), "")
     return found + [
         f"the output of {upstream} changed"
         for upstream, sha256 in input_hashes(recipe, name).items()
@@ -155,7 +213,7 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
 
     Raises: StaleStageError: when its output is there but out of date, unless it is derived or overwrite is set.
     """
-    changed = differences(recipe, name)
+    changed = differences(recipe, name, once=overwrite)
     if changed is None:
         return False
     if changed and not overwrite and not STAGES[name].derived:
@@ -188,13 +246,13 @@ def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
 
     The same recipe and inputs give the same folder, so what an interrupted try left in it can be built upon.
     """
-    settings, inputs = STAGES[name].settings(recipe), input_hashes(recipe, name)
-    identity = hashlib.sha256(json.dumps([settings, inputs], sort_keys=True).encode()).hexdigest()
+    made_from = describe_inputs(recipe, name)
+    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     final = output_folder(recipe, name)
     partial = final.parent / f".{final.name}.{identity[:12]}.tmp"
     partial.mkdir(parents=True, exist_ok=True)
     yield partial
-    write_record(partial, name, settings, inputs)
+    write_record(partial, name, made_from)
     replaced = final.parent / f".{final.name}.{identity[:12]}.old"
     if final.exists():
         final.rename(replaced)
@@ -212,7 +270,13 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def write_record(folder: Path, name: str, settings: dict, inputs: dict) -> None:
+def describe_inputs(recipe: Recipe, name: str) -> dict[str, dict]:
+    """Return all that a stage's output is made from, as its record keeps it."""
+    stage = STAGES[name]
+    return {"settings": stage.settings(recipe), "inputs": input_hashes(recipe, name), "once": stage.once(recipe)}
+
+
+def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
     """Sync every file of a folder to disk and write `stage.json` beside them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {}
@@ -220,13 +284,13 @@ def write_record(folder: Path, name: str, settings: dict, inputs: dict) -> None:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         sync(path)
     sha256 = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    record = {"format": RECORD_FORMAT, "stage": name, "settings": settings, "inputs": inputs, "sha256": sha256}
-    write_json(folder / RECORD, record | {"files": files})
+    record = {"format": RECORD_FORMAT, "stage": name, **made_from, "sha256": sha256, "files": files}
+    write_json(folder / RECORD, record)
 
 
 def record_stage(recipe: Recipe, name: str) -> None:
     """Record a stage whose script knows nothing of recipes, once it has written its output folder."""
-    write_record(output_folder(recipe, name), name, STAGES[name].settings(recipe), input_hashes(recipe, name))
+    write_record(output_folder(recipe, name), name, describe_inputs(recipe, name))
 
 
 def write_json(path: Path, value: object) -> None:

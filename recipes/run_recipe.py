@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every stage of a recipe in order: what is finished is skipped, what was interrupted goes on.
 
-    prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
+    requests -> prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
+
+The first, for recipes with data.decontamination, writes down what the benchmarks ask, so that prepare can keep it out.
 
 In:   one or more YAML files; the machine is described by a file of accelerate_configs/.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -24,15 +26,18 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from recipe_config import Recipe, RecipeError, parse_command_line, run_command
-from run_folder import STAGES, is_finished, output_folder, record_stage
-from source_readers import list_all_units
+from corpus.source_readers import list_all_units
+from recipe_config import Recipe, RecipeError
+from recipe_loading import parse_command_line, run_command
+from run_folder import ROOT, STAGES, has_script, hash_items, is_finished, new_output, output_folder, record_stage
 
 
-RECIPES = Path(__file__).resolve().parent
-ROOT = RECIPES.parent
-# An evaluation or report without its scripts is left out, and said to be before work starts.
-OPTIONAL = {"evaluate", "report"}
+# What is left out without its script, and what then is lacking, which is said before work starts.
+OPTIONAL = {
+    "requests": "the text is not checked against the benchmarks",
+    "evaluate": "nothing is evaluated",
+    "report": "there is no report",
+}
 
 
 def has_gpu() -> bool:
@@ -98,13 +103,17 @@ def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list
     """Return the command line of one stage."""
     script, run = str(ROOT / STAGES[name].script), Path(recipe.run.output_dir)
     arguments = ["--config", *map(str, options.config), *options.overrides]
+    evaluation = recipe.evaluation
+    if name == "requests":
+        return [sys.executable, script, "--tasks", ",".join(evaluation.tasks), "--export_requests"]
     if name == "evaluate":
-        evaluation = recipe.evaluation
         command = [sys.executable, script, "--model", str(run / "model"), "--documents", str(run / "documents")]
         command += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
         command += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
         command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
         command += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
+        checked = run / "documents" / "decontamination.json"
+        command += ["--decontamination", str(checked)] if evaluation.tasks and checked.exists() else []
         return command + (["--xz"] if evaluation.xz else [])
     if name == "report":
         return [sys.executable, script, str(run)]
@@ -117,14 +126,46 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
     Raises: RecipeError: a stage without which there is no model is not there, or a source cannot be read.
     """
-    absent = [name for name, stage in STAGES.items() if not (RECIPES.parent / stage.script).exists()]
+    wanted = list(STAGES)
+    decontamination = recipe.data.decontamination
+    if decontamination is None or decontamination.benchmarks is not None or not recipe.evaluation.tasks:
+        wanted.remove("requests")
+    absent = [name for name in wanted if not has_script(name)]
     missing = [name for name in absent if name not in OPTIONAL]
     if missing:
         raise RecipeError(f"{', '.join(STAGES[name].script for name in missing)}: not there; copy recipes/ whole")
     if absent:
-        print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {' and '.join(absent)} are left out; copy it too")
+        lacking = ", ".join(OPTIONAL[name] for name in absent)
+        left_out = f"{' and '.join(absent)} are left out: {lacking}"
+        print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {left_out}; copy it too")
     list_all_units(recipe.data.sources)
-    return [name for name in STAGES if name not in absent]
+    return [name for name in wanted if name not in absent]
+
+
+def run_stage(name: str, command: list[str]) -> None:
+    result = subprocess.run(command, check=False)
+    if result.returncode:
+        raise SystemExit(
+            f"run_recipe: {name} stopped with status {result.returncode}; what is finished is kept, and the "
+            "same command goes on from here"
+        )
+
+
+def note_unchecked(recipe: Recipe) -> None:
+    """Say which benchmarks the documents at hand were not checked against, as the benchmarks are now."""
+    report = output_folder(recipe, "prepare") / "decontamination.json"
+    checked = json.loads(report.read_text(encoding="utf-8"))["settings"]["sha256"] if report.exists() else {}
+    exported = {} if recipe.data.decontamination.benchmarks else hash_items(output_folder(recipe, "requests"))
+    unchecked = [
+        task
+        for task in recipe.evaluation.tasks
+        if task not in checked or exported.get(task, checked[task]) != checked[task]
+    ]
+    if unchecked:
+        print(
+            f"run_recipe: note: the documents were not checked against {', '.join(unchecked)} as they are now, and "
+            "their results will say so; --overwrite prepares the documents anew, and then all that is made from them"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,6 +187,8 @@ def main(argv: list[str] | None = None) -> None:
         done[name] = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
             done[name] = False  # whether the Hub has the release, only the Hub knows
+        if name == "prepare" and done[name] and recipe.data.decontamination and "evaluate" in stages:
+            note_unchecked(recipe)
         if done[name]:
             continue
         if options.dry_run:
@@ -153,12 +196,12 @@ def main(argv: list[str] | None = None) -> None:
             continue
         if name == "pretrain" and launch is None:
             launch = launch_command(None, None)
-        result = subprocess.run(stage_command(recipe, name, options, launch), check=False)
-        if result.returncode:
-            raise SystemExit(
-                f"run_recipe: {name} stopped with status {result.returncode}; what is finished is kept, and the "
-                "same command goes on from here"
-            )
+        command = stage_command(recipe, name, options, launch)
+        if name == "requests":
+            with new_output(recipe, name) as folder:
+                run_stage(name, [*command, str(folder)])
+            continue
+        run_stage(name, command)
         if name in OPTIONAL:
             record_stage(recipe, name)
     if options.dry_run:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mixture: which tokens the i-th training sequence holds, as a pure function of (seed, i).
 
-Sequence i comes from a source, by a fixed pattern that gives each its share of the bytes; within the source it is
-the next of a pseudo-random permutation of its windows, a new one each time round. Nothing is shuffled, held or
-searched: opening reads the manifest, and any sequence costs the same, on any process and after any interruption.
+Sequence i comes from a source, by a fixed pattern that gives each its share of the bytes, one pattern a phase; within
+the source it is the next of a pseudo-random permutation of its windows, a new one each time round. Nothing is
+shuffled, held or searched: opening reads the manifest, and any sequence costs the same, on any process and after any
+interruption.
 
 A window is `sequence_length` tokens and the one after them, which is also the first of the next window: as a label
 each token of a shard stands in exactly one window, but for the remainder at the shard's end.
@@ -11,6 +12,7 @@ each token of a shard stands in exactly one window, but for the remainder at the
 
 import json
 from bisect import bisect_right
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ PATTERN_LENGTH = 10_000  # shares are exact to 1/10,000 over each so many sequen
 # Of each document: where its end-of-text token stands in the shard, its UTF-8 bytes, and its id.
 DOCUMENT_RECORD = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("id", "S32")])
 IGNORED_LABEL = -100
+RECORDS_AT_ONCE = 1 << 16  # of an index that is searched, to hold no more of it in memory
 
 
 class Location(NamedTuple):
@@ -34,25 +37,30 @@ class Location(NamedTuple):
     start: int
 
 
-class TokenMixture:
-    """The endless sequence of training sequences.
+class TokenShards:
+    """The training shards of the sources, mapped and cut into windows; nothing is read until it is asked for.
 
     Args:
         tokens: the tokens/ folder of a run.
-        shares: source name -> share of the bytes; they add up to 1.
-        sequence_length: tokens in a sequence.
-        seed: of the order within each source.
+        names: its sources, in the order in which they are numbered.
+        sequence_length: tokens in a window, beside the one after them.
+
+    Attributes:
+        num_windows: windows of each source.
+        bytes_per_sequence: mean UTF-8 bytes of a window of each source, float64 of shape (num_sources,).
+        train_bytes: source name -> UTF-8 bytes of its training text.
+        remainder_tokens: source name -> tokens at the ends of its shards that no window reaches.
 
     Raises: RecipeError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
     """
 
-    def __init__(self, tokens: Path, shares: dict[str, float], sequence_length: int, seed: int):
+    def __init__(self, tokens: Path, names: list[str], sequence_length: int):
         manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-        self.eos_token_id, self.sequence_length, self.seed = manifest["eos_token_id"], sequence_length, seed
-        self.names = list(shares)
-        self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], []
-        self.remainder_tokens = {}  # of each source: tokens at the ends of its shards that no window reaches
+        self.folder, self.names, self.sequence_length = tokens, list(names), sequence_length
+        self.eos_token_id = manifest["eos_token_id"]
+        self.files, self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], [], []
+        self.remainder_tokens, self.train_bytes = {}, {}
         for name in self.names:
             train = manifest["sources"][name]["train"]
             windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
@@ -61,51 +69,133 @@ class TokenMixture:
                     f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
                     f"{sequence_length}; lower training.sequence_length or add text"
                 )
+            self.files.append([tokens / shard["file"] for shard in train["shards"]])
             self.shards.append([open_shard(tokens, shard, dtype) for shard in train["shards"]])
             self.first_windows.append(np.cumsum([0, *windows]).tolist())
             self.num_windows.append(sum(windows))
+            self.train_bytes[name] = train["bytes"]
             self.remainder_tokens[name] = train["tokens"] - len(windows) - sum(windows) * sequence_length
             bytes_per_sequence.append(train["bytes"] / train["tokens"] * sequence_length)
-        # A share of bytes is a share of sequences through the bytes that a sequence of each source holds on average.
-        quotas = np.array(list(shares.values())) / np.array(bytes_per_sequence)
-        self.sequence_shares = quotas / quotas.sum()
-        self.pattern = interleave(self.sequence_shares, self.names)
-        one_hot = self.pattern[:, None] == np.arange(len(self.names))
-        self.taken_before = np.concatenate([np.zeros((1, len(self.names)), int), np.cumsum(one_hot, axis=0)])
+        self.bytes_per_sequence = np.array(bytes_per_sequence)
 
-    def counts(self, num_sequences: int) -> np.ndarray:
-        """Return how many of the first num_sequences come from each source."""
-        rounds, rest = divmod(num_sequences, PATTERN_LENGTH)
-        return rounds * self.taken_before[-1] + self.taken_before[rest]
+    def __reduce__(self):
+        # A process that is sent a copy maps the files itself; the tokens would be sent along otherwise.
+        return TokenShards, (self.folder, self.names, self.sequence_length)
 
-    def repetitions(self, num_sequences: int) -> dict[str, float]:
-        """Return how often each source has been gone through after num_sequences."""
-        pairs = zip(self.names, self.counts(num_sequences), self.num_windows, strict=True)
-        return {name: float(count / windows) for name, count, windows in pairs}
+    def sequence_shares(self, shares: dict[str, float]) -> np.ndarray:
+        """Turn shares of bytes into shares of sequences, through the bytes that a sequence of each source holds."""
+        quotas = np.array([shares[name] for name in self.names]) / self.bytes_per_sequence
+        return quotas / quotas.sum()
 
-    def locate(self, index: int) -> Location:
-        """Return where sequence `index` is, in constant time."""
-        source = int(self.pattern[index % PATTERN_LENGTH])
-        epoch, nth = divmod(int(self.counts(index)[source]), self.num_windows[source])
-        window = permute(nth, self.num_windows[source], (self.seed, source, epoch))
+    def place(self, source: int, window: int) -> Location:
+        """Return where a source's window is."""
         shard = bisect_right(self.first_windows[source], window) - 1
         return Location(source, shard, (window - self.first_windows[source][shard]) * self.sequence_length)
 
-    def find(self, source: int, shard: int, start: int, epoch: int) -> int:
-        """Return the index of the sequence at `start` of a shard in the source's epoch: `locate` the other way."""
-        window = self.first_windows[source][shard] + start // self.sequence_length
-        nth = unpermute(window, self.num_windows[source], (self.seed, source, epoch))
-        rounds, rest = divmod(epoch * self.num_windows[source] + nth, int(self.taken_before[-1][source]))
-        return rounds * PATTERN_LENGTH + int(np.flatnonzero(self.pattern == source)[rest])
+    def read(self, location: Location) -> np.ndarray:
+        """Return the tokens at a location as a view of the file, of its type and shape (sequence_length + 1,)."""
+        source, shard, start = location
+        return self.shards[source][shard][start : start + self.sequence_length + 1]
+
+    def index(self, source: int, shard: int) -> np.ndarray:
+        """Return the document index of a shard, mapped: DOCUMENT_RECORDs in the order of their text."""
+        file = self.files[source][shard].with_suffix(".index")
+        return (
+            np.memmap(file, dtype=DOCUMENT_RECORD, mode="r") if file.stat().st_size else np.empty(0, DOCUMENT_RECORD)
+        )
+
+    def find_documents(self, ids: list[str]) -> dict[str, list[tuple[int, int, int, int]]]:
+        """Look documents up by id, in one pass over the index: in time that grows with the documents at hand.
+
+        Returns: id -> (source, shard, first token, token after its end-of-text) of each place; none: not there.
+        """
+        found: dict[str, list] = {document: [] for document in ids}
+        wanted = np.array([document.encode() for document in found], dtype=DOCUMENT_RECORD["id"])
+        for source, files in enumerate(self.files):
+            for shard in range(len(files)):
+                index = self.index(source, shard)
+                for first in range(0, len(index), RECORDS_AT_ONCE):
+                    matches = np.isin(index[first : first + RECORDS_AT_ONCE]["id"], wanted)
+                    for number in (first + np.flatnonzero(matches)).tolist():
+                        place = (source, shard, document_start(index, number), int(index[number]["end"]) + 1)
+                        found[index[number]["id"].decode()].append(place)
+        return found
+
+
+def document_start(index: np.ndarray, number: int) -> int:
+    """Return where the first token of a shard's document stands in it."""
+    return int(index[number - 1]["end"]) + 1 if number else 1
+
+
+class TokenMixture:
+    """The endless sequence of training sequences.
+
+    Args:
+        shards: what they are taken from.
+        phases: first sequence -> share of the bytes of each source from there on; the first is 0. A source goes on in
+            a phase where it stopped in the one before.
+        seed: of the order within each source.
+    """
+
+    def __init__(self, shards: TokenShards, phases: dict[int, dict[str, float]], seed: int):
+        self.shards, self.phases, self.seed = shards, phases, seed
+        self.starts = sorted(phases)
+        self.patterns = [interleave(shards.sequence_shares(phases[start]), shards.names) for start in self.starts]
+        num_sources = len(shards.names)
+        one_hot = [pattern[:, None] == np.arange(num_sources) for pattern in self.patterns]
+        # (PATTERN_LENGTH + 1, num_sources) for each phase: sequences of each source in so many places of its pattern.
+        self.taken = [np.pad(np.cumsum(hot, axis=0), ((1, 0), (0, 0))) for hot in one_hot]
+        self.before = [np.zeros(num_sources, dtype=int)]  # sequences of each source before each phase
+        for phase, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            self.before.append(self.before[-1] + self._taken_in(phase, end - start))
+
+    def _taken_in(self, phase: int, num_sequences: int) -> np.ndarray:
+        rounds, rest = divmod(num_sequences, PATTERN_LENGTH)
+        return rounds * self.taken[phase][-1] + self.taken[phase][rest]
+
+    def counts(self, num_sequences: int) -> np.ndarray:
+        """Return how many of the first num_sequences come from each source."""
+        phase = bisect_right(self.starts, num_sequences) - 1
+        return self.before[phase] + self._taken_in(phase, num_sequences - self.starts[phase])
+
+    def repetitions(self, num_sequences: int) -> dict[str, float]:
+        """Return how often each source has been gone through after num_sequences."""
+        pairs = zip(self.shards.names, self.counts(num_sequences), self.shards.num_windows, strict=True)
+        return {name: float(count / windows) for name, count, windows in pairs}
+
+    def asked(self, num_sequences: int) -> dict[str, float]:
+        """Return the share of the bytes asked of each source over the first num_sequences, all phases together."""
+        lengths = np.diff([*(min(start, num_sequences) for start in self.starts), num_sequences])
+        shares = [self.shards.sequence_shares(self.phases[start]) for start in self.starts]
+        num_bytes = self.shards.bytes_per_sequence * (lengths @ np.array(shares))
+        return dict(zip(self.shards.names, (num_bytes / num_bytes.sum()).tolist(), strict=True))
+
+    def locate(self, index: int) -> Location:
+        """Return where sequence `index` is, in constant time."""
+        phase = bisect_right(self.starts, index) - 1
+        rounds, rest = divmod(index - self.starts[phase], PATTERN_LENGTH)
+        taken, source = self.taken[phase], int(self.patterns[phase][rest])
+        nth = int(self.before[phase][source]) + rounds * int(taken[-1, source]) + int(taken[rest, source])
+        epoch, nth = divmod(nth, self.shards.num_windows[source])
+        return self.shards.place(source, permute(nth, self.shards.num_windows[source], (self.seed, source, epoch)))
+
+    def find(self, location: Location, epoch: int) -> int | None:
+        """Return the index of the sequence at a location in its source's epoch, `locate` the other way; None: never,
+        as the last phase does not have the source."""
+        source, num_windows = location.source, self.shards.num_windows[location.source]
+        window = self.shards.first_windows[source][location.shard] + location.start // self.shards.sequence_length
+        nth = epoch * num_windows + unpermute(window, num_windows, (self.seed, source, epoch))
+        phase = bisect_right([before[source] for before in self.before], nth) - 1
+        per_round = int(self.taken[phase][-1, source])
+        if not per_round:
+            return None
+        rounds, rest = divmod(nth - int(self.before[phase][source]), per_round)
+        place = int(np.flatnonzero(self.patterns[phase] == source)[rest])
+        return self.starts[phase] + rounds * PATTERN_LENGTH + place
 
     def sequence(self, index: int) -> np.ndarray:
         """Return sequence `index`, int64 of shape (sequence_length + 1,)."""
-        return self.read(self.locate(index))
-
-    def read(self, location: Location) -> np.ndarray:
-        """Return the tokens at a location, int64 of shape (sequence_length + 1,)."""
-        source, shard, start = location
-        return self.shards[source][shard][start : start + self.sequence_length + 1].astype(np.int64)
+        return self.shards.read(self.locate(index)).astype(np.int64)
 
 
 def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
@@ -114,7 +204,7 @@ def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
         raise RecipeError(f"{path}: {found:,} bytes where the manifest says {expected:,}; rerun tokenize_corpus.py")
-    return np.memmap(path, dtype=dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # slices of a plain array cost less
 
 
 def interleave(shares: np.ndarray, names: list[str]) -> np.ndarray:
@@ -125,9 +215,12 @@ def interleave(shares: np.ndarray, names: list[str]) -> np.ndarray:
     counts = np.floor(shares * PATTERN_LENGTH).astype(int)
     rest = np.argsort(counts - shares * PATTERN_LENGTH, kind="stable")[: PATTERN_LENGTH - counts.sum()]
     counts[rest] += 1
-    for name, count in zip(names, counts, strict=True):
-        if not count:
-            raise RecipeError(f"data.sources: {name}: its share is less than one sequence in {PATTERN_LENGTH:,}")
+    for name, count, share in zip(names, counts, shares, strict=True):
+        if share and not count:
+            raise RecipeError(
+                f"data.sources: {name}: its share is less than one sequence in {PATTERN_LENGTH:,}; give it a larger "
+                "one, or 0"
+            )
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
 
@@ -162,6 +255,7 @@ def unpermute(index: int, size: int, key: tuple[int, ...]) -> int:
             return index
 
 
+@lru_cache(maxsize=1024)
 def round_keys(key: tuple[int, ...]) -> list[int]:
     return [mix(hash_key(key) + number) for number in range(4)]
 
@@ -187,9 +281,13 @@ def document_positions(input_ids: np.ndarray, eos_token_id: int) -> np.ndarray:
     Args: input_ids: (batch_size, sequence_length).  eos_token_id: what stands between documents.
     Returns: position_ids of the same shape; attention and rotary positions start anew at every 0.
     """
-    places = np.arange(input_ids.shape[1])
-    starts = np.maximum.accumulate(np.where(input_ids == eos_token_id, places, 0), axis=1)
-    return places - starts
+    begins = input_ids == eos_token_id
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins).tolist()
+    numbers, positions = np.arange(input_ids.shape[1]), np.empty(begins.size, dtype=np.int64)
+    for start, end in zip(starts, [*starts[1:], begins.size], strict=True):
+        positions[start:end] = numbers[: end - start]
+    return positions.reshape(begins.shape)
 
 
 def token_byte_lengths(tokenizer_folder: Path) -> np.ndarray:

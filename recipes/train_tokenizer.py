@@ -11,6 +11,7 @@ documents, begins a text (bos) and ends it (eos). The sample it is trained on is
 the tokenizer of the recipe one of the same size is trained on the sources of other domains only, as the yardstick.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from recipe_config import Recipe, RecipeError, Source, parse_command_line, run_command
+from mixture_shares import average_shares, resolve_shares
+from recipe_config import Recipe, RecipeError, Source
+from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require, write_json
 
 
@@ -85,11 +88,11 @@ def read_texts(documents: Path, split: str, source: str, max_bytes: int | None =
                 yield text
 
 
-def training_sample(documents: Path, sources: list[Source], max_bytes: int, bar: tqdm) -> Iterator[str]:
+def training_sample(documents: Path, shares: dict[str, float], max_bytes: int, bar: tqdm) -> Iterator[str]:
     """Yield the sample, source by source: of each its share of max_bytes, or all there is."""
-    total_share = sum(source.share for source in sources)
-    for source in sources:
-        for text in read_texts(documents, "train", source.name, int(max_bytes * source.share / total_share)):
+    total_share = sum(shares.values())
+    for name, share in shares.items():
+        for text in read_texts(documents, "train", name, int(max_bytes * share / total_share)):
             bar.update(len(text.encode()))
             yield from cut_pieces(text)
 
@@ -123,7 +126,9 @@ def make_tokenizer(recipe: Recipe) -> dict:
     documents = require(recipe, "prepare")
     settings, sources = recipe.tokenizer, recipe.data.sources
     with new_output(recipe, "tokenizer") as output:
-        train_bytes = {s.name: sum(len(t.encode()) for t in read_texts(documents, "train", s.name)) for s in sources}
+        stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
+        train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
+        shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
         vocab_size = settings.vocab_size
         if recipe.data.fit_to_corpus:
             carried = BYTES + 1 + min(sum(train_bytes.values()), settings.max_train_bytes) // MIN_BYTES_PER_ENTRY
@@ -137,11 +142,12 @@ def make_tokenizer(recipe: Recipe) -> dict:
         def train(chosen: list[Source], description: str) -> Tokenizer:
             total = min(sum(train_bytes[source.name] for source in chosen), settings.max_train_bytes)
             with tqdm(total=total, desc=f"tokenizer: {description}", unit="B", unit_scale=True, leave=False) as bar:
-                sample = training_sample(documents, chosen, settings.max_train_bytes, bar)
+                shares_chosen = {source.name: shares[source.name] for source in chosen}
+                sample = training_sample(documents, shares_chosen, settings.max_train_bytes, bar)
                 return train_tokenizer(sample, vocab_size, settings.min_frequency)
 
         tokenizers = {"domain tokenizer": train(sources, "read")}
-        general = [source for source in sources if source.label == "general"]
+        general = [source for source in sources if source.label == "general" and shares[source.name]]
         if general and len(general) < len(sources):
             tokenizers["general tokenizer"] = train(general, "read general text")
         tokenizer = tokenizers["domain tokenizer"]

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much training a corpus carries: a small one gets smaller steps, and no source is repeated past the limit."""
+"""How long a run trains: what a small corpus carries, how often a source may be repeated, what a time limit leaves."""
 
-from recipe_config import RecipeError, Training
-from token_mixture import TokenMixture
+import math
+
+from mixture_shares import make_mixture, most_repetitions, schedule_phases
+from recipe_config import Data, RecipeError, Training
+from token_mixture import TokenShards
 
 
 FIT_STEPS = 16  # a corpus that is fitted to gives at least so many steps a time round
+# The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
+SPEED_STEPS = range(4, 12)
 
 
-def fit_to_corpus(training: Training, mixture: TokenMixture) -> tuple[Training, list[str]]:
+def fit_to_corpus(training: Training, shards: TokenShards, shares: dict[str, float]) -> tuple[Training, list[str]]:
     """Shrink batch and length of training to what the corpus carries.
 
     Returns: the settings to train with, and a note for each that changed.
     """
     most = training.model_copy()
-    once = int(
-        min(windows / share for windows, share in zip(mixture.num_windows, mixture.sequence_shares, strict=True))
-    )
+    pairs = zip(shards.num_windows, shards.sequence_shares(shares), strict=True)
+    once = int(min(windows / share for windows, share in pairs if share))
     all_sequences = min(once, training.max_tokens // training.sequence_length)
     sequences_per_step = max(1, min(training.tokens_per_step // training.sequence_length, all_sequences // FIT_STEPS))
     batch_size = min(training.per_device_train_batch_size, sequences_per_step)
@@ -30,30 +34,52 @@ def fit_to_corpus(training: Training, mixture: TokenMixture) -> tuple[Training, 
     ]
 
 
-def limit_repetitions(training: Training, mixture: TokenMixture, most: float, fit: bool) -> tuple[Training, list[str]]:
-    """Hold the run to at most `most` repetitions of each source: shorten it if it may be fitted, else refuse it.
+def limit_repetitions(
+    training: Training, data: Data, shards: TokenShards, shares: dict[str, float]
+) -> tuple[Training, list[str]]:
+    """Hold the run to max_repetitions of each source over all phases: shorten it if it may be fitted, else refuse it.
 
-    Raises: RecipeError: with the longest run that keeps to data.max_repetitions.
+    Raises: RecipeError: with the longest run that keeps to them.
     """
-    sequences = training.max_steps * training.tokens_per_step // training.sequence_length
-    over = {name: times for name, times in mixture.repetitions(sequences).items() if times > most}
+    most, sequences_per_step = most_repetitions(data), training.tokens_per_step // training.sequence_length
+
+    def too_often(max_steps: int) -> dict[str, float]:
+        phases = schedule_phases(data, shares, max_steps)
+        times = make_mixture(shards, phases, sequences_per_step, 0).repetitions(max_steps * sequences_per_step)
+        return {name: times[name] for name in times if times[name] > most[name]}
+
     notes = []
-    if over:
-        factor = most / max(over.values())
-        steps = max(1, int(training.max_steps * factor))
+    if over := too_often(training.max_steps):
+        steps = max(1, int(training.max_steps * min(most[name] / times for name, times in over.items())))
+        while steps > 1 and too_often(steps):
+            steps -= 1
         longest = steps * training.tokens_per_step
-        shown = ", ".join(f"{name} {times:.1f} times" for name, times in over.items())
-        if not fit:
-            raise RecipeError(
-                f"training.max_tokens={training.max_tokens:,} would show {shown}, more than data.max_repetitions="
-                f"{most:g}; at most {longest:,} tokens keep to it"
-            )
-        notes.append(
-            f"training.max_tokens={training.max_tokens:,} would show {shown}; "
-            f"data.max_repetitions={most:g} gives {longest:,}"
+        keys = {
+            source.name: f"data.sources.{index}.max_repetitions" if source.max_repetitions else "data.max_repetitions"
+            for index, source in enumerate(data.sources)
+        }
+        said = ", ".join(
+            f"{name} {times:.1f} times, more than {keys[name]}={most[name]:g}" for name, times in over.items()
         )
+        said = f"training.max_tokens={training.max_tokens:,} would show {said}; at most {longest:,} tokens keep to it"
+        if not data.fit_to_corpus:
+            raise RecipeError(said)
+        notes.append(f"{said}, which are taken")
         training = training.model_copy(update={"max_tokens": longest})
-    if fit and (training.warmup_steps or 0) >= training.max_steps:
+    if data.fit_to_corpus and (training.warmup_steps or 0) >= training.max_steps:
         notes.append(f"training.warmup_steps={training.warmup_steps} is more than {training.max_steps} steps allow")
         training = training.model_copy(update={"warmup_steps": None})
     return training, notes
+
+
+def warmup_length(max_steps: int, training: Training) -> int:
+    return min(500, max_steps // 20) if training.warmup_steps is None else training.warmup_steps
+
+
+def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_steps: int, training: Training) -> int:
+    """Return how many steps training will have, from when its first ones ended (seconds of a clock)."""
+    measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
+    # A twentieth is left for validation and checkpoints.
+    affordable = step + int(0.95 * left_seconds * len(measured) / sum(measured))
+    least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
+    return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall

@@ -6,9 +6,11 @@ import platform
 from importlib.metadata import distributions
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from mixture_shares import expected_deviations
 from recipe_config import Recipe, Training
 from run_folder import write_json
 from token_mixture import TokenMixture
@@ -42,6 +44,7 @@ def summarize(
     recipe: Recipe,
     training: Training,
     mixture: TokenMixture,
+    byte_lengths: np.ndarray,
     state: dict,
     parameters: dict[str, int],
     accelerator: Accelerator,
@@ -49,10 +52,9 @@ def summarize(
     compiled: bool,
 ) -> dict:
     """Put together training.json: what was trained, on how much of what, at what cost."""
-    tokens_seen = state["step"] * training.tokens_per_step
-    sequences = tokens_seen // training.sequence_length
-    counts, repetitions = mixture.counts(sequences), mixture.repetitions(sequences)
-    total_bytes = sum(state["bytes_seen"].values())
+    processed_tokens = state["trained_steps"] * training.tokens_per_step  # those of skipped documents among them
+    counts = np.array(list(state["tokens_seen"].values())) // training.sequence_length
+    deviations = expected_deviations(mixture, byte_lengths, counts)
     projection = 0 if not recipe.model.tie_word_embeddings else parameters["embedding"]
     device = accelerator.device.type
     if device == "cpu":
@@ -64,10 +66,11 @@ def summarize(
         "sequence_length": training.sequence_length,
         "tokens_per_step": training.tokens_per_step,
         "max_steps": state["max_steps"],
-        "tokens_seen": tokens_seen,
+        "skips": state["skips"],
+        "tokens_seen": sum(state["tokens_seen"].values()),
         "seconds": state["seconds"],
-        "tokens_per_second": tokens_seen / state["seconds"],
-        "flops": 6 * (parameters["non_embedding"] + projection) * tokens_seen,
+        "tokens_per_second": processed_tokens / state["seconds"],
+        "flops": 6 * (parameters["non_embedding"] + projection) * processed_tokens,
         "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, "
         "attention scores left out",
         "device": device,
@@ -75,18 +78,66 @@ def summarize(
         "mixed_precision": accelerator.mixed_precision,
         "compiled": compiled,
         "notes": notes,
+        "phases": state["phases"],
         "mixture": {
-            source.name: {
-                "asked_fraction": source.share,
-                "delivered_fraction": state["bytes_seen"][source.name] / total_bytes,
-                "bytes_seen": state["bytes_seen"][source.name],
-                "tokens_seen": int(count) * training.sequence_length,
-                "repetitions": repetitions[source.name],
-                "remainder_tokens": mixture.remainder_tokens[source.name],
+            name: {
+                "asked_fraction": part["asked"],
+                "delivered_fraction": part["share"],
+                "expected_deviation_fraction": deviations[name],
+                "bytes_seen": state["bytes_seen"][name],
+                "tokens_seen": state["tokens_seen"][name],
+                "repetitions": part["repetitions"],
+                "remainder_tokens": mixture.shards.remainder_tokens[name],
             }
-            for source, count in zip(recipe.data.sources, counts, strict=True)
+            for name, part in delivered(mixture, state).items()
         },
     }
+
+
+def delivered(mixture: TokenMixture, state: dict) -> dict[str, dict[str, float]]:
+    """Return of each source what was asked of it until now and what it gave: asked, share (of bytes), repetitions."""
+    shards, total_bytes = mixture.shards, max(1, sum(state["bytes_seen"].values()))
+    asked = mixture.asked(state["step"] * state["tokens_per_step"] // shards.sequence_length)
+    return {
+        name: {
+            "asked": asked[name],
+            "share": state["bytes_seen"][name] / total_bytes,
+            "repetitions": state["tokens_seen"][name] / (windows * shards.sequence_length),
+        }
+        for name, windows in zip(shards.names, shards.num_windows, strict=True)
+    }
+
+
+def describe_delivered(parts: dict[str, dict[str, float]]) -> str:
+    return "; ".join(
+        f"{name} {100 * part['asked']:.2f} % asked, {100 * part['share']:.2f} % delivered, "
+        f"seen {part['repetitions']:.1f} times"
+        for name, part in parts.items()
+    )
+
+
+def print_plan(
+    accelerator: Accelerator, training: Training, parameters: dict[str, int], state: dict, checkpoint: Path | None
+) -> None:
+    """Say before the first step what will be trained, on what."""
+    micro_tokens = training.per_device_train_batch_size * training.sequence_length * accelerator.num_processes
+    accelerator.print(
+        f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
+        f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
+        f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
+        f"{training.tokens_per_step // micro_tokens} micro-steps * {accelerator.num_processes} processes, "
+        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
+    )
+    accelerator.print(describe_phases(state["phases"]))
+
+
+def describe_phases(phases: list[dict]) -> str:
+    """Say the shares of the mixture, a line for each phase."""
+    lines = []
+    for phase in phases:
+        shares = ", ".join(f"{100 * share:.2f} % {name}" for name, share in phase["shares"].items() if share)
+        lines.append(f"pretrain: from step {phase['after_step'] + 1:,} on, of the bytes {shares}")
+    return "\n".join(lines)
 
 
 def processor_name() -> str:

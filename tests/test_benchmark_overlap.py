@@ -12,7 +12,7 @@ import pytest
 from datatrove.data import Document
 from tiny_run import RECIPES, ROOT
 
-from benchmark_overlap import BenchmarkIndex, drop_overlapping, normalised_words, write_report
+from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, normalised_words, write_report
 
 
 DATA = ROOT.parent / "shared" / "data"
@@ -245,7 +245,7 @@ def test_the_index_does_not_depend_on_the_order_of_files_or_lines(tmp_path, monk
 def test_another_process_builds_the_same_index_and_finds_the_same_with_a_pickled_one(benchmarks, index):
     text = inside(QUESTION + ANSWER)
     code = (
-        "import pathlib, pickle, sys; from benchmark_overlap import BenchmarkIndex; "
+        "import pathlib, pickle, sys; from corpus.benchmark_overlap import BenchmarkIndex; "
         "index, text = pickle.load(sys.stdin.buffer); built = BenchmarkIndex(pathlib.Path(sys.argv[1])); "
         "sys.stdout.buffer.write(pickle.dumps((index.overlaps(text), list(built.word_hashes.items()), built.ngrams)))"
     )

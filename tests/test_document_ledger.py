@@ -2,23 +2,33 @@
 """The ledger answers from either side, and its answers are what training really read."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_run import RECIPES, tiny_settings
+from token_files import open_shards, write_tokens
 from transformers import AutoTokenizer
 
 import document_ledger
 import pretrain
 from document_ledger import Ledger
+from mixture_shares import make_mixture
 from recipe_config import RecipeError
-from token_mixture import permute, unpermute
+from recipe_loading import load_recipe
+from token_mixture import DOCUMENT_RECORD, permute, unpermute
 
 
 @pytest.fixture(scope="module")
 def run(tokenized_run, tmp_path_factory):
     run = tokenized_run.copy(tmp_path_factory.mktemp("ledger") / "run")
-    pretrain.main(run.argv("--training.max_tokens=76_800"))  # 300 steps: each source more than once round
+    longer = ["--training.max_tokens=76_800", "--training.eval_steps=300", "--training.save_steps=148"]
+    pretrain.main(run.argv(*longer))  # 300 steps: each source more than once round
     return run
 
 
@@ -70,7 +80,8 @@ def test_the_command_answers_both_questions(run, capsys):
     visits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert any(visit["step"] == 3 for visit in visits)
     document_ledger.main([str(run.output_dir), "--step", "3"])
-    assert pieces[0]["document"] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert pieces[0]["document"] in said and "skipped" not in said
     with pytest.raises(RecipeError, match="--step 301: the run has steps 1 to 300"):
         document_ledger.main([str(run.output_dir), "--step", "301"])
 
@@ -84,3 +95,144 @@ def test_a_run_that_has_not_started_has_no_ledger(tokenized_run):
 def test_a_permutation_can_be_undone(size):
     key = (3, 1, 4)
     assert [unpermute(permute(index, size, key), size, key) for index in range(size)] == list(np.arange(size))
+
+
+def test_what_a_recipe_skips_from_now_on_is_said_to_be_skipped(run, tmp_path, capsys):
+    later = run.copy(tmp_path / "run")
+    document = next(Ledger(later.output_dir).documents_of(250))["document"]
+    before = list(Ledger(later.output_dir).steps_of(document))
+    recipe = later.output_dir / "recipe.yaml"
+    skipping = ["--data.skip.steps=[[298, 400]]", f"--data.skip.documents=[{document}]"]
+    recipe.write_text(load_recipe([recipe], skipping).dump_yaml())
+    shutil.rmtree(later.output_dir / "checkpoints" / "step_00000300")  # the run has got to step 296
+    ledger = Ledger(later.output_dir)
+    assert all(piece["skipped"] for piece in ledger.documents_of(299))
+    assert not any(piece["skipped"] for piece in ledger.documents_of(296))
+    after = list(ledger.steps_of(document))
+    assert after == [visit | {"skipped": visit["step"] > 296} for visit in before]
+    document_ledger.main([str(later.output_dir), "--step", "299"])
+    assert all(line.endswith(", skipped") for line in capsys.readouterr().out.splitlines()[1:])
+
+
+# --- as large as it gets
+
+SEQUENCES_PER_STEP, SEQUENCE_LENGTH, DOCUMENT_TOKENS = 4, 2048, 1000
+
+# Opens the run, reads what training reads at a step in its middle, and asks the ledger for that step.
+PROBE = """
+import json, sys, time, tracemalloc
+from pathlib import Path
+import numpy as np
+from document_ledger import Ledger
+from training_batches import MicroBatches, SkippedDocuments
+
+run, step = Path(sys.argv[1]), int(sys.argv[2])
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+before = resident_mib()
+tracemalloc.start()
+started = time.perf_counter()
+ledger = Ledger(run)
+opened = time.perf_counter()
+skipped = SkippedDocuments(ledger.shards, [])
+batch = MicroBatches(ledger.mixture, skipped, np.ones(1000), ledger.sequences_per_step, 0, 1)[step - 1]
+read = time.perf_counter()
+pieces = list(ledger.documents_of(step))
+answered = time.perf_counter()
+print(json.dumps({
+    "open_seconds": opened - started, "read_seconds": read - opened, "ledger_seconds": answered - read,
+    "traced_mib": tracemalloc.get_traced_memory()[1] / 2**20,
+    "grown_mib": resident_mib() - before,
+    "labels": batch["labels"].tolist(), "pieces": pieces,
+}))
+"""
+
+
+def document_id(source: int, shard: int, number: int) -> str:
+    return f"{source:04d}{shard:04d}{number:024d}"
+
+
+def write_around(shards, location) -> None:
+    """Write into sparse files what reading one sequence and asking for its documents touches: the tokens, the records
+    of its documents, and those that the search for them looks at."""
+    count = shards.shards[location.source][location.shard].size // DOCUMENT_TOKENS
+    first, last = (location.start + 1) // DOCUMENT_TOKENS, (location.start + SEQUENCE_LENGTH) // DOCUMENT_TOKENS + 1
+    numbers, low, high = set(range(max(0, first - 2), min(count, last + 2))), 0, count
+    while low < high:
+        middle = (low + high) // 2
+        numbers.add(middle)
+        low, high = (middle + 1, high) if (middle + 1) * DOCUMENT_TOKENS < location.start + 1 else (low, middle)
+    file = shards.files[location.source][location.shard]
+    with file.with_suffix(".index").open("r+b") as index, file.open("r+b") as tokens:
+        for number in numbers:
+            name = document_id(location.source, location.shard, number).encode()
+            index.seek(number * DOCUMENT_RECORD.itemsize)
+            index.write(np.array([((number + 1) * DOCUMENT_TOKENS, 4000, name)], dtype=DOCUMENT_RECORD).tobytes())
+        tokens.seek(2 * location.start)
+        places = location.start + np.arange(SEQUENCE_LENGTH + 1)
+        tokens.write(np.where(places % DOCUMENT_TOKENS, 1 + places % 7, 0).astype("<u2").tobytes())
+
+
+def write_large_run(run, shard_tokens: int, step: int) -> None:
+    """Write a run folder of ten sparse shards, with content only where `step` reads."""
+    sources = {"law": [shard_tokens] * 6, "web": [shard_tokens] * 4}
+    write_tokens(run / "tokens", sources, documents_per_shard=shard_tokens // DOCUMENT_TOKENS)
+    shares = {"law": 0.51, "web": 0.49}
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_settings(run, run))
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    phases = [{"after_step": 0, "shares": shares}, {"after_step": step - 1, "shares": {"law": 0.9, "web": 0.1}}]
+    (run / "checkpoints" / "step_00000001").mkdir(parents=True)
+    state = {
+        "step": 1,
+        "max_steps": 2 * step,
+        "sequence_length": SEQUENCE_LENGTH,
+        "tokens_per_step": SEQUENCES_PER_STEP * SEQUENCE_LENGTH,
+        "bytes_seen": shares,
+        "phases": phases,
+        "skips": [{"after_step": 0, "steps": [], "documents": []}],
+    }
+    (run / "checkpoints" / "step_00000001" / "state.json").write_text(json.dumps(state))
+    shards = open_shards(run / "tokens", SEQUENCE_LENGTH)
+    mixture = make_mixture(shards, phases, SEQUENCES_PER_STEP, recipe.run.seed)
+    for index in range((step - 1) * SEQUENCES_PER_STEP, step * SEQUENCES_PER_STEP):
+        write_around(shards, mixture.locate(index))
+
+
+def probe(run, step: int) -> dict:
+    command = [sys.executable, "-c", PROBE, str(run), str(step)]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(RECIPES)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_ten_trillion_tokens_cost_the_time_and_memory_of_a_small_corpus(tmp_path):
+    found = {}
+    for name, total in (("small", 10**7), ("large", 10**13)):
+        while True:
+            try:
+                step = total // (2 * SEQUENCES_PER_STEP * SEQUENCE_LENGTH)
+                write_large_run(tmp_path / name, total // 10, step)
+                break
+            except OSError:  # the file system does not take files of this size
+                shutil.rmtree(tmp_path / name)
+                total //= 10
+        found[name] = probe(tmp_path / name, step)
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in found[name].items() if isinstance(value, float))
+        sys.stdout.write(f"{total:.0e} tokens: {figures}\n")
+    if total < 10**13:
+        warnings.warn(f"the file system takes no sparse files for more than {total:.0e} tokens", stacklevel=1)
+    small, large = found["small"], found["large"]
+    for answer in (small, large):
+        labels = {}
+        for piece in answer["pieces"]:
+            source, shard, number = (int(piece["document"][part]) for part in (slice(4), slice(4, 8), slice(8, 32)))
+            start = 1 + number * DOCUMENT_TOKENS
+            places = np.arange(start + piece["first_token"], start + piece["end_token"])
+            said = np.where(places % DOCUMENT_TOKENS, 1 + places % 7, 0).tolist()
+            labels.setdefault(piece["sequence"], []).extend(said)
+            assert piece["source"] == ("law", "web")[source] and shard < 6
+        assert list(labels.values()) == answer["labels"], "the ledger's documents are what is read"
+    assert large["traced_mib"] < small["traced_mib"] + 1 and large["grown_mib"] < small["grown_mib"] + 8
+    for part in ("open_seconds", "read_seconds", "ledger_seconds"):
+        assert large[part] < 10 * small[part] + 0.5, part

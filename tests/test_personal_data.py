@@ -18,7 +18,7 @@ from typing import get_args
 
 import pytest
 
-from personal_data import KINDS, PLACEHOLDERS, PROFILES, Redactor
+from corpus.personal_data import KINDS, PLACEHOLDERS, PROFILES, Redactor
 from recipe_config import PersonalData, PersonalDataKind
 
 

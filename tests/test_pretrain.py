@@ -19,10 +19,14 @@ from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, pipeline
 
 import pretrain
+import tokenize_corpus
+import train_tokenizer
 from checkpointing import find_damage, newest_checkpoint
+from document_ledger import Ledger
 from pretrain import SummedLoss, accumulation_steps, build_model, build_optimizers, learning_rate_at
-from recipe_config import RecipeError, Training, load_recipe
-from token_mixture import IGNORED_LABEL, document_positions
+from recipe_config import RecipeError, Training
+from recipe_loading import load_recipe
+from token_mixture import IGNORED_LABEL, TokenMixture, TokenShards, document_positions
 
 
 @pytest.fixture(scope="module")
@@ -314,9 +318,8 @@ def test_the_parameter_count_is_the_one_of_the_config(trained_run):
 def test_bytes_seen_are_the_bytes_of_the_text_that_was_read(trained_run):
     training = json.loads((trained_run.output_dir / "training.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(trained_run.output_dir / "tokenizer")
-    from token_mixture import TokenMixture
-
-    mixture = TokenMixture(trained_run.output_dir / "tokens", {"law": 0.6, "web": 0.4}, 32, seed=0)
+    shares = {"law": 0.6, "web": 0.4}
+    mixture = TokenMixture(TokenShards(trained_run.output_dir / "tokens", list(shares), 32), {0: shares}, seed=0)
     sequences = [mixture.sequence(index)[1:] for index in range(20 * 256 // 32)]
     texts = [tokenizer.decode(sequence[sequence != 0]) for sequence in np.array(sequences)]
     seen = sum(part["bytes_seen"] for part in training["mixture"].values())
@@ -327,3 +330,162 @@ def test_every_file_of_a_run_is_there(trained_run):
     names = {path.name for path in Path(trained_run.output_dir).iterdir() if not path.name.startswith(".")}
     assert names >= {"model", "checkpoints", "metrics.jsonl", "training.json", "recipe.yaml", "environment.json"}
     assert not [path for path in Path(trained_run.output_dir).iterdir() if path.name.startswith(".")]
+
+
+# --- phases, and what is skipped
+
+
+def record_batches(monkeypatch, seen: list) -> None:
+    """Note what each forward pass of training is given; validation is left out."""
+
+    class Recording(SummedLoss):
+        def forward(self, input_ids, position_ids, labels):
+            if self.training:
+                seen.append((input_ids.clone(), labels.clone()))
+            return super().forward(input_ids, position_ids, labels)
+
+    monkeypatch.setattr(pretrain, "SummedLoss", Recording)
+
+
+def batches_of(monkeypatch, run, *overrides) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Train, and return the inputs and labels of each micro-step; a step of the tiny run has four."""
+    seen = []
+    with monkeypatch.context() as context:
+        record_batches(context, seen)
+        pretrain.main(run.argv(*overrides))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def skipping(tokenized_run, trained_run, tmp_path_factory):
+    """Return overrides that skip steps 5 to 6 and a document of step 1, that document, their run and its batches."""
+    document = min(piece["document"] for piece in Ledger(trained_run.output_dir).documents_of(1))
+    overrides = ["--data.skip.steps=[[5, 6], [19, 40]]", f"--data.skip.documents=[{document}]"]
+    run = tokenized_run.copy(tmp_path_factory.mktemp("skipping") / "run")
+    with pytest.MonkeyPatch.context() as context:
+        batches = batches_of(context, run, *overrides, "--training.save_total_limit=9")
+    return overrides, document, run, batches
+
+
+def test_an_unknown_document_to_skip_is_refused_by_name(tiny_run):
+    with pytest.raises(RecipeError, match="data.skip.documents: 0123: not in the training split"):
+        pretrain.main(tiny_run.argv("--data.skip.documents=['0123']"))
+
+
+def test_skipping_leaves_the_data_of_every_other_step_as_it_was(skipping, tiny_run, monkeypatch):
+    _, document, run, batches = skipping
+    whole = batches_of(monkeypatch, tiny_run)
+    kept = [step for step in range(1, 21) if step not in (5, 6, 19, 20)]
+    expected = [batch for step in kept for batch in whole[4 * (step - 1) : 4 * step]]
+    assert len(batches) == len(expected) == 4 * 16
+    ignored = 0
+    for (inputs, labels), (whole_inputs, whole_labels) in zip(batches, expected, strict=True):
+        assert torch.equal(inputs, whole_inputs)
+        scored = labels != IGNORED_LABEL
+        assert torch.equal(labels[scored], whole_labels[scored])
+        ignored += int((~scored).sum())
+    pieces = [p for step in kept for p in Ledger(run.output_dir).documents_of(step) if p["document"] == document]
+    assert ignored == sum(piece["end_token"] - piece["first_token"] for piece in pieces) > 0
+    assert all(piece["skipped"] for piece in pieces)
+
+    lines = {line["step"]: line for line in run.metrics() if "train/loss" in line}
+    assert set(lines) == set(kept) and any(
+        line["step"] == 20 and "eval/bits_per_byte" in line for line in run.metrics()
+    )
+    assert lines[7]["train/learning_rate"] == learning_rate_at(7, 20, recipe_of(run).training)
+    training = json.loads((run.output_dir / "training.json").read_text())
+    assert training["tokens_seen"] == 16 * 256 - ignored == lines[18]["train/tokens_seen"]
+    assert training["skips"] == [{"after_step": 0, "steps": [[5, 6], [19, 40]], "documents": [document]}]
+    tokenizer = AutoTokenizer.from_pretrained(run.output_dir / "tokenizer")
+    text = "".join(tokenizer.decode(row[row > 0]) for _, labels in batches for row in labels)
+    assert sum(part["bytes_seen"] for part in training["mixture"].values()) == len(text.encode())
+
+
+def recipe_of(run, *overrides):
+    return load_recipe([RECIPES / "custom" / "base.yaml"], run.argv(*overrides)[2:])
+
+
+def test_the_loss_is_the_mean_over_the_labels_that_are_left(skipping):
+    overrides, _, run, batches = skipping
+    torch.manual_seed(0)
+    model = SummedLoss(build_model(recipe_of(run, *overrides), 384, 0), compiled=False)
+    step = batches[:4]
+    assert any((labels == IGNORED_LABEL).any() for _, labels in step)
+    nats = sum(model(i, torch.from_numpy(document_positions(i.numpy(), 0)), labels) for i, labels in step)
+    targets = sum(int((labels != IGNORED_LABEL).sum()) for _, labels in step)
+    (nats / targets).backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    line = run.metrics()[0]
+    assert line["train/loss"] == pytest.approx(nats.item() / targets, rel=1e-5)
+    assert line["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_a_run_that_skips_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(skipping, tmp_path):
+    overrides, _, uninterrupted, _ = skipping
+    run = uninterrupted.copy(tmp_path / "run")
+    shutil.rmtree(run.output_dir / "model")
+    for step in (8, 12, 16, 20):
+        shutil.rmtree(run.output_dir / "checkpoints" / f"step_{step:08d}")
+    pretrain.main(run.argv(*overrides))
+    assert run.losses() == uninterrupted.losses()
+    records = [json.loads((r.output_dir / "training.json").read_text()) for r in (run, uninterrupted)]
+    assert records[0]["mixture"] == records[1]["mixture"] and records[0]["skips"] == records[1]["skips"]
+    for name, tensor in weights(uninterrupted).items():
+        assert torch.equal(tensor, weights(run)[name]), name
+
+
+def test_what_is_skipped_may_change_on_resume_and_the_record_says_when(skipping, trained_run, tmp_path, capsys):
+    overrides, document, _, _ = skipping
+    run = trained_run.copy(tmp_path / "run")
+    with pytest.raises(RecipeError, match="model is out of date: skip"):
+        pretrain.main(run.argv("--data.skip.steps=[[15, 18]]"))
+    earlier = run.output_dir / "checkpoints" / "step_00000016"
+    skip = ["--data.skip.steps=[[15, 18]]", f"--data.skip.documents=[{document}]"]
+    pretrain.main(run.argv(*skip, f"--run.resume={earlier}", "--overwrite"))
+    said = capsys.readouterr().out
+    assert "data.skip.steps was [], is [[15, 18]] after step 16" in said
+    assert "steps 15 to 16 are already trained on; to leave them out start again with --overwrite" in said
+    assert "data.skip.documents has 1 more and 0 fewer after step 16" in said
+    assert "data.skip.documents: steps up to 16 are trained on those added now" in said
+    training = json.loads((run.output_dir / "training.json").read_text())
+    assert [entry["after_step"] for entry in training["skips"]] == [0, 16] and "already trained on" in str(training)
+    before, after = trained_run.losses(), run.losses()
+    assert {step for step in before if step not in after} == {17, 18}
+    assert [after[step] for step in range(1, 17)] == [before[step] for step in range(1, 17)]
+    ledger = Ledger(run.output_dir)
+    skipped = {step for step in range(1, 21) if all(piece["skipped"] for piece in ledger.documents_of(step))}
+    assert skipped == {17, 18}, "steps 15 and 16 were trained on"
+    assert {visit["skipped"] for visit in ledger.steps_of(document) if visit["step"] <= 16} == {False}
+    assert all(visit["skipped"] for visit in ledger.steps_of(document) if visit["step"] > 16)
+    assert (run.output_dir / "checkpoints" / "step_00000020.replaced").is_dir(), "the one that was not gone on from"
+
+
+def test_two_processes_skip_a_document_with_the_losses_of_one(skipping, tokenized_run, tmp_path):
+    overrides, _, alone, _ = skipping
+    together = tokenized_run.copy(tmp_path / "together")
+    result = launch(together, *overrides, processes=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = alone.losses(), together.losses()
+    assert list(one) == list(two) and max(abs(one[step] - two[step]) for step in one) < 1e-5
+    records = [json.loads((run.output_dir / "training.json").read_text()) for run in (alone, together)]
+    assert records[0]["mixture"] == records[1]["mixture"]
+
+
+def test_a_phase_of_a_run_cut_by_time_begins_where_the_record_and_the_ledger_say(tiny_run, monkeypatch, capsys):
+    phases = json.dumps([{"start_fraction": 0.5, "shares": {"web": 1.0}}])
+    cut = [f"--data.phases={phases}", "--training.max_seconds=1e-6"]
+    train_tokenizer.main(tiny_run.argv(*cut, "--overwrite"))
+    tokenize_corpus.main(tiny_run.argv(*cut, "--overwrite"))
+    batches = batches_of(monkeypatch, tiny_run, *cut)
+    training = json.loads((tiny_run.output_dir / "training.json").read_text())
+    assert training["max_steps"] == 15
+    assert "from step 13 on, of the bytes 100.00 % web" in capsys.readouterr().out
+    assert [phase["after_step"] for phase in training["phases"]] == [0, 12]  # half of 15, but 12 were done
+    assert training["mixture"]["web"]["asked_fraction"] == pytest.approx(0.4 * 12 / 15 + 3 / 15, abs=0.02)
+    ledger = Ledger(tiny_run.output_dir)
+    for step in range(1, 16):
+        rows = [ledger.mixture.sequence(8 * (step - 1) + row) for row in range(8)]
+        read = torch.cat([inputs for inputs, _ in batches[4 * (step - 1) : 4 * step]])
+        assert np.array_equal(np.array(rows)[:, :-1], read.numpy()), step
+        sources = {piece["source"] for piece in ledger.documents_of(step)}
+        assert sources == {"web"} if step > 12 else "law" in sources

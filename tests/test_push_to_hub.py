@@ -21,9 +21,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import push_to_hub
-from model_card import escape_markdown, write_card
+from card_text import escape_markdown
+from model_card import write_card
 from push_to_hub import build_release, is_same_file, main, publish, upload
-from recipe_config import Recipe, RecipeError, load_recipe
+from recipe_config import Recipe, RecipeError
+from recipe_loading import load_recipe
 from run_folder import file_sha256, output_folder, record_stage, write_json
 
 
@@ -66,6 +68,7 @@ def write_run(run: Path) -> None:
     splits = {"train": counted(31), "validation": counted(3), "test": counted(2)}
     source = {"url": None, "revision": None, "documents_in": 41, "bytes_in": 41000, "families": None}
     source |= {"dropped": {"near_duplicate": counted(4), "too_short": counted(1)}, "kept": splits}
+    source["personal_data"] = {"email": 21}
     stats = {name: source | {"domain": domain, "license": None, "path": name} for name, domain in SOURCES.items()}
     report = {"vocab_size": 257, "train_bytes": dict.fromkeys(SOURCES, 31000), "terms": {}}
     ratios = {"domain tokenizer": {"contracts": 4.42, "stories": 3.71}, "general tokenizer": {"contracts": 2.79}}
@@ -100,6 +103,16 @@ def write_run(run: Path) -> None:
     }
     task = {"metrics": {"acc": {"value": 0.27, "stderr": 0.044}}, "chance": 0.25, "num_items": 96, "version": 1.0}
     task["gold_bits_per_byte"] = {"value": 1.234, "stderr": 0.056}
+    apart = {"clean": 0.24, "overlapping": 0.33}
+    task["by_overlap"] = {
+        group: {"num_items": 40, "chance": 0.25, "metrics": {"acc": {"value": value, "stderr": 0.07}}}
+        for group, value in apart.items()
+    }
+    task["by_overlap"]["not_checkable"] = {"num_items": 16, "chance": 0.25, "metrics": None}
+    checked = {"items": 96, "checkable": 80, "not_checkable": {"too_short": [], "template": []}, "overlaps": []}
+    checked |= {"overlapping_items": 42, "overlapping_items_after_removal": 40, "removed": {"contracts": counted(7)}}
+    settings = {"min_overlap_fraction": 0.5, "ngram_words": 13, "sha256": {"legal_sense": "0" * 64}}
+    decontamination = {"settings": settings, "removed": {"contracts": counted(7)}, "tasks": {"legal_sense": checked}}
     results = {
         "format": 1,
         "model": str(run / "model"),
@@ -110,6 +123,7 @@ def write_run(run: Path) -> None:
     }
     contents = {"documents/stats.json": {"sources": stats}, "tokenizer/report.json": report, "training.json": training}
     contents |= {"eval/results.json": results, "tokens/manifest.json": {"format": 1}}
+    contents["documents/decontamination.json"] = decontamination
     report["bytes_per_token"] = ratios
     for name, content in contents.items():
         (run / name).parent.mkdir(exist_ok=True)
@@ -117,7 +131,9 @@ def write_run(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     (run / "figures").mkdir()
     (run / "figures" / "bits_per_byte.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    (run / "report.html").write_text("<!DOCTYPE html><title>run</title>")
+    linked = ("documents/stats.json", "documents/decontamination.json", "eval/results.json", "documents/other.json")
+    links = "".join(f'<a href="{path}"><code>{path}</code></a>' for path in linked)
+    (run / "report.html").write_text(f"<!DOCTYPE html><title>run</title>{links}")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +148,7 @@ def workspace(tmp_path_factory) -> Path:
     sources[list(SOURCES).index("contracts")] |= {"license": HOSTILE, "url": "https://example.org/contracts_v1"}
     recipe = {
         "run": {"output_dir": str(folder / "run")},
-        "data": {"sources": sources},
+        "data": {"sources": sources, "personal_data": {"profile": "general", "actions": {"ip": "leave"}}},
         "model": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
         "training": {"max_tokens": 5120, "tokens_per_step": 256, "sequence_length": 128, "learning_rate": 0.01},
         "hub": {"license": "mit", "language": ["no", "en"]},
@@ -304,10 +320,45 @@ def test_the_release_holds_the_allowed_files_and_their_hashes(release):
     model = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     records = ["data_stats.json", "tokenizer_report.json", "training.json", "metrics.jsonl", "results.json"]
     expected = {*model, *records, "README.md", "recipe.yaml", "report.html", "figures/bits_per_byte.png"}
+    expected |= {"data_card.md", "decontamination.json"}
     files = read(release / "manifest.json")["files"]
     assert files.keys() == expected
     assert all(file["sha256"] == file_sha256(release / name) for name, file in files.items())
     assert all(file["bytes"] == (release / name).stat().st_size for name, file in files.items())
+
+
+def test_the_reports_links_lead_to_the_files_of_the_release_or_nowhere(release):
+    page = (release / "report.html").read_text()
+    links = dict(re.findall(r'<a href="([^"]*)"><code>([^<]*)</code></a>', page))
+    assert links == {
+        "data_stats.json": "documents/stats.json",
+        "decontamination.json": "documents/decontamination.json",
+        "results.json": "eval/results.json",
+    }
+    assert all((release / name).is_file() for name in links) and "<code>documents/other.json</code>" in page
+
+
+def test_the_release_has_the_data_card_without_text_of_the_sources(release, card):
+    data_card = (release / "data_card.md").read_text()
+    assert "Samples" not in data_card and "configs" not in metadata_load(release / "data_card.md")
+    assert "is **unknown** (contracts, stories)" in data_card and "`data_stats.json`" in data_card
+    assert "`data_card.md` says how that is derived" in card
+
+
+def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, workspace):
+    (Path(recipe.run.output_dir) / "documents" / "decontamination.json").unlink()
+    recipe.data.personal_data = None
+    run = Path(recipe.run.output_dir)
+    rewrite(run / "documents" / "stats.json", lambda content: content.update(unchecked="evaluation.tasks names none"))
+    rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(by_overlap=None))
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = build_release(recipe)
+    card = (release / "README.md").read_text()
+    assert "not checked against any benchmark: evaluation.tasks names none." in card
+    assert "scores on public ones may be too high" in card
+    assert "Personal data was not looked for" in card and "it was not checked against them" in card
+    assert not (release / "decontamination.json").exists()
 
 
 def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
@@ -392,6 +443,15 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "| stories | general | 2 | 2,000 | 2.130 | 1.310 to 1.520 | not measured | not measured | not measured |",
         "| legal\\_sense | 96 | 0.250 | acc | 0.270 | 0.044 | not distinguishable |",
         "| legal\\_sense | 96 | none | bits per byte of the right answer | 1.234 | 0.056 | not comparable |",
+        "| contracts | 21 | 0 | 0 | 0 | 0 | 0 |",
+        "| ip (left) |",
+        "7 documents. What is reworded is not found.",
+        "| legal\\_sense | 96 | 80 | 42 | 7 | 40 |",
+        "| legal\\_sense | clean | 40 | acc | 0.240 | 0.070 |",
+        "| legal\\_sense | overlapping with the text | 40 | acc | 0.330 | 0.070 |",
+        "| legal\\_sense | too short or common to be checked | 16 | not scored | none | none |",
+        "validation: 3 documents; test: 2 documents",
+        "is **unknown**: no licence that is known here is named",
         "2.345 bits per byte",
         "![bits per byte](figures/bits_per_byte.png)",
         "python recipes/run_recipe.py --config recipe.yaml\n",

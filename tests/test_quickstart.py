@@ -11,7 +11,7 @@ import pytest
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings
 
-from recipe_config import load_recipe
+from recipe_loading import load_recipe
 
 
 def fill_hub() -> None:

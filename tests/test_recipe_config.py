@@ -8,7 +8,9 @@ import pytest
 from tiny_run import RECIPES
 
 import recipe_config
-from recipe_config import Recipe, RecipeError, load_recipe, parse_command_line
+import recipe_loading
+from recipe_config import Recipe, RecipeError
+from recipe_loading import load_recipe, parse_command_line
 
 
 RIGHT = """
@@ -80,13 +82,16 @@ def load(tmp_path):
             "--data.sources=[{name: a, path: b, share: 0.9}]",
             "sources: the shares add up to 0.9; they must add up to 1",
         ),
-        ("--data.sources=[{name: a, path: b, share: 0}]", "sources.0.share: input should be greater than 0, got 0"),
+        (
+            "--data.sources=[{name: a, path: b, share: -1}]",
+            "sources.0.share: input should be greater than or equal to 0, got -1",
+        ),
         ("--data.sources=[{name: ../a, path: b}]", "sources.0.name: string should match pattern"),
         ("--data.sources=[{name: A, path: b}]", "sources.0.name: string should match pattern"),
         ("--data.splits.test_fraction=0.6", "splits.test_fraction: input should be less than 0.5, got 0.6"),
         (
             "--data.splits={validation_fraction: 0.3, test_fraction: 0.3}",
-            "splits: validation_fraction and test_fraction",
+            "splits.validation_fraction: with test_fraction it",
         ),
         ("--hub.repo_id=noslash", "hub.repo_id: string should match pattern"),
         ("--evaluation.tasks=[../x]", "evaluation.tasks.0: string should match pattern"),
@@ -189,7 +194,7 @@ def test_help_lists_every_key_with_its_default_and_its_unit(capsys):
 
     def keys(section, prefix=""):
         for key, field in section.model_fields.items():
-            nested = next(recipe_config.models_in(field.annotation), None)
+            nested = next(recipe_loading.models_in(field.annotation), None)
             many = "[]" if "list[" in str(field.annotation) and nested else ""
             yield from keys(nested, f"{prefix}{key}{many}.") if nested else [prefix + key]
 

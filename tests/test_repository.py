@@ -16,11 +16,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from tiny_run import RECIPES, ROOT
 
 from pretrain import build_model, count_parameters
-from recipe_config import load_recipe
+from recipe_loading import load_recipe
 
 
 RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml"))
-SCRIPTS = sorted([*RECIPES.glob("*.py"), *(ROOT / "eval").glob("*.py")])
+PACKAGES = ("corpus", "vocabulary")
+STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
+SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py")])
 PAGES = sorted([ROOT / "README.md", *RECIPES.rglob("README.md"), *(ROOT / "eval").rglob("README.md")])
 
 
@@ -62,7 +64,8 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
 def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
-    siblings = {script.stem for script in path.parent.glob("*.py")}
+    folder = RECIPES if path in STEPS else path.parent
+    siblings = {script.stem for script in folder.glob("*.py")} | set(PACKAGES)
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     packages = importlib.metadata.packages_distributions()
     for name in imports(path) - siblings - set(sys.stdlib_module_names):
@@ -80,8 +83,8 @@ def test_no_script_is_named_like_a_module():
 def test_recipes_and_eval_import_nothing_from_each_other():
     recipes, evals = ({path.stem for path in (ROOT / folder).glob("*.py")} for folder in ("recipes", "eval"))
     assert not recipes & evals
-    for folder, others in (("recipes", evals), ("eval", recipes)):
-        for path in (ROOT / folder).glob("*.py"):
+    for folder, others in (("recipes", evals), ("eval", recipes | set(PACKAGES))):
+        for path in [*(ROOT / folder).glob("*.py"), *(STEPS if folder == "recipes" else [])]:
             assert not imports(path) & others, path
 
 

@@ -15,8 +15,9 @@ from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_recipe
-from recipe_config import RecipeError, load_recipe
-from run_folder import STAGES
+from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from run_folder import STAGES, file_sha256
 
 
 def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
@@ -34,9 +35,13 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
         shutil.copytree(ROOT / name, folder / "repo" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(folder / "repo" / "recipes" / "legal", folder / "repo" / "recipes" / "telecom")
     write_tiny_texts(folder / "texts")
+    with (folder / "texts" / "law.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"text": f"{make_text(99)}\nTHE KEYS TO THE OLD CABINET are on the kitchen-table!"}) + "\n"
+        )
     config = folder / "repo" / "recipes" / "telecom" / "base.yaml"
     settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
-    settings.append("--training.sequence_length=128")
+    settings += ["--training.sequence_length=128", "--data.decontamination={}"]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
     return command, folder, run(command, folder)
 
@@ -59,6 +64,23 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
 
 
+def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of(telecom):
+    output = telecom[1] / "runs" / "telecom"
+    report = json.loads((output / "documents" / "decontamination.json").read_text())
+    assert report["removed"]["law"]["documents"] == 1
+    assert report["settings"]["sha256"] == {
+        "general_agreement": file_sha256(output / "benchmarks/general_agreement.jsonl")
+    }
+    stats = json.loads((output / "documents" / "stats.json").read_text())["sources"]["law"]
+    assert stats["dropped"]["benchmark_overlap"]["documents"] == 1
+    task = json.loads((output / "eval" / "results.json").read_text())["tasks"]["general_agreement"]
+    assert task["by_overlap"].keys() <= {"clean", "not_checkable"}, "its document was taken out, so the item is clean"
+    assert sum(group["num_items"] for group in task["by_overlap"].values()) == task["num_items"]
+    for page in ("documents/README.md", "release/data_card.md", "release/README.md"):
+        assert "1 of law" in (output / page).read_text() or "1 documents" in (output / page).read_text(), page
+    assert "1 of law" in (output / "report.html").read_text()
+
+
 def test_running_it_again_does_nothing_and_says_so(telecom):
     command, folder, _ = telecom
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
@@ -77,6 +99,37 @@ def test_a_changed_evaluation_is_done_over_and_a_changed_model_is_refused(teleco
     assert result.stdout.splitlines() == ["run_recipe: evaluate would run: eval/run_eval.py"]
 
 
+def test_a_benchmark_that_is_added_later_is_scored_as_unchecked_and_nothing_is_trained_again(telecom):
+    command, folder, _ = telecom
+    output = folder / "runs" / "telecom"
+    before = {name: (output / name / "stage.json").read_bytes() for name in ("documents", "tokens", "model")}
+    more = [*command, "--evaluation.tasks=[general_agreement, legal_sense]"]
+    result = run(more, folder)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    assert "note: the documents were not checked against legal_sense as they are now" in result.stdout
+    assert {name: (output / name / "stage.json").read_bytes() for name in before} == before
+    tasks = json.loads((output / "eval" / "results.json").read_text())["tasks"]
+    assert tasks["legal_sense"]["by_overlap"].keys() == {"unchecked"}
+    assert "clean" in tasks["general_agreement"]["by_overlap"]
+    assert "<li>unchecked: the text was not checked against them.</li>" in (output / "report.html").read_text()
+    assert "not checked against the text" in (output / "release" / "README.md").read_text()
+    anew = run([*more, "--overwrite", "--dry_run"], folder)
+    assert anew.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
+
+
+def test_prepare_by_hand_says_which_command_writes_the_benchmarks(telecom, tmp_path):
+    command, folder, _ = telecom
+    by_hand = [Path(command[0]).with_name("prepare_data.py"), *command[1:], f"--run.output_dir={tmp_path / 'run'}"]
+    result = run(by_hand, folder)
+    export = f"python eval/run_eval.py --tasks general_agreement --export_requests {tmp_path / 'run' / 'benchmarks'}"
+    assert result.returncode != 0 and export in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "documents").exists()
+    shutil.copytree(folder / "runs" / "telecom" / "benchmarks", tmp_path / "run" / "benchmarks")
+    assert run(by_hand, folder).returncode == 0
+    report = json.loads((tmp_path / "run" / "documents" / "decontamination.json").read_text())
+    assert report["removed"]["law"]["documents"] == 1
+
+
 def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_killed(tmp_path):
     shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     texts = tmp_path / "my texts"
@@ -86,7 +139,7 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
     sources = json.dumps([{"name": "mine", "path": str(texts)}])
     command = [tmp_path / "recipes" / "run_recipe.py", "--config", tmp_path / "recipes" / "custom" / "base.yaml"]
     command += [f"--data.sources={sources}", "--training.torch_compile=false", "--training.max_tokens=100_000"]
-    command.append("--data.max_repetitions=1")
+    command += ["--data.max_repetitions=1", "--data.decontamination={}", "--evaluation.tasks=[legal_sense]"]
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=tmp_path,
@@ -102,7 +155,9 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     said_before = process.communicate()[0]
-    assert "evaluate and report are left out" in said_before.splitlines()[0], "it must be said before work starts"
+    said_first = said_before.splitlines()[0]  # before work starts
+    assert "requests and evaluate and report are left out" in said_first
+    assert "the text is not checked against the benchmarks" in said_first
     prepared = (output / "documents" / "stage.json").stat().st_mtime_ns
 
     result = run(command, tmp_path)
@@ -112,6 +167,9 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         assert note in said_before + result.stdout, note
     assert (output / "release" / "README.md").exists() and not (output / "report.html").exists()
     AutoModelForCausalLM.from_pretrained(output / "release")
+    assert "no eval/ folder" in json.loads((output / "documents" / "stats.json").read_text())["unchecked"]
+    for card in ("documents/README.md", "release/data_card.md", "release/README.md"):
+        assert "not checked against any benchmark: there was no eval/ folder" in (output / card).read_text(), card
 
 
 def test_what_is_missing_is_said_before_work_starts(tmp_path):
@@ -154,3 +212,4 @@ def test_evaluation_gets_what_the_recipe_says():
     assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
     start = command.index("--prompts") + 1
     assert command[start : start + 3] == recipe.evaluation.prompts and "--xz" in command
+    assert "--decontamination" not in command, "these documents are not there"

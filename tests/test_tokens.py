@@ -4,12 +4,14 @@
 import json
 import random
 import shutil
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_run import make_text
+from token_files import open_shards, write_tokens
 from transformers import AutoTokenizer
 
 import tokenize_corpus
@@ -21,13 +23,15 @@ from token_mixture import (
     IGNORED_LABEL,
     PATTERN_LENGTH,
     TokenMixture,
+    TokenShards,
     ValidationText,
     document_positions,
     interleave,
     permute,
     token_byte_lengths,
 )
-from tokenize_corpus import cut_at_lines, encode, load_tokenizer, token_dtype
+from token_shards import cut_at_lines, encode, load_tokenizer, token_dtype
+from training_batches import MicroBatches, SkippedDocuments, read_batches
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -41,6 +45,10 @@ def tokens(tokenized_run):
 @pytest.fixture
 def manifest(tokens):
     return json.loads((tokens / "manifest.json").read_text())
+
+
+def mixture_of(tokens, seed=0, sequence_length=32, phases=None) -> TokenMixture:
+    return TokenMixture(TokenShards(tokens, list(SHARES), sequence_length), phases or {0: SHARES}, seed)
 
 
 # --- the tokenizer
@@ -132,7 +140,7 @@ def test_control_tokens_in_a_document_are_text(tokenized_run):
 
 
 def test_a_long_document_is_encoded_piece_by_piece_at_line_ends(monkeypatch):
-    monkeypatch.setattr(tokenize_corpus, "MAX_PIECE_CHARACTERS", 10)
+    monkeypatch.setattr("token_shards.MAX_PIECE_CHARACTERS", 10)
     assert list(cut_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
     text = make_text(1)
     assert "".join(cut_at_lines(text)) == text
@@ -155,11 +163,12 @@ def test_a_changed_tokenizer_makes_the_tokens_stale_by_name(tiny_run):
 
 
 def test_each_token_is_a_label_once_in_each_time_round_but_for_the_stated_remainder(tokens, manifest):
-    mixture = TokenMixture(tokens, SHARES, sequence_length=32, seed=3)
-    for source, name in enumerate(mixture.names):
-        labels = {number: [] for number in range(len(mixture.shards[source]))}
+    mixture = mixture_of(tokens, seed=3)
+    shards = mixture.shards
+    for source, name in enumerate(shards.names):
+        labels = {number: [] for number in range(len(shards.shards[source]))}
         index = taken = 0
-        while taken < mixture.num_windows[source]:
+        while taken < shards.num_windows[source]:
             location = mixture.locate(index)
             index += 1
             if location.source == source:
@@ -171,24 +180,24 @@ def test_each_token_is_a_label_once_in_each_time_round_but_for_the_stated_remain
             assert sorted(labels[number]) == list(range(1, windows * 32 + 1))
             assert shard["tokens"] - 1 - windows * 32 < 32
             remainder += shard["tokens"] - 1 - windows * 32
-        assert mixture.remainder_tokens[name] == remainder
+        assert shards.remainder_tokens[name] == remainder
 
 
 def test_the_order_is_a_function_of_seed_and_index_alone_and_differs_each_time_round(tokens):
-    mixture, same, other = (TokenMixture(tokens, SHARES, 32, seed) for seed in (1, 1, 2))
+    mixture, same, other = (mixture_of(tokens, seed) for seed in (1, 1, 2))
     indices = list(range(400))
     backwards = {index: same.locate(index) for index in reversed(indices)}
     assert [mixture.locate(index) for index in indices] == [backwards[index] for index in indices]
     assert [mixture.locate(index) for index in indices] != [other.locate(index) for index in indices]
     law = [location for location in map(mixture.locate, range(20_000)) if location.source == 0]
-    windows = mixture.num_windows[0]
+    windows = mixture.shards.num_windows[0]
     rounds = [law[:windows], law[windows : 2 * windows]]
     assert rounds[0] != rounds[1] and set(rounds[0]) == set(rounds[1])
 
 
 def test_shares_are_of_bytes_and_hold_at_every_thousand_sequences(tokens, manifest):
-    mixture = TokenMixture(tokens, SHARES, 32, seed=0)
-    trains = [manifest["sources"][name]["train"] for name in mixture.names]
+    mixture = mixture_of(tokens)
+    trains = [manifest["sources"][name]["train"] for name in mixture.shards.names]
     bytes_per_sequence = np.array([train["bytes"] / train["tokens"] * 32 for train in trains])
     for sequences in (*range(1000, 10_001, 1000), 123_000, 10**12):
         num_bytes = mixture.counts(sequences) * bytes_per_sequence
@@ -196,13 +205,106 @@ def test_shares_are_of_bytes_and_hold_at_every_thousand_sequences(tokens, manife
 
 
 def test_counts_and_places_agree(tokens):
-    mixture = TokenMixture(tokens, SHARES, 32, seed=0)
+    mixture = mixture_of(tokens)
     sources = [mixture.locate(index).source for index in range(300)]
     for count in (0, 1, 17, 300):
         assert mixture.counts(count).tolist() == [sources[:count].count(0), sources[:count].count(1)]
     far = 10**15 + 7
     assert mixture.counts(far + 1).sum() == far + 1
     assert mixture.locate(far) == mixture.locate(far)
+
+
+PHASES = {0: {"a": 0.5, "b": 0.5, "c": 0.0}, 700: {"a": 0.2, "b": 0.0, "c": 0.8}, 1100: {"a": 0.0, "b": 1.0, "c": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def three_sources(tmp_path_factory):
+    """Shards without content of three sources, of 100, 240 and 300 windows of 8 tokens."""
+    folder = tmp_path_factory.mktemp("three") / "tokens"
+    return open_shards(write_tokens(folder, {"a": [801], "b": [801, 1125], "c": [2401]}), 8)
+
+
+def test_in_each_phase_a_source_goes_on_where_it_stopped(three_sources):
+    mixture = TokenMixture(three_sources, PHASES, seed=4)
+    located = [mixture.locate(index) for index in range(3000)]
+    for source, windows in enumerate(three_sources.num_windows):
+        own = [location for location in located if location.source == source]
+        rounds = [own[start : start + windows] for start in range(0, len(own), windows)]
+        assert all(len(set(taken)) == len(taken) for taken in rounds), "a window came twice in one epoch"
+        assert len({tuple(taken) for taken in rounds}) == len(rounds)
+    for count in (0, 1, 699, 700, 701, 1100, 1101, 3000):
+        sources = [location.source for location in located[:count]]
+        assert mixture.counts(count).tolist() == [sources.count(source) for source in range(3)]
+    assert {location.source for location in located[1100:]} == {1}
+    assert mixture.repetitions(1100) == {"a": 4.3, "b": 350 / 240, "c": 320 / 300}
+
+
+def test_the_first_phase_does_not_depend_on_where_it_ends(three_sources):
+    alone = TokenMixture(three_sources, {0: PHASES[0]}, seed=4)
+    phased = TokenMixture(three_sources, PHASES, seed=4)
+    assert [alone.locate(index) for index in range(700)] == [phased.locate(index) for index in range(700)]
+    far = {0: PHASES[0], 10**12 + 7: PHASES[700]}
+    assert TokenMixture(three_sources, far, seed=4).counts(10**12 + 10**6 + 7)[2] == 800_000
+
+
+def test_a_sequence_is_found_where_it_is_located_in_any_phase(three_sources):
+    mixture = TokenMixture(three_sources, PHASES, seed=4)
+    epochs: dict[tuple, int] = {}
+    for index in range(3000):
+        location = mixture.locate(index)
+        epoch = epochs.get(location, 0)
+        assert mixture.find(location, epoch) == index
+        epochs[location] = epoch + 1
+    assert mixture.find(three_sources.place(2, 0), 1) is None or mixture.find(three_sources.place(2, 0), 2) is None
+    assert mixture.find(three_sources.place(0, 0), 10**6) is None, "the last phase does not have it"
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [0.998, 0.002],
+        [0.5127, 0.4873],
+        [1 / 3, 1 / 3, 1 / 3],
+        [0.002, 0.31, 0.12, 0.08, 0.488],
+        [0.0, 0.002, 0.003, 0.295, 0.7],
+        [0.4, 0.25, 0.15, 0.1, 0.06, 0.04],
+    ],
+)
+def test_the_schedule_gives_each_share_at_every_thousand_sequences_of_each_phase(tmp_path, shares):
+    names = [f"s{number}" for number in range(len(shares))]
+    ratios = dict(zip(names, [4.42, 2.79, 3.6, 4.1, 3.1, 4.8], strict=False))
+    shards = open_shards(write_tokens(tmp_path / "tokens", {name: [80_001] for name in names}, ratios), 8)
+    asked = [dict(zip(names, part, strict=True)) for part in (shares, shares[::-1])]
+    start = 12_340
+    mixture = TokenMixture(shards, {0: asked[0], start: asked[1]}, seed=0)
+    for first, last, phase in ((0, start, asked[0]), (start, start + 25_000, asked[1])):
+        for sequences in (*range(1000, last - first, 1000), *([10**12] if first else [])):
+            taken = (mixture.counts(first + sequences) - mixture.counts(first)) * shards.bytes_per_sequence
+            assert abs(taken / taken.sum() - list(phase.values())).max() < 0.001, (first, sequences)
+    whole = mixture.asked(2 * start)
+    taken = mixture.counts(2 * start) * shards.bytes_per_sequence
+    assert abs(taken / taken.sum() - list(whole.values())).max() < 0.001
+
+
+def test_a_copy_for_another_process_maps_the_files_itself(three_sources):
+    mixture = TokenMixture(three_sources, PHASES, seed=4)
+    sent = ForkingPickler.dumps(three_sources)
+    assert len(sent) < 1000
+    copy = TokenMixture(ForkingPickler.loads(sent), PHASES, seed=4)
+    assert [copy.locate(index) for index in range(100)] == [mixture.locate(index) for index in range(100)]
+
+
+def test_workers_read_ahead_what_one_process_reads(three_sources):
+    mixture = TokenMixture(three_sources, PHASES, seed=4)
+    dataset = MicroBatches(mixture, SkippedDocuments(three_sources, []), np.ones(8), 2, 1, 3)
+    steps = [1, 2, 117, 118, 500]  # 117 begins in the first phase and ends in the second
+    alone, ahead = (list(read_batches(dataset, steps, 2, on_cpu)) for on_cpu in (True, False))
+    assert len(alone) == len(ahead) == 10
+    for k, (one, other) in enumerate(zip(alone, ahead, strict=True)):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        micro_step = 2 * (steps[k // 2] - 1) + k % 2
+        sources = [mixture.locate((3 * micro_step + 1) * 2 + row).source for row in range(2)]
+        assert one["seen"].tolist() == [[8 * sources.count(source)] * 2 for source in range(3)]
 
 
 def test_a_share_of_less_than_one_sequence_in_the_pattern_is_refused():
@@ -224,12 +326,12 @@ def test_a_truncated_shard_is_refused_by_name(tiny_run):
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size - 1)
     with pytest.raises(RecipeError, match=rf"{shard.name}: [\d,]+ bytes where the manifest says [\d,]+"):
-        TokenMixture(tiny_run.output_dir / "tokens", SHARES, 32, seed=0)
+        mixture_of(tiny_run.output_dir / "tokens")
 
 
 def test_a_source_shorter_than_a_sequence_is_refused(tokens):
     with pytest.raises(RecipeError, match="source law has .* less than one sequence of 10000000"):
-        TokenMixture(tokens, SHARES, 10_000_000, seed=0)
+        mixture_of(tokens, sequence_length=10_000_000)
 
 
 def test_positions_start_anew_at_each_end_of_text():

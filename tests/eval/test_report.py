@@ -22,9 +22,20 @@ def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
     return {"domain": domain, **sizes, "bits_per_byte": bits, "confidence_interval": interval, **kinds}
 
 
-def task(accuracy, chance=0.25, items=96):
+def task(accuracy, chance=0.25, items=96, few=4):
+    """A task's results, all but `few` of its items clean and those overlapping."""
     metrics = {"acc": {"value": accuracy, "stderr": 0.044}}
-    return {"metrics": metrics, "chance": chance, "num_items": items, "version": 1.0}
+    scores = {"metrics": metrics, "chance": chance}
+    groups = {"clean": scores | {"num_items": items - few}, "overlapping": {"metrics": None, "chance": chance}}
+    groups["overlapping"]["num_items"] = few
+    return scores | {"num_items": items, "version": 1.0, "by_overlap": groups}
+
+
+def checked_task(items, overlapping):
+    counts = {"overlapping_items": overlapping + 2, "overlapping_items_after_removal": overlapping}
+    not_checkable = {"too_short": ["a"], "template": ["b", "c"]}
+    removed = {"licenses": {"documents": 2, "bytes": 5150}}
+    return counts | {"items": items, "checkable": items - 3, "not_checkable": not_checkable, "removed": removed}
 
 
 def write_run(folder):
@@ -37,13 +48,21 @@ def write_run(folder):
                 "documents_in": 1300,
                 "bytes_in": 14900000,
                 "dropped": {
-                    "exact duplicate": {"documents": 41, "bytes": 50000},
-                    "too short": {"documents": 9, "bytes": 900},
+                    "exact duplicate": {"documents": 41, "bytes": 5000000},
+                    "too short": {"documents": 9, "bytes": 900000},
                 },
                 "kept": {split: {"documents": 300, "bytes": 3000000} for split in ("train", "validation", "test")},
+                "personal_data": {"email": 1234},
             }
             for name, domain in (("licenses", "legal"), ("wikipedia", "general"))
         }
+    }
+    documents["sources"]["wikipedia"] |= {"dated_documents": 7, "first_date": "1999", "last_date": "2024-02-29"}
+    documents["sources"]["wikipedia"]["kept"]["future"] = {"documents": 17, "bytes": 170000}
+    decontamination = {
+        "settings": {"min_overlap_fraction": 0.5, "ngram_words": 13},
+        "removed": {"licenses": {"documents": 3, "bytes": 6150}},
+        "tasks": {"legal_sense": checked_task(96, 4), "general_agreement": checked_task(118, 0)},
     }
     tokenizer = {
         "vocab_size": 8192,
@@ -94,7 +113,8 @@ def write_run(folder):
             }
         ],
     }
-    contents = {"documents": documents, "tokenizer": tokenizer, "training": training, "results": results}
+    contents = {"documents": documents, "decontamination": decontamination, "tokenizer": tokenizer}
+    contents |= {"training": training, "results": results}
     for name, content in contents.items():
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
@@ -103,7 +123,7 @@ def write_run(folder):
 
 
 def mixture_entry(asked, delivered):
-    seen = {"bytes_seen": 9000000, "tokens_seen": 2000000, "repetitions": 0.9}
+    seen = {"bytes_seen": 9000000, "tokens_seen": 2000000, "repetitions": 0.9, "expected_deviation_fraction": 0.0123}
     return {"asked_fraction": asked, "delivered_fraction": delivered, **seen}
 
 
@@ -119,11 +139,18 @@ def metric_lines(steps):
             "train/learning_rate": rate,
         }
         if step % 50 == 0:
-            yield seen | {
-                f"eval/{kind}/{source}": loss / scale * shift
-                for kind, scale in (("loss", 1.0), ("bits_per_byte", 2.8))
-                for source, shift in (("licenses", 0.97), ("wikipedia", 1.2))
-            }
+            delivered = {"data/share/licenses": 0.7 - 0.5 / step, "data/share/wikipedia": 0.3 + 0.5 / step}
+            delivered |= {"data/asked/licenses": 0.7, "data/asked/wikipedia": 0.3}
+            delivered |= {"data/repetitions/licenses": step / 400, "data/repetitions/wikipedia": step / 100}
+            yield (
+                seen
+                | delivered
+                | {
+                    f"eval/{kind}/{source}": loss / scale * shift
+                    for kind, scale in (("loss", 1.0), ("bits_per_byte", 2.8))
+                    for source, shift in (("licenses", 0.97), ("wikipedia", 1.2))
+                }
+            )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +169,18 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "7,000,000",
         "14,900,000",
         "exact duplicate",
-        "69.0 %",
+        "69.00 %",
+        "1.23 points",
+        "69.83 %",
+        "3.00 times",
+        "1,234",
+        "3 of licenses (6,150 bytes).",
+        "<td>96</td><td>93</td><td>1</td><td>2</td><td>6</td><td>2</td><td>4</td>",
+        '<td class="text">overlapping</td><td>4</td><td class="text">too few to score',
+        "<li>overlapping: the text that was kept shares runs of words with them.</li>",
+        '<td>92</td><td class="text">acc</td><td>0.270</td>',
+        "future 17",
+        "1999 to 2024-02-29",
         "4.42",
         "m|ens| rea",
         "1.412",
@@ -151,14 +189,16 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
     ):
         assert text in page
     for path in FILES.values():
-        assert path in page
-    assert page.count("data:image/png;base64,") == 4
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+        assert f'<a href="{path}"><code>{path}</code></a>' in page
+    assert page.count("data:image/png;base64,") == 6
+    assert set(re.findall(r'href="([^"]*)"', page)) == set(FILES.values())
+    assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
 
 
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
-    assert [path.name for path in images] == ["bits_per_byte.png", "learning_rate.png", "loss.png", "mixture.png"]
+    names = ["bits_per_byte", "funnel", "learning_rate", "loss", "mixture", "shares"]
+    assert [path.name for path in images] == [f"{name}.png" for name in names]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
 
@@ -188,6 +228,7 @@ def test_names_from_data_are_escaped_and_do_not_break_the_figures(tmp_path):
     write_run(tmp_path)
     for path in (
         "documents/stats.json",
+        "documents/decontamination.json",
         "training.json",
         "eval/results.json",
         "tokenizer/report.json",
@@ -225,7 +266,7 @@ def test_summary_is_printed_and_names_the_card_once_there_is_one(tmp_path, capsy
     assert str(tmp_path / "release" / "README.md") in (tmp_path / "summary.txt").read_text()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "decontamination"])
 def test_missing_file_is_named_where_its_section_would_be(tmp_path, name):
     write_run(tmp_path)
     (tmp_path / FILES[name]).unlink()
@@ -233,8 +274,48 @@ def test_missing_file_is_named_where_its_section_would_be(tmp_path, name):
     page = (tmp_path / "report.html").read_text()
     assert f"<code>{FILES[name]}</code> is missing from this run folder" in page
     assert set(re.findall(r"<code>([^<]*)</code> is missing", page)) == {FILES[name]}
+    assert f'href="{FILES[name]}"' not in page
     if name in ("tokenizer", "results"):
         assert f"{FILES[name]} is missing" in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("evaluation.tasks names none", "evaluation.tasks names none"), (None, "there is no")]
+)
+def test_text_that_was_not_checked_against_benchmarks_is_said_to_be_unchecked(tmp_path, reason, said):
+    write_run(tmp_path)
+    (tmp_path / FILES["decontamination"]).unlink()
+    stats, results = (json.loads((tmp_path / FILES[name]).read_text()) for name in ("documents", "results"))
+    for entry in stats["sources"].values():
+        entry["personal_data"] = {}
+    for scores in results["tasks"].values():
+        scores["by_overlap"] = None
+    (tmp_path / FILES["documents"]).write_text(json.dumps(stats | {"unchecked": reason}))
+    (tmp_path / FILES["results"]).write_text(json.dumps(results))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert f"The text was not checked against benchmarks: {said}" in page
+    assert "Whether the training text holds items of these tasks is not known" in page
+    assert "None was found, or none was looked for" in page
+
+
+def test_the_funnel_accounts_for_every_byte_under_a_few_names():
+    reasons = {f"reason {index}": {"documents": 1, "bytes": index} for index in range(1, 9)}
+    kept = {"train": {"bytes": 50}, "validation": {"bytes": 5}, "test": {"bytes": 4}, "future": {"bytes": 5}}
+    few = {"dropped": {"reason 1": {"documents": 0, "bytes": 10}}, "kept": kept | {"train": {"bytes": 26}}}
+    shares = report.funnel_shares(
+        {"a": {"bytes_in": 100, "dropped": reasons, "kept": kept}, "b": {"bytes_in": 50} | few}
+    )
+    assert shares == {
+        "kept: train": [50, 52],
+        "kept: held out": [14, 28],
+        "left out: reason 1": [1, 20],
+        "left out: reason 8": [8, 0],
+        "left out: reason 7": [7, 0],
+        "left out: reason 6": [6, 0],
+        "left out: other reasons": [14, 0],
+    }
+    assert report.funnel_shares({"a": {"bytes_in": 0, "dropped": {}, "kept": {"train": {"bytes": 0}}}}) == {}
 
 
 def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_path):
@@ -266,7 +347,7 @@ def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
     (tmp_path / FILES["training"]).unlink()
     main([str(tmp_path)])
     names = sorted(path.stem for path in (tmp_path / "figures").iterdir())
-    assert names == ["bits_per_byte", "learning_rate", "loss", "scaling_law"]
+    assert names == ["bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law", "shares"]
 
 
 def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out():

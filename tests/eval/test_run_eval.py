@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole evaluation of a tiny model: results.json, refusals, and lm-eval's own tasks scored on known models."""
 
+import hashlib
 import json
 import os
 from collections import defaultdict
@@ -15,15 +16,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import report
 import run_eval
 from bits_per_byte import load_model, score_documents
-from run_eval import RESAMPLES, main, ratio_with_stderr, read_task_configs, run_tasks, summarise
+from run_eval import RESAMPLES, main, overlap_groups, ratio_with_stderr, read_task_configs, run_tasks, summarise
 
 
 TASKS = ["legal_sense", "general_agreement"]
 
 
 @pytest.fixture(scope="module")
-def requests(tmp_path_factory):
-    """Every task's items as --export_requests writes them, from a working directory that is not the repository's."""
+def exported(tmp_path_factory):
+    """The folder that --export_requests writes, from a working directory that is not the repository's."""
     folder = tmp_path_factory.mktemp("requests")
     before = os.getcwd()
     os.chdir(folder)
@@ -31,16 +32,43 @@ def requests(tmp_path_factory):
         main(["--export_requests", str(folder / "benchmarks")])
     finally:
         os.chdir(before)
-    files = sorted((folder / "benchmarks").iterdir())
-    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+    return folder / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def evaluated(model_folder, documents, tmp_path_factory):
+def requests(exported):
+    """Every task's items as --export_requests writes them."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in sorted(exported.iterdir())
+    }
+
+
+def decontamination_of(exported, task, *, kept=(), removed=(), too_short=()):
+    """Return what decontamination.json says of a task's items: documents with them were kept, or all removed."""
+    left = [{"id": item, "fraction": 0.9, "fraction_after_removal": 0.3} for item in kept]
+    gone = [{"id": item, "fraction": 1.0, "fraction_after_removal": 0.0} for item in removed]
+    found = {"overlaps": [*left, *gone], "not_checkable": {"too_short": list(too_short), "template": []}}
+    digest = hashlib.sha256((exported / f"{task}.jsonl").read_bytes()).hexdigest()
+    return {"settings": {"sha256": {task: digest}}, "tasks": {task: found}}
+
+
+@pytest.fixture(scope="module")
+def decontamination(exported, requests, tmp_path_factory):
+    """A decontamination.json by which 30 items still overlap, 10 did, and 5 cannot be checked."""
+    ids = [item["id"] for item in requests["general_agreement"]]
+    path = tmp_path_factory.mktemp("checked") / "decontamination.json"
+    chosen = {"kept": ids[:30], "removed": ids[30:40], "too_short": ids[40:45]}
+    path.write_text(json.dumps(decontamination_of(exported, "general_agreement", **chosen)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(model_folder, documents, decontamination, tmp_path_factory):
     """Run a full evaluation twice, the second time over the first; return the bytes of both results."""
     output = tmp_path_factory.mktemp("evaluated") / "eval"
     command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
     command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
+    command += ["--decontamination", str(decontamination)]
     texts = []
     for _ in range(2):
         main(command)
@@ -75,6 +103,53 @@ def test_results_say_what_was_scored_and_how(evaluated, documents):
     assert legal["nats"] == pytest.approx(sources["contracts"]["nats"] + sources["statutes"]["nats"])
     assert [sample["prompt"] for sample in results["samples"]] == ["The parties", "The keys"]
     assert all(sample["text"] for sample in results["samples"])
+
+
+def test_clean_and_overlapping_items_are_scored_apart_and_few_are_only_counted(evaluated, decontamination):
+    results = json.loads(evaluated[0])
+    assert results["settings"]["decontamination_sha256"] == hashlib.sha256(decontamination.read_bytes()).hexdigest()
+    task = results["tasks"]["general_agreement"]
+    groups = task["by_overlap"]
+    assert {group: entry["num_items"] for group, entry in groups.items()} == {
+        "clean": 118 - 35,
+        "overlapping": 30,
+        "not_checkable": 5,
+    }
+    assert list(groups) == ["clean", "overlapping", "not_checkable"]
+    assert groups["not_checkable"] == {"num_items": 5, "chance": 0.5, "metrics": None, "gold_bits_per_byte": None}
+    right = {g: e["num_items"] * e["metrics"]["acc"]["value"] for g, e in groups.items() if e["metrics"]}
+    assert all(number == pytest.approx(round(number)) for number in right.values())
+    rest = task["num_items"] * task["metrics"]["acc"]["value"] - sum(right.values())
+    assert 0 <= round(rest) <= 5
+    for group in ("clean", "overlapping"):
+        assert 0 < groups[group]["metrics"]["acc"]["stderr"] < 0.1
+        assert groups[group]["gold_bits_per_byte"]["value"] > 1
+
+
+def test_items_that_are_not_those_that_were_checked_are_unchecked(exported, requests):
+    items = requests["legal_sense"]
+    ids = [item["id"] for item in items]
+    checked = decontamination_of(exported, "legal_sense", kept=ids[:1], removed=ids[1:2], too_short=ids[2:3])
+    assert overlap_groups("legal_sense", items, checked)[:4] == ["overlapping", "clean", "not_checkable", "clean"]
+    assert set(overlap_groups("general_agreement", requests["general_agreement"], checked)) == {"unchecked"}
+    reworded = [items[0] | {"context": items[0]["context"] + "."}, *items[1:]]
+    assert set(overlap_groups("legal_sense", reworded, checked)) == {"unchecked"}
+    assert set(overlap_groups("legal_sense", items[1:], checked)) == {"unchecked"}
+
+
+def test_without_a_check_of_the_text_nothing_is_told_apart(model, tokenizer):
+    result = run_tasks(model, tokenizer, ["general_agreement"], context_length=64, batch_size=8)
+    assert result["general_agreement"]["by_overlap"] is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"settings": {}, "tasks": {}}'])
+def test_a_file_that_is_no_decontamination_is_refused(model_folder, tmp_path, content):
+    path = tmp_path / "decontamination.json"
+    if content is not None:
+        path.write_text(content)
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--tasks", "general_agreement"]
+    with pytest.raises(SystemExit, match="--decontamination: .* is not a decontamination.json as prepare writes it"):
+        main([*command, "--decontamination", str(path)])
 
 
 def test_report_reads_what_an_evaluation_writes(evaluated, tmp_path):

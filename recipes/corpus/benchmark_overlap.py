@@ -27,7 +27,7 @@ import numpy as np
 import xxhash
 from datatrove.data import Document
 
-from document_families import WORD
+from corpus.document_families import WORD
 from run_folder import file_sha256, write_json
 
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account of every document: it is in one split, or dropped under one reason."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datatrove.data import Document
+
+from recipe_config import Source
+
+
+SPLITS = ("train", "validation", "test", "future")
+# Steps that drop documents and do not count them: of each what is counted before and after it, and the reason.
+DIFFERENCES = (
+    ("exact_in", "exact_out", "exact_duplicate"),
+    ("cut_exact_in", "cut_exact_out", "exact_duplicate"),
+    ("overlap_in", "overlap_out", "benchmark_overlap"),
+)
+NOTHING = np.zeros(2, dtype=np.int64)
+
+
+class Tally:
+    """Documents and bytes under each label for one task, written to `<folder>/<name>.<rank>.json`.
+
+    Args:
+        folder: created when needed.
+        name: the step that counts.
+        rank: the task.
+        source: what the labels are about; None counts documents under the source each of them names.
+    """
+
+    def __init__(self, folder: Path, name: str, rank: int, source: str | None = None):
+        self.file = folder / f"{name}.{rank:05d}.json"
+        self.source = source
+        self.documents: Counter = Counter()
+        self.num_bytes: Counter = Counter()
+
+    def add(self, label: str, num_bytes: int) -> None:
+        self.documents[label] += 1
+        self.num_bytes[label] += num_bytes
+
+    def write(self) -> None:
+        prefix = f"{self.source}/" if self.source else ""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        counts = {prefix + label: [self.documents[label], self.num_bytes[label]] for label in sorted(self.documents)}
+        self.file.write_text(json.dumps(counts))
+
+
+def count_documents(documents, rank: int, world_size: int, folder: Path, name: str) -> Iterator[Document]:
+    """Pass documents on, counting those of each source under `<source>/<name>`."""
+    tally = Tally(folder, name, rank)
+    for document in documents:
+        tally.add(f"{document.metadata['source']}/{name}", len(document.text.encode()))
+        yield document
+    tally.write()
+
+
+def sum_counts(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """Add up what the tasks of a step counted: label -> (documents, bytes)."""
+    totals: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob(f"{name}.*.json")):
+        for label, counted in json.loads(file.read_text()).items():
+            totals[label] = totals.get(label, np.zeros(2, dtype=np.int64)) + counted
+    return totals
+
+
+def explain_empty(source: str, counts: dict[str, np.ndarray]) -> str:
+    """Say of a source without documents where its examples went."""
+    reasons = labelled(counts, f"{source}/dropped")
+    found = ", ".join(f"{number:,} {reason}" for reason, (number, _) in reasons.items()) or "no example was found"
+    return f"data.sources: {source}: no document is left of it ({found}); look at its files and at data.extract_text"
+
+
+def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], families: dict[str, int] | None) -> dict:
+    """Put documents/stats.json together from what the tasks of every step counted.
+
+    Args:
+        sources: those of the recipe, revisions pinned.
+        counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
+            `split:<name>`, `personal_data:<kind>`, `cut` (documents that lost passages, and the bytes they lost).
+        dates: source -> what is known of its documents' dates.
+        families: source -> families of documents, where they were looked for.
+    """
+    totals = sum_counts(counts, "*")
+    stats = {}
+    for source in sources:
+        own = {label.partition("/")[2]: n for label, n in totals.items() if label.startswith(f"{source.name}/")}
+        dropped = labelled(own, "dropped")
+        for before, after, reason in DIFFERENCES:
+            gone = own.get(before, NOTHING) - own.get(after, NOTHING)
+            dropped[reason] = dropped.get(reason, NOTHING) + gone
+        cut = own.get("cut", NOTHING)
+        at_reading = labelled(sum_counts(counts, "read"), f"{source.name}/dropped")
+        everything = own["read"] + sum(at_reading.values(), NOTHING)
+        kept = labelled(own, "split")
+        accounted = sum([*kept.values(), *dropped.values()], cut * [0, 1])
+        assert (everything == accounted).all(), f"{source.name}: of {everything}, {dropped} and {kept}"
+        stats[source.name] = {
+            "domain": source.label,
+            "license": source.license,
+            "url": source.url,
+            "path": source.path,
+            "revision": source.revision,
+            "documents_in": int(everything[0]),
+            "bytes_in": int(everything[1]),
+            "dropped": {reason: counted(n) for reason, n in sorted(dropped.items()) if n.any()},
+            "cut": counted(cut),
+            "kept": {
+                split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept
+            },
+            "families": families and families[source.name],
+            "personal_data": {kind: int(n[0]) for kind, n in sorted(labelled(own, "personal_data").items())},
+            **dates[source.name],
+        }
+    return {"sources": stats}
+
+
+def labelled(counts: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Return what stands after the colon of the labels that begin with `prefix:`."""
+    return {label.partition(":")[2]: n for label, n in counts.items() if label.startswith(f"{prefix}:")}
+
+
+def counted(value: np.ndarray) -> dict[str, int]:
+    return {"documents": int(value[0]), "bytes": int(value[1])}

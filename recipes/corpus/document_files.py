@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents on disk: Parquet files of (id, source, text, date), whose bytes depend on the documents alone."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.data import Document
+
+
+DOCUMENT_SCHEMA = pa.schema(
+    [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
+)
+ROW_GROUP_BYTES = 32 << 20
+
+
+def document_id(text: str) -> str:
+    """Return the name of a document: the first 128 bits of the sha256 of its text, in hex digits."""
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+class DocumentWriter:
+    """Write documents to one Parquet file in row groups of about 32 MB of text; without documents, no file."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows, self.num_bytes, self.file = path, [], 0, None
+
+    def write(self, document: Document) -> None:
+        row = {"id": document.id, "text": document.text}
+        self.rows.append(row | {key: document.metadata.get(key) for key in ("source", "date")})
+        self.num_bytes += len(document.text)
+        if self.num_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            if self.file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = pq.ParquetWriter(self.path, DOCUMENT_SCHEMA, compression="zstd")
+            self.file.write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA))
+            self.rows, self.num_bytes = [], 0
+
+    def close(self) -> None:
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+
+
+def write_documents(documents, rank: int, world_size: int, folder: Path) -> None:
+    """Write the documents of a task to folder/<rank>.parquet."""
+    writer = DocumentWriter(folder / f"{rank:05d}.parquet")
+    for document in documents:
+        writer.write(document)
+    writer.close()
+
+
+def texts(folder: Path) -> Iterator[str]:
+    """Yield the texts of a folder's files, in the order of their names."""
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=256):
+            yield from batch["text"].to_pylist()

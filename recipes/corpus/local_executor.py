@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one task of a pipeline runs, and `data.executor: local`, which runs them in processes of this machine.
+
+datatrove's local executor waits for ever when the kernel kills a worker, and sends the whole pipeline with each task;
+so of it only the bookkeeping is used.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from multiprocessing import connection, forkserver, get_context
+from pathlib import Path
+
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from loguru import logger
+
+from recipe_config import Data, RecipeError
+
+
+RECIPES = Path(__file__).resolve().parents[1]
+
+
+class TaskRunner:
+    """Runs one task as datatrove does, but without its log, which shows what was in a document.
+
+    Attributes:
+        status: what the progress bar says beside the amount done.
+    """
+
+    status = ""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
+        if self.is_rank_completed(rank):
+            return
+        logger.disable("datatrove")
+        documents = None
+        for step in self.pipeline:
+            # A step counts what it sees, so each task has its own; a function does not, and may hold a large index.
+            own = deepcopy(step) if isinstance(step, PipelineStep) else step
+            documents = own(documents, rank, self.world_size)
+        if documents:
+            deque(documents, maxlen=0)
+        self.mark_rank_as_completed(rank)
+
+
+class LocalExecutor(TaskRunner, LocalPipelineExecutor):
+    """Processes of this machine, which end when this one does, however it ends."""
+
+    def __init__(self, data: Data, pipeline: list, tasks: int, folder: Path, description: str):
+        super().__init__(pipeline, tasks, data.workers or available_cores(), str(folder))
+        self.description = description
+
+    @staticmethod
+    def check(data: Data) -> None:
+        """Nothing is needed."""
+
+    def run_tasks(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        workers = min(self.workers, len(ranks))
+        if workers <= 1:
+            for rank in ranks:
+                self._run_for_rank(rank)
+            return
+        context = get_context("forkserver")
+        start_fork_server(context)
+        lifeline, held = context.Pipe(duplex=False)
+        with lifeline, ProcessPoolExecutor(workers, context, become_worker, (self, lifeline)) as pool:
+            try:
+                for future in as_completed([pool.submit(run_in_worker, rank) for rank in ranks]):
+                    future.result()
+            except BrokenProcessPool as error:
+                raise RecipeError(
+                    f"{self.description}: a worker process was killed, most likely for want of memory; start the "
+                    f"command again with fewer data.workers than {workers}, it goes on with what is missing"
+                ) from error
+            except BaseException:
+                held.close()  # the workers end now, not with their tasks
+                raise
+        held.close()
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which in a container or a Slurm job are not all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def start_fork_server(context) -> None:
+    """Start the process that workers are forked from, once, with the modules of recipes/ that are in use imported.
+
+    Otherwise each worker of each pipeline would import them itself, for a second or two, and hold its own copy.
+    """
+    files = {name: Path(getattr(module, "__file__", None) or "") for name, module in sys.modules.items()}
+    ours = {name: file for name, file in files.items() if file.is_relative_to(RECIPES)}
+    context.set_forkserver_preload([file.stem if name == "__main__" else name for name, file in ours.items()])
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it does not take over sys.path
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ.update(before)
+
+
+def become_worker(executor: LocalExecutor, lifeline: connection.Connection) -> None:
+    """Set this process up to run tasks of an executor until the other end of the lifeline is closed."""
+    global worker_executor
+    worker_executor = executor
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+
+    def end_with_lifeline() -> None:
+        connection.wait([lifeline])
+        os._exit(1)
+
+    threading.Thread(target=end_with_lifeline, daemon=True).start()
+
+
+def run_in_worker(rank: int) -> None:
+    worker_executor._run_for_rank(rank)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a datatrove pipeline over a fixed number of tasks, with a progress bar, going on where a killed run stopped.
+
+The number of tasks belongs to the data and decides the output; where they run, and how many at a time, belongs to the
+machine and does not. A finished task leaves an empty file in `<folder>/completions`, a running one notes how far it is
+in `<folder>/progress`: on a cluster the run folder lies on a file system that all nodes share.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from corpus.local_executor import LocalExecutor
+from corpus.ray_executor import RayExecutor
+from corpus.slurm_executor import SlurmExecutor
+from recipe_config import Data
+
+
+EXECUTORS = {"local": LocalExecutor, "slurm": SlurmExecutor, "ray": RayExecutor}
+NOTE_SECONDS = 1.0  # between two notes of one task: a shared file system feels each
+REFRESH_SECONDS = {"local": 0.5, "slurm": 5.0, "ray": 5.0}  # of the bar
+
+
+class TaskProgress:
+    """Count, as documents pass through, how much of a task is done.
+
+    Args:
+        folder: where the tasks of this pipeline note it, one file each.
+        rank: the task.
+    """
+
+    def __init__(self, folder: Path, rank: int):
+        self.file = folder / f"{rank:05d}"
+        self.done = 0
+        self.noted_at = time.monotonic()
+
+    def add(self, amount: int) -> None:
+        self.done += amount
+        if time.monotonic() - self.noted_at >= NOTE_SECONDS:
+            self.note()
+
+    def note(self) -> None:
+        self.file.write_text(str(self.done))
+        self.noted_at = time.monotonic()
+
+
+def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iterator:
+    """Pass documents on, counting the bytes of their text."""
+    progress = TaskProgress(folder, rank)
+    for document in documents:
+        progress.add(len(document.text.encode()))
+        yield document
+    progress.note()
+
+
+def check_executor(data: Data) -> None:
+    """Find out, before work starts, whether the tasks can run where data.executor says.
+
+    Raises: RecipeError: when they cannot, with the remedy.
+    """
+    EXECUTORS[data.executor].check(data)
+
+
+def run_pipeline(
+    pipeline: list, tasks: int, data: Data, folder: Path, description: str, total_bytes: int | None = None
+) -> None:
+    """Run each task of a pipeline once.
+
+    Args:
+        pipeline: datatrove steps, or functions (documents, rank, world_size) -> documents of importable modules.
+        tasks: how many parts the work has.
+        data: executor, workers and slurm say where they run and how many at a time.
+        folder: for notes of what is done; the same folder again does only what is missing.
+        description: what the progress bar and errors call it.
+        total_bytes: what the tasks' `TaskProgress` adds up to; None counts finished tasks instead.
+
+    Raises: the error of the first task that fails, as soon as it does; RecipeError for what the user can mend, such as
+        a task that was killed for want of memory.
+    """
+    notes = folder / "progress"
+    notes.mkdir(parents=True, exist_ok=True)
+    executor = EXECUTORS[data.executor](data, pipeline, tasks, folder, description)
+    in_bytes = total_bytes is not None
+    bar = tqdm(
+        total=total_bytes if in_bytes else tasks,
+        desc=description,
+        unit="B" if in_bytes else " tasks",
+        unit_scale=in_bytes,
+        leave=False,
+    )
+
+    def refresh() -> None:
+        files = list((notes if in_bytes else folder / "completions").glob("*"))
+        done = sum(int(file.read_text() or 0) for file in files) if in_bytes else len(files)
+        bar.set_postfix_str(executor.status, refresh=False)
+        bar.update(min(done, bar.total) - bar.n)
+
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(REFRESH_SECONDS[data.executor]):
+            refresh()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        executor.run_tasks()
+    finally:
+        finished.set()
+        watcher.join()
+        refresh()
+        bar.close()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`data.executor: ray`: tasks on the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
+
+datatrove's executor for Ray returns as if all were well when a task has failed, waits for ever for one that the kernel
+killed, and starts an actor with a pool of processes for each task; so of it only the bookkeeping is used.
+"""
+
+import importlib
+import os
+import re
+import socket
+import sys
+from collections import Counter, deque
+from pathlib import Path
+from types import ModuleType
+
+from datatrove.executor import RayPipelineExecutor
+from loguru import logger
+
+from corpus.local_executor import TaskRunner
+from recipe_config import Data, RecipeError
+
+
+MAX_ATTEMPTS = 3  # at a task whose process or node dies; one that raises an error is not tried again
+
+
+class RayExecutor(TaskRunner, RayPipelineExecutor):
+    """Tasks of a Ray cluster, of one core each, which end when this process does."""
+
+    def __init__(self, data: Data, pipeline: list, tasks: int, folder: Path, description: str):
+        logger.disable("datatrove")
+        super().__init__(pipeline, tasks, data.workers or tasks, logging_dir=str(folder))
+        self.description = description
+
+    @staticmethod
+    def check(data: Data) -> None:
+        if connect().cluster_resources().get("CPU", 0) < 1:
+            raise RecipeError("data.executor: ray: the cluster has no core to give; start its workers with ray start")
+
+    def run_tasks(self) -> None:
+        waiting, running, attempts = deque(self.get_incomplete_ranks()), {}, Counter()
+        if not waiting:
+            return
+        ray = connect()
+        directory, path = os.getcwd(), [folder for folder in sys.path if folder]
+        held = [ray.put(self)]  # in a list, a task gets the reference, and unpickles it when it has the path
+
+        def run_rank(held: list, rank: int) -> None:
+            os.chdir(directory)
+            sys.path.extend(folder for folder in path if folder not in sys.path)
+            ray.get(held[0])._run_for_rank(rank)
+
+        # Left to itself, Ray tries a task that it killed for want of memory again without end.
+        task = ray.remote(num_cpus=1, max_retries=0)(run_rank)
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    rank = waiting.popleft()
+                    attempts[rank] += 1
+                    running[task.remote(held, rank)] = rank
+                [done], _ = ray.wait(list(running), num_returns=1)
+                rank = running.pop(done)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    if attempts[rank] == MAX_ATTEMPTS:
+                        raise RecipeError(
+                            f"{self.description}: task {rank} of {self.tasks} was lost {MAX_ATTEMPTS} times, most "
+                            "likely for want of memory; give each node of the Ray cluster fewer cores (--num-cpus of "
+                            f"ray start). Ray says: {str(error).splitlines()[0]}"
+                        ) from error
+                    waiting.append(rank)
+        except BaseException:
+            for unfinished in running:
+                ray.cancel(unfinished, force=True)
+            raise
+
+
+def connect() -> ModuleType:
+    """Return the ray package, connected to the cluster.
+
+    Raises: RecipeError: when it is not installed or no cluster answers.
+    """
+    try:
+        ray = importlib.import_module("ray")  # not in requirements.txt: it is large, and few need it
+    except ImportError as error:
+        raise RecipeError("data.executor: ray: not installed; on every node: pip install ray==2.60.0") from error
+    if not ray.is_initialized():
+        try:
+            # Ray itself tries for ten minutes to reach an address where nothing listens.
+            if named := re.fullmatch(r"(?:ray://)?(.+):(\d+)", os.environ.get("RAY_ADDRESS", "")):
+                socket.create_connection((named[1], int(named[2])), timeout=10).close()
+            ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RecipeError(
+                f"data.executor: ray: no cluster answers ({str(error).splitlines()[0]}); start one with ray start "
+                "--head, and elsewhere than on its nodes set RAY_ADDRESS to the address that it prints"
+            ) from error
+    return ray

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cut the passages that very many documents share, such as notices, disclaimers and the frame of a form, out of all.
+
+In:   documents, no two of them the same or nearly the same; the recipe's data.repeated_passages.
+Out:  the documents without these passages, with new ids, and counts with the most frequent passages for the data card.
+
+A passage is what stands between blank lines or, in a text without any, a line. Two are the same when their words are,
+whatever their case, punctuation and spacing; numbers count as words, since "raised by 25 basis points" is no copy of
+"raised by 50". Smaller units do harm: in hard-wrapped text a line is half a sentence, and in lists of answers to
+patients the lines that most documents share are what they teach.
+
+It comes after duplicates are dropped, because fifty copies of one document share all of its passages and would all be
+emptied. Documents that differed only in what was cut are the same afterwards, so exact duplicates are dropped again.
+
+It pays for crawled pages, filings and blog posts with the same notice below each. It destroys where the repeated is
+the text: a collection of licences or contracts, statements of a committee, statutes whose lists begin with the same
+words. Look at the passages and their counts before training, and name the sources to look in.
+
+datatrove's sentence and substring steps keep the first of any two occurrences, so what is left of a document depends
+on the others' order, and quotations go with the boilerplate; the first needs a sentence splitter for each language,
+the second a suffix array of all tokens, built by a program outside of Python.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from datatrove.data import Document
+
+from corpus.accounting import Tally
+from corpus.document_families import WORD
+from corpus.document_files import document_id
+from recipe_config import RepeatedPassages
+
+
+BLANK_LINES = re.compile(r"(\n\s*\n\s*)")
+# What is longer is a text and no boilerplate, and its words are not to be held in memory all at once.
+MAX_PASSAGE_CHARACTERS = 100_000
+HASHES_IN_MEMORY = 1 << 23
+LISTED_PASSAGES = 100
+SAMPLE_CHARACTERS = 500
+
+
+def find_repeated_passages(
+    run: Callable,
+    documents: list,
+    folder: Path,
+    counts: Path,
+    settings: RepeatedPassages,
+    min_document_bytes: int,
+    total_bytes: int | None = None,
+) -> Callable:
+    """Count passages and choose those to cut.
+
+    Args:
+        run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
+        documents: the steps that give the documents.
+        folder: for what the passes leave each other and the returned step.
+        counts: folder of the tallies, where the returned step writes its own.
+        settings: what a repeated passage is and where it is looked for.
+        min_document_bytes: documents that are shorter after cutting are dropped.
+        total_bytes: of the documents, where their steps note progress.
+
+    Returns: the step that cuts. It counts under `<source>/`: `cut`, the documents that are shorter now and the bytes
+    that are gone from them; `cut_passages`; `dropped:repeated_passages`, the documents of which too little is left.
+    """
+    run("passages", [*documents, partial(count_passages, folder=folder, settings=settings)], total_bytes=total_bytes)
+    choose = partial(choose_passages, folder=folder, min_documents=settings.min_documents)
+    run("repeated passages", [choose], tasks=1)
+    return partial(
+        cut_passages, folder=folder, counts=counts, settings=settings, min_document_bytes=min_document_bytes
+    )
+
+
+def split_passages(text: str) -> list[str]:
+    """Return passages at even places and what separates them at odd ones."""
+    parts = BLANK_LINES.split(text)
+    return parts if len(parts) > 1 else re.split("(\n)", text)
+
+
+def passage_hashes(passages: list[str], min_words: int) -> np.ndarray:
+    """Return a uint64 a passage, 0 for those that are too short or too long to be looked for."""
+    hashes = np.zeros(len(passages), dtype=np.uint64)
+    for place, passage in enumerate(passages):
+        if min_words <= len(passage) <= MAX_PASSAGE_CHARACTERS:
+            words = WORD.findall(passage.casefold())
+            if len(words) >= min_words:
+                hashes[place] = xxhash.xxh64_intdigest(" ".join(words))
+    return hashes
+
+
+def is_chosen(document: Document, settings: RepeatedPassages) -> bool:
+    return settings.sources is None or document.metadata["source"] in settings.sources
+
+
+class RunWriter:
+    """Collect the passages of a task's documents and write them in runs that fit into memory: their hashes, ascending,
+    and how many of the documents have each."""
+
+    def __init__(self, folder: Path, rank: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.number = folder / f"{rank:05d}", 0
+        self.waiting, self.num_waiting = [np.zeros(0, dtype=np.uint64)], 0
+
+    def add(self, hashes: np.ndarray) -> None:
+        self.waiting.append(hashes)
+        self.num_waiting += len(hashes)
+        if self.num_waiting >= HASHES_IN_MEMORY:
+            self.write()
+
+    def write(self) -> None:
+        hashes, documents = np.unique(np.concatenate(self.waiting), return_counts=True)
+        np.save(f"{self.path}.{self.number:05d}.hashes.npy", hashes)
+        np.save(f"{self.path}.{self.number:05d}.documents.npy", documents)
+        self.number += 1
+        self.waiting, self.num_waiting = [np.zeros(0, dtype=np.uint64)], 0
+
+
+def count_passages(documents, rank: int, world_size: int, folder: Path, settings: RepeatedPassages) -> None:
+    writer = RunWriter(folder / "runs", rank)
+    for document in documents:
+        if is_chosen(document, settings):
+            hashes = np.unique(passage_hashes(split_passages(document.text)[::2], settings.min_words))
+            writer.add(hashes[hashes > 0])
+    writer.write()
+
+
+def choose_passages(documents, rank: int, world_size: int, folder: Path, min_documents: int) -> None:
+    """Write the hashes (uint64, ascending) of the passages in at least min_documents, and those in most with counts.
+
+    The runs are merged in ranges of about HASHES_IN_MEMORY hashes, so a larger corpus takes no more memory.
+    """
+    runs = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.hashes.npy"))]
+    counts = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.documents.npy"))]
+    ranges = sum(map(len, runs)) // HASHES_IN_MEMORY + 1
+    inner = np.array([(number << 64) // ranges for number in range(1, ranges)], dtype=np.uint64)
+    bounds = [[0, *np.searchsorted(run, inner), len(run)] for run in runs]
+    repeated, repeated_in = [], []
+    for number in range(ranges):
+        parts = [slice(*bound[number : number + 2]) for bound in bounds]
+        hashes = np.concatenate([run[part] for run, part in zip(runs, parts, strict=True)])
+        order = np.argsort(hashes)
+        hashes, first = np.unique(hashes[order], return_index=True)
+        weights = np.concatenate([count[part] for count, part in zip(counts, parts, strict=True)])
+        in_documents = np.add.reduceat(weights[order], first)
+        repeated.append(hashes[in_documents >= min_documents])
+        repeated_in.append(in_documents[in_documents >= min_documents])
+    hashes, in_documents = np.concatenate(repeated), np.concatenate(repeated_in)
+    np.save(folder / "repeated.npy", hashes)
+    most = np.lexsort((hashes, -in_documents))[:LISTED_PASSAGES]
+    listed = [[int(hashes[place]), int(in_documents[place])] for place in most]
+    (folder / "listed.json").write_text(json.dumps(listed))
+
+
+def cut_passages(
+    documents,
+    rank: int,
+    world_size: int,
+    folder: Path,
+    counts: Path,
+    settings: RepeatedPassages,
+    min_document_bytes: int,
+) -> Iterator[Document]:
+    """Pass documents on without the repeated passages; what those in most documents say is in folder/samples."""
+    repeated = np.load(folder / "repeated.npy")
+    listed = {number for number, _ in json.loads((folder / "listed.json").read_text())}
+    samples: dict[int, str] = {}
+    tally = Tally(counts, "repeated_passages", rank)
+    for document in documents:
+        if not is_chosen(document, settings):
+            yield document
+            continue
+        parts, source = split_passages(document.text), document.metadata["source"]
+        hashes = passage_hashes(parts[::2], settings.min_words)
+        cut = np.searchsorted(repeated, hashes, "right") > np.searchsorted(repeated, hashes, "left")
+        if not cut.any():
+            yield document
+            continue
+        for place in np.flatnonzero(cut):
+            if (number := int(hashes[place])) in listed:
+                # Wherever a passage is met first, the same wording of it is shown.
+                sample = parts[2 * place][:SAMPLE_CHARACTERS]
+                samples[number] = min(sample, samples.get(number, sample))
+        tally.documents[f"{source}/cut_passages"] += int(cut.sum())
+        text, num_bytes = join_passages(parts, ~cut), len(document.text.encode())
+        left_bytes = len(text.encode())
+        if not text or left_bytes < min_document_bytes:
+            tally.add(f"{source}/dropped:repeated_passages", num_bytes)
+            continue
+        tally.add(f"{source}/cut", num_bytes - left_bytes)
+        document.text, document.id = text, document_id(text)
+        yield document
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "samples" / f"{rank:05d}.json").write_text(json.dumps(samples))
+    tally.write()
+
+
+def join_passages(parts: list[str], kept: np.ndarray) -> str:
+    """Return the kept passages, each but the first after what separated it from the one before it."""
+    places = 2 * np.flatnonzero(kept)
+    return "".join(parts[place] if place == places[0] else parts[place - 1] + parts[place] for place in places).strip()
+
+
+def summarise(folder: Path) -> dict:
+    """Return how many passages were repeated and, of those in most documents, in how many and how they begin."""
+    samples: dict[str, str] = {}
+    for file in sorted((folder / "samples").glob("*.json")):
+        for number, sample in json.loads(file.read_text()).items():
+            samples[number] = min(sample, samples.get(number, sample))
+    listed = json.loads((folder / "listed.json").read_text())
+    return {
+        "repeated_passages": len(np.load(folder / "repeated.npy", mmap_mode="r")),
+        "most_frequent": [{"documents": documents, "text": samples[str(number)]} for number, documents in listed],
+    }

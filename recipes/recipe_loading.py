@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a recipe strictly: YAML files laid over each other, overrides of the command line, every problem at once.
+
+In:   one or more YAML files (later ones win, mappings merge, lists are replaced) and `--section.key=value`.
+Out:  a `Recipe`, or one `RecipeError` that lists every problem with its file, key path, value and remedy.
+"""
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, SequenceNode
+
+from recipe_config import Recipe, RecipeError, Section
+
+
+OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
+MAX_YAML_DEPTH = 16
+
+
+def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
+    """Parse one YAML text strictly.
+
+    Returns: the plain value, and where each key path in it was written (`name:line`).
+    Raises: RecipeError: not YAML 1.2, a duplicate key, a tag, too many aliases, too large or too deep.
+    """
+    if len(text.encode()) > MAX_YAML_BYTES:
+        raise RecipeError(f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines")
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        if sum(isinstance(event, AliasEvent) for event in yaml.parse(text)) > MAX_YAML_ALIASES:
+            raise RecipeError(f"{name}: more than {MAX_YAML_ALIASES} aliases; write the values out")
+        root = YAML(typ="safe", pure=True).compose(text)
+        origins: dict[tuple, str] = {}
+
+        def note(node, path: tuple):
+            if len(path) > MAX_YAML_DEPTH:
+                raise RecipeError(f"{name}: nested deeper than {MAX_YAML_DEPTH} levels")
+            origins[path] = f"{name}:{node.start_mark.line + 1}"
+            if isinstance(node, MappingNode):
+                for key, value in node.value:
+                    note(value, (*path, key.value))
+                    origins[*path, key.value] = f"{name}:{key.start_mark.line + 1}"
+            elif isinstance(node, SequenceNode):
+                for index, value in enumerate(node.value):
+                    note(value, (*path, index))
+
+        if root is not None:
+            note(root, ())
+        return yaml.load(text), origins
+    except YAMLError as error:
+        what = str(getattr(error, "problem", None) or error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {what}") from error
+
+
+def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict, dict]]:
+    """Yield (path, values, origins) of each file, the file it is laid over first."""
+    for path in paths:
+        if path.resolve() in seen:
+            raise RecipeError(f"{path}: base: leads back to the file itself")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise RecipeError(f"{path}: cannot be read: {reason}") from error
+        values, origins = read_yaml(text, str(path))
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
+        base = values.pop("base", None)
+        if base is not None:
+            if not isinstance(base, str):
+                raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}")
+            yield from read_files([path.parent / base], (*seen, path.resolve()))
+        yield path, values, origins
+
+
+def merge(below: dict, above: dict) -> dict:
+    """Lay one mapping over another: mappings merge, anything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
+    """Load YAML files and `--section.key=value` overrides into a recipe.
+
+    Raises: RecipeError: with every problem found, before anything is done.
+    """
+    values: dict = {}
+    origins: dict[tuple, str] = {}
+    extract_text = None
+    for path, file_values, file_origins in read_files([Path(path) for path in config]):
+        values, origins = merge(values, file_values), origins | file_origins
+        if (path.parent / "data.py").is_file():
+            extract_text = str(path.parent / "data.py")
+    problems = []
+    for override in overrides:
+        key, separator, text = override.removeprefix("--").partition("=")
+        if not override.startswith("--") or not separator or "." not in key:
+            problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
+            continue
+        value, _ = read_yaml(text, f"--{key}")
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = merge(values, value)
+        origins[tuple(key.split("."))] = f"--{key}"
+    recipe, invalid = validate(values, origins)
+    problems += invalid
+    if recipe is not None and recipe.data.extract_text is None:
+        recipe.data.extract_text = extract_text
+        if extract_text is None:
+            problems.append(
+                f"{config[-1]}: data.extract_text: no data.py beside the recipe; "
+                "copy recipes/custom/data.py there or name a file"
+            )
+    if problems:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, list[str]]:
+    """Build the recipe, section by section so that a problem in one does not hide those of another."""
+    problems = []
+
+    def where(path: tuple) -> str:
+        known = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in origins or end == 0)
+        return f"{origins.get(known, 'recipe')}: {'.'.join(map(str, path))}"
+
+    sections = {}
+    for name in values:
+        if name not in Recipe.model_fields:
+            problems.append(f"{where((name,))}: unknown key, got {shown(values[name])}{nearest(name, Recipe)}")
+    for name, field in Recipe.model_fields.items():
+        if name not in values and not field.is_required():
+            sections[name] = field.get_default()
+            continue
+        try:
+            sections[name] = field.annotation.model_validate(values.get(name, {}))
+        except ValidationError as error:
+            problems += [f"{where((name, *e['loc']))}: {explain(e, field.annotation)}" for e in error.errors()]
+        else:
+            problems += [f"{where((name, *path))}: {text}" for path, text in problems_below(sections[name])]
+    if problems:
+        return None, problems
+    recipe = Recipe.model_construct(**sections)
+    return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
+
+
+def problems_below(section: Section) -> Iterator[tuple[tuple, str]]:
+    """Yield (key path, problem) of a section and of the sections in it."""
+    for key, text in section.problems():
+        yield tuple(int(part) if part.isdigit() else part for part in key.split(".")), text
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        inner = {(name,): value} if isinstance(value, Section) else {}
+        if isinstance(value, list):
+            inner = {(name, index): item for index, item in enumerate(value) if isinstance(item, Section)}
+        for path, item in inner.items():
+            yield from (((*path, *rest), text) for rest, text in problems_below(item))
+
+
+def explain(error: dict, section: type[Section]) -> str:
+    """Say what is wrong with one value and what would be right, in the words of a recipe."""
+    *path, key = error["loc"] or ("",)
+    for part in path:
+        nested = section.model_fields.get(part) if isinstance(part, str) else None
+        section = next((model for model in models_in(nested.annotation)), section) if nested else section
+    if error["type"] == "extra_forbidden":
+        return f"unknown key, got {shown(error['input'])}{nearest(str(key), section)}"
+    if error["type"] == "missing":
+        return f"missing; it says: {section.model_fields[key].description}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(error['input'])}"
+
+
+def shown(value: Any) -> str:
+    """Show a value of a recipe on one short line."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def models_in(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the section classes inside an annotation such as `list[Source]` or `NearDuplicates | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from models_in(argument)
+
+
+def nearest(key: str, section: type[Section]) -> str:
+    """Name the key that was probably meant, or all there are."""
+    close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(section.model_fields)}"
+
+
+def describe_keys() -> str:
+    """List every key with its default and its description, for --help."""
+
+    def lines(section: type[Section], prefix: str) -> Iterator[str]:
+        for key, field in section.model_fields.items():
+            nested = next(models_in(field.annotation), None)
+            many = "[]" if nested and "list" in str(field.annotation) else ""
+            if field.description:
+                default = "required" if field.is_required() else f"default {describe_default(field.get_default())}"
+                yield f"  --{prefix}{key}{many}  ({default})\n        {' '.join(field.description.split())}"
+            if nested:
+                yield from lines(nested, f"{prefix}{key}{many}.")
+
+    return "keys of the recipe, each an override --section.key=value:\n" + "\n".join(lines(Recipe, ""))
+
+
+def describe_default(default: Any) -> str:
+    return json.dumps(default.model_dump() if isinstance(default, Section) else default)
+
+
+def parse_command_line(description: str, argv: list[str] | None = None, **flags: str) -> tuple[Recipe, Any]:
+    """Read `--config FILE ...`, `--section.key=value`, `--overwrite`, `--dry_run` and the given extra flags.
+
+    Args:
+        description: the script's docstring, shown by --help.
+        argv: arguments; None takes the command line's.
+        **flags: further options that take a value, with their help.
+
+    Returns: the recipe and the parsed options. The process exits with status 2 and the list of problems if any.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="YAML files, later ones win")
+    parser.add_argument("--overwrite", action="store_true", help="make the output anew where it is out of date")
+    parser.add_argument("--dry_run", action="store_true", help="check and show what would be done, then stop")
+    for flag, text in flags.items():
+        parser.add_argument(f"--{flag}", help=text)
+    # Taken out first: argparse takes an unknown option with a space in its value, as JSON has, for a file name.
+    given = sys.argv[1:] if argv is None else argv
+    overrides = [argument for argument in given if OVERRIDE.match(argument)]
+    options, rest = parser.parse_known_args([argument for argument in given if not OVERRIDE.match(argument)])
+    options.overrides = overrides + rest
+    try:
+        return load_recipe(options.config, options.overrides), options
+    except RecipeError as error:
+        parser.exit(2, "".join(f"{problem}\n" for problem in error.problems))
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's main function; what the user can mend ends it with the message, not with a traceback."""
+    try:
+        main()
+    except RecipeError as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Kills a process with SIGKILL just before its n-th change to the files below a folder, or writes down what they are.
+//
+//     cc -shared -fPIC -O1 -o crash_shim.so tests/crash_shim.c -ldl
+//     LD_PRELOAD=./crash_shim.so python ...
+//
+// The process itself says when counting begins: it calls crash_shim_watch(folder, n, trace) through ctypes, so that
+// one that has imported everything can fork a child for each n. With n = 0 nothing is killed; with a trace, one line
+// "operation path" is written to that file for each change: the n-th line is what n would have come before.
+//
+// Seen is what goes through these functions of the C library: Python's file objects, Arrow's, most of Rust's. Not seen
+// are writes of fwrite, such as numpy's tofile, calls that go to the kernel directly, as some renames of Rust do, and
+// those of other processes. Threads may count in any order.
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static char watched[4096];     // the folder; empty until crash_shim_watch
+static long kill_before;       // number of the change that never happens
+static long changes;           // so far
+static int trace_file = -1;
+
+void crash_shim_watch(const char *folder, long before, const char *trace)
+{
+    snprintf(watched, sizeof watched, "%s", folder);
+    kill_before = before;
+    changes = 0;
+    trace_file = trace[0] ? (int)syscall(SYS_openat, AT_FDCWD, trace, O_CREAT | O_WRONLY | O_TRUNC, 0644) : -1;
+}
+
+// Counts a change of an absolute path.
+static void count_path(const char *operation, const char *path)
+{
+    size_t length = strlen(watched);
+    if (length == 0 || strncmp(path, watched, length) != 0 || (path[length] != '/' && path[length] != 0))
+        return;
+    long number = __sync_add_and_fetch(&changes, 1);
+    if (number == kill_before)
+        syscall(SYS_kill, getpid(), SIGKILL);
+    if (trace_file >= 0) {
+        char line[8300];
+        int size = snprintf(line, sizeof line, "%s %s\n", operation, path);
+        syscall(SYS_write, trace_file, line, size);
+    }
+}
+
+// Finds what a descriptor stands for; 0 where it is no file.
+static int name_descriptor(int descriptor, char *path, size_t size)
+{
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t length = syscall(SYS_readlinkat, AT_FDCWD, link, path, size - 1);
+    if (length < 0)
+        return 0;
+    path[length] = 0;
+    return 1;
+}
+
+static void count_descriptor(const char *operation, int descriptor)
+{
+    char path[4096];
+    if (watched[0] && name_descriptor(descriptor, path, sizeof path))
+        count_path(operation, path);
+}
+
+// Counts a change of a path that may be relative to a folder's descriptor, as shutil.rmtree has them, or to the
+// working directory.
+static void count_at(const char *operation, int folder, const char *path)
+{
+    char whole[8200];
+    if (!watched[0])
+        return;
+    if (path[0] == '/')
+        whole[0] = 0;
+    else if (folder == AT_FDCWD ? syscall(SYS_getcwd, whole, 4096) <= 0 : !name_descriptor(folder, whole, 4096))
+        return;
+    else
+        strcat(whole, "/");
+    strncat(whole, path, sizeof whole - strlen(whole) - 1);
+    count_path(operation, whole);
+}
+
+#define REAL(result, name, ...) \
+    static result (*real)(__VA_ARGS__); \
+    if (!real) \
+        real = (result (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
+
+ssize_t write(int descriptor, const void *bytes, size_t size)
+{
+    REAL(ssize_t, "write", int, const void *, size_t);
+    count_descriptor("write", descriptor);
+    return real(descriptor, bytes, size);
+}
+
+ssize_t writev(int descriptor, const struct iovec *parts, int number)
+{
+    REAL(ssize_t, "writev", int, const struct iovec *, int);
+    count_descriptor("write", descriptor);
+    return real(descriptor, parts, number);
+}
+
+ssize_t pwrite64(int descriptor, const void *bytes, size_t size, off64_t offset)
+{
+    REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
+    count_descriptor("write", descriptor);
+    return real(descriptor, bytes, size, offset);
+}
+
+int ftruncate64(int descriptor, off64_t size)
+{
+    REAL(int, "ftruncate64", int, off64_t);
+    count_descriptor("truncate", descriptor);
+    return real(descriptor, size);
+}
+
+int fsync(int descriptor)
+{
+    REAL(int, "fsync", int);
+    count_descriptor("fsync", descriptor);
+    return real(descriptor);
+}
+
+int rename(const char *from, const char *to)
+{
+    REAL(int, "rename", const char *, const char *);
+    count_at("rename", AT_FDCWD, to);
+    return real(from, to);
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+    REAL(int, "mkdir", const char *, mode_t);
+    count_at("mkdir", AT_FDCWD, path);
+    return real(path, mode);
+}
+
+int unlink(const char *path)
+{
+    REAL(int, "unlink", const char *);
+    count_at("unlink", AT_FDCWD, path);
+    return real(path);
+}
+
+int rmdir(const char *path)
+{
+    REAL(int, "rmdir", const char *);
+    count_at("rmdir", AT_FDCWD, path);
+    return real(path);
+}
+
+int unlinkat(int folder, const char *path, int flags)
+{
+    REAL(int, "unlinkat", int, const char *, int);
+    count_at("unlink", folder, path);
+    return real(folder, path, flags);
+}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheduler for tests: sbatch, squeue, sacct and scancel that run job arrays as processes of this machine.
+
+Installed under those four names in a folder of the PATH. What it knows is in that folder: `jobs/<id>/script`, and
+`jobs/<id>/<index>` with the state of an element. `silent` there holds how many more times squeue does not answer;
+`forgotten` makes squeue know no job that has ended, as Slurm does after some minutes.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+FOLDER = Path(sys.argv[0]).parent
+JOBS = FOLDER / "jobs"
+STATES = {0: "COMPLETED", -signal.SIGKILL: "OUT_OF_MEMORY", 128 + signal.SIGKILL: "OUT_OF_MEMORY"}
+
+
+def install(folder: Path) -> Path:
+    """Write the four commands to a folder, and return it."""
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "sacct", "scancel"):
+        (folder / name).write_text(f"#!{sys.executable} -IS\n{Path(__file__).read_text()}")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def options(words: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (word.removeprefix("--").partition("=") for word in words)}
+
+
+def sbatch(words: list[str]) -> None:
+    given = options(words)
+    if given.get("partition") == "nowhere":
+        sys.exit("sbatch: error: invalid partition specified: nowhere")
+    if "test-only" in given:
+        return
+    text = Path(words[-1]).read_text()
+    directives = [shlex.split(line.removeprefix("#SBATCH "))[0] for line in re.findall("^#SBATCH .*", text, re.M)]
+    JOBS.mkdir(exist_ok=True)
+    job = str(100 + len(list(JOBS.iterdir())))
+    (JOBS / job).mkdir()
+    (JOBS / job / "script").write_text(text)
+    settings = options(directives)
+    (JOBS / job / "name").write_text(settings["job-name"])
+    first, last, limit = re.fullmatch(r"(\d+)-(\d+)(?:%(\d+))?", settings["array"]).groups()
+    for index in range(int(first), int(last) + 1):
+        (JOBS / job / str(index)).write_text("PENDING")
+    environment = os.environ | dict(word.split("=") for word in given["export"].split(",") if "=" in word)
+    command = [sys.executable, "-IS", FOLDER / "sbatch", "run", job, limit or "1000", settings["output"]]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(command, env=environment, start_new_session=True, cwd="/", **quiet)
+    sys.stdout.write(f"Submitted batch job {job}" + "\n")
+
+
+def run(words: list[str]) -> None:
+    """Be the cluster: run the elements of a job, so many at a time."""
+    job, limit, output = words
+    running: dict[int, subprocess.Popen] = {}
+    while True:
+        states = {int(file.name): file.read_text() for file in (JOBS / job).iterdir() if file.name.isdigit()}
+        for index, process in list(running.items()):
+            if states[index] == "CANCELLED" and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.poll() is not None:
+                if states[index] != "CANCELLED":
+                    (JOBS / job / str(index)).write_text(STATES.get(process.returncode, "FAILED"))
+                del running[index]
+        waiting = sorted(index for index, state in states.items() if state == "PENDING")
+        if not waiting and not running:
+            return
+        for index in waiting[: int(limit) - len(running)]:
+            (JOBS / job / str(index)).write_text("RUNNING")
+            environment = os.environ | {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(index)}
+            with open(output.replace("%A", job).replace("%a", str(index)), "wb") as log:
+                command = ["bash", JOBS / job / "script"]
+                running[index] = subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+        time.sleep(0.05)
+
+
+def elements() -> list[tuple[Path, Path, str]]:
+    return [(job, file, file.read_text()) for job in JOBS.glob("*") for file in job.iterdir() if file.name.isdigit()]
+
+
+def squeue(words: list[str]) -> None:
+    silent = FOLDER / "silent"
+    if silent.exists() and (left := int(silent.read_text())):
+        silent.write_text(str(left - 1))
+        sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    given = options(words)
+    assert given["format"] == "%F|%K|%T|%r" and "me" in given and given["states"] == "all", words
+    for job, file, state in elements():
+        gone = (FOLDER / "forgotten").exists() and state not in ("PENDING", "RUNNING")
+        if not gone and (job / "name").read_text() == given["name"]:
+            sys.stdout.write(f"{job.name}|{file.name}|{state}|{'Resources' if state == 'PENDING' else 'None'}" + "\n")
+
+
+def sacct(words: list[str]) -> None:
+    for job, file, state in elements():
+        if job.name in options(words)["jobs"].split(","):
+            sys.stdout.write(f"{job.name}_{file.name}|{state}{' by 1000' if state == 'CANCELLED' else ''}" + "\n")
+
+
+def scancel(words: list[str]) -> None:
+    for job, file, state in elements():
+        if job.name in words and state in ("PENDING", "RUNNING"):
+            file.write_text("CANCELLED")
+
+
+if __name__ == "__main__":
+    name, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if words[:1] == ["run"]:
+        run(words[1:])
+    else:
+        {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}[name](words)

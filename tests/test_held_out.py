@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out text: chosen by content, by family and by date, whatever the order, in bounded memory."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from datatrove.data import Document
+from tiny_run import make_text
+
+from corpus import held_out
+from corpus.document_files import document_id, write_documents
+from corpus.held_out import NOTE, describe_dates, is_future, note_documents, plan_splits
+from recipe_config import Data, RecipeError, Splits
+
+
+def make_data(**keys) -> Data:
+    sources = [{"name": "law", "path": "a"}, {"name": "web", "path": "b"}]
+    splits = {"validation_fraction": 0.05, "test_fraction": 0.1} | keys.pop("splits", {})
+    return Data.model_validate({"sources": sources, "splits": splits, **keys})
+
+
+def make_document(text: str, source: str = "law", date: str | None = None) -> Document:
+    return Document(text=text, id=document_id(text), metadata={"source": source, "date": date})
+
+
+def plan(folder, data: Data, parts: list[list[Document]]):
+    for rank, part in enumerate(parts):
+        names = [source.name for source in data.sources]
+        noted = note_documents(part, rank, len(parts), folder / "notes", names)
+        write_documents(noted, rank, len(parts), folder / "documents")
+    return plan_splits(folder / "notes", folder / "documents", data)
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    return [make_document(make_text(seed, 3 + seed % 9), "law" if seed % 3 else "web") for seed in range(300)]
+
+
+def test_a_source_that_is_too_small_for_three_splits_is_refused_by_name(tmp_path):
+    few = [make_document(make_text(seed), "law") for seed in range(2)]
+    enough = [make_document(make_text(seed), "web") for seed in range(10, 15)]
+    with pytest.raises(RecipeError, match="data.sources: law: 2 distinct documents are left"):
+        plan(tmp_path, make_data(), [few, enough])
+
+
+def test_each_split_has_its_share_of_each_source_bytes(tmp_path, documents):
+    chosen, families = plan(tmp_path, make_data(), [documents])
+    assert families is None
+    for source in ("law", "web"):
+        sizes = {split: 0 for split in ("train", "validation", "test")}
+        for document in documents:
+            if document.metadata["source"] == source:
+                sizes[chosen.get(document.id, "train")] += len(document.text.encode())
+        total = sum(sizes.values())
+        assert sizes["test"] / total == pytest.approx(0.1, abs=0.02) and sizes["test"] <= 0.1 * total
+        assert sizes["validation"] / total == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_choice_does_not_depend_on_order_or_parts_nor_on_a_pool_of_bounded_size(tmp_path, documents, monkeypatch):
+    whole, _ = plan(tmp_path / "whole", make_data(), [documents])
+    shuffled = random.Random(0).sample(documents, len(documents))
+    monkeypatch.setattr(held_out, "MIN_POOL_DOCUMENTS", 3)
+    parts = [shuffled[start::7] for start in range(7)]
+    assert plan(tmp_path / "parts", make_data(), parts)[0] == whole
+    pool, total_bytes = held_out.gather_pool(sorted((tmp_path / "parts" / "notes").iterdir()), make_data())
+    assert len(pool) < 0.4 * len(documents), "only what the shares can need is held"
+    assert total_bytes.sum() == sum(len(document.text.encode()) for document in documents)
+
+
+def test_a_document_stays_held_out_when_others_are_added(tmp_path, documents):
+    few, _ = plan(tmp_path / "few", make_data(), [documents[:200]])
+    more, _ = plan(tmp_path / "more", make_data(), [documents])
+    assert sum(more.get(name) == split for name, split in few.items()) > 0.5 * len(few)
+
+
+def test_a_document_larger_than_the_share_stays_in_training(tmp_path, documents):
+    giant = make_document(make_text(1000, 5000))
+    chosen, _ = plan(tmp_path, make_data(), [[*documents, giant]])
+    assert giant.id not in chosen and Counter(chosen.values()).keys() == {"validation", "test"}
+
+
+def test_families_are_held_out_whole_and_counted(tmp_path):
+    families = [[make_text(seed, 30) + f"\nversion {version}" for version in range(3)] for seed in range(30)]
+    everything = [make_document(text) for family in families for text in family]
+    everything += [make_document(make_text(seed, 30), "web") for seed in range(100, 120)]
+    chosen, counted = plan(tmp_path, make_data(family_containment=0.5), [everything])
+    for family in families:
+        assert len({chosen.get(document_id(text), "train") for text in family}) == 1
+    assert counted["law"] < 90
+
+
+@pytest.mark.parametrize(
+    ("date", "future"),
+    [
+        ("2024-07-01", True),
+        ("2024-06-30", False),
+        ("2024-07", True),
+        ("2024-06", False),
+        ("2024", True),  # some day of that year, so it may be: never trained on
+        ("2023", False),
+        (None, False),
+        ("", False),
+    ],
+)
+def test_what_may_be_of_the_future_is_never_trained_on(date, future):
+    assert is_future(date, Splits(future_from="2024-07-01")) == future
+    assert not is_future(date, Splits())
+
+
+def test_documents_of_the_future_are_in_no_other_split(tmp_path, documents):
+    for number, document in enumerate(documents):
+        document.metadata["date"] = f"{2020 + number % 5}-03-01"
+    chosen, _ = plan(tmp_path, make_data(splits={"future_from": "2024-01-01"}), [documents])
+    future = {document.id for document in documents if document.metadata["date"] >= "2024"}
+    assert len(future) == 60 and chosen and not future & chosen.keys()
+
+
+def test_dates_are_described_by_source(tmp_path, documents):
+    documents[1].metadata["date"], documents[2].metadata["date"] = "2019-05", "2001-01-31"
+    plan(tmp_path, make_data(), [documents[:150], documents[150:]])
+    found = describe_dates(tmp_path / "notes", ["law", "web"])
+    assert found["law"] == {"dated_documents": 2, "first_date": "2001-01-31", "last_date": "2019-05"}
+    assert found["web"] == {"dated_documents": 0, "first_date": None, "last_date": None}
+
+
+def test_a_task_without_documents_notes_nothing(tmp_path):
+    assert list(note_documents([], 0, 1, tmp_path, ["law"])) == []
+    assert np.load(tmp_path / "00000.npy").dtype == NOTE

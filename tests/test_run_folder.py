@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which change makes documents out of date, and which does not: benchmarks that are added later do not."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tiny_run import RECIPES, ROOT
+
+import run_folder
+from recipe_config import Recipe
+from recipe_loading import load_recipe
+from run_folder import (
+    StaleStageError,
+    differences,
+    is_finished,
+    new_output,
+    output_folder,
+    read_record,
+    record_stage,
+    require,
+    why_unchecked,
+)
+
+
+class Killed(Exception):
+    """What ends a stage half-way."""
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    (tmp_path / "law.txt").write_text("The parties agree.")
+    return tmp_path / "law.txt"
+
+
+def load(texts: Path, *overrides: str) -> Recipe:
+    settings = {
+        "run.output_dir": str(texts.parent / "run"),
+        "data.sources": [{"name": "law", "path": str(texts)}],
+        "data.decontamination": {},
+        "evaluation.tasks": ["legal_sense"],
+    }
+    argv = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+    return load_recipe([RECIPES / "custom" / "base.yaml"], [*argv, *overrides])
+
+
+def export(recipe: Recipe, **items: str) -> None:
+    """Write the benchmarks folder of a run, as the stage does."""
+    with new_output(recipe, "requests") as folder:
+        for task, text in items.items():
+            (folder / f"{task}.jsonl").write_text(text)
+
+
+def prepare(recipe: Recipe) -> None:
+    with new_output(recipe, "prepare") as folder:
+        (folder / "stats.json").write_text("{}")
+
+
+def partial_folder(recipe: Recipe) -> Path:
+    """Return where a stage that was killed left what it had done."""
+    with suppress(Killed), new_output(recipe, "prepare") as folder:
+        raise Killed
+    return folder
+
+
+# --- benchmarks
+
+
+@pytest.mark.parametrize("change", ["a task more", "other items", "a task less"])
+def test_benchmarks_that_change_after_the_documents_were_made_leave_them_as_they_are(texts, change):
+    export(load(texts), legal_sense="first")
+    prepare(load(texts))
+    made = read_record(output_folder(load(texts), "prepare"))
+    tasks = ["legal_sense", "general_agreement"] if change == "a task more" else ["legal_sense"]
+    later = load(texts, f"--evaluation.tasks={json.dumps(tasks if change != 'a task less' else [])}")
+    if change != "a task less":
+        export(later, **dict.fromkeys(tasks, "second" if change == "other items" else "first"))
+    assert is_finished(later, "prepare")
+    assert require(later, "prepare") == output_folder(later, "prepare")
+    assert read_record(output_folder(later, "prepare")) == made
+    assert made["once"]["benchmarks"].keys() == {"legal_sense"}
+
+
+def test_overwrite_makes_the_documents_anew_with_the_benchmarks_of_now(texts):
+    export(load(texts), legal_sense="first")
+    prepare(load(texts))
+    assert is_finished(load(texts), "prepare", overwrite=True), "nothing changed"
+    later = load(texts, "--evaluation.tasks=[legal_sense, general_agreement]")
+    assert not is_finished(later, "prepare", overwrite=True), "one is not even exported"
+    export(later, legal_sense="first", general_agreement="new")
+    assert differences(later, "prepare", once=True)[0].startswith("benchmarks.general_agreement was null, is ")
+    assert not is_finished(later, "prepare", overwrite=True)
+    prepare(later)
+    assert is_finished(later, "prepare", overwrite=True)
+
+
+def test_what_a_killed_try_did_with_other_benchmarks_is_not_built_upon(texts):
+    export(load(texts), legal_sense="first")
+    first = partial_folder(load(texts))
+    assert partial_folder(load(texts)) == first
+    export(load(texts), legal_sense="second")
+    assert partial_folder(load(texts)) != first
+
+
+def test_a_folder_that_the_recipe_names_counts_by_its_content(texts, tmp_path):
+    for name in ("mine", "moved", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task.jsonl").write_text("items" if name != "other" else "other items")
+    recipes = {
+        name: load(texts, f"--data.decontamination.benchmarks={tmp_path / name}")
+        for name in ("mine", "moved", "other")
+    }
+    prepare(recipes["mine"])
+    assert is_finished(recipes["moved"], "prepare")
+    assert is_finished(recipes["moved"], "prepare", overwrite=True), "what the run exports is not read then"
+    with pytest.raises(StaleStageError, match="decontamination.benchmarks.task was"):
+        is_finished(recipes["other"], "prepare")
+    with pytest.raises(StaleStageError, match="decontamination.benchmarks was"):
+        is_finished(load(texts), "prepare")
+
+
+def test_to_turn_the_check_on_or_off_or_to_another_threshold_makes_documents_out_of_date(texts):
+    export(load(texts), legal_sense="first")
+    prepare(load(texts))
+    for change in ("--data.decontamination=null", "--data.decontamination.min_overlap_fraction=0.8"):
+        with pytest.raises(StaleStageError, match="decontamination"):
+            is_finished(load(texts, change), "prepare")
+
+
+def test_the_reason_for_not_checking_is_known_before_work_starts(texts, monkeypatch, tmp_path):
+    assert why_unchecked(load(texts)) is None
+    assert why_unchecked(load(texts, "--data.decontamination=null")) == "data.decontamination is not set"
+    assert why_unchecked(load(texts, "--evaluation.tasks=[]")) == "evaluation.tasks names no benchmark"
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    assert "no eval/ folder" in why_unchecked(load(texts))
+    assert why_unchecked(load(texts, "--data.decontamination.benchmarks=mine")) is None
+
+
+def test_documents_made_without_eval_stay_when_it_is_copied_there_later(texts, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "ROOT", tmp_path)
+        prepare(load(texts))
+        assert is_finished(load(texts), "prepare", overwrite=True)
+    assert is_finished(load(texts), "prepare")
+    assert not is_finished(load(texts), "prepare", overwrite=True)
+
+
+def test_exported_benchmarks_are_exported_again_when_a_task_changes(texts, monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "eval", tmp_path / "eval", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    recipe = load(texts)
+    export(recipe, legal_sense="first")
+    (tmp_path / "eval/tasks/legal/README.md").write_text("What a page says changes no item.")
+    assert is_finished(recipe, "requests")
+    with (tmp_path / "eval/tasks/legal/legal_sense.jsonl").open("a") as file:
+        file.write("\n")
+    assert not is_finished(recipe, "requests")
+    assert differences(load(texts, "--evaluation.tasks=[]"), "requests")[0].startswith("tasks was")
+
+
+def test_an_evaluation_is_out_of_date_when_the_items_are(texts):
+    recipe = load(texts)
+    export(recipe, legal_sense="first")
+    output_folder(recipe, "evaluate").mkdir()
+    record_stage(recipe, "evaluate")
+    assert is_finished(recipe, "evaluate")
+    export(recipe, legal_sense="second")
+    assert differences(recipe, "evaluate") == ["the output of requests changed"]
+
+
+# --- the other settings of data
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--data.workers=7",
+        "--data.max_repetitions=9",
+        "--data.min_shares={law: 0.4}",
+        "--data.phases=[{start_fraction: 0.5, shares: {law: 1.0}}]",
+        "--data.skip={steps: [[1, 2]], documents: [abc]}",
+        "--data.slurm={partition: cpu}",
+        "--data.executor=ray",
+        "--data.fit_to_corpus=false",
+    ],
+)
+def test_the_mixture_and_the_machine_do_not_decide_the_documents(texts, change):
+    export(load(texts), legal_sense="first")
+    prepare(load(texts))
+    assert is_finished(load(texts, change), "prepare")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--data.normalise_text=false",
+        "--data.languages={keep: [en]}",
+        "--data.quality={profile: web}",
+        "--data.repeated_passages={min_documents: 9}",
+        "--data.personal_data={profile: legal}",
+        "--data.splits.future_from='2024-01-01'",
+        "--data.near_duplicates=null",
+    ],
+)
+def test_every_step_of_the_cleaning_decides_them(texts, change):
+    export(load(texts), legal_sense="first")
+    prepare(load(texts))
+    with pytest.raises(StaleStageError, match=r"is out of date: .* was .*--overwrite"):
+        is_finished(load(texts, change), "prepare")
+
+
+def test_a_share_or_licence_of_a_source_does_not_decide_them_but_its_text_does(texts):
+    prepare(load(texts))
+    said = {"name": "law", "path": str(texts), "share": 1.0, "license": "MIT", "url": "https://example.org"}
+    assert is_finished(load(texts, f"--data.sources={json.dumps([said | {'max_repetitions': 3}])}"), "prepare")
+    texts.write_text("The parties do not agree.")
+    with pytest.raises(StaleStageError, match="sources.0.fingerprint was"):
+        is_finished(load(texts), "prepare")
+
+
+def test_an_earlier_corpus_counts_by_its_content(texts, tmp_path):
+    earlier = load(texts, f"--run.output_dir={tmp_path / 'earlier'}")
+    prepare(earlier)
+    against = [f"--data.near_duplicates.against=[{tmp_path / 'earlier' / 'documents'}]"]
+    prepare(load(texts, *against))
+    (tmp_path / "earlier").rename(tmp_path / "moved")
+    against = [f"--data.near_duplicates.against=[{tmp_path / 'moved' / 'documents'}]"]
+    assert is_finished(load(texts, *against), "prepare")
+    with new_output(load(texts, f"--run.output_dir={tmp_path / 'moved'}"), "prepare") as folder:
+        (folder / "stats.json").write_text("other")
+    with pytest.raises(StaleStageError, match="near_duplicates.against.0 was"):
+        is_finished(load(texts, *against), "prepare")
