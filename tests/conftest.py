@@ -11,6 +11,17 @@ from tiny_run import TinyRun, write_tiny_texts
 os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked `long` too: the whole enumerations")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long; --all runs it"))
+
+
 @pytest.fixture(scope="session")
 def tokenized_run(tmp_path_factory) -> TinyRun:
     """Prepare, train a tokenizer and tokenize, once for all tests."""

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Everything that must hold: lint, format, tests. Makes .venv if there is none; needs no network after that.
 #
-#   bash tests/run.sh                      all of it, under 10 minutes on 2 cores
+#   bash tests/run.sh                      all that is quick, under 10 minutes on 2 cores
+#   bash tests/run.sh --all                the long enumerations too; tests/README.md has its last result
 #   bash tests/run.sh tests/test_x.py -x   arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/quickstart.sh --install_only
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Nothing a test does may reach the network, and two test processes share the cores.
+# Nothing a test does may reach the network. Two processes take the tests a file at a time, so that what a file prepares
+# is prepared once.
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

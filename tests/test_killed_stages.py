@@ -158,7 +158,7 @@ def crash_shim(tmp_path_factory) -> Path:
 def results(crash_shim, tmp_path_factory, request) -> dict[str, dict[str, dict]]:
     """What happened in `kill_session`: stage -> point -> result."""
     folder = tmp_path_factory.mktemp("killed")
-    everywhere = "all" if request.config.getoption("--all", default=False) else ""
+    everywhere = "all" if request.config.getoption("--all") else ""
     paths = os.pathsep.join([str(RECIPES), str(Path(__file__).parent)])
     code = "import sys, test_killed_stages; test_killed_stages.kill_session(*sys.argv[1:])"
     with (folder / "output").open("w") as output:  # not a pipe, which a helper of a killed stage would keep open

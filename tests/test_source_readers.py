@@ -552,9 +552,8 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 
 
 @NEEDS_PROC
-def test_a_document_of_100_mb_goes_through_the_whole_of_prepare_within_twelve_times_the_bound(tmp_path, request):
-    if not request.config.getoption("--all", default=False):
-        pytest.skip("takes a minute; pytest --all runs it")
+@pytest.mark.long
+def test_a_document_of_100_mb_goes_through_the_whole_of_prepare_within_twelve_times_the_bound(tmp_path):
     sentences = "".join(f"Clause {number}: the tenant shall keep it in good repair. " for number in range(1_800_000))
     lines = [sentences, *map(make_text, range(10))]
     (tmp_path / "law.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
