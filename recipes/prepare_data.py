@@ -39,10 +39,10 @@ def prepare(recipe: Recipe) -> dict:
     check_executor(recipe.data)
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
-    data = pin_revisions(recipe.data)
-    names = [source.name for source in data.sources]
+    names = [source.name for source in recipe.data.sources]
     with new_output(recipe, "prepare") as output:
         work = output / "work"
+        data = pin_revisions(recipe.data, work / "commits.json")
         parts = plan_parts(data)
         tasks = len(parts)
         total_bytes = sum(unit.size_bytes for _, units in parts for unit in units)

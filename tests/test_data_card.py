@@ -170,7 +170,9 @@ def test_personal_data_is_shown_by_kind_with_what_was_done(tmp_path):
     card = card_of(tmp_path / "card", recipe, stats_of(recipe, personal_data={"email": 1234, "docket": 7}))
     for line in ("| email | replace | 1,234 |", "| card | drop | 0 |", "| docket | leave | 7 |"):
         assert line in card
-    assert "Personal data was not looked for" in card_of(tmp_path / "card", load(tmp_path, {"cases": None}))
+    assert "Personal data was not looked for" in card_of(
+        tmp_path / "card", load(tmp_path, {"cases": None}, "--data.personal_data=null")
+    )
 
 
 def test_benchmarks_are_shown_with_what_is_left_and_otherwise_said_to_be_unchecked(tmp_path):

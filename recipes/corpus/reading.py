@@ -18,6 +18,7 @@ from corpus.source_readers import Unit, Unreadable, is_hub_dataset, list_all_uni
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, Source
+from run_folder import write_json
 
 
 # A source is read by at least so many tasks, where it has so many files, and by one more for each so many bytes.
@@ -25,14 +26,22 @@ MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
 
 
-def pin_revisions(data: Data) -> Data:
-    """Resolve the head of each Hub dataset without a revision to its commit, so that one commit is read throughout."""
+def pin_revisions(data: Data, note: Path) -> Data:
+    """Resolve the head of each Hub dataset without a revision to its commit, so that one commit is read throughout.
+
+    Args: note: file in which the commits are kept, so that an interrupted run goes on with the same ones.
+    """
+    commits = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     sources = []
     for source in data.sources:
         if is_hub_dataset(source) and source.revision is None:
-            with named_errors(source):
-                source = source.model_copy(update={"revision": HfApi().dataset_info(source.path).sha})
+            if source.name not in commits:
+                with named_errors(source):
+                    commits[source.name] = HfApi().dataset_info(source.path).sha
+            source = source.model_copy(update={"revision": commits[source.name]})
         sources.append(source)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, commits)
     return data.model_copy(update={"sources": sources})
 
 
