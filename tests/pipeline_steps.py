@@ -20,7 +20,9 @@ def write(documents, rank: int, world_size: int, folder: Path) -> None:
 
 def wait_for(documents, rank: int, world_size: int, file: Path):
     """Note this process in `<file>.<rank>` and go on when the file is there."""
-    file.with_name(f"{file.name}.{rank}").write_text(str(os.getpid()))
+    partial = file.with_name(f".{file.name}.{rank}")  # this process may be ended at any moment
+    partial.write_text(str(os.getpid()))
+    partial.rename(file.with_name(f"{file.name}.{rank}"))
     while not file.exists():
         time.sleep(0.05)
     return documents
