@@ -3,10 +3,11 @@
 
     PYTHONPATH=recipes python tests/benchmarks/data_stages.py FOLDER --megabytes 10 100 1000 --workers 1 2
 
-FOLDER holds JSON lines with `text`, at any depth. To get to a size its documents are written over and over, each
-time with 3 words in 10 replaced by others of the corpus, so that they are no near-duplicates of each other. Prints
-one table of the stages and one of the steps of prepare; seconds are wall-clock, memory is the largest sum over the
-processes of a stage of the memory that is their own (PSS).
+FOLDER holds JSON lines, at any depth; those with `text` are taken. To get to a size its documents are written over and
+over, each time with 3 words in 10 replaced by others of the corpus, so that they are no near-duplicates of each other.
+The recipe is custom/base.yaml, and --section.key=value overrides it. Prints one table of the stages and one of the
+steps of prepare; seconds are wall-clock, memory is the largest sum over the processes of a stage of the memory that is
+their own (PSS).
 """
 
 import argparse
@@ -97,8 +98,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options, overrides = parser.parse_known_args()
-    texts = [json.loads(line)["text"] for file in sorted(options.folder.rglob("*.jsonl")) for line in file.open("rb")]
+    # argparse takes an unknown option with a space in its value for a file name, so overrides are taken out before.
+    overrides = [argument for argument in sys.argv[1:] if re.match(r"--\w+\.", argument)]
+    options = parser.parse_args([argument for argument in sys.argv[1:] if argument not in overrides])
+    rows = (json.loads(line) for file in sorted(options.folder.rglob("*.jsonl")) for line in file.open("rb"))
+    texts = [row["text"] for row in rows if "text" in row]
     print("| MB | workers | stage | seconds | MB/s | MB/s per worker | peak MiB |\n|--:|--:|---|--:|--:|--:|--:|")
     steps: dict[tuple, dict] = {}
     for megabytes in options.megabytes:
