@@ -11,13 +11,20 @@ Out:  models and datasets that huggingface_hub, transformers, datasets and fsspe
 The clients read these variables when they are imported. Xet, the Hub's chunked storage, is not doubled.
 
     GET  /_state   {"repositories": {"models/me/x": {"head", "private", "commits": [{"oid", "message"}],
-                   "files": {path: bytes}}}, "log": [{"request", "authorized", "bytes"}]}
-    POST /_faults  a list of faults, replacing earlier ones: "match" (regular expression on "METHOD /path?query"),
-                   "times" (default 1) and one of
-                     "status": 503, "headers": {}, "answer": {}      answer so instead; all but status may be left out
+                   "files": {path: bytes}, "refs": {branch or tag: commit}}},
+                   "log": [{"request", "authorized", "bytes"}], "faults": [with the "times" that are left]}
+    POST /_faults  a list of faults, replacing earlier ones, or with ?add added to them: "match" (regular expression on
+                   "METHOD /path?query token"), "skip" (default 0, so many requests before it), "times" (default 1),
+                     "status": 503, "headers": {}, "answer": {}      answer so instead; all but status may be left out;
+                                                                     a text as answer is sent as it is
                      "action": "hang", "seconds": 5                  wait first, then answer as usual
+                     "action": "drip", "seconds": 0.5                answer as usual, with a pause after each byte
                      "action": "drop"                                close the connection without an answer
+                     "action": "cut"                                 close it half-way through the answer
+                     "action": "alter"                               answer with one byte of the content changed
                      "action": "after", "status": 500                do what was asked, then say that it failed
+                     "action": "kill", "pid": 17, "after": false     kill a process before, or after, doing it
+                     "action": "intrude", "path": "x"                let someone else commit a file first
 """
 
 import base64
@@ -25,6 +32,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -51,6 +59,22 @@ COMMIT_NUMBERS = count()
 def git_oid(content: bytes) -> str:
     """Return git's name of a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def blob(content: bytes) -> dict:
+    return {"content": content, "oid": git_oid(content), "lfs": None}
+
+
+def choose_fault(request: str) -> dict:
+    """Return the first fault that a request meets, {} for none, and count it."""
+    for fault in FAULTS:
+        if fault.get("times", 1) > 0 and re.search(fault["match"], request):
+            if fault.get("skip", 0) > 0:
+                fault["skip"] -= 1
+                continue
+            fault["times"] = fault.get("times", 1) - 1
+            return fault
+    return {}
 
 
 class Repository:
@@ -80,6 +104,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    spoiling: dict | None = None  # the fault that the next answer's body shall have
 
     def log_message(self, *arguments) -> None:
         pass  # LOG holds every request; the terminal is the tests'
@@ -87,28 +112,39 @@ class HubHandler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         body = self.read_body() if self.command in ("POST", "PUT", "DELETE") else b""
         if self.path == "/_state":
-            return self.send({"repositories": dict(self.describe_repositories()), "log": LOG})
-        if self.path == "/_faults":
-            FAULTS[:] = json.loads(body)
+            return self.send({"repositories": dict(self.describe_repositories()), "log": LOG, "faults": FAULTS})
+        if self.path.startswith("/_faults"):
+            FAULTS[:] = (FAULTS if self.path.endswith("?add") else []) + json.loads(body)
             return self.send({})
         request = f"{self.command} {self.path}"
         with LOCK:
             LOG.append({"request": request, "authorized": self.is_authorized(), "bytes": len(body)})
-            fault = next((f for f in FAULTS if f.get("times", 1) > 0 and re.search(f["match"], request)), {})
-            fault["times"] = fault.get("times", 1) - 1
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            fault = choose_fault(f"{request} {token}".strip())
         action = fault.get("action", "status" if "status" in fault else None)
         if action == "status":
-            return self.send(fault.get("answer", {"error": "injected"}), fault["status"], fault.get("headers"))
+            answer = fault.get("answer", {"error": "injected"})
+            text = answer.encode() if isinstance(answer, str) else None
+            return self.send(answer, fault["status"], fault.get("headers"), text)
         if action == "drop":
             self.close_connection = True
             return self.connection.close()
         if action == "hang":
             time.sleep(fault["seconds"])
-        if action == "after":
+        if action == "intrude":
+            name = "/".join(self.path.split("/")[2:5])
+            repository = REPOSITORIES[name]
+            files = {**repository.trees[repository.refs["main"]], fault["path"]: blob(b"by someone else")}
+            repository.commit("main", "another hand", files)
+        if action == "after" or (action == "kill" and fault.get("after")):
             self.send = lambda *arguments, **named: None
             self.answer(body)
             del self.send
+        if action == "kill":
+            os.kill(fault["pid"], signal.SIGKILL)
+        if action == "after":
             return self.send({"error": "injected after success"}, fault["status"])
+        self.spoiling = fault if action in ("drip", "cut", "alter") else None
         return self.answer(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
@@ -132,7 +168,21 @@ class HubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             with suppress(ConnectionError):  # a client that timed out no longer listens
-                self.wfile.write(data)
+                self.write_spoiled(data) if self.spoiling else self.wfile.write(data)
+
+    def write_spoiled(self, data: bytes) -> None:
+        fault, self.spoiling = self.spoiling, None
+        if fault["action"] == "alter":
+            return self.wfile.write(bytes([data[0] ^ 1]) + data[1:])
+        if fault["action"] == "cut":
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            return self.connection.close()
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(fault["seconds"])
+        return None
 
     def fail(self, status: int, code: str, message: str) -> None:
         self.send({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
@@ -148,6 +198,7 @@ class HubHandler(BaseHTTPRequestHandler):
             head = repository.refs["main"]
             files = {path: len(file["content"]) for path, file in repository.trees[head].items()}
             described = {"head": head, "private": repository.private, "commits": repository.messages, "files": files}
+            described["refs"] = dict(repository.refs)
             yield name, described
 
     def answer(self, body: bytes) -> None:
@@ -215,8 +266,13 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send({})
 
     def make_branch(self, body: bytes, kind: str, name: str, revision: str) -> None:
-        if found := self.find(kind, name):
+        if found := self.find(kind, name, (json.loads(body) if body else {}).get("startingPoint") or "main"):
             found[0].refs.setdefault(revision, found[1])
+            self.send({})
+
+    def change_settings(self, body: bytes, kind: str, name: str) -> None:
+        if found := self.find(kind, name):
+            found[0].private = json.loads(body).get("visibility", "private") == "private"
             self.send({})
 
     # Uploads: what goes through LFS, LFS itself, and the commit
@@ -242,7 +298,7 @@ class HubHandler(BaseHTTPRequestHandler):
         objects = json.loads(body)["objects"]
         for entry in objects:
             if entry["oid"] not in LFS_OBJECTS:  # "actions" is left out where there is nothing to do: null is an error
-                upload = {"href": f"{self.host()}/_lfs/{entry['oid']}"}
+                upload = {"href": f"{self.host()}/_lfs/{entry['oid']}?of={name}"}
                 entry["actions"] = {"upload": upload, "verify": {"href": f"{self.host()}/_lfs_verify"}}
         self.send({"transfer": "basic", "objects": objects})
 
@@ -273,8 +329,7 @@ class HubHandler(BaseHTTPRequestHandler):
             for operation in operations:
                 value = operation["value"]
                 if operation["key"] == "file":
-                    content = base64.b64decode(value["content"])
-                    files[value["path"]] = {"content": content, "oid": git_oid(content), "lfs": None}
+                    files[value["path"]] = blob(base64.b64decode(value["content"]))
                 elif operation["key"] == "lfsFile":
                     if value["oid"] not in LFS_OBJECTS:
                         return self.fail(400, "", f"lfs object {value['oid']} was not uploaded")
@@ -366,6 +421,7 @@ ROUTES = [
     (rf"{API}/tag/(?P<revision>.+)", HubHandler.make_tag),
     (rf"{API}/branch/(?P<revision>.+)", HubHandler.make_branch),
     (rf"{API}/refs", HubHandler.list_refs),
+    (rf"{API}/settings", HubHandler.change_settings),
     (rf"{API}/paths-info/(?P<revision>.+)", HubHandler.list_paths),
     (rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", HubHandler.list_tree),
     (rf"/(?:(?P<kind>datasets|spaces)/)?{NAME}/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<path>.+)", HubHandler.download),
