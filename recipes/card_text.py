@@ -8,6 +8,7 @@ as Markup, and an empty field is an error rather than a hole.
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub.utils import yaml_dump
@@ -18,8 +19,8 @@ from ruamel.yaml import YAML
 from recipe_config import RecipeError
 
 
-def render_card(template: Path, front_matter: dict, **values: object) -> str:
-    """Render a template, which begins with `front_matter` between two lines of `---`.
+def render_card(template: Path, front_matter: dict | None, **values: object) -> str:
+    """Render a template, which begins with `front_matter` between two lines of `---` unless that is None.
 
     Raises: RecipeError: the front matter does not read back as what was written, by YAML 1.1 and 1.2.
     """
@@ -37,8 +38,11 @@ def render_card(template: Path, front_matter: dict, **values: object) -> str:
         "percent": lambda share: f"{100 * share:.1f} %",
         "link": link,
         "code": lambda text: Markup(json.dumps(text)),
+        "shell": lambda text: Markup(shlex.quote(text)),
         "file_name": Markup,
     }
+    if front_matter is None:
+        return environment.get_template(template.name).render(**values)
     written = Markup(yaml_dump(front_matter, sort_keys=False))
     card = environment.get_template(template.name).render(front_matter=written, **values)
     block = card.partition("\n---\n")[0]

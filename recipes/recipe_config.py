@@ -38,6 +38,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 # A name becomes a folder in the run folder, so it may not climb out of it or differ only by case.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 
 PersonalDataKind = Literal[
@@ -445,16 +446,43 @@ class Evaluation(Section):
 
 
 class Hub(Section):
-    """Publishing. Nothing is uploaded unless repo_id is set."""
+    """Publishing. Nothing is uploaded unless repo_id is set; docs in publishing/README.md."""
 
-    repo_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    repo_id: RepoId | None = None
     """Model repository (user-or-org/name). None: only the release folder is made."""
     private: bool = True
-    """Create the repository private."""
+    """Keep the repositories private. false: each is made public once it is uploaded, read back and tagged."""
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
+    license_file: str | None = None
+    """Text of that licence, published as LICENSE. None: of apache-2.0 this repository's, of others none."""
     language: list[str] = ["en"]
     """Languages of the text (ISO 639-1)."""
+    contact: str | None = None
+    """Where to ask for a document's removal, such as an e-mail address. None: the repository's discussions."""
+    max_shard_size: Annotated[str, Field(pattern=r"^[1-9]\d*(KB|MB|GB)$")] = "5GB"
+    """Largest file of weights; larger ones are cut."""
+    revision_steps: Positive | None = None
+    """Publish the weights while training, every so many steps, as revisions such as step-0001000; a multiple of
+    training.save_steps. None: only the finished model."""
+    tokenizer_repo_id: RepoId | None = None
+    """Model repository for the tokenizer alone, with its report card. None: not published by itself."""
+    dataset_repo_id: RepoId | None = None
+    """Dataset repository for the data card and the statistics, without the text. None: not published by itself."""
+    dataset_text: bool = False
+    """Put the text into it too, of the sources whose licence and personal data let anyone pass it on."""
+    tensorboard: bool = False
+    """Add metrics.jsonl as a TensorBoard log, which the Hub draws on the model's page."""
+
+    def problems(self):
+        repositories = {key: getattr(self, key) for key in ("repo_id", "tokenizer_repo_id", "dataset_repo_id")}
+        for key in ("tokenizer_repo_id", "dataset_repo_id"):
+            if repositories[key] and self.repo_id is None:
+                yield key, "is set without repo_id, so nothing would be uploaded; set hub.repo_id too"
+        if self.tokenizer_repo_id and self.tokenizer_repo_id == self.repo_id:
+            yield "tokenizer_repo_id", f"{self.repo_id} is the model's; give the tokenizer a repository of its own"
+        if self.dataset_text and self.dataset_repo_id is None:
+            yield "dataset_text", "is set without dataset_repo_id; set that too"
 
 
 class Recipe(Section):
@@ -470,6 +498,11 @@ class Recipe(Section):
 
     def problems(self):
         training = self.training
+        if (self.hub.revision_steps or 0) % training.save_steps:
+            yield (
+                "hub.revision_steps",
+                f"{self.hub.revision_steps} is not a multiple of training.save_steps={training.save_steps}",
+            )
         if self.data.fit_to_corpus:
             return  # then training is fitted, not refused
         if training.max_tokens < training.tokens_per_step:

@@ -124,7 +124,8 @@ def training_settings(recipe: Recipe) -> dict:
 
 def release_settings(recipe: Recipe) -> dict:
     said = {source.name: [source.license, source.url] for source in recipe.data.sources}
-    return recipe.hub.model_dump(exclude={"private"}) | {"sources": said}
+    elsewhere = {"private", "revision_steps", "tokenizer_repo_id", "dataset_repo_id", "dataset_text"}
+    return recipe.hub.model_dump(exclude=elsewhere) | {"sources": said}
 
 
 STAGES = {

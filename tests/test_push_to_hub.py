@@ -8,22 +8,38 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import load_dataset
+from datatrove.data import Document
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-import push_to_hub
 from card_text import escape_markdown
-from model_card import write_card
-from push_to_hub import build_release, is_same_file, main, publish, upload
+from corpus.document_files import write_documents
+from hub_transfer import git_sha1, is_same_file
+from publishing.model_card import write_card
+from publishing.release_files import build_release
+from publishing.repositories import check_repositories
+from publishing.revision_queue import queue_revision
+from push_to_hub import build, main
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe
 from run_folder import file_sha256, output_folder, record_stage, write_json
@@ -129,6 +145,13 @@ def write_run(run: Path) -> None:
         (run / name).parent.mkdir(exist_ok=True)
         write_json(run / name, content)
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    for name in SOURCES:
+        rows = [Document(f"A story, {index}.", f"{index:032x}", metadata={"source": name}) for index in range(3)]
+        for split in ("train", "validation", "test"):
+            (run / "documents" / split / name).mkdir(parents=True)
+            write_documents(rows, 0, 1, run / "documents" / split / name)
+    for path in (run / "model").glob("tokenizer*.json"):
+        shutil.copyfile(path, run / "tokenizer" / path.name)
     (run / "figures").mkdir()
     (run / "figures" / "bits_per_byte.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     linked = ("documents/stats.json", "documents/decontamination.json", "eval/results.json", "documents/other.json")
@@ -176,12 +199,18 @@ def recipe(workspace, tmp_path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def release(workspace) -> Path:
-    return build_release(load(workspace))
+    return made(load(workspace))
 
 
 @pytest.fixture(scope="module")
 def card(release) -> str:
     return (release / "README.md").read_text()
+
+
+def made(recipe: Recipe) -> Path:
+    """Make the release and return its folder."""
+    build_release(recipe)
+    return output_folder(recipe, "publish")
 
 
 def read(path: Path) -> dict:
@@ -284,7 +313,7 @@ def test_a_model_that_lacks_a_tensor_is_refused(recipe):
     save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
     for stage in ("pretrain", "evaluate", "report"):
         record_stage(recipe, stage)
-    with pytest.raises(RecipeError, match=r"missing_keys: \['model.norm.weight'\]"):
+    with pytest.raises(RecipeError, match=r"the weights are not .*missing \['model.norm.weight'\]"):
         build_release(recipe)
 
 
@@ -306,11 +335,11 @@ def test_a_parameter_count_that_is_not_the_models_is_refused(recipe):
 
 
 def test_a_release_that_was_changed_after_the_checks_is_not_uploaded(recipe):
-    release = build_release(recipe)
+    release = made(recipe)
     with (release / "README.md").open("a") as file:
         file.write("one more line\n")
     with pytest.raises(RecipeError, match="was changed after it was checked"):
-        upload(recipe, release)
+        build(recipe, ["model"])
 
 
 # What is made
@@ -320,7 +349,7 @@ def test_the_release_holds_the_allowed_files_and_their_hashes(release):
     model = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     records = ["data_stats.json", "tokenizer_report.json", "training.json", "metrics.jsonl", "results.json"]
     expected = {*model, *records, "README.md", "recipe.yaml", "report.html", "figures/bits_per_byte.png"}
-    expected |= {"data_card.md", "decontamination.json"}
+    expected |= {"data_card.md", "decontamination.json", "data.py", "NOTICE.md"}
     files = read(release / "manifest.json")["files"]
     assert files.keys() == expected
     assert all(file["sha256"] == file_sha256(release / name) for name, file in files.items())
@@ -353,7 +382,7 @@ def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, worksp
     rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(by_overlap=None))
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
         record_stage(recipe, stage)
-    release = build_release(recipe)
+    release = made(recipe)
     card = (release / "README.md").read_text()
     assert "not checked against any benchmark: evaluation.tasks names none." in card
     assert "scores on public ones may be too high" in card
@@ -368,29 +397,31 @@ def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, 
     recipe = load(workspace, tmp_path / "home" / "work" / "run", license="mit")
     note = f"passed over {tmp_path}/home/work/run/checkpoints/step_00000010"
     rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content.update(notes=[note]))
-    release = build_release(recipe)
+    release = made(recipe)
     assert load_recipe([release / "recipe.yaml"]).run.output_dir == "run"
     training = read(release / "training.json")
     assert training["notes"] == ["passed over run/checkpoints/step_00000010"]
 
 
 def test_a_second_call_makes_nothing_and_a_changed_input_makes_it_anew(recipe):
-    publish(recipe)
+    build(recipe, ["model"])
     release = output_folder(recipe, "publish")
     made = (release / "manifest.json").stat().st_ino
-    publish(recipe)
+    build(recipe, ["model"])
     assert (release / "manifest.json").stat().st_ino == made
     recipe.hub.license = "apache-2.0"
-    publish(recipe)
+    build(recipe, ["model"])
     assert (release / "manifest.json").stat().st_ino != made
     assert metadata_load(release / "README.md")["license"] == "apache-2.0"
 
 
-def test_a_dry_run_says_in_one_line_what_would_publish_it(workspace, recipe, capsys):
+def test_a_dry_run_shows_every_file_with_its_size_and_what_would_publish_it(workspace, recipe, capsys):
     config = str(workspace / "recipe.yaml")
     main(["--config", config, f"--run.output_dir={recipe.run.output_dir}", "--dry_run"])
     out = capsys.readouterr().out
-    assert out.count("\n") == 1
+    files = read(Path(recipe.run.output_dir) / "release" / "manifest.json")["files"]
+    for name, file in files.items():
+        assert re.search(rf"^  {re.escape(name)} +{file['bytes']:,} bytes$", out, re.MULTILINE), name
     assert str(Path(recipe.run.output_dir) / "release" / "README.md") in out
     output_dir = f"--run.output_dir={recipe.run.output_dir}"
     assert out.endswith(f"python recipes/push_to_hub.py --config {config} {output_dir} --hub.repo_id=YOUR_NAME/run\n")
@@ -400,7 +431,7 @@ def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
     run = Path(recipe.run.output_dir)
     (run / "eval" / "stage.json").unlink()
     shutil.rmtree(run / "figures")
-    release = build_release(recipe)
+    release = build(recipe, ["model"])["model"]
     assert f"note: {run / 'eval'} is left out" in capsys.readouterr().out
     files = read(release / "manifest.json")["files"]
     assert not {"results.json", "report.html"} & files.keys()
@@ -454,7 +485,12 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "is **unknown**: no licence that is known here is named",
         "2.345 bits per byte",
         "![bits per byte](figures/bits_per_byte.png)",
-        "python recipes/run_recipe.py --config recipe.yaml\n",
+        "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
+        "to whoever gave you this model",
+        "python recipes/document_ledger.py <run folder> --document ID",
+        "transformers serve .\n",
+        "| energy | not measured |",
+        "@misc{run,",
         "gives no legal, medical or financial advice",
     ],
 )
@@ -503,61 +539,74 @@ def test_the_cards_code_runs_in_the_release(release, card, monkeypatch, capsys):
 
 
 def hub_session(workspace: str, out: str) -> None:
-    """Publish in every way, in a process whose Hub is the double from the start; write what happened as JSON."""
-    workspace = Path(workspace)
-    run = workspace / "published"
-    tiny = load(workspace, run, repo_id="me/tiny")
-    seen: dict[str, object] = {}
+    """Publish everything that a recipe can, in a process whose Hub is the double from the start; write what came."""
+    run, seen = Path(workspace) / "published", {}
+    sources = [source.model_dump() for source in load(Path(workspace)).data.sources]
+    sources[1]["license"] = "Public Domain"
+    config = ["--config", str(Path(workspace) / "recipe.yaml"), f"--run.output_dir={run}", "--hub.repo_id=me/tiny"]
+    config.append(f"--data.sources={json.dumps(sources)}")
+    recipe = load_recipe([config[1]], config[2:])
+    extras = ["--hub.tokenizer_repo_id=me/tiny-tokenizer", "--hub.dataset_repo_id=me/tiny-text"]
+    extras.append("--hub.dataset_text=true")
 
-    def attempt(name: str, recipe: Recipe = tiny, **options) -> None:
-        try:
-            release, published, is_new = publish(recipe, **options)
-            seen[name] = {"release": str(release), "published": published, "is_new": is_new}
-        except RecipeError as error:
-            seen[name] = str(error)
+    def attempt(name: str, *arguments: str) -> None:
+        with redirect_stdout(StringIO()) as printed:
+            try:
+                main([*config, *arguments])
+            except RecipeError as error:
+                printed.write(str(error))
+        seen[name] = printed.getvalue()
 
-    def attempt_with(name: str, *faults: dict, recipe: Recipe = tiny) -> None:
-        ask_hub("/_faults", list(faults))
-        attempt(name, recipe)
-        ask_hub("/_faults", [])
-
-    attempt("dry run", dry_run=True)
+    attempt("dry run", "--dry_run")
     token = os.environ.pop("HF_TOKEN")
     attempt("no token")
     seen["requests so far"] = ask_hub("/_state")["log"]
     os.environ["HF_TOKEN"] = token
-    attempt_with("bad token", {"match": "POST /api/repos/create", "status": 401})
-    attempt_with("no storage", {"match": "PUT /_lfs/", "status": 403})
-    attempt_with("read-only token", {"match": "POST .*/commit/", "status": 403})
-    attempt_with("other commit", {"match": "POST .*/commit/", "status": 412})
-    push_to_hub.REQUEST_TIMEOUT_SECONDS = 0.3
-    attempt_with("hanging", {"match": "POST /api/repos/create", "action": "hang", "seconds": 1})
-    push_to_hub.REQUEST_TIMEOUT_SECONDS = 60
-    seen["before"] = [ask_hub("/_state")["repositories"]["models/me/tiny"], (run / "publish.json").exists()]
+    seen["check"] = check_repositories(load_recipe([config[1]], [*config[2:], *extras]))
+    attempt("first", *extras)
+    seen["after first"] = ask_hub("/_state")["repositories"]
+    attempt("second", *extras)
+    seen["after second"] = ask_hub("/_state")["repositories"]
 
-    attempt("first")
-    seen["after first"] = [ask_hub("/_state")["repositories"]["models/me/tiny"], read(run / "publish.json")]
-    attempt("second")
-    seen["after second"] = ask_hub("/_state")["repositories"]["models/me/tiny"]
-    inputs = AutoTokenizer.from_pretrained("me/tiny")("The court", return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained("me/tiny", revision="v1")
+    inputs = tokenizer("The court", return_tensors="pt")
     logits = [AutoModelForCausalLM.from_pretrained(name)(**inputs).logits for name in ("me/tiny", run / "model")]
     seen["same logits"] = torch.equal(*logits)
+    alone = AutoTokenizer.from_pretrained("me/tiny-tokenizer")
+    seen["same tokens"] = alone("The court")["input_ids"] == tokenizer("The court")["input_ids"]
+    rows = load_dataset("me/tiny-text", split="train", cache_dir=str(Path(workspace) / "cache"))
+    seen["rows"] = [(row["source"], row["text"]) for row in rows]
 
-    api = push_to_hub.HfApi()
-    for repo_id, names in {"me/tiny": ["stray.txt", ".gitattributes"], "me/other": ["pytorch_model.bin"]}.items():
-        api.create_repo(repo_id, exist_ok=True)
-        operations = [push_to_hub.CommitOperationAdd(name, b"by someone else") for name in names]
-        api.create_commit(repo_id, operations, commit_message="another hand")
-    attempt("after another hand")
-    seen["files after another hand"] = ask_hub("/_state")["repositories"]["models/me/tiny"]["files"]
-    attempt("other model", load(workspace, run, repo_id="me/other"))
-    seen["files of the other model"] = ask_hub("/_state")["repositories"]["models/me/other"]["files"]
-    lost = {"match": "GET .*/tree/", "status": 200, "answer": [], "times": 2}
-    attempt_with("lost files", lost, recipe=load(workspace, run, repo_id="me/lost"))
-    seen["record after lost files"] = read(run / "publish.json")["repo_id"]
+    def queue(step: int) -> None:
+        state = {"step": step, "max_steps": 20, "tokens_seen": 256 * step}
+        config = AutoConfig.from_pretrained(run / "model")
+        assert queue_revision(recipe, run / "model" / "model.safetensors", config, run / "tokenizer", state) is None
+
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    ask_hub("/_faults", [{"match": ".", "status": 503, "times": 1000}])  # a Hub that is down
+    started = time.monotonic()
+    queue(10)
+    seen["seconds to queue"] = time.monotonic() - started
+    log = run / "revisions" / "sending.log"
+    wait_for(lambda: "is kept" in log.read_text())
+    seen["while it is down"] = [path.name for path in (run / "revisions").glob("step-*")]
+    ask_hub("/_faults", [])
+    queue(20)
+    wait_for(lambda: "step-0000010, step-0000020" in log.read_text())
+    seen["revisions"] = ask_hub("/_state")["repositories"]["models/me/tiny"]
+    early = AutoModelForCausalLM.from_pretrained("me/tiny", revision="step-0000010")
+    seen["same early logits"] = torch.equal(early(**inputs).logits, logits[1])
+    attempt("third")
     os.kill(int(os.environ["HUB_PID"]), signal.SIGKILL)
-    attempt("no hub")
+    seen["check without a Hub"] = check_repositories(recipe)
     Path(out).write_text(json.dumps(seen))
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -577,70 +626,57 @@ def session(workspace, tmp_path_factory) -> dict:
 
 
 def test_without_a_repository_or_a_token_nothing_is_asked_of_the_hub(session):
-    assert session["dry run"]["published"] is None
+    assert "nothing was uploaded" in session["dry run"]
     assert re.search("no Hub token: run `hf auth login`, or set HF_TOKEN", session["no token"])
     assert session["requests so far"] == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("bad token", "the Hub answered 401 .*the token is wrong or has expired: .*hf auth login"),
-        ("read-only token", "the Hub answered 403 .*the token may not write there"),
-        ("no storage", "the Hub answered 403 .*the token may not write there"),
-        ("other commit", "the Hub answered 412 .*someone else committed meanwhile"),
-        ("hanging", "cannot be reached .ReadTimeout.*check the connection"),
-        ("no hub", "http://127.0.0.1:[0-9]+ cannot be reached .ConnectError.*check the connection"),
-    ],
-)
-def test_a_fault_of_the_hub_is_one_message_with_what_to_do(session, fault, message):
-    assert re.search(message, session[fault])
-    assert session[fault].startswith("hub.repo_id=me/tiny: ")
-    assert session[fault].endswith("published/release is kept")
-    assert "hf_test" not in session[fault]
+def test_before_training_the_hub_is_asked_whether_all_may_be_published(session):
+    assert session["check"] == "publish: me may publish to me/tiny, me/tiny-tokenizer, me/tiny-text"
+    assert re.search("note: .*cannot be reached .*can be uploaded later", session["check without a Hub"])
 
 
-def test_a_failed_upload_leaves_neither_a_commit_nor_a_record(session):
-    repository, has_record = session["before"]
-    assert [commit["message"] for commit in repository["commits"]] == ["initial commit"]
-    assert not has_record
-
-
-def test_a_release_is_published_in_one_commit_with_every_file(session):
-    repository, record = session["after first"]
-    release = Path(session["first"]["release"])
+def test_a_release_is_published_in_one_commit_with_every_file(session, workspace):
+    repository, record = session["after first"]["models/me/tiny"], read(workspace / "published" / "publish.json")
+    release = workspace / "published" / "release"
     sizes = {name: file["bytes"] for name, file in read(release / "manifest.json")["files"].items()}
-    assert repository["private"]
+    assert repository["private"] and repository["files"].keys() == {*sizes, "manifest.json"}
     assert [commit["message"] for commit in repository["commits"]] == ["initial commit", "Publish the release"]
-    assert repository["files"].keys() == {*sizes, "manifest.json"}
-    assert record.keys() == {"repo_id", "url", "commit", "manifest_sha256"}
-    assert record == session["first"]["published"] and session["first"]["is_new"]
-    assert record["commit"] == repository["head"] and record["url"].endswith("/me/tiny")
+    assert record["model"]["commit"] == repository["head"] == repository["refs"]["v1"]
+    assert f"/me/tiny (private) holds it as commit {repository['head'][:12]}, v1" in session["first"]
     card = (release / "README.md").read_text()
-    assert 'model_id = "me/tiny"' in card and "--config recipe.yaml --hub.repo_id=null" in card
-    assert load_recipe([release / "recipe.yaml"]).hub.repo_id == "me/tiny"
+    assert 'model_id = "me/tiny"' in card and "hf download me/tiny --local-dir tiny" in card
+    assert load_recipe([release / "recipe.yaml"]).hub.repo_id is None
 
 
 def test_publishing_the_same_release_again_does_nothing(session):
-    assert not session["second"]["is_new"]
-    assert session["second"]["published"] == session["first"]["published"]
-    assert session["after second"] == session["after first"][0]
+    assert session["second"].count("nothing to do") == 3
+    assert session["after second"] == session["after first"]
 
 
-def test_the_published_model_gives_the_same_logits(session):
-    assert session["same logits"]
+def test_the_published_model_and_tokenizer_give_the_same_as_those_of_the_run(session):
+    assert session["same logits"] and session["same tokens"]
+    names = session["after first"]["models/me/tiny-tokenizer"]["files"].keys()
+    assert {"tokenizer.json", "tokenizer_config.json", "README.md", "NOTICE.md", "tokenizer_report.json"} <= names
 
 
-def test_what_does_not_belong_to_the_release_is_deleted_from_its_repository(session):
-    assert session["after another hand"]["is_new"]
-    assert session["files after another hand"].keys() == {*session["after first"][0]["files"], ".gitattributes"}
+def test_text_is_published_only_of_sources_that_permit_it(session, workspace):
+    files = session["after first"]["datasets/me/tiny-text"]["files"]
+    assert not [name for name in files if "contracts" in name] and "train/stories/00000.parquet" in files
+    assert session["rows"] == [["stories", f"A story, {index}."] for index in range(3)]
+    assert 'the text of contracts is not published: a licence of the kind "unknown"' in session["first"]
+    card = (workspace / "published" / "release_dataset" / "README.md").read_text()
+    assert "The text of contracts is not part of this repository" in card and "A story, 0." in card
 
 
-def test_a_repository_that_holds_another_model_is_left_alone(session):
-    assert re.search(
-        "me/other holds files that this command did not publish .*pytorch_model.bin", session["other model"]
-    )
-    assert session["files of the other model"].keys() == {"pytorch_model.bin"}
+def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touching_main(session):
+    assert session["seconds to queue"] < 1
+    assert session["while it is down"] == ["step-0000010"]
+    before, after = session["after second"]["models/me/tiny"], session["revisions"]
+    assert after["head"] == before["head"] and after["files"] == before["files"]
+    assert {"step-0000010", "step-0000020"} <= after["refs"].keys()
+    assert session["same early logits"]
+    assert "revision" not in session["third"], "nothing waits any more"
 
 
 def test_a_file_of_the_right_size_and_other_content_is_not_the_same(tmp_path):
@@ -648,11 +684,8 @@ def test_a_file_of_the_right_size_and_other_content_is_not_the_same(tmp_path):
     path.write_bytes(b"content")
     blob = {"path": "file", "size": 7, "oid": git_oid(b"content")}
     large = blob | {"lfs": {"oid": file_sha256(path), "size": 7, "pointerSize": 134}}
-    assert all(is_same_file(path, RepoFile(**entry)) for entry in (blob, large))
+    files = [{"bytes": 7, "sha256": file_sha256(path), "sha1": git_sha1(path)}]
     path.write_bytes(b"contenu")
-    assert not any(is_same_file(path, RepoFile(**entry)) for entry in (blob, large))
-
-
-def test_an_upload_that_does_not_read_back_is_an_error_and_not_recorded(session):
-    assert re.search("me/lost does not hold what was uploaded: README.md, config.json", session["lost files"])
-    assert session["record after lost files"] == "me/tiny"
+    files += [{"bytes": 7, "sha256": file_sha256(path), "sha1": git_sha1(path)}]
+    for entry in (blob, large):
+        assert [is_same_file(file, RepoFile(**entry)) for file in files] == [True, False]

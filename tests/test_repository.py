@@ -20,7 +20,7 @@ from recipe_loading import load_recipe
 
 
 RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml"))
-PACKAGES = ("corpus", "vocabulary")
+PACKAGES = ("corpus", "publishing", "vocabulary")
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
 SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py")])
 PAGES = sorted([ROOT / "README.md", *RECIPES.rglob("README.md"), *(ROOT / "eval").rglob("README.md")])

@@ -67,7 +67,9 @@ def write_data_card(recipe: Recipe, documents: Path, stats: dict, decontaminatio
     (documents / "README.md").write_text(card, encoding="utf-8")
 
 
-def render_data_card(recipe: Recipe, stats: dict, decontamination: dict | None, samples: dict | None) -> str:
+def render_data_card(
+    recipe: Recipe, stats: dict, decontamination: dict | None, samples: dict | None, withheld: dict | None = None
+) -> str:
     """Return the card.
 
     Args:
@@ -75,6 +77,7 @@ def render_data_card(recipe: Recipe, stats: dict, decontamination: dict | None, 
         stats: content of stats.json.
         decontamination: content of decontamination.json, None where there is none.
         samples: source -> texts, of the sources that may be shown; None for a card without the sources' text.
+        withheld: source -> why its text is not published with the card; None where the card lies beside all of it.
     """
     kinds = {source.name: licence_kind(source.license) for source in recipe.data.sources}
     strictest = strictest_licence(recipe)
@@ -82,8 +85,9 @@ def render_data_card(recipe: Recipe, stats: dict, decontamination: dict | None, 
     personal_data = recipe.data.personal_data
     return render_card(
         Path(__file__).with_suffix(".md"),
-        describe_dataset(recipe, stats, with_files=samples is not None),
+        describe_dataset(recipe, stats, with_files=samples is not None, withheld=withheld or {}),
         stats=stats,
+        withheld=withheld,
         decontamination=decontamination,
         samples=samples,
         sources=recipe.data.sources,
@@ -122,8 +126,9 @@ def strictest_licence(recipe: Recipe) -> str:
     return next(kind for kind in LICENCE_KINDS if kind in found)
 
 
-def describe_dataset(recipe: Recipe, stats: dict, with_files: bool) -> dict:
+def describe_dataset(recipe: Recipe, stats: dict, with_files: bool, withheld: dict) -> dict:
     """Return the front matter: what the Hub shows and filters by, and the files of each split where they are there."""
+    there = {"sources": {name: entry for name, entry in stats["sources"].items() if name not in withheld}}
     strictest, labels = strictest_licence(recipe), list(dict.fromkeys(s.label for s in recipe.data.sources))
     stated = {
         re.sub(r"^odc-by-1\.0$", "odc-by", "-".join(source.license.lower().split()))
@@ -132,12 +137,12 @@ def describe_dataset(recipe: Recipe, stats: dict, with_files: bool) -> dict:
     }
     is_known = len(stated) == 1 and stated <= HUB_LICENSES
     other = {"license": "other", "license_name": strictest.replace(" ", "-")}
-    splits = [split for split in split_names(stats) if sum_kept(stats, [split])["documents"]]
+    splits = [split for split in split_names(there) if sum_kept(there, [split])["documents"]]
     files = [{"split": split, "path": f"{split}/*/*.parquet"} for split in splits]
     data = ({"license": stated.pop()} if is_known else other) | {
         "language": recipe.hub.language,
         "pretty_name": f"Text for pretraining: {', '.join(labels)}",
-        "size_categories": [size_category(sum_kept(stats, splits)["documents"])],
+        "size_categories": [size_category(sum_kept(stats, split_names(stats))["documents"])],
         "task_categories": ["text-generation"],
         "tags": ["pretraining", *labels],
     }

@@ -6,16 +6,20 @@ Out:  README.md in it. Every number in it stands in one of those files; push_to_
 """
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import Redactor
 from corpus.source_readers import is_hub_dataset
+from publishing.notice import SHOWN_PACKAGES
 from recipe_config import Recipe
+from run_folder import file_sha256
 
 
-RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results")
+RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
 # The groups of items that results.json tells apart, and what they are for the model.
 OVERLAP_GROUPS = {
     "clean": "clean",
@@ -34,6 +38,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     validation = [line for line in map(json.loads, lines) if "eval/bits_per_byte" in line]
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
+    weights = sorted(folder.glob("*.safetensors"))
     personal_data, strictest = recipe.data.personal_data, strictest_licence(recipe)
     card = render_card(
         Path(__file__).with_suffix(".md"),
@@ -47,9 +52,27 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         meaning=LICENCE_KINDS[strictest][0],
         actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
         overlap_groups=OVERLAP_GROUPS,
+        recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
+        citation_key=re.sub(r"[^\w.-]", "-", title),
+        completion=json.dumps(
+            {"model": recipe.hub.repo_id or ".", "prompt": "In general, the", "max_tokens": 40, "temperature": 0.8}
+        ),
+        weights={path.name: file_sha256(path) for path in weights},
+        there={path.relative_to(folder).as_posix() for path in folder.rglob("*")},
+        has_dates=any(source.get("dated_documents") for source in files["data_stats"]["sources"].values()),
+        happened=count_events(folder / "chronicle.jsonl"),
+        packages={name: files["environment"]["packages"].get(name) for name in SHOWN_PACKAGES}
+        if files["environment"]
+        else {},
         **files,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def count_events(chronicle: Path) -> dict[str, int]:
+    """Return how often each kind of event is in a run's chronicle."""
+    lines = chronicle.read_text(encoding="utf-8").splitlines() if chronicle.exists() else []
+    return dict(Counter(json.loads(line)["event"] for line in lines))
 
 
 def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:

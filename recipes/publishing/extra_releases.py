@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run may publish beside its model: the tokenizer alone, and the data card with statistics and, if asked, text.
+
+Text is published of a source only if its licence lets anyone pass it on and no personal data was left in it that was
+found. Both are what the recipe and its patterns say, not what a lawyer would.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from card_text import render_card
+from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
+from corpus.personal_data import Redactor
+from publishing.notice import write_notice
+from publishing.release_checks import refuse_secrets_in_text
+from publishing.release_files import (
+    empty,
+    licence_at_hand,
+    public_names,
+    read_if_there,
+    recorded_files,
+    relative_paths,
+    seal,
+    without_home,
+)
+from recipe_config import Recipe, RecipeError
+from run_folder import discard, file_sha256, require, sync
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SCANNED_ROWS = 1000  # of a Parquet file at a time
+
+
+def build_tokenizer_release(recipe: Recipe) -> None:
+    """Make release_tokenizer/: the tokenizer's files, its report and its card."""
+    stage = require(recipe, "tokenizer")
+    recorded = recorded_files(stage)
+    with new_folder(recipe, "release_tokenizer") as folder:
+        for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
+            copy_recorded(stage / name, folder / name, recorded)
+        report, card = stage / "report.json", stage / "README.md"
+        write_relative(report, folder / "tokenizer_report.json", recorded)
+        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        if card in recorded:
+            write_relative(card, folder / "README.md", recorded)
+        else:
+            text = render_card(
+                Path(__file__).with_name("tokenizer_only.md"),
+                {"license": recipe.hub.license, "language": recipe.hub.language, "library_name": "transformers"},
+                recipe=shown,
+                report=read_if_there(report),
+            )
+            (folder / "README.md").write_text(text, encoding="utf-8")
+        write_terms(shown, recipe, folder)
+        seal(recipe, folder)
+
+
+def build_dataset_release(recipe: Recipe) -> list[str]:
+    """Make release_dataset/: the data card, the statistics, and with hub.dataset_text the text that may be shown.
+
+    Returns: of which sources the text is not in it, and why, if it was asked for.
+    """
+    stage = require(recipe, "prepare")
+    recorded = recorded_files(stage)
+    shown = Recipe.model_validate(without_home(recipe.model_dump()))
+    stats = read_if_there(stage / "stats.json")
+    withheld = {source.name: why_withheld(recipe, source.name, stats) for source in recipe.data.sources}
+    published = [name for name, reason in withheld.items() if reason is None] if recipe.hub.dataset_text else []
+    with new_folder(recipe, "release_dataset") as folder:
+        names = {"stats.json": "stats.json" if published else "data_stats.json"}
+        names |= {"decontamination.json": "decontamination.json"} if (stage / "decontamination.json").exists() else {}
+        for name, new_name in names.items():
+            write_relative(stage / name, folder / new_name, recorded)
+        for path in sorted(path for path in recorded if path.suffix == ".parquet" and path.parent.name in published):
+            copy_text(recipe, path, folder / path.relative_to(stage), recorded)
+        card = render_data_card(
+            shown,
+            stats,
+            read_if_there(stage / "decontamination.json"),
+            samples={name: choose_samples(stage / "train" / name) for name in published} if published else None,
+            withheld={name: reason for name, reason in withheld.items() if reason} if published else None,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_terms(shown, recipe, folder)
+        seal(recipe, folder)
+    reasons = withheld.items() if recipe.hub.dataset_text else ()
+    return [f"the text of {name} is not published: {reason}" for name, reason in reasons if reason]
+
+
+def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
+    """Say why a source's text may not be published; None where it may."""
+    kind = licence_kind(next(source.license for source in recipe.data.sources if source.name == name))
+    if kind not in REDISTRIBUTABLE:
+        return f'a licence of the kind "{kind}" does not let anyone pass it on'
+    personal_data = recipe.data.personal_data
+    if personal_data is None:
+        return "personal data was not looked for in it"
+    actions = Redactor(personal_data.profile, personal_data.actions).actions
+    found = stats["sources"][name]["personal_data"]
+    left = [kind for kind, count in found.items() if count and actions.get(kind, "leave") == "leave"]
+    return f"personal data was found in it and left: {', '.join(left)}" if left else None
+
+
+def copy_text(recipe: Recipe, path: Path, target: Path, recorded: dict[Path, str]) -> None:
+    """Put a file of documents into the release, after a look at every document for secrets."""
+    for batch in pq.ParquetFile(path).iter_batches(SCANNED_ROWS, columns=["id", "text"]):
+        texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
+        refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)  # the same file once more: text may be large
+    except OSError:
+        shutil.copyfile(path, target)
+    refuse_changed(path, target, recorded)
+
+
+def copy_recorded(path: Path, target: Path, recorded: dict[Path, str]) -> None:
+    shutil.copyfile(path, target)
+    refuse_changed(path, target, recorded)
+
+
+def write_relative(path: Path, target: Path, recorded: dict[Path, str]) -> None:
+    """Copy a text file without the paths of this machine."""
+    refuse_changed(path, path, recorded)
+    target.write_text(relative_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def refuse_changed(path: Path, copy: Path, recorded: dict[Path, str]) -> None:
+    if path.is_symlink() or recorded.get(path) != file_sha256(copy):
+        raise RecipeError(f"{path} is not the file that its stage wrote; run that stage again with --overwrite")
+
+
+def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:
+    licence = recipe.hub.license_file or licence_at_hand(recipe)
+    if licence:
+        shutil.copyfile(licence, folder / "LICENSE")
+    write_notice(shown, folder)
+
+
+@contextmanager
+def new_folder(recipe: Recipe, name: str) -> Iterator[Path]:
+    """Give a folder to write into, which becomes <run.output_dir>/<name> when the block ends without error."""
+    final = Path(recipe.run.output_dir) / name
+    partial = final.with_name(f".{name}.tmp")
+    partial.mkdir(exist_ok=True)
+    empty(partial)
+    yield partial
+    if final.exists():
+        discard(final)
+    partial.rename(final)
+    sync(final.parent)

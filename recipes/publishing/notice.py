@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NOTICE.md of a release: under which terms its parts are, and whom the text is owed to."""
+
+import json
+from pathlib import Path
+
+from card_text import render_card
+from corpus.data_card import LICENCE_KINDS, licence_kind
+from recipe_config import Recipe
+
+
+# What decides the numbers of a run; environment.json lists everything.
+SHOWN_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "datatrove",
+    "datasets",
+    "safetensors",
+)
+
+
+def write_notice(recipe: Recipe, folder: Path) -> None:
+    """Render NOTICE.md from the recipe's sources and what was installed."""
+    environment = folder / "environment.json"
+    packages = json.loads(environment.read_text(encoding="utf-8"))["packages"] if environment.exists() else {}
+    notice = render_card(
+        Path(__file__).with_suffix(".md"),
+        None,
+        recipe=recipe,
+        has_licence=(folder / "LICENSE").exists(),
+        kinds={source.name: licence_kind(source.license) for source in recipe.data.sources},
+        meanings={kind: meaning for kind, (meaning, _) in LICENCE_KINDS.items()},
+        packages={name: packages[name] for name in SHOWN_PACKAGES if name in packages},
+    )
+    (folder / "NOTICE.md").write_text(notice, encoding="utf-8")

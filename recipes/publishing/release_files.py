@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release folder: which files of a run are published, under which names, and made anew from the run each time.
+
+A file goes in because it is named here, never because it lies in a folder, and only as the stage that wrote it left
+it. Text loses the paths of this machine on the way.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, save_torch_state_dict
+from huggingface_hub.serialization._base import parse_size_to_int
+from huggingface_hub.utils import yaml_dump
+from safetensors import safe_open
+
+from corpus.data_card import render_data_card
+from publishing.model_card import write_card
+from publishing.notice import write_notice
+from publishing.release_checks import check_model, home_folder, refuse_odd_files, refuse_secrets
+from publishing.training_log import write_tensorboard_log
+from recipe_config import Hub, Recipe, RecipeError
+from run_folder import RECORD, ROOT, file_sha256, new_output, output_folder, read_record, require, write_json
+
+
+# The allow-list: what of the run folder is published, and under which name. Model files and figures keep theirs.
+RECORDS = {
+    "documents/stats.json": "data_stats.json",
+    "tokenizer/report.json": "tokenizer_report.json",
+    "training.json": "training.json",
+    "metrics.jsonl": "metrics.jsonl",
+}
+WHERE_THERE = {  # what a run has only where something was asked for, or happened
+    "documents/decontamination.json": "decontamination.json",
+    "tokenizer/README.md": "tokenizer_card.md",
+    "environment.json": "environment.json",
+    "plan.json": "plan.json",
+    "preflight.json": "preflight.json",
+    "chronicle.md": "chronicle.md",
+    "chronicle.jsonl": "chronicle.jsonl",
+}
+RESULTS = {"evaluate": {"eval/results.json": "results.json"}, "report": {"report.html": "report.html"}}
+MODEL_FILE = re.compile(
+    r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
+WEIGHT_FILE = re.compile(r"model.*\.safetensors(\.index\.json)?")
+FIGURE_FILE = re.compile(r"[a-z0-9_]+\.png")
+LISTS = ("manifest.json", RECORD)  # of files, which cannot list themselves
+
+
+def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
+    """Choose the files of a release, {name in it: path}, and say which results are left out and why.
+
+    Raises: RecipeError: a stage is missing or out of date, or a file is not as its stage left it.
+    """
+    run = Path(recipe.run.output_dir)
+    recorded = {}
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain"):
+        recorded |= recorded_files(require(recipe, stage))
+    names, notes = dict(RECORDS), []
+    names |= {relative: name for relative, name in WHERE_THERE.items() if (run / relative).exists()}
+    for stage, files in RESULTS.items():
+        folder = output_folder(recipe, stage)
+        if read_record(folder) is None:
+            if folder.exists():
+                notes.append(f"{folder} is left out: nothing says what it was made from; run recipes/run_recipe.py")
+            continue
+        recorded |= recorded_files(require(recipe, stage))
+        names |= files
+    # Everything that lies in these two folders has to be of a kind that belongs there.
+    names |= {f"model/{path.name}": path.name for path in (run / "model").iterdir() if path.name != RECORD}
+    if "report.html" in names:
+        names |= {f"figures/{p.name}": f"figures/{p.name}" for p in (run / "figures").iterdir() if p.name != RECORD}
+
+    problems = []
+    for relative in names:
+        path, folder = run / relative, Path(relative).parent.name
+        allowed = {"model": MODEL_FILE, "figures": FIGURE_FILE}.get(folder)
+        if path.is_symlink() or path.parent.is_symlink():
+            problems.append(f"{path} is a link, which could lead anywhere; put the file itself there")
+        elif allowed and not allowed.fullmatch(path.name):
+            problems.append(f"{path} does not belong to a release; move it away")
+        elif not path.is_file():
+            problems.append(f"{path} is missing; run the stage that writes it again")
+        elif folder and recorded.get(path) != file_sha256(path):
+            problems.append(f"{path} is not the file that its stage wrote; run that stage again with --overwrite")
+    files = {name: run / relative for relative, name in names.items()}
+    for key, name, path in (
+        ("data.extract_text", "data.py", recipe.data.extract_text),
+        ("hub.license_file", "LICENSE", recipe.hub.license_file or licence_at_hand(recipe)),
+    ):
+        if path is not None and not Path(path).is_file():
+            problems.append(f"{key}={path}: no such file")
+        elif path is not None:
+            files[name] = Path(path)
+    if problems:
+        raise RecipeError(*problems)
+    return files, notes
+
+
+def licence_at_hand(recipe: Recipe) -> str | None:
+    """Return the text of the licence where this repository has it, which is under the Apache License itself."""
+    path = ROOT / "LICENSE"
+    return str(path) if recipe.hub.license == "apache-2.0" and path.exists() else None
+
+
+def recorded_files(folder: Path) -> dict[Path, str]:
+    """Return the sha256 that a stage recorded of each of its files."""
+    return {folder / name: file["sha256"] for name, file in read_record(folder)["files"].items()}
+
+
+def build_release(recipe: Recipe) -> list[str]:
+    """Make the release folder: copy, render the card, look for what must not get out, load the model from it.
+
+    Returns: what is not in it, and why.
+    """
+    files, notes = collect(recipe)
+    with new_output(recipe, "publish") as folder:
+        empty(folder)
+        refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
+        copy_files(recipe, files, folder)
+        write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
+        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        write_recipe(shown, folder / "recipe.yaml")
+        stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
+        # Without text of the sources: whether it may be shown is for who publishes the documents to say.
+        (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
+        write_notice(shown, folder)
+        write_eval_results(folder)
+        if recipe.hub.tensorboard:
+            write_tensorboard_log(folder)
+        write_card(shown, folder)
+        seal(recipe, folder)
+        check_model(folder, output_folder(recipe, "pretrain"))
+    return notes
+
+
+def seal(recipe: Recipe, folder: Path) -> None:
+    """Look through a folder for what must not get out, and list what is in it."""
+    refuse_odd_files(folder)
+    refuse_secrets(folder, public_names(recipe))
+    write_json(folder / "manifest.json", {"format": 1, "files": describe_files(folder)})
+
+
+def public_names(recipe: Recipe) -> set[str]:
+    hub = recipe.hub
+    return {name.split("/")[0].lower() for name in (hub.repo_id, hub.tokenizer_repo_id, hub.dataset_repo_id) if name}
+
+
+def empty(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+
+
+def refuse_full_disk(folder: Path, num_bytes: int) -> None:
+    """Raises: RecipeError: the copy would not fit."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < 1.05 * num_bytes:
+        raise RecipeError(
+            f"{folder}: a release takes {num_bytes / 1e9:.1f} GB, {free_bytes / 1e9:.1f} GB are free; make room there"
+        )
+
+
+def copy_files(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if path.parent.name == "model" and WEIGHT_FILE.fullmatch(path.name):
+            continue
+        if path.parent.name in ("model", "figures") or name in ("data.py", "LICENSE"):
+            shutil.copyfile(path, folder / name)
+            continue
+        text = relative_paths(path.read_text(encoding="utf-8"))
+        if name == "report.html":
+            text = relink(text, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:
+    """Copy the weights as they are, or cut into files of at most max_shard_size where one is larger."""
+    files = sorted(path for path in model.iterdir() if WEIGHT_FILE.fullmatch(path.name))
+    if max(path.stat().st_size for path in files) <= parse_size_to_int(max_shard_size):
+        for path in (path for path in files if path.parent != folder):
+            shutil.copyfile(path, folder / path.name)
+        return
+    tensors = {}
+    for path in (path for path in files if path.suffix == ".safetensors"):
+        with safe_open(path, framework="pt") as file:  # mapped, not read
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+    if model == folder:
+        for path in files:
+            path.unlink()
+
+
+def write_recipe(shown: Recipe, path: Path) -> None:
+    """Write the recipe as someone else runs it: with the data.py beside it, and nothing published."""
+    hub = Hub(license=shown.hub.license, language=shown.hub.language)
+    data = shown.data.model_copy(update={"extract_text": None})
+    path.write_text(shown.model_copy(update={"hub": hub, "data": data}).dump_yaml(), encoding="utf-8")
+
+
+def write_eval_results(folder: Path) -> None:
+    """Write .eval_results/<task>.yaml, the Hub's own form of a score, for the tasks that are Hub datasets.
+
+    Tasks of local files have no page on the Hub that they could be compared on. See
+    https://huggingface.co/docs/hub/eval-results.
+    """
+    results = read_if_there(folder / "results.json")
+    for name, task in results["tasks"].items() if results else ():
+        if not task.get("dataset_path") or not task["metrics"]:
+            continue
+        metric, score = next(iter(task["metrics"].items()))
+        few_shot = task.get("num_fewshot", 0)
+        entry = EvalResultEntry(
+            dataset_id=task["dataset_path"],
+            task_id=task.get("dataset_name") or "default",
+            value=score["value"],
+            dataset_revision=task.get("dataset_revision"),
+            notes=f"lm-eval {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
+        )
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        text = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+        (folder / ".eval_results" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def read_if_there(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def relink(page: str, names: dict[Path, str], run: Path) -> str:
+    """Let the links of a run's report lead to the files of the release; those to other files become text."""
+
+    def renamed(found: re.Match) -> str:
+        name = names.get(run / found[1])
+        return f'<a href="{name}">{found[2]}</a>' if name else found[2]
+
+    return re.sub(r'<a href="([\w./]+)">(.*?)</a>', renamed, page)
+
+
+def describe_files(folder: Path) -> dict[str, dict]:
+    """Return bytes and sha256 of every file of a release but its lists of files, by name."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in names
+        if name not in LISTS
+    }
+
+
+def relative_paths(text: str) -> str:
+    """Make paths below the home folder or the current one relative to the current one, as a recipe's paths are."""
+    roots = [re.escape(root) for root in (home_folder(), os.getcwd()) if root not in (None, "/")]
+    if not roots:
+        return text
+    path = rf"(?<![\w.])(?:{'|'.join(roots)})(?![\w-])[^\s\"'<>:,;]*"
+    return re.sub(path, lambda found: os.path.relpath(found[0]), text)
+
+
+def without_home(value: object, key: str = "") -> object:
+    """Return a recipe's values with relative paths.
+
+    Raises: RecipeError: a path that shows the home folder even then.
+    """
+    if isinstance(value, dict):
+        return {name: without_home(part, f"{key}.{name}".strip(".")) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_home(part, f"{key}.{index}") for index, part in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    shown = relative_paths(value)
+    if shown != value and home_folder() and home_folder().strip("/") in shown:
+        raise RecipeError(
+            f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command in "
+            "a folder below it, or move what it names and set the new path"
+        )
+    return shown
