@@ -43,6 +43,8 @@ from checkpointing import (
     save_checkpoint,
 )
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
+from publishing.repositories import check_repositories
+from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
 from run_folder import (
@@ -322,7 +324,9 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         check_replicas(model, accelerator)
         tensors = gather_tensors(model, plain_optimizers)
         if is_main:
-            save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
+            saved = save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
+            if problem := queue_revision(recipe, saved, language_model.config):
+                bar.write(f"pretrain: note: {problem}")
         accelerator.wait_for_everyone()
 
     def train_step() -> Tensor:
@@ -521,6 +525,8 @@ def main(argv: list[str] | None = None) -> None:
     anew = options.overwrite and recipe.run.resume in ("auto", "never")  # a named checkpoint is still gone on from
     if anew and accelerator.is_main_process and read_record(Path(recipe.run.output_dir) / "model"):
         start_again(recipe)
+    if recipe.hub.repo_id and accelerator.is_main_process:
+        print(check_repositories(recipe))
     accelerator.wait_for_everyone()
     summary = train(recipe, accelerator)
     mixture = ", ".join(f"{part['delivered_fraction']:.2%} {name}" for name, part in summary["mixture"].items())

@@ -27,6 +27,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from corpus.source_readers import list_all_units
+from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import ROOT, STAGES, has_script, hash_items, is_finished, new_output, output_folder, record_stage
@@ -181,6 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
     launch = launch_command(chosen, options.num_processes) if chosen else None
+    if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
+        print(check_repositories(recipe))  # now, and not after days of training
     done = {}
     for name in stages:
         # A stage is judged when its inputs are there: only then is it known whether they changed.

@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import pretrain
 from card_text import escape_markdown
 from corpus.document_files import write_documents
 from hub_transfer import git_sha1, is_same_file
@@ -544,7 +545,7 @@ def hub_session(workspace: str, out: str) -> None:
     sources = [source.model_dump() for source in load(Path(workspace)).data.sources]
     sources[1]["license"] = "Public Domain"
     config = ["--config", str(Path(workspace) / "recipe.yaml"), f"--run.output_dir={run}", "--hub.repo_id=me/tiny"]
-    config.append(f"--data.sources={json.dumps(sources)}")
+    config += [f"--data.sources={json.dumps(sources)}", "--hub.revision_steps=10", "--training.save_steps=10"]
     recipe = load_recipe([config[1]], config[2:])
     extras = ["--hub.tokenizer_repo_id=me/tiny-tokenizer", "--hub.dataset_repo_id=me/tiny-text"]
     extras.append("--hub.dataset_text=true")
@@ -578,9 +579,12 @@ def hub_session(workspace: str, out: str) -> None:
     seen["rows"] = [(row["source"], row["text"]) for row in rows]
 
     def queue(step: int) -> None:
-        state = {"step": step, "max_steps": 20, "tokens_seen": 256 * step}
-        config = AutoConfig.from_pretrained(run / "model")
-        assert queue_revision(recipe, run / "model" / "model.safetensors", config, run / "tokenizer", state) is None
+        checkpoint = run / "checkpoints" / f"step_{step:08d}"
+        checkpoint.mkdir(parents=True)
+        shutil.copyfile(run / "model" / "model.safetensors", checkpoint / "model.safetensors")
+        write_json(checkpoint / "state.json", {"step": step, "max_steps": 20, "tokens_seen": {"stories": 256 * step}})
+        assert queue_revision(recipe, checkpoint, AutoConfig.from_pretrained(run / "model")) is None
+        shutil.rmtree(checkpoint)
 
     (run / "recipe.yaml").write_text(recipe.dump_yaml())
     ask_hub("/_faults", [{"match": ".", "status": 503, "times": 1000}])  # a Hub that is down
@@ -677,6 +681,28 @@ def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touchi
     assert {"step-0000010", "step-0000020"} <= after["refs"].keys()
     assert session["same early logits"]
     assert "revision" not in session["third"], "nothing waits any more"
+
+
+def test_a_missing_token_is_told_before_training_starts(tiny_run, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tiny_run.output_dir / "home"))
+    with pytest.raises(RecipeError, match=r"hub.repo_id=me/tiny: there is no Hub token; run `hf auth login`"):
+        pretrain.main(tiny_run.argv("--hub.repo_id=me/tiny"))
+    assert not (tiny_run.output_dir / "metrics.jsonl").exists()
+
+
+def test_training_goes_on_without_the_hub_and_keeps_its_revisions(tiny_run, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = ["--hub.repo_id=me/tiny", "--hub.revision_steps=8", "--training.save_steps=4"]
+    pretrain.main(tiny_run.argv(*settings, "--training.max_tokens=4096"))
+    run = tiny_run.output_dir
+    assert re.search("note: .*HF_HUB_OFFLINE is set.*can be uploaded later", capsys.readouterr().out)
+    assert [path.name for path in sorted((run / "revisions").glob("step-*"))] == ["step-0000008", "step-0000016"]
+    last, final = (
+        AutoModelForCausalLM.from_pretrained(f) for f in (run / "revisions" / "step-0000016", run / "model")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True))
 
 
 def test_a_file_of_the_right_size_and_other_content_is_not_the_same(tmp_path):

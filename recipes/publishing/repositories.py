@@ -8,7 +8,7 @@ from recipe_config import Recipe, RecipeError
 from run_folder import output_folder
 
 
-CHECK_LIMITS = Limits(request_seconds=20.0, tries=3, total_seconds=90.0)
+CHECK_LIMITS = Limits(request_seconds=20.0, first_wait_seconds=0.5, tries=3, total_seconds=90.0)
 
 
 def list_jobs(recipe: Recipe, replace: bool = False) -> list[Job]:

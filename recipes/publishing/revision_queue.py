@@ -1,78 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of unfinished training, published as revisions such as step-0001000 without training waiting for it.
+"""Weights of unfinished training, kept for publication as revisions such as step-0001000 without training waiting.
 
 pretrain.py calls `queue_revision` after a save: it links the checkpoint's weights into <run.output_dir>/revisions/ and
-starts, where none is running, a process that sends what waits there. Neither waits for the Hub nor raises. While the
-Hub is down, revisions wait; the next save and the end of the run try again:
+starts, where none is running, a process that sends what waits there (revision_sending.py). Neither waits for the Hub
+nor raises. While the Hub is down, revisions wait; the next save and the end of the run try again:
 
     python recipes/push_to_hub.py --config runs/mine/recipe.yaml --only revisions
 """
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import get_token
+from safetensors.torch import save_file
 
 from card_text import render_card
-from hub_transfer import Job, Limits, run_transfer
-from publishing.release_checks import check_tensors
-from publishing.release_files import empty, seal, write_weights
-from recipe_config import Recipe, RecipeError
-from run_folder import discard
+from checkpointing import load_state, load_tensors
+from recipe_config import Recipe
+from run_folder import discard, output_folder
 
 
 MAX_WAITING = 8  # revisions; each keeps a checkpoint's weights on the disk
-TRIES = 2  # of a revision; the next save and the end of the run try again
 FREE_COPIES = 3  # of the weights, that must fit on the disk for one more to be kept
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # What the launcher tells a process of the training; the sender is none, and takes no device.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 
 
-def revision_name(step: int) -> str:
-    return f"step-{step:07d}"
-
-
-def queue_revision(recipe: Recipe, weights: Path, config: object, tokenizer: Path, state: dict) -> str | None:
-    """Put weights among those that wait to be published, and make sure that something sends them.
+def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | None:
+    """Put a checkpoint's weights among those that wait to be published, where the recipe asks for it.
 
     Args:
         recipe: of the run.
-        weights: a checkpoint's safetensors file, which may be deleted after this.
+        checkpoint: its folder, which may be deleted after this.
         config: of the model, with `save_pretrained`.
-        tokenizer: its folder.
-        state: what the card says: step, max_steps, tokens_seen.
 
     Returns: None, or why it was not done, for a note; it raises nothing.
     """
-    run, name = Path(recipe.run.output_dir), revision_name(state["step"])
+    hub, run = recipe.hub, Path(recipe.run.output_dir)
     try:
-        waiting, size = list_waiting(run), weights.stat().st_size
-        if len(waiting) >= MAX_WAITING:
-            return f"{name} is not published: {len(waiting)} revisions wait for the Hub already"
+        state = load_state(checkpoint)
+        if hub.repo_id is None or hub.revision_steps is None or state["step"] % hub.revision_steps:
+            return None
+        name = f"step-{state['step']:07d}"
+        size = sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors"))
+        if len(list_waiting(run)) >= MAX_WAITING:
+            return f"{name} is not published: {MAX_WAITING} revisions wait for the Hub already"
         if shutil.disk_usage(run).free < FREE_COPIES * size:
             return f"{name} is not published: the disk is too full to keep its weights until they are sent"
         partial = run / "revisions" / f".{name}.tmp"
-        partial.mkdir(parents=True, exist_ok=True)
-        empty(partial)
-        try:
-            os.link(weights, partial / "model.safetensors")
-        except OSError:
-            shutil.copyfile(weights, partial / "model.safetensors")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        take_weights(checkpoint, partial / "model.safetensors")
         config.save_pretrained(partial)
+        tokenizer = output_folder(recipe, "tokenizer")
         for path in (tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).exists()):
             shutil.copyfile(path, partial / path.name)
         card = render_card(
             Path(__file__).with_name("revision_card.md"),
-            {"license": recipe.hub.license, "language": recipe.hub.language, "library_name": "transformers"},
+            {"license": hub.license, "language": hub.language, "library_name": "transformers"},
             recipe=recipe,
             state=state,
             revision=name,
@@ -83,8 +74,19 @@ def queue_revision(recipe: Recipe, weights: Path, config: object, tokenizer: Pat
         partial.rename(partial.parent / name)
         start_sending(run)
     except Exception as error:  # whatever it is, training is worth more
-        return f"{name} is not published: {type(error).__name__}: {error}"
+        return f"{checkpoint.name} is not published: {type(error).__name__}: {error}"
     return None
+
+
+def take_weights(checkpoint: Path, target: Path) -> None:
+    """Link a checkpoint's weights, or put them together where each process has written its part."""
+    whole = checkpoint / "model.safetensors"
+    if not whole.exists():
+        return save_file(load_tensors(checkpoint, "model"), target, metadata={"format": "pt"})
+    try:
+        os.link(whole, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(whole, target)
 
 
 def list_waiting(run: Path) -> list[Path]:
@@ -109,53 +111,6 @@ def start_sending(run: Path) -> None:
         )
 
 
-def send_revisions(recipe: Recipe, wait: bool) -> tuple[list[str], str | None]:
-    """Publish every revision that waits, the oldest first, until one fails.
-
-    Args: wait: for another process that is sending; without, nothing is done beside it.
-
-    Returns: the names of those that were published, and what went wrong with the one that was not.
-    """
-    run, sent = Path(recipe.run.output_dir), []
-    if not (run / "revisions").exists() or recipe.hub.repo_id is None:
-        return sent, None
-    with lock(run, wait) as is_free:
-        while is_free and (waiting := list_waiting(run)):
-            folder = waiting[0]
-            if get_token() is None:
-                return sent, "there is no Hub token: run `hf auth login`, or set HF_TOKEN"
-            try:
-                prepare(recipe, folder)
-            except RecipeError as error:
-                return sent, f"{folder.name}: {error}"
-            job = Job(
-                str(folder),
-                recipe.hub.repo_id,
-                record=str(run / "revisions.json"),
-                key=folder.name,
-                revision=folder.name,
-                private=recipe.hub.private,
-                message=f"Publish the weights of {folder.name}",
-            )
-            result = run_transfer("publish", [job], replace(Limits(), tries=TRIES))
-            if "failed" in result:
-                return sent, result["failed"]
-            discard(folder)
-            sent.append(folder.name)
-    return sent, None
-
-
-def prepare(recipe: Recipe, folder: Path) -> None:
-    """Cut the weights where they are too large, and look for what must not get out, as for a release."""
-    if not (folder / "manifest.json").exists():
-        if (folder / "model.safetensors").exists():
-            for leftover in folder.glob("model-*"):  # of a try that was killed
-                leftover.unlink()
-        write_weights(folder, folder, recipe.hub.max_shard_size)
-        check_tensors(folder)
-        seal(recipe, folder)
-
-
 @contextmanager
 def lock(run: Path, wait: bool) -> Iterator[bool]:
     """Hold the right to send a run's revisions, and say whether it was free; it ends with the process."""
@@ -166,11 +121,3 @@ def lock(run: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def read_sent(run: Path) -> dict[str, dict]:
-    """Return what is on the Hub, {revision: record}."""
-    with suppress(FileNotFoundError):
-        records = json.loads((run / "revisions.json").read_text(encoding="utf-8"))
-        return {name: record for name, record in records.items() if "commit" in record}
-    return {}
