@@ -5,9 +5,11 @@
 
 FOLDER holds JSON lines, at any depth; those with `text` are taken. To get to a size its documents are written over and
 over, each time with 3 words in 10 replaced by others of the corpus, so that they are no near-duplicates of each other.
-The recipe is custom/base.yaml, and --section.key=value overrides it. Prints one table of the stages and one of the
-steps of prepare; seconds are wall-clock, memory is the largest sum over the processes of a stage of the memory that is
-their own (PSS).
+The recipe is custom/base.yaml, and --section.key=value overrides it.
+
+Prints a table with a row a stage, and one a pipeline in it. Seconds are wall-clock; CPU seconds are those of all the
+processes of the stage, which other work on the machine moves less, and the rate a core is by these. Memory is the
+largest sum over the processes of their own (PSS), looked at every SAMPLE_SECONDS.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 from tqdm import tqdm
 
@@ -29,17 +32,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("prepare_data", "train_tokenizer", "tokenize_corpus")
 REPLACED_FRACTION = 0.3
 FILES = 8
-# Runs a stage, and says on its last line how long each pipeline in it took.
+SAMPLE_SECONDS = 0.1
+# Runs a stage, and says on its last line when each pipeline in it began and ended.
 TIMED = """
 import importlib, json, sys, time
-stage, seconds = importlib.import_module(sys.argv.pop(1)), {}
+stage, spans = importlib.import_module(sys.argv.pop(1)), {}
 def timed(pipeline, tasks, data, folder, description, *rest, run=getattr(stage, "run_pipeline", None), **more):
-    started = time.perf_counter()
+    started = time.monotonic()
     run(pipeline, tasks, data, folder, description, *rest, **more)
-    seconds[description] = time.perf_counter() - started
+    spans[description] = started, time.monotonic()
 stage.run_pipeline = timed
 stage.main()
-print(json.dumps(seconds))
+print(json.dumps(spans))
 """
 
 
@@ -65,32 +69,41 @@ def write_corpus(folder: Path, texts: list[str], megabytes: int) -> None:
         file.close()
 
 
-def measure(command: list[str]) -> tuple[float, int, dict[str, float]]:
-    """Run a stage: seconds, peak bytes of memory of all its processes, and seconds of each pipeline in it."""
-    started = time.perf_counter()
+def watch(process: subprocess.Popen, samples: list[tuple[float, float, int]]) -> None:
+    """Append (time, CPU seconds so far, bytes of memory) of a process and its descendants until it ends."""
+    root, cpu_seconds = psutil.Process(process.pid), {}
+    while process.poll() is None:
+        num_bytes = 0
+        for member in [root, *root.children(recursive=True)]:
+            try:
+                times = member.cpu_times()
+                cpu_seconds[member] = times.user + times.system
+                num_bytes += member.memory_full_info().pss
+            except (psutil.Error, OSError):  # it has ended, and keeps what it was last seen to have got
+                continue
+        samples.append((time.monotonic(), sum(cpu_seconds.values()), num_bytes))
+        time.sleep(SAMPLE_SECONDS)
+
+
+def measure(stage: str, arguments: list[str]) -> dict[str, tuple[float, float, int]]:
+    """Run a stage; return seconds, CPU seconds and peak bytes of memory of the whole and of each pipeline in it."""
+    samples = [(time.monotonic(), 0.0, 0)]
+    command = [sys.executable, "-c", TIMED, stage, *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peak_bytes = 0
-
-    def watch() -> None:
-        nonlocal peak_bytes
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            total_bytes = 0
-            for member in [root, *root.children(recursive=True)]:
-                try:
-                    total_bytes += member.memory_full_info().pss
-                except (psutil.Error, OSError):
-                    continue
-            peak_bytes = max(peak_bytes, total_bytes)
-            time.sleep(0.2)
-
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, args=(process, samples))
     watcher.start()
     output, errors = process.communicate()
     watcher.join()
     if process.returncode:
         raise SystemExit(errors[-3000:])
-    return time.perf_counter() - started, peak_bytes, json.loads(output.splitlines()[-1])
+    times, cpu_seconds, num_bytes = map(np.array, zip(*samples, strict=True))
+    spans = {stage: (times[0], time.monotonic())} | json.loads(output.splitlines()[-1])
+    figures = {}
+    for name, (start, end) in spans.items():
+        begun, done = np.interp([start, end], times, cpu_seconds)
+        within = num_bytes[(times >= start - SAMPLE_SECONDS) & (times <= end + SAMPLE_SECONDS)]
+        figures[name] = end - start, done - begun, int(within.max())
+    return figures
 
 
 def main() -> None:
@@ -103,8 +116,8 @@ def main() -> None:
     options = parser.parse_args([argument for argument in sys.argv[1:] if argument not in overrides])
     rows = (json.loads(line) for file in sorted(options.folder.rglob("*.jsonl")) for line in file.open("rb"))
     texts = [row["text"] for row in rows if "text" in row]
-    print("| MB | workers | stage | seconds | MB/s | MB/s per worker | peak MiB |\n|--:|--:|---|--:|--:|--:|--:|")
-    steps: dict[tuple, dict] = {}
+    print("| MB | workers | stage or step | seconds | CPU seconds | MB/s | MB/s a core | peak MiB |")
+    print("|--:|--:|---|--:|--:|--:|--:|--:|")
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "texts").mkdir()
@@ -115,18 +128,10 @@ def main() -> None:
                 source = [{"name": "text", "path": str(Path(folder) / "texts")}]
                 arguments += [f"--data.sources={json.dumps(source)}", f"--data.workers={workers}", *overrides]
                 for stage in STAGES:
-                    command = [sys.executable, "-c", TIMED, stage, *arguments]
-                    seconds, peak_bytes, pipelines = measure(command)
-                    rate = megabytes / seconds
-                    row = [megabytes, workers, stage, f"{seconds:.0f}", f"{rate:.2f}", f"{rate / workers:.2f}"]
-                    print(f"| {' | '.join(map(str, row))} | {peak_bytes / 2**20:.0f} |", flush=True)
-                    if stage == "prepare_data":
-                        steps[megabytes, workers] = pipelines | {"all": seconds}
-    names = list(dict.fromkeys(name for pipelines in steps.values() for name in pipelines))
-    print("\n| seconds of |", " | ".join(f"{size} MB, {workers}" for size, workers in steps), "|")
-    print("|---|" + "--:|" * len(steps))
-    for name in names:
-        print(f"| {name} |", " | ".join(f"{pipelines.get(name, 0):.1f}" for pipelines in steps.values()), "|")
+                    for name, (seconds, cpu_seconds, num_bytes) in measure(stage, arguments).items():
+                        row = [megabytes, workers, name, f"{seconds:.1f}", f"{cpu_seconds:.1f}"]
+                        row += [f"{megabytes / seconds:.2f}", f"{megabytes / max(cpu_seconds, 0.01):.2f}"]
+                        print(f"| {' | '.join(map(str, row))} | {num_bytes / 2**20:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
