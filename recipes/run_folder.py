@@ -280,7 +280,8 @@ def describe_inputs(recipe: Recipe, name: str) -> dict[str, dict]:
 def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
     """Sync every file of a folder to disk and write `stage.json` beside them."""
     for leftover in folder.rglob(".*"):  # no output has a hidden name; a file that a killed try was writing has one
-        leftover.unlink()
+        if not leftover.is_dir():  # as .eval_results, which the Hub reads
+            leftover.unlink()
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {}
     for path in paths:

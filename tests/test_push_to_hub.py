@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release of a small run: what may go in, what is refused, what its card says, and what the Hub gets."""
 
+import importlib
 import json
 import os
+import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,11 +20,13 @@ import pytest
 import torch
 from datasets import load_dataset
 from datatrove.data import Document
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TinyRun
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -36,8 +41,10 @@ import pretrain
 from card_text import escape_markdown
 from corpus.document_files import write_documents
 from hub_transfer import git_sha1, is_same_file
-from publishing import revision_queue
+from publishing import release_checks, revision_queue
+from publishing.extra_releases import build_dataset_release, why_withheld
 from publishing.model_card import write_card
+from publishing.release_checks import refuse_odd_files, refuse_secrets
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
@@ -51,12 +58,13 @@ TOKEN = "hf_" + "aB3" * 11  # put together here, so that this file holds none
 HOSTILE = "CC <script>alert(1)</script> | --- | ![x](http://evil.example/y.png)\n---\n# heading `code` [a](b)"
 SOURCES = {"contracts": "legal", "stories": "general"}
 KINDS = ("xz_documents", "xz_stream", "xz_primed")
+TRAINING = ["--training.save_steps=4", "--training.max_tokens=4096"]
 
 
 # A run folder as the stages leave it
 
 
-def write_model(folder: Path) -> LlamaForCausalLM:
+def write_model(folder: Path, **settings: object) -> LlamaForCausalLM:
     """Write a model of 2 layers and a tokenizer of the 256 bytes and <|endoftext|>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
@@ -68,7 +76,7 @@ def write_model(folder: Path) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        **shape, vocab_size=len(vocabulary), max_position_embeddings=128, bos_token_id=0, eos_token_id=0
+        **shape, **settings, vocab_size=len(vocabulary), max_position_embeddings=128, bos_token_id=0, eos_token_id=0
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
@@ -292,6 +300,100 @@ def test_a_secret_in_a_binary_file_is_found(recipe):
         build_release(recipe)
 
 
+@pytest.mark.parametrize(
+    ("user", "host", "text", "refused"),
+    [
+        ("mary-ann", "box", "trained by mary-ann", "your user name"),
+        ("alice", "box", "read from /data/alice/texts", "your user name"),
+        ("alice", "box", "alice@cluster", "your user name"),
+        ("alice", "box", "a text about alice in wonderland", None),
+        ("root", "gpu-node-17", "on gpu-node-17, 8 devices", "this machine's name"),
+        ("root", "localhost", "on localhost, in /root-cause", None),
+        ("me", "box", "https://huggingface.co/me/tiny", None),
+    ],
+)
+def test_whose_machine_it_was_is_not_published(tmp_path, monkeypatch, user, host, text, refused):
+    monkeypatch.setattr(release_checks, "user_name", lambda: user)
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    (tmp_path / "training.json").write_text(json.dumps({"notes": [text]}))
+    if refused is None:
+        return refuse_secrets(tmp_path, set())
+    with pytest.raises(RecipeError, match=f"training.json, byte .*looks like {refused}"):
+        refuse_secrets(tmp_path, set())
+    refuse_secrets(tmp_path, {user, host})  # the name under which it is published
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"])
+def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "correct horse battery")
+    (tmp_path / "chronicle.md").write_text("logged in with correct horse battery")
+    with pytest.raises(RecipeError, match=f"looks like the value of {name}") as refused:
+        refuse_secrets(tmp_path, set())
+    assert "horse" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("config.json", pickle.dumps({"a": 1}), "config.json is not what its name says"),
+        ("metrics.jsonl", b'{"step": 1}\n{"step": ', "metrics.jsonl is not what its name says"),
+        ("figures/loss.png", b"PK\x03\x04", "figures/loss.png is of a kind that is not published, or not what"),
+        ("model.safetensors", b"\xff" * 64, "model.safetensors is not safetensors"),
+        ("training_args.bin", b"", "training_args.bin is of a kind that is not published"),
+        (".env", b"", ".env is a hidden file"),
+        ("runs/events.out.tfevents.0", pickle.dumps(1), "is not a TensorBoard log"),
+        ("notes/.git/config", b"", "notes/.git is a hidden file"),
+    ],
+)
+def test_a_file_that_is_hidden_or_not_what_its_name_says_is_refused(tmp_path, name, content, problem):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        refuse_odd_files(tmp_path)
+
+
+def test_code_that_a_config_names_is_refused(recipe):
+    rewrite(Path(recipe.run.output_dir) / "model" / "config.json", lambda config: config.update(auto_map={"a": "b.c"}))
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    with pytest.raises(RecipeError, match="auto_map names code to run"):
+        build_release(recipe)
+
+
+def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
+    run = Path(recipe.run.output_dir)
+    recipe.hub.repo_id, recipe.hub.dataset_repo_id, recipe.hub.dataset_text = "me/a", "me/b", True
+    recipe.data.sources[1].license = "Public Domain"
+    folder = run / "documents" / "train" / "stories"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    write_documents([Document(f"The key is {TOKEN}.", "ab" * 16, metadata={"source": "stories"})], 0, 1, folder)
+    record_stage(recipe, "prepare")
+    with pytest.raises(RecipeError, match="document (ab){16}: looks like a Hugging Face token") as refused:
+        build_dataset_release(recipe)
+    assert TOKEN not in str(refused.value) and not (run / "release_dataset").exists()
+
+
+@pytest.mark.parametrize(
+    ("licence", "change", "reason"),
+    [
+        ("CC BY-NC 4.0", None, 'a licence of the kind "non-commercial"'),
+        ("CC BY 4.0 and a licence of our own", None, 'a licence of the kind "unknown"'),
+        ("CC BY 4.0", {"personal_data": None}, "personal data was not looked for"),
+        ("CC BY 4.0", {"found": {"ip": 3}}, "personal data was found in it and left: ip"),
+        ("CC BY 4.0", {"found": {"email": 3}}, None),
+        ("Public Domain", None, None),
+    ],
+)
+def test_text_is_withheld_for_its_licence_and_for_personal_data_that_was_left(recipe, licence, change, reason):
+    recipe.data.sources[1].license = licence
+    if change == {"personal_data": None}:
+        recipe.data.personal_data = None
+    stats = {"sources": {"stories": {"personal_data": (change or {}).get("found", {})}}}
+    withheld = why_withheld(recipe, "stories", stats)
+    assert withheld is None if reason is None else reason in withheld
+
+
 def test_the_home_folder_in_a_file_is_refused(recipe, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:
@@ -390,6 +492,51 @@ def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, worksp
     assert "scores on public ones may be too high" in card
     assert "Personal data was not looked for" in card and "it was not checked against them" in card
     assert not (release / "decontamination.json").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_are_too_large_are_cut_into_files_and_load_as_before(recipe, tied):
+    run = Path(recipe.run.output_dir)
+    write_model(run / "model", tie_word_embeddings=tied)
+    count = 0 if not tied else 257 * 32
+    rewrite(
+        run / "training.json",
+        lambda content: content["parameters"].update(total=content["parameters"]["total"] - count),
+    )
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    recipe.hub.max_shard_size = "20KB"
+    release = made(recipe)
+    shards = sorted(path.name for path in release.glob("*.safetensors"))
+    assert len(shards) > 3 and f"-of-{len(shards):05d}.safetensors" in shards[0]
+    assert all((release / name).stat().st_size < 40_000 for name in shards)  # a tensor is never cut
+    index = read(release / "model.safetensors.index.json")["weight_map"]
+    assert set(index.values()) == set(shards) and ("lm_head.weight" in index) != tied
+
+
+def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(recipe, tmp_path):
+    run = Path(recipe.run.output_dir)
+    (run / "chronicle.md").write_text("# What happened\n")
+    (run / "chronicle.jsonl").write_text('{"event": "resumed", "step": 4}\n{"event": "saved", "step": 8}\n')
+    write_json(run / "plan.json", {"verdict": "from scratch"})
+    write_json(run / "environment.json", {"python": "3.11", "packages": {"torch": "2.13.0", "zlib": "1"}})
+    task = {"dataset_path": "org/bench", "dataset_name": "law", "num_fewshot": 5, "by_overlap": None}
+    rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(task))
+    for stage in ("evaluate", "report"):
+        record_stage(recipe, stage)
+    recipe.hub.license, recipe.hub.tensorboard, recipe.hub.contact = "apache-2.0", True, "data@example.org"
+    release = made(recipe)
+    names = read(release / "manifest.json")["files"].keys()
+    assert {"chronicle.md", "chronicle.jsonl", "plan.json", "environment.json", "LICENSE", "NOTICE.md"} <= names
+    (entry,) = parse_eval_result_entries(YAML(typ="safe").load(release / ".eval_results" / "legal_sense.yaml"))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("org/bench", "law", 0.27)
+    assert "acc, 5-shot, standard error 0.044" in entry.notes
+    events = EventAccumulator(str(release / "runs"), size_guidance={"scalars": 0}).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("eval/bits_per_byte")] == [(20, 2.345)]
+    card, notice = ((release / name).read_text() for name in ("README.md", "NOTICE.md"))
+    assert "resumed 1, saved 1" in card and "to data@example.org, with its title" in card
+    assert "pip install torch==2.13.0\n" in card
+    assert "torch 2.13.0" in notice and "| stories | not stated | unknown |" in notice and "<script" not in notice
 
 
 def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
@@ -694,18 +841,46 @@ def test_a_missing_token_is_told_before_training_starts(tiny_run, monkeypatch):
     assert not (tiny_run.output_dir / "metrics.jsonl").exists()
 
 
-def test_training_goes_on_without_the_hub_and_keeps_its_revisions(tiny_run, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    settings = ["--hub.repo_id=me/tiny", "--hub.revision_steps=8", "--training.save_steps=4"]
-    pretrain.main(tiny_run.argv(*settings, "--training.max_tokens=4096"))
-    run = tiny_run.output_dir
-    assert re.search("note: .*HF_HUB_OFFLINE is set.*can be uploaded later", capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def trained(tokenized_run, tmp_path_factory) -> tuple[TinyRun, str]:
+    """A run trained with a repository set and no Hub, and what it printed."""
+    run = tokenized_run.copy(tmp_path_factory.mktemp("trained") / "run")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(StringIO()) as printed:
+        patched.setenv("HF_TOKEN", "hf_test")
+        patched.setenv("HF_HUB_OFFLINE", "1")
+        pretrain.main(run.argv(*TRAINING, "--hub.repo_id=me/tiny", "--hub.revision_steps=8"))
+    return run, printed.getvalue()
+
+
+def test_training_goes_on_without_the_hub_and_keeps_its_revisions(trained):
+    run, printed = trained[0].output_dir, trained[1]
+    assert re.search("note: .*HF_HUB_OFFLINE is set.*can be uploaded later", printed)
     assert [path.name for path in sorted((run / "revisions").glob("step-*"))] == ["step-0000008", "step-0000016"]
     last, final = (
         AutoModelForCausalLM.from_pretrained(f) for f in (run / "revisions" / "step-0000016", run / "model")
     )
     assert all(torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True))
+
+
+def test_a_release_is_enough_to_make_the_model_again_bit_for_bit(trained, tmp_path, monkeypatch):
+    run = trained[0]
+    build(load_recipe([run.argv()[1]], run.argv()[2:] + TRAINING), ["model"])
+    shutil.copytree(run.output_dir / "release", tmp_path / "tiny")
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    commands = [
+        shlex.split(line) for line in card.replace("\\\n", "").splitlines() if "--run.output_dir=runs/again" in line
+    ]
+    stages = {Path(word).stem: command for command in commands for word in command if word.startswith("recipes/")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py"])
+    for name in ("prepare_data", "train_tokenizer", "tokenize_corpus", "pretrain"):
+        command = stages[name]
+        arguments = command[command.index(f"recipes/{name}.py") + 1 :]
+        assert arguments == ["--config", "recipe.yaml", "--run.output_dir=runs/again"]
+        importlib.import_module(name).main(["--config", "tiny/recipe.yaml", *arguments[2:]])
+    again, first = (folder / "model" / "model.safetensors" for folder in (Path("runs/again"), run.output_dir))
+    assert file_sha256(again) == file_sha256(first)
+    assert read(tmp_path / "tiny" / "manifest.json")["files"]["model.safetensors"]["sha256"] == file_sha256(again)
 
 
 def test_a_file_of_the_right_size_and_other_content_is_not_the_same(tmp_path):

@@ -39,6 +39,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     validation = [line for line in map(json.loads, lines) if "eval/bits_per_byte" in line]
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
+    bos_token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["bos_token"]
     personal_data, strictest = recipe.data.personal_data, strictest_licence(recipe)
     card = render_card(
         Path(__file__).with_suffix(".md"),
@@ -55,7 +56,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
         citation_key=re.sub(r"[^\w.-]", "-", title),
         completion=json.dumps(
-            {"model": recipe.hub.repo_id or ".", "prompt": "In general, the", "max_tokens": 40, "temperature": 0.8}
+            {"model": recipe.hub.repo_id or ".", "prompt": f"{bos_token}In general, the", "max_tokens": 40}
         ),
         weights={path.name: file_sha256(path) for path in weights},
         there={path.relative_to(folder).as_posix() for path in folder.rglob("*")},
