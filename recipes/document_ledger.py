@@ -6,6 +6,7 @@ Out:  a table on the console, or JSON lines with --json.
 
     python recipes/document_ledger.py runs/legal-quickstart --step 120
     python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
+    python recipes/document_ledger.py runs/legal-quickstart --passage "words that stand in a document"
 
 Nothing is replayed and no log is kept: the order of the data is a pure function of (seed, index), so either question
 is answered from the newest checkpoint's state, the token shards and their document index: the first in the same time
@@ -18,6 +19,8 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from checkpointing import list_checkpoints, load_state
 from mixture_shares import make_mixture
@@ -111,14 +114,39 @@ class Ledger:
                     }
 
 
+def find_passage(run: Path, passage: str) -> Iterator[dict]:
+    """Yield the documents, of every split, in whose text a passage stands, whatever its case and line breaks.
+
+    For whoever asks whether a text of theirs was used: all documents are read.
+    """
+    wanted = " ".join(passage.split()).lower()
+    for path in sorted((run / "documents").glob("*/*/*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches(1000, columns=["id", "text"]):
+            for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
+                if wanted in " ".join(text.split()).lower():
+                    yield {"document": document, "source": path.parent.name, "split": path.parent.parent.name}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", type=Path, help="run.output_dir of a recipe")
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--step", type=int, help="which documents went into this optimizer step")
     question.add_argument("--document", help="in which steps this document was or will be trained on")
+    question.add_argument("--passage", help="which documents hold these words, by id, to be asked with --document")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args(argv)
+    if options.passage is not None:
+        if not options.passage.strip():
+            raise RecipeError("--passage: empty; quote some words of the text")
+        found = list(find_passage(options.run_folder, options.passage))
+        for entry in found:
+            print(
+                json.dumps(entry) if options.json else f"{entry['document']}  {entry['split']:<10} {entry['source']}"
+            )
+        if not found and not options.json:
+            print("no document holds it")
+        return
     ledger = Ledger(options.run_folder)
     if options.step is not None and not 1 <= options.step <= ledger.max_steps:
         raise RecipeError(f"--step {options.step}: the run has steps 1 to {ledger.max_steps}")

@@ -363,6 +363,8 @@ def publish(job: Job) -> dict:
     tree = list_files(api, job, head)
     if find_differences(wanted, tree):
         refuse_foreign(job, head, tree, record)
+        size_bytes = sum(file["bytes"] for file in wanted.values())
+        sys.stderr.write(f"publish: {len(wanted)} files, {size_bytes / 1e6:.1f} MB, go to {url}\n")
         # Before the commit: whoever is killed after it knows it for this run's own.
         known = [state for state in record.get("known", []) if state != wanted]
         record = write_record(job, record | {"known": [*known, wanted][-KNOWN_STATES:]})

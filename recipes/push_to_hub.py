@@ -55,32 +55,32 @@ def build(recipe: Recipe, parts: list[str], overwrite: bool = False) -> dict[str
     return folders
 
 
-def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> list[dict]:
-    """Bring the repositories to what the folders hold, and read them back.
+def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> None:
+    """Bring the repositories to what the folders hold, read them back, and say of each what it holds now.
 
-    Returns: of each what hub_transfer.publish returned.
     Raises: RecipeError: for everything that can go wrong, with what to do. Nothing that was made here is lost.
     """
     if get_token() is None:
         raise RecipeError("hub.repo_id is set, but there is no Hub token: run `hf auth login`, or set HF_TOKEN")
     jobs = [job for job in list_jobs(recipe, replace=overwrite) if job.key in parts]
     result = run_transfer("publish", jobs) if jobs else {"done": []}
-    done = result["done"]
-    if "failed" in result:
-        folder = jobs[len(done)].folder
-        raise RecipeError(f"{result['failed']}. Then run the same command again: {folder} is kept")
-    if "revisions" in parts:
+    for done in result["done"]:
+        where, state = f"commit {done['commit'][:12]}, {done['tag']}", "private" if done["private"] else "public"
+        print(f"publish: {'' if done['is_new'] else 'nothing to do, '}{done['url']} ({state}) holds it as {where}")
+    failed = result.get("failed")
+    if "revisions" in parts and failed is None:
         sent, failed = send_revisions(recipe, wait=True)
-        done += [{"repo_id": recipe.hub.repo_id, "revision": name} for name in sent]
-        if failed:
-            raise RecipeError(f"{failed}. Then run the same command again: what waits in revisions/ is kept")
-    return done
+        for name in sent:
+            print(f"publish: {recipe.hub.repo_id}, revision {name}: sent")
+    if failed:
+        raise RecipeError(f"{failed}. What was made is kept")
 
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__, argv, only=f"publish this alone: {', '.join(PARTS[:-1])} or {PARTS[-1]}"
     )
+    run = Path(recipe.run.output_dir)
     if options.only not in (None, *PARTS):
         raise RecipeError(f"--only {options.only}: not one of {', '.join(PARTS)}")
     parts = [options.only] if options.only else list(PARTS)
@@ -88,28 +88,22 @@ def main(argv: list[str] | None = None) -> None:
         sent, failed = send_revisions(recipe, wait=False)
         print(f"publish: revisions sent: {', '.join(sent) or 'none'}")
         if failed:
-            raise RecipeError(f"{failed}. What waits in {recipe.run.output_dir}/revisions is kept")
+            raise RecipeError(f"{failed}. What waits in {run / 'revisions'} is kept")
         return
-    folders = build(recipe, parts, options.overwrite)
-    for part, folder in folders.items():
+    for part, folder in build(recipe, parts, options.overwrite).items():
         describe(part, folder, with_files=options.dry_run)
+    repo_id = [] if recipe.hub.repo_id else [f"--hub.repo_id=YOUR_NAME/{run.absolute().name}"]
+    command = ["python", "recipes/push_to_hub.py", "--config", *options.config, *options.overrides, *repo_id]
+    command += ["--only", options.only] if options.only else []
     if options.dry_run or recipe.hub.repo_id is None:
-        repo_id = (
-            [] if recipe.hub.repo_id else [f"--hub.repo_id=YOUR_NAME/{Path(recipe.run.output_dir).absolute().name}"]
-        )
-        command = ["python", "recipes/push_to_hub.py", "--config", *options.config, *options.overrides, *repo_id]
-        if waiting := list_waiting(Path(recipe.run.output_dir)):
+        if waiting := list_waiting(run):
             print(f"publish: waiting to be sent: {', '.join(folder.name for folder in waiting)}")
         print(f"publish: nothing was uploaded, to do so: {shlex.join(map(str, command))}")
         return
-    for done in upload(recipe, parts, options.overwrite):
-        if done["revision"] != "main":
-            print(f"publish: {done['repo_id']}, revision {done['revision']}: sent")
-        elif done["is_new"]:
-            state = "private" if done["private"] else "public"
-            print(f"publish: {done['url']} ({state}) holds it as commit {done['commit'][:12]}, {done['tag']}")
-        else:
-            print(f"publish: nothing to do, {done['url']} holds it as commit {done['commit'][:12]}, {done['tag']}")
+    try:
+        upload(recipe, parts, options.overwrite)
+    except RecipeError as error:
+        raise RecipeError(f"{error}; to finish later: {shlex.join(map(str, command))}") from error
 
 
 def describe(part: str, folder: Path, with_files: bool) -> None:

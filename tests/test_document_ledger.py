@@ -86,6 +86,19 @@ def test_the_command_answers_both_questions(run, capsys):
         document_ledger.main([str(run.output_dir), "--step", "301"])
 
 
+def test_a_passage_finds_its_documents_in_every_split_whatever_its_case_and_line_breaks(run, capsys):
+    rows = {path: pq.read_table(path).to_pylist() for path in (run.output_dir / "documents").glob("*/law/*.parquet")}
+    for path, (row, *_) in rows.items():
+        passage = row["text"][40:160].replace(" ", "\n ").upper()
+        document_ledger.main([str(run.output_dir), "--passage", passage, "--json"])
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {"document": row["id"], "source": "law", "split": path.parent.parent.name} in found
+    document_ledger.main([str(run.output_dir), "--passage", "no such words"])
+    assert capsys.readouterr().out == "no document holds it\n"
+    with pytest.raises(RecipeError, match="--passage: empty"):
+        document_ledger.main([str(run.output_dir), "--passage", " "])
+
+
 def test_a_run_that_has_not_started_has_no_ledger(tokenized_run):
     with pytest.raises(RecipeError, match="no checkpoint yet"):
         Ledger(tokenized_run.output_dir)

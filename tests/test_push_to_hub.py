@@ -636,7 +636,7 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "![bits per byte](figures/bits_per_byte.png)",
         "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
         "to whoever gave you this model",
-        "python recipes/document_ledger.py <run folder> --document ID",
+        "lists each step that a `--document` was trained in",
         "transformers serve .\n",
         "| energy | not measured |",
         "@misc{run,",
@@ -782,6 +782,7 @@ def session(workspace, tmp_path_factory) -> dict:
 def test_without_a_repository_or_a_token_nothing_is_asked_of_the_hub(session):
     assert "nothing was uploaded" in session["dry run"]
     assert re.search("no Hub token: run `hf auth login`, or set HF_TOKEN", session["no token"])
+    assert re.search("to finish later: python recipes/push_to_hub.py .* --hub.repo_id=me/tiny", session["no token"])
     assert session["requests so far"] == []
 
 
