@@ -22,7 +22,9 @@ from recipe_loading import load_recipe
 RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml"))
 PACKAGES = ("corpus", "publishing", "vocabulary")
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
-SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py")])
+EVAL_PACKAGES = ("sections",)
+SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).glob("[!_]*.py"))
+SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py"), *SECTIONS])
 PAGES = sorted([ROOT / "README.md", *RECIPES.rglob("README.md"), *(ROOT / "eval").rglob("README.md")])
 
 
@@ -65,8 +67,9 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
 def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
-    folder = RECIPES if path in STEPS else path.parent
-    siblings = {script.stem for script in folder.glob("*.py")} | set(PACKAGES)
+    folder = RECIPES if path in STEPS else ROOT / "eval" if path in SECTIONS else path.parent
+    siblings = {script.stem for script in folder.glob("*.py")}
+    siblings |= set(PACKAGES if folder == RECIPES else EVAL_PACKAGES)
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     packages = importlib.metadata.packages_distributions()
     for name in imports(path) - siblings - set(sys.stdlib_module_names):
@@ -84,8 +87,8 @@ def test_no_script_is_named_like_a_module():
 def test_recipes_and_eval_import_nothing_from_each_other():
     recipes, evals = ({path.stem for path in (ROOT / folder).glob("*.py")} for folder in ("recipes", "eval"))
     assert not recipes & evals
-    for folder, others in (("recipes", evals), ("eval", recipes | set(PACKAGES))):
-        for path in [*(ROOT / folder).glob("*.py"), *(STEPS if folder == "recipes" else [])]:
+    for folder, others in (("recipes", evals | set(EVAL_PACKAGES)), ("eval", recipes | set(PACKAGES))):
+        for path in [*(ROOT / folder).glob("*.py"), *(STEPS if folder == "recipes" else SECTIONS)]:
             assert not imports(path) & others, path
 
 

@@ -7,11 +7,32 @@ from html.parser import HTMLParser
 
 import pytest
 
-import report
-from report import FILES, main, read_metrics, table, task_sentence, xz_sentence
+from figure_style import MAX_POINTS, thinned
+from report import SECTIONS, main
+from run_files import RunFiles
+from sections.benchmarks import task_sentence
+from sections.documents import funnel_shares
+from sections.held_out_text import xz_sentence
+from wording import table
 
 
 PNG = b"\x89PNG\r\n"
+FILES = {
+    "documents": "documents/stats.json",
+    "decontamination": "documents/decontamination.json",
+    "tokenizer": "tokenizer/report.json",
+    "training": "training.json",
+    "metrics": "metrics.jsonl",
+    "results": "eval/results.json",
+}
+# What is not on the page without a file.
+SHOWN_FROM = {
+    "documents": ["documents", "personal_data"],
+    "tokenizer": ["tokenizer"],
+    "training": ["training", "mixture"],
+    "metrics": ["curves"],
+    "results": ["held_out_text", "benchmarks", "samples"],
+}
 HOSTILE_TEXT = " not <script>alert('x')</script> copy.\x1b[31m\n"
 
 
@@ -164,7 +185,9 @@ def run_folder(tmp_path_factory):
 
 def test_report_holds_every_section_and_loads_nothing(run_folder):
     page = (run_folder / "report.html").read_text()
-    assert "is missing from this run folder" not in page
+    names = [module.__name__.removeprefix("sections.") for module in SECTIONS]
+    assert re.findall(r'<section id="(\w+)">', page) == names
+    assert "Not in this run folder" not in page
     for text in (
         "7,000,000",
         "14,900,000",
@@ -191,7 +214,8 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
     assert page.count("data:image/png;base64,") == 6
-    assert set(re.findall(r'href="([^"]*)"', page)) == set(FILES.values())
+    links = set(re.findall(r'href="([^"]*)"', page))
+    assert links == {*FILES.values(), *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
 
 
@@ -266,17 +290,26 @@ def test_summary_is_printed_and_names_the_card_once_there_is_one(tmp_path, capsy
     assert str(tmp_path / "release" / "README.md") in (tmp_path / "summary.txt").read_text()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "decontamination"])
-def test_missing_file_is_named_where_its_section_would_be(tmp_path, name):
+@pytest.mark.parametrize("name", SHOWN_FROM)
+def test_section_without_its_file_is_not_there_and_the_file_is_named(tmp_path, name):
     write_run(tmp_path)
     (tmp_path / FILES[name]).unlink()
     main([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
-    assert f"<code>{FILES[name]}</code> is missing from this run folder" in page
-    assert set(re.findall(r"<code>([^<]*)</code> is missing", page)) == {FILES[name]}
+    names = [module.__name__.removeprefix("sections.") for module in SECTIONS]
+    assert re.findall(r'<section id="(\w+)">', page) == [each for each in names if each not in SHOWN_FROM[name]]
+    assert f"Not in this run folder, and so not shown: <code>{FILES[name]}</code>." in page
     assert f'href="{FILES[name]}"' not in page
-    if name in ("tokenizer", "results"):
-        assert f"{FILES[name]} is missing" in (tmp_path / "summary.txt").read_text()
+    assert f"not shown: {FILES[name]}\n" in (tmp_path / "summary.txt").read_text()
+
+
+def test_every_table_and_figure_links_the_file_its_numbers_stand_in(run_folder):
+    page = (run_folder / "report.html").read_text()
+    captions = re.findall(r"<caption>(.*?)</caption>|<figcaption>(.*?)</figcaption>", page)
+    assert len(captions) == page.count("<table") + page.count("<figure")
+    for caption in captions:
+        linked = re.findall(r'href="([^"]*)"', "".join(caption))
+        assert linked and all((run_folder / path).is_file() for path in linked), caption
 
 
 @pytest.mark.parametrize(
@@ -303,9 +336,7 @@ def test_the_funnel_accounts_for_every_byte_under_a_few_names():
     reasons = {f"reason {index}": {"documents": 1, "bytes": index} for index in range(1, 9)}
     kept = {"train": {"bytes": 50}, "validation": {"bytes": 5}, "test": {"bytes": 4}, "future": {"bytes": 5}}
     few = {"dropped": {"reason 1": {"documents": 0, "bytes": 10}}, "kept": kept | {"train": {"bytes": 26}}}
-    shares = report.funnel_shares(
-        {"a": {"bytes_in": 100, "dropped": reasons, "kept": kept}, "b": {"bytes_in": 50} | few}
-    )
+    shares = funnel_shares({"a": {"bytes_in": 100, "dropped": reasons, "kept": kept}, "b": {"bytes_in": 50} | few})
     assert shares == {
         "kept: train": [50, 52],
         "kept: held out": [14, 28],
@@ -315,7 +346,7 @@ def test_the_funnel_accounts_for_every_byte_under_a_few_names():
         "left out: reason 6": [6, 0],
         "left out: other reasons": [14, 0],
     }
-    assert report.funnel_shares({"a": {"bytes_in": 0, "dropped": {}, "kept": {"train": {"bytes": 0}}}}) == {}
+    assert funnel_shares({"a": {"bytes_in": 0, "dropped": {}, "kept": {"train": {"bytes": 0}}}}) == {}
 
 
 def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_path):
@@ -329,8 +360,8 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
         source |= {"xz_documents": None, "xz_stream": None, "xz_primed": None}
     (tmp_path / FILES["results"]).write_text(json.dumps(results))
     main([str(tmp_path)])
-    assert "No task was run." in (tmp_path / "report.html").read_text()
-    assert "No sample was generated." in (tmp_path / "summary.txt").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="held_out_text"' in page and 'id="benchmarks"' not in page and 'id="samples"' not in page
 
 
 def test_two_reports_of_one_run_are_the_same(run_folder):
@@ -341,27 +372,28 @@ def test_two_reports_of_one_run_are_the_same(run_folder):
 
 def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
     write_run(tmp_path)
-    (tmp_path / "figures").mkdir()
-    for name in ("scaling_law", "mixture"):
-        (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
+    main([str(tmp_path)])
+    (tmp_path / "figures" / "scaling_law.png").write_bytes(PNG)
     (tmp_path / FILES["training"]).unlink()
     main([str(tmp_path)])
     names = sorted(path.stem for path in (tmp_path / "figures").iterdir())
-    assert names == ["bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law", "shares"]
+    assert names == ["bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law"]
 
 
-def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out():
+def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out(tmp_path):
     lines = [{"step": 1, "train/loss": 5.0}, {"step": 2, "train/loss": 4.0}, {"step": 2, "train/loss": 3.5}]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "train/lo'
-    assert [line["train/loss"] for line in read_metrics(text)["training"]] == [5.0, 3.5]
-    with pytest.raises(ValueError):
-        read_metrics(text + "\n" + json.dumps(lines[0]) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert [line["train/loss"] for line in RunFiles(tmp_path).metrics()["training"]] == [5.0, 3.5]
+    (tmp_path / "metrics.jsonl").write_text(text + "\n" + json.dumps(lines[0]) + "\n")
+    with pytest.raises(ValueError, match="metrics.jsonl: not valid JSON"):
+        RunFiles(tmp_path).metrics()
 
 
 def test_long_curves_are_thinned_by_averaging():
-    lines = [{"step": step, "loss": float(step % 2)} for step in range(10 * report.MAX_POINTS)]
-    x, y = report.thinned(lines, "loss", "step")
-    assert len(x) == report.MAX_POINTS and set(y) == {0.5}
+    lines = [{"step": step, "loss": float(step % 2)} for step in range(10 * MAX_POINTS)]
+    x, y = thinned(lines, "loss", "step")
+    assert len(x) == MAX_POINTS and set(y) == {0.5}
 
 
 def test_sentences_say_what_was_beaten_and_what_was_not():

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bits per byte of held-out text, beside xz: eval/results.json."""
+
+import textwrap
+
+from run_files import RunFiles, Shown
+from wording import count, decimals, heading, plain, table
+
+
+XZ_NAMES = {
+    "xz_documents": "xz -9e of each document alone",
+    "xz_stream": "xz -9e of the text as one stream",
+    "xz_primed": "xz -9e primed with the training text",
+}
+
+
+def show(run: RunFiles) -> Shown | None:
+    results = run.json("eval/results.json")
+    if results is None or not results["bits_per_byte"]["sources"]:
+        return None
+    values = {"results": results, "xz_names": XZ_NAMES, "xz_sentence": xz_sentence}
+    return Shown("Bits per byte of held-out text", values, summary=summarise(results))
+
+
+def xz_sentence(source: str, entry: dict) -> str | None:
+    """Say which of the xz numbers the model is below; None where xz was not run."""
+    known = {kind: entry[kind] for kind in XZ_NAMES if entry.get(kind) is not None}
+    if not known:
+        return None
+    better = [f"{XZ_NAMES[kind]} ({value:.3f})" for kind, value in known.items() if entry["bits_per_byte"] < value]
+    worse = [f"{XZ_NAMES[kind]} ({value:.3f})" for kind, value in known.items() if entry["bits_per_byte"] >= value]
+    parts = ["beats " + " and ".join(better)] if better else []
+    parts += [("but not " if better else "does not beat ") + " or ".join(worse)] if worse else []
+    return f"{source}: the model ({entry['bits_per_byte']:.3f}) {', '.join(parts)}."
+
+
+def summarise(results: dict) -> list[str]:
+    sources = results["bits_per_byte"]["sources"]
+    rows = [
+        [plain(name), plain(entry["domain"]), count(entry["bytes"]), decimals(entry["bits_per_byte"])]
+        + [decimals(entry.get(kind)) for kind in XZ_NAMES]
+        for name, entry in sources.items()
+    ]
+    lines = heading("Bits per byte of held-out text (lower is better)")
+    lines += table(["source", "domain", "bytes", "model", "xz each", "xz stream", "xz primed"], rows, left=2)
+    lines.append(f"Split: {results['settings']['split']}. xz is xz -9e: each document alone, the text as one stream,")
+    lines.append("and the text after the training text.")
+    sentences = [xz_sentence(plain(name), entry) for name, entry in sources.items()]
+    return lines + [""] + [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, 100)]
