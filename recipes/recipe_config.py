@@ -46,6 +46,11 @@ PersonalDataKind = Literal[
 ]
 
 
+DeviceName = Literal[
+    "a100-40gb", "a100-80gb", "h100-sxm", "h100-pcie", "h200-sxm", "b200-sxm", "l40s", "rtx-4090", "mi300x", "cpu"
+]
+
+
 class Section(BaseModel):
     """A mapping of the recipe: no unknown keys, no coercion of types, no NaN or infinity."""
 
@@ -430,6 +435,57 @@ class Training(Section):
             yield "save_total_limit", "1 leaves nothing to go back to when the newest checkpoint is damaged; use 2"
 
 
+class Plan(Section):
+    """What plan_run.py plans for, with one budget: flops, device_hours, hours or money. No other stage reads it."""
+
+    device: DeviceName = "h100-sxm"
+    """Accelerator, of those in planning/devices.py; cpu is this machine, measured."""
+    num_devices: Positive = 8
+    """Devices that train together."""
+    flops: PositiveFloat | None = None
+    """Budget as model FLOPs, about 6 * parameters * tokens; reserve and recomputation come on top."""
+    device_hours: PositiveFloat | None = None
+    """Budget as hours of one device, such as GPU-hours."""
+    hours: PositiveFloat | None = None
+    """Budget as hours of all devices, on the clock."""
+    money: PositiveFloat | None = None
+    """Budget in the currency of price_per_device_hour."""
+    price_per_device_hour: PositiveFloat | None = None
+    """What an hour of one device costs."""
+    utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the device's peak that training reaches, recomputation counted as work. None: 0.4, from 0.3 to 0.5."""
+    reserve_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the budget kept for failures and restarts; BloombergGPT's 0.3."""
+    recomputation_factor: Annotated[float, Field(ge=1)] = 1.0
+    """Work of a step over what it is without activation checkpointing; 1.33 with it."""
+    domain: Name | None = None
+    """Domain (or source) that the model is for. None: that of the first source."""
+    domain_bytes: Positive | None = None
+    """Text of the domain at hand (bytes). None: what documents/stats.json counts."""
+    general_bytes: Count | None = None
+    """Other text at hand (bytes). None: what documents/stats.json counts."""
+    min_domain_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least share of the domain. None: data.min_shares, or what the sources' shares add up to, or 0.5."""
+    bytes_per_token: PositiveFloat | None = None
+    """None: what tokenizer/report.json measured, or 4.4, as a domain tokenizer of 8,192 entries has on legal text."""
+    vocab_size: Annotated[Int, Field(ge=257)] | Literal["choose"] | None = None
+    """Entries; choose: by the vocabulary law. None: tokenizer.vocab_size."""
+    law: Literal["chinchilla_1", "chinchilla_2", "chinchilla_3", "besiroglu", "kaplan"] = "besiroglu"
+    """Law that sets the size; scaling_laws.py. All are shown."""
+
+    def budgets(self) -> dict[str, float]:
+        """Return the budgets that are set."""
+        values = {key: getattr(self, key) for key in ("flops", "device_hours", "hours", "money")}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def problems(self):
+        budgets = self.budgets()
+        if len(budgets) > 1:
+            yield next(iter(budgets)), f"{' and '.join(budgets)} are each a budget; keep one of them"
+        if self.money is not None and self.price_per_device_hour is None:
+            yield "price_per_device_hour", "missing; plan.money needs the price of an hour of one device"
+
+
 class Evaluation(Section):
     """What eval/run_eval.py scores at the end."""
 
@@ -495,6 +551,7 @@ class Recipe(Section):
     training: Training
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
+    plan: Plan = Plan()
 
     def problems(self):
         training = self.training

@@ -307,6 +307,9 @@ class TrainingRule:
     warmup_tokens: float | None = None
 
 
+OLMO_PARAMETERS = (60e6, 7e9)  # from the smallest to the largest model that its ladder has
+
+
 def olmo_rule(multiplying_parameters: float) -> TrainingRule:
     """Return the rule of allenai/OLMo-core, olmo_core/model_ladder/wsds_chinchilla_run_configurator.py.
 

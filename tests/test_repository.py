@@ -19,8 +19,8 @@ from pretrain import build_model, count_parameters
 from recipe_loading import load_recipe
 
 
-RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml"))
-PACKAGES = ("corpus", "publishing", "vocabulary")
+RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")
+PACKAGES = ("corpus", "planning", "publishing", "vocabulary")
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
 EVAL_PACKAGES = ("sections",)
 SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).glob("[!_]*.py"))

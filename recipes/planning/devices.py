@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device does at most, holds, and draws: the figures that hours, cost and energy are planned from.
+
+Peaks are dense bf16 products with fp32 sums, as the makers' data sheets give them (half of what they print for sparse
+matrices), checked against stas00/ml-engineering (compute/accelerator/README.md), karpathy/nanochat (common.py) and
+pytorch/torchtitan (tools/utils.py). Powers are the sheets' thermal design powers.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator.
+
+    Attributes:
+        peak_flops: dense bf16 FLOP/s.
+        memory_bytes: what it holds; 1 GB is 1e9 bytes.
+        watts: thermal design power.
+        source: where the figures are from.
+    """
+
+    peak_flops: float
+    memory_bytes: float
+    watts: float | None
+    source: str
+
+
+DEVICES = {
+    "a100-40gb": Device(312e12, 40e9, 400, "NVIDIA A100 data sheet, SXM4"),
+    "a100-80gb": Device(312e12, 80e9, 400, "NVIDIA A100 data sheet, SXM4"),
+    "h100-sxm": Device(989e12, 80e9, 700, "NVIDIA H100 data sheet; 1,979 there is with sparsity"),
+    "h100-pcie": Device(756e12, 80e9, 350, "NVIDIA H100 data sheet; 1,513 there is with sparsity"),
+    "h200-sxm": Device(989e12, 141e9, 700, "NVIDIA H200 data sheet; the H100's compute"),
+    "b200-sxm": Device(2250e12, 180e9, 1000, "NVIDIA HGX B200 data sheet; 4,500 there is with sparsity"),
+    "l40s": Device(362e12, 48e9, 350, "NVIDIA L40S data sheet; 733 there is with sparsity"),
+    "rtx-4090": Device(165.2e12, 24e9, 450, "NVIDIA Ada white paper; 330 there is with fp16 sums"),
+    "mi300x": Device(1307.4e12, 192e9, 750, "AMD MI300X data sheet"),
+}
+# What training takes of the peak, recomputed activations counted as work. BloombergGPT's 102 TFLOP/s of an A100 are
+# 0.33; published runs lie between 0.3 and 0.5. Yours can be read off the first steps of a run.
+UTILISATION_FRACTION = 0.4
+UTILISATION_INTERVAL = (0.3, 0.5)
+
+
+def find_device(name: str) -> Device:
+    """Return the device of a name in DEVICES, or, for `cpu`, this machine as measured now (about a second).
+
+    Raises: KeyError: no such device.
+    """
+    return measure_cpu() if name == "cpu" else DEVICES[name]
+
+
+def measure_cpu() -> Device:
+    """Measure the bf16 matrix products of all cores together, and read the machine's memory."""
+    import torch  # only here: importing it takes seconds
+
+    matrix = torch.randn(1024, 1024, dtype=torch.bfloat16)
+    best = float("inf")
+    for _ in range(8):  # the first warm up; the best is what the processor can do
+        started = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - started)
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    threads = torch.get_num_threads()
+    return Device(2 * 1024**3 / best, memory_bytes, None, f"measured now: bf16 product of 1,024, {threads} threads")

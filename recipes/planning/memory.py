@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of pretrain.py holds in a device's memory, by part, and which batch fits.
+
+Weights, gradients and optimizer state are fp32, matrix products bf16 (autocast). Activations are counted from what the
+backward pass of transformers' Llama keeps, tensor by tensor (compare Korthikanti et al. 2022, arXiv 2205.05198, who
+count a GPT with everything in 16 bits: 34 bytes a token, layer and unit of width).
+"""
+
+from planning.model_shape import count_parameters, head_dim
+from recipe_config import Model
+
+
+FP32, BF16 = 4, 2
+CHUNK_LOGITS = 1 << 25  # as chunked_loss.py: so many logits are held at a time
+FREE_FRACTION = 0.1  # of a device's memory, for the allocator's fragments, the context and communication buffers
+STRATEGIES = {
+    # accelerate_configs/ file: what is divided over the devices
+    "single_gpu.yaml": frozenset(),
+    "ddp.yaml": frozenset(),
+    "fsdp2.yaml": frozenset({"parameters", "gradients", "optimizer"}),
+    "deepspeed_zero3.yaml": frozenset({"parameters", "gradients", "optimizer"}),
+}
+
+
+def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int = BF16) -> float:
+    """Return what one layer keeps of one token for its backward pass.
+
+    Args:
+        model: the shape.
+        compiled: by torch.compile, which keeps the inputs of matrix products and recomputes what lies between them.
+        compute_bytes: of a number in matrix products: 2 under autocast, 4 without.
+    """
+    hidden, feed_forward = model.hidden_size, model.intermediate_size
+    query = model.num_attention_heads * head_dim(model)
+    key_value = (model.num_key_value_heads or model.num_attention_heads) * head_dim(model)
+    # Query, key and value after the rotation, the output of attention, and its log-sum-exp in fp32.
+    attention = compute_bytes * (2 * query + 2 * key_value) + FP32 * model.num_attention_heads
+    # Each of the two norms: its input in fp32, the root mean square, and what the matrix products take.
+    norms = 2 * (hidden * (FP32 + compute_bytes) + FP32)
+    mlp = compute_bytes * 2 * feed_forward  # gate and up
+    if not compiled:
+        norms += 2 * hidden * FP32  # the normalised input, before the gain
+        mlp += compute_bytes * 2 * feed_forward  # silu(gate), and its product with up
+    return attention + norms + mlp
+
+
+def memory_by_part(
+    model: Model,
+    vocab_size: int,
+    sequence_length: int,
+    batch_size: int,
+    *,
+    strategy: str = "single_gpu.yaml",
+    num_devices: int = 1,
+    checkpointing: bool = False,
+    compiled: bool = True,
+    muon: bool = False,
+    compute_bytes: int = BF16,
+) -> dict[str, float]:
+    """Return the bytes that each part of a step takes on one device at the peak.
+
+    `batch_size`: sequences in one forward pass on one device. `strategy`: file of accelerate_configs/, which divides
+    over num_devices. `checkpointing`: activations of a layer are recomputed in the backward pass. `muon`: one state,
+    not two, for the matrices of the layers. `compiled` and `compute_bytes` as in activation_bytes_per_token.
+
+    Returns: parameters, working_weights, gradients, optimizer, activations, logits.
+    """
+    counts = count_parameters(model, vocab_size)
+    matrices = counts["attention"] + counts["feed_forward"]
+    tokens = batch_size * sequence_length
+    sharded = STRATEGIES[strategy]
+    shares = {name: num_devices if name in sharded else 1 for name in ("parameters", "gradients", "optimizer")}
+    states = 2 * counts["total"] - (matrices if muon else 0)
+    layer = matrices / model.num_hidden_layers
+    table = vocab_size * model.hidden_size
+    if sharded:  # the layer at work and the one that is fetched ahead, the table beside them, and gradients likewise
+        working = compute_bytes * (2 * layer + table) + FP32 * (layer + table)
+    elif compute_bytes < FP32:  # autocast's copies live from the forward to the backward pass
+        working = compute_bytes * (matrices + table)
+    else:
+        working = 0.0
+    if strategy == "ddp.yaml":
+        working += FP32 * counts["total"]  # buckets in which gradients are averaged
+    per_token = activation_bytes_per_token(model, compiled, compute_bytes)
+    if checkpointing:  # the input of each layer, and one layer as a whole
+        activations = tokens * (model.num_hidden_layers * model.hidden_size * FP32 + per_token)
+    else:
+        activations = tokens * model.num_hidden_layers * per_token
+    ends = tokens * model.hidden_size * (3 * FP32 + compute_bytes)  # last norm, its input's and the loss's gradient
+    chunk = min(tokens * vocab_size, CHUNK_LOGITS) * (2 * FP32 + compute_bytes)
+    return {
+        "parameters": FP32 * counts["total"] / shares["parameters"],
+        "working_weights": working,
+        "gradients": FP32 * counts["total"] / shares["gradients"],
+        "optimizer": FP32 * states / shares["optimizer"],
+        "activations": activations + ends,
+        "logits": chunk + FP32 * table,  # and the gradient of the projection, until the backward pass takes it
+    }
+
+
+def largest_batch(memory_bytes: float, model: Model, vocab_size: int, sequence_length: int, **options) -> int:
+    """Return how many sequences fit at once beside FREE_FRACTION of the memory; 0 where not one does."""
+    budget = memory_bytes * (1 - FREE_FRACTION)
+
+    def fits(batch_size: int) -> bool:
+        return sum(memory_by_part(model, vocab_size, sequence_length, batch_size, **options).values()) <= budget
+
+    if not fits(1):
+        return 0
+    batch_size = 1
+    while batch_size < 1 << 16 and fits(2 * batch_size):
+        batch_size *= 2
+    return batch_size
