@@ -29,6 +29,7 @@ from planning.devices import UTILISATION_FRACTION, UTILISATION_INTERVAL, Device,
 from planning.known_models import OPEN_MODELS
 from planning.memory import STRATEGIES, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
+from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
 from recipe_config import Model, Plan, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import write_json
@@ -46,7 +47,6 @@ from scaling_laws import (
 
 BYTES_PER_TOKEN = 4.4  # a byte-level BPE of 8,192 entries trained on legal text, on other legal text
 DOMAIN_SHARE = 0.5
-SMALLEST_STEPS = 100  # fewer optimizer steps than this are no training run
 LEAST_FLOPS, MOST_FLOPS = 1e12, 1e30
 
 
@@ -216,25 +216,22 @@ def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: 
     """Return batch, learning rate and the rest by the rules, with what other rules say."""
     sequence_length = recipe.training.sequence_length
     rule, other = olmo_rule(counts["multiplying"]), deepseek_rule(flops)
-    most_tokens_per_step = olmo_rule(OLMO_PARAMETERS[1]).tokens_per_step
-    sequences = max(1, 2 ** round(math.log2(min(rule.tokens_per_step, most_tokens_per_step) / sequence_length)))
-    while sequences > 1 and tokens / (sequences * sequence_length) < SMALLEST_STEPS:
-        sequences //= 2
-    tokens_per_step = sequences * sequence_length
+    learning_rate = rule_learning_rate(counts["multiplying"])
+    tokens_per_step = rule_tokens_per_step(counts["multiplying"], sequence_length, tokens)
     steps = max(1, round(tokens / tokens_per_step))
     return {
         "sequence_length": sequence_length,
         "tokens_per_step": tokens_per_step,
         "max_tokens": steps * tokens_per_step,
         "steps": steps,
-        "learning_rate": float(f"{rule.learning_rate:.2g}"),
+        "learning_rate": learning_rate,
         "weight_decay": 0.1,
         "warmup_steps": max(1, min(steps // 20, round(rule.warmup_tokens / tokens_per_step))),
         "source": f"{rule.source}, AdamW; batch a power of two of sequences, warm-up at most 5 % of the steps",
         "by_other_rules": {
             other.source: {"tokens_per_step": other.tokens_per_step, "learning_rate": other.learning_rate},
             "Power Lines": {
-                "weight_decay": power_lines_weight_decay(tokens_per_step, rule.learning_rate, tokens, counts["total"])
+                "weight_decay": power_lines_weight_decay(tokens_per_step, learning_rate, tokens, counts["total"])
             },
         },
     }
@@ -372,9 +369,9 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     if not OLMO_PARAMETERS[0] <= counts["multiplying"] <= OLMO_PARAMETERS[1]:
         warnings.append(
             "the rule for batch and learning rate was made for 60M to 7B parameters; here it is carried beyond, so "
-            "try a half and a quarter of its learning rate on a short run first"
+            "try other learning rates on a short run first"
         )
-    if training["steps"] < SMALLEST_STEPS:
+    if training["steps"] < LEAST_STEPS:
         warnings.append(f"{training['steps']} steps are hardly a training run; the budget is very small")
     memory = plan_memory(recipe, model, vocab_size, device, training["tokens_per_step"] // training["sequence_length"])
     if memory["chosen"] is None:

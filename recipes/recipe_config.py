@@ -369,8 +369,9 @@ class Training(Section):
 
     max_tokens: Positive
     """Length of training (tokens, all sources together)."""
-    tokens_per_step: Positive
-    """Tokens in one optimizer step over all processes; gradient accumulation is derived from it."""
+    tokens_per_step: Positive | None = None
+    """Tokens in one optimizer step over all processes; gradient accumulation is derived from it. None: by the rule for
+    the model's size in planning/training_rules.py."""
     sequence_length: Annotated[Int, Field(ge=2)]
     """Tokens in one training sequence."""
     per_device_train_batch_size: Positive = 8
@@ -379,8 +380,8 @@ class Training(Section):
     """Train for about this long: max_tokens is cut to it once, from the speed of the first steps (seconds)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw; or muon: torch.optim.Muon for the matrices of the layers and AdamW for the rest."""
-    learning_rate: PositiveFloat
-    """Peak learning rate."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. None: by the rule for the model's size in planning/training_rules.py."""
     min_learning_rate_fraction: Fraction = 0.0
     """Learning rate at the last step as a fraction of the peak."""
     lr_scheduler_type: Literal["warmup_stable_decay", "cosine"] = "warmup_stable_decay"
@@ -418,7 +419,7 @@ class Training(Section):
 
     def problems(self):
         micro_tokens = self.per_device_train_batch_size * self.sequence_length
-        if self.tokens_per_step % micro_tokens:
+        if self.tokens_per_step and self.tokens_per_step % micro_tokens:
             below, above = (k * micro_tokens for k in divmod_neighbours(self.tokens_per_step, micro_tokens))
             yield (
                 "tokens_per_step",

@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
+from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
 
@@ -157,6 +158,7 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
     if problems:
         return None, problems
     recipe = Recipe.model_construct(**sections)
+    fill_in_training(recipe)
     return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
 
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch and learning rate where a recipe leaves them out: one rule, for the planner and for every recipe."""
+
+import math
+
+from planning.model_shape import count_parameters
+from recipe_config import Recipe
+from scaling_laws import OLMO_PARAMETERS, olmo_rule
+
+
+LEAST_STEPS = 100  # with fewer optimizer steps a schedule has no shape
+
+
+def rule_tokens_per_step(multiplying_parameters: float, sequences_tokens: int, max_tokens: float) -> int:
+    """Return the batch of OLMo-core's rule as a power of two times `sequences_tokens`.
+
+    So processes in any power of two share it evenly. No larger than the rule's for its largest model, and such that a
+    run has LEAST_STEPS, where one unit of the batch is small enough for that.
+    """
+    wanted = olmo_rule(min(multiplying_parameters, OLMO_PARAMETERS[1])).tokens_per_step
+    units = 2 ** max(0, round(math.log2(wanted / sequences_tokens)))
+    while units > 1 and max_tokens / (units * sequences_tokens) < LEAST_STEPS:
+        units //= 2
+    return units * sequences_tokens
+
+
+def rule_learning_rate(multiplying_parameters: float) -> float:
+    """Return OLMo-core's peak learning rate, to two digits.
+
+    For models smaller than the rule was made for, that of the smallest it was made for: carried further down, it is
+    too high (experiments/README.md: at 60,000 parameters a quarter of it is best).
+    """
+    rule = olmo_rule(max(multiplying_parameters, OLMO_PARAMETERS[0]))
+    return float(f"{rule.learning_rate:.2g}")
+
+
+def fill_in_training(recipe: Recipe) -> None:
+    """Set training.tokens_per_step and training.learning_rate by the rules where the recipe leaves them out."""
+    training = recipe.training
+    counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
+    if training.tokens_per_step is None:
+        micro_tokens = training.per_device_train_batch_size * training.sequence_length
+        training.tokens_per_step = rule_tokens_per_step(counts["multiplying"], micro_tokens, training.max_tokens)
+    if training.learning_rate is None:
+        training.learning_rate = rule_learning_rate(counts["multiplying"])
