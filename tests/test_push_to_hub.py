@@ -58,6 +58,7 @@ TOKEN = "hf_" + "aB3" * 11  # put together here, so that this file holds none
 HOSTILE = "CC <script>alert(1)</script> | --- | ![x](http://evil.example/y.png)\n---\n# heading `code` [a](b)"
 SOURCES = {"contracts": "legal", "stories": "general"}
 KINDS = ("xz_documents", "xz_stream", "xz_primed")
+PLANNED_HOURS = {"expected": 2.0, "least": 1.0, "most": 4.0}
 TRAINING = ["--training.save_steps=4", "--training.max_tokens=4096"]
 
 
@@ -518,8 +519,11 @@ def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(reci
     run = Path(recipe.run.output_dir)
     (run / "chronicle.md").write_text("# What happened\n")
     (run / "chronicle.jsonl").write_text('{"event": "resumed", "step": 4}\n{"event": "saved", "step": 8}\n')
-    write_json(run / "plan.json", {"verdict": "from scratch"})
-    write_json(run / "environment.json", {"python": "3.11", "packages": {"torch": "2.13.0", "zlib": "1"}})
+    hours = {name: {"device_hours": value, "kilowatt_hours": 9.0} for name, value in PLANNED_HOURS.items()}
+    plan = {"parameters": {"total": 30_000}, "tokens": 6e3, "flops": {"training": 2e9}, "law": "chinchilla_3"}
+    plan["verdict"] = {"choice": "from scratch", "reason": "there is none"}
+    write_json(run / "plan.json", plan | {"cost": hours | {"meaning": "without the reserve"}})
+    write_json(run / "environment.json", {"python": "3.11", "packages": {"torch": "2.13.0+cpu", "zlib": "1"}})
     task = {"dataset_path": "org/bench", "dataset_name": "law", "num_fewshot": 5, "by_overlap": None}
     rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(task))
     for stage in ("evaluate", "report"):
@@ -536,6 +540,8 @@ def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(reci
     card, notice = ((release / name).read_text() for name in ("README.md", "NOTICE.md"))
     assert "resumed 1, saved 1" in card and "to data@example.org, with its title" in card
     assert "pip install torch==2.13.0\n" in card
+    assert "30,000 parameters and 6,000 tokens for 2e+09 FLOPs by the law `chinchilla\\_3`" in card
+    assert "2 hours of a device (1 to 4)" in card and "planned: 9 kWh, without the reserve" in card
     assert "torch 2.13.0" in notice and "| stories | not stated | unknown |" in notice and "<script" not in notice
 
 
@@ -745,6 +751,8 @@ def hub_session(workspace: str, out: str) -> None:
     seen["waiting"] = [path.name for path in (run / "revisions").glob("step-*")]
     ask_hub("/_faults", [])
     queue(20)
+    with revision_queue.lock(run, wait=False) as is_free:
+        seen["a second sender could start"] = is_free
     log = run / "revisions" / "sending.log"
     wait_for(lambda: "step-0000010, step-0000020" in log.read_text())
     seen["waiting later"] = [path.name for path in (run / "revisions").glob("step-*")]
@@ -825,7 +833,7 @@ def test_text_is_published_only_of_sources_that_permit_it(session, workspace):
 
 
 def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touching_main(session):
-    assert session["seconds to queue"] < 1
+    assert session["seconds to queue"] < 1 and not session["a second sender could start"]
     assert re.search("the Hub answered 503 .*What waits in .*is kept", session["while it is down"])
     assert (session["waiting"], session["waiting later"]) == (["step-0000010"], [])
     before, after = session["after second"]["models/me/tiny"], session["revisions"]

@@ -53,6 +53,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         meaning=LICENCE_KINDS[strictest][0],
         actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
         overlap_groups=OVERLAP_GROUPS,
+        base=base_model(recipe),
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
         citation_key=re.sub(r"[^\w.-]", "-", title),
         completion=json.dumps(
@@ -62,12 +63,23 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         there={path.relative_to(folder).as_posix() for path in folder.rglob("*")},
         has_dates=any(source.get("dated_documents") for source in files["data_stats"]["sources"].values()),
         happened=count_events(folder / "chronicle.jsonl"),
-        packages={name: files["environment"]["packages"].get(name) for name in SHOWN_PACKAGES}
+        packages={name: version_of(files["environment"], name) for name in SHOWN_PACKAGES}
         if files["environment"]
         else {},
         **files,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def version_of(environment: dict, package: str) -> str | None:
+    """Return an installed package's version as the index has it: without `+cpu` and the like."""
+    return (environment["packages"].get(package) or "").partition("+")[0] or None
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """Return the model that training went on from, of a folder only its name; None where it began from scratch."""
+    base = getattr(recipe.model, "from_pretrained", None)
+    return Path(base).name if base and Path(base).exists() else base
 
 
 def count_events(chronicle: Path) -> dict[str, int]:
@@ -85,6 +97,8 @@ def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:
         "pipeline_tag": "text-generation",
         "tags": ["pretraining", *dict.fromkeys(source.label for source in recipe.data.sources), "llama"],
     }
+    if (base := base_model(recipe)) and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        data["base_model"] = base
     if hub_datasets := [source.path for source in recipe.data.sources if is_hub_dataset(source)]:
         data["datasets"] = hub_datasets
     measured = []

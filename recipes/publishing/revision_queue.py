@@ -28,6 +28,7 @@ from run_folder import discard, output_folder
 MAX_WAITING = 8  # revisions; each keeps a checkpoint's weights on the disk
 FREE_COPIES = 3  # of the weights, that must fit on the disk for one more to be kept
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+HELD_LOCK = "REVISIONS_LOCK_IS_HELD"  # the variable that tells the sender so
 # What the launcher tells a process of the training; the sender is none, and takes no device.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 
@@ -94,26 +95,46 @@ def list_waiting(run: Path) -> list[Path]:
 
 
 def start_sending(run: Path) -> None:
-    """Start a process that publishes what waits, unless one is running; it outlives this one and takes no device."""
-    with lock(run, wait=False) as is_free:
-        if not is_free:
+    """Start a process that publishes what waits, unless one is running; it outlives this one and takes no device.
+
+    It is handed the lock, so that no second one starts while it does.
+    """
+    with (run / "revisions" / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return
+        launch(run, file.fileno())
+
+
+def launch(run: Path, lock_descriptor: int) -> None:
+    """Start push_to_hub.py beside the training, with the lock in an open file that it keeps to its end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)} | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
+        HELD_LOCK: "yes",
     }
     script, config = Path(__file__).resolve().parent.parent / "push_to_hub.py", run / "recipe.yaml"
     nice = ["nice", "-n", "19"] if shutil.which("nice") else []
     command = [*nice, sys.executable, str(script), "--config", str(config), "--only", "revisions"]
     with (run / "revisions" / "sending.log").open("ab") as log:
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[lock_descriptor],
         )
 
 
 @contextmanager
 def lock(run: Path, wait: bool) -> Iterator[bool]:
     """Hold the right to send a run's revisions, and say whether it was free; it ends with the process."""
+    if HELD_LOCK in os.environ:  # in a file that is open in this process since it was started
+        yield True
+        return
     with (run / "revisions" / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
