@@ -26,8 +26,29 @@ from checkpointing import list_checkpoints, load_state
 from mixture_shares import make_mixture
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command
-from token_mixture import Location, TokenShards, document_start
+from token_mixture import Location, TokenMixture, TokenShards, document_start
 from training_batches import extend_skips, is_skipped, skip_at
+from training_stability import in_rollback
+
+
+def documents_of_step(mixture: TokenMixture, sequences_per_step: int, step: int) -> Iterator[dict]:
+    """Yield the pieces of documents in an optimizer step's sequences; see Ledger.documents_of."""
+    shards, first = mixture.shards, (step - 1) * sequences_per_step
+    for sequence in range(sequences_per_step):
+        location = mixture.locate(first + sequence)
+        index = shards.index(location.source, location.shard)
+        begin, end = location.start + 1, location.start + 1 + shards.sequence_length  # of the labels
+        number = bisect_left(index, begin, key=lambda record: record["end"])
+        while number < len(index) and document_start(index, number) < end:
+            start = document_start(index, number)
+            yield {
+                "document": index[number]["id"].decode(),
+                "source": shards.names[location.source],
+                "sequence": sequence,
+                "first_token": max(begin, start) - start,
+                "end_token": min(end, int(index[number]["end"]) + 1) - start,
+            }
+            number += 1
 
 
 class Ledger:
@@ -47,6 +68,7 @@ class Ledger:
         self.shards = TokenShards(run / "tokens", list(state["bytes_seen"]), self.sequence_length)
         self.mixture = make_mixture(self.shards, state["phases"], self.sequences_per_step, recipe.run.seed)
         self.skips = extend_skips(state["skips"], recipe.data.skip, state["step"])
+        self.rollbacks = state["rollbacks"]
 
     def documents_of(self, step: int) -> Iterator[dict]:
         """Yield the pieces of documents that optimizer step `step` (from 1) was or will be trained on.
@@ -55,26 +77,12 @@ class Ledger:
         labels there, from `first_token` (0 is the document's first) to before `end_token`, and whether data.skip has
         them `skipped`: then this is what the step would have been trained on.
         """
-        first = (step - 1) * self.sequences_per_step
-        for sequence in range(self.sequences_per_step):
-            location = self.mixture.locate(first + sequence)
-            index = self.shards.index(location.source, location.shard)
-            begin, end = location.start + 1, location.start + 1 + self.sequence_length  # of the labels
-            number = bisect_left(index, begin, key=lambda record: record["end"])
-            while number < len(index) and document_start(index, number) < end:
-                start, document = document_start(index, number), index[number]["id"].decode()
-                yield {
-                    "document": document,
-                    "source": self.shards.names[location.source],
-                    "sequence": sequence,
-                    "first_token": max(begin, start) - start,
-                    "end_token": min(end, int(index[number]["end"]) + 1) - start,
-                    "skipped": self.is_skipped(step, document),
-                }
-                number += 1
+        for piece in documents_of_step(self.mixture, self.sequences_per_step, step):
+            yield piece | {"skipped": self.is_skipped(step, piece["document"])}
 
     def is_skipped(self, step: int, document: str) -> bool:
-        return is_skipped(self.skips, step) or document in skip_at(self.skips, step)["documents"]
+        passed_over = is_skipped(self.skips, step) or in_rollback(self.rollbacks, step)
+        return passed_over or document in skip_at(self.skips, step)["documents"]
 
     def steps_of(self, document: str) -> Iterator[dict]:
         """Yield, in the order of training, the steps that hold a piece of a document, up to the last of the run.

@@ -3,46 +3,60 @@
 
 In:   <run.output_dir>/tokens/ and tokenizer/, model.* and training.* of the recipe.
 Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, training.json,
-      recipe.yaml (resolved) and environment.json.
+      recipe.yaml (resolved), environment.json, status.json (how it ended) and chronicle.md (what happened to it).
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/pretrain.py \\
         --config recipes/legal/quickstart.yaml
     accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/pretrain.py \\
         --config recipes/legal/base.yaml
 
-Started again, it goes on from the newest checkpoint. The recipe states the batch in tokens, so it is the same
-experiment on any number of processes: what a process reads follows from the step alone.
+Started again, it goes on from the newest checkpoint; asked to leave by a signal, it saves one first (preemption.py).
+The recipe states the batch in tokens, so it is the same experiment on any number of processes: what a process reads
+follows from the step alone.
 """
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from datetime import timedelta
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from checkpointing import (
+    Checkpoints,
     check_replicas,
+    checkpoint_bytes,
+    find_damage,
     gather_tensors,
     list_checkpoints,
     load_state,
     newest_checkpoint,
+    require_space,
     restore_tensors,
-    save_checkpoint,
 )
+from chronicle import Chronicle
+from document_ledger import documents_of_step
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
+from model_probe import PROBE_SEQUENCES, PROBE_TOKENS, find_warnings, probe
+from preemption import EXIT_PREEMPTED, Preemption, RunStatus
+from process_agreement import from_main, held_run, refuse_differences
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError, Training
@@ -78,6 +92,7 @@ from training_record import (
     summarize,
     write_run_files,
 )
+from training_stability import Decision, StabilityMonitor, in_rollback, step_where
 
 
 class SummedLoss(nn.Module):
@@ -120,7 +135,6 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
         pad_token_id=None,
-        attention_dropout=0.0,
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
@@ -202,18 +216,31 @@ def scale_gradients(model: nn.Module, factor: Tensor) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, texts: dict[str, ValidationText], batch_size: int, accelerator: Accelerator) -> dict:
+def evaluate(
+    model: nn.Module,
+    texts: dict[str, ValidationText],
+    batch_size: int,
+    accelerator: Accelerator,
+    stop: Callable[[], bool],
+) -> dict | None:
     """Score the validation text of each source on all processes.
 
-    Returns: eval/loss/<source> (nats per token), eval/bits_per_byte/<source>, and eval/bits_per_byte over all bytes.
+    Returns: eval/loss/<source> (nats per token), eval/bits_per_byte/<source>, and eval/bits_per_byte over all bytes;
+        None where `stop`, asked before each batch, cut it short.
     """
     model.eval()
     metrics, all_nats, all_bytes = {}, 0.0, 0
     for name, text in texts.items():
         nats = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        starts = range(0, len(text.input_ids), batch_size)
-        for start in starts[accelerator.process_index :: accelerator.num_processes]:
-            rows = slice(start, start + batch_size)
+        num_batches = -(-len(text.input_ids) // batch_size)
+        rounds = -(
+            -num_batches // accelerator.num_processes
+        )  # the same on all processes; the last batches may be empty
+        for number in range(accelerator.process_index, rounds * accelerator.num_processes, accelerator.num_processes):
+            if stop():
+                model.train()
+                return None
+            rows = slice(number * batch_size, (number + 1) * batch_size)
             input_ids, labels = text.input_ids[rows], text.labels[rows]
             missing = batch_size - len(input_ids)  # filled up with rows that are not scored: one shape, one graph
             input_ids = torch.from_numpy(input_ids)
@@ -239,10 +266,12 @@ def find_missing_compiler() -> str | None:
     return None
 
 
-def train(recipe: Recipe, accelerator: Accelerator) -> dict:
+def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption) -> dict:
     """Run the stage on every process and return training.json's content."""
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
-    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
+    # The processes of a machine share the reading of what they were given.
+    part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     data, training, notes = recipe.data, recipe.training, []
     shards = TokenShards(tokens, [source.name for source in data.sources], training.sequence_length)
@@ -270,6 +299,7 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     optimizers = build_optimizers(model, training)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
+    refuse_full_disk(recipe, model, accelerator)
 
     state = {
         "step": 0,
@@ -285,15 +315,28 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         "skips": extend_skips([], data.skip, 0),
         "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
         "inputs": input_hashes(recipe, "pretrain"),
+        "evaluation_due": False,  # one that a signal cut short
+        "stability": None,
+        "rollbacks": [],
+        "learning_rate_factor": 1.0,
     }
-    checkpoint, passed_over = find_checkpoint(recipe, accelerator)
+    checkpoint, passed_over = from_main(accelerator, lambda: choose_checkpoint(recipe))
     notes += [f"passed over {problem}" for problem in passed_over]
+    chronicle = Chronicle(run, is_main)
     if checkpoint is not None:
-        state = check_state(checkpoint, state)
+        state, changes = check_state(checkpoint, state)
         restore_tensors(checkpoint, model, plain_optimizers)
-        checkpoints = list_checkpoints(run / "checkpoints")
-        notes += describe_changes(state["skips"], data.skip, state["step"], checkpoints)
+        changes += describe_changes(state["skips"], data.skip, state["step"], list_checkpoints(run / "checkpoints"))
         state["skips"] = extend_skips(state["skips"], data.skip, state["step"])
+        chronicle.note(
+            "resume", state["step"], f"from {checkpoint} on {num_processes} processes", passed_over=passed_over
+        )
+        for change in changes:
+            chronicle.note("config_change", state["step"], change)
+        notes += changes
+    else:
+        chronicle.note("start", 0, f"{parameters['total']:,} parameters on {num_processes} processes")
+    status.update(step=state["step"], max_steps=state["max_steps"], checkpoint=checkpoint and str(checkpoint))
     if is_main:
         for note in notes:
             accelerator.print(f"pretrain: note: {note}")
@@ -306,12 +349,15 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
     byte_lengths = token_byte_lengths(tokenizer_folder)
     sequences_per_step = training.tokens_per_step // training.sequence_length
 
+    def passes_over(step: int) -> bool:
+        return is_skipped(state["skips"], step) or in_rollback(state["rollbacks"], step)
+
     def open_mixture() -> tuple[TokenMixture, Iterator[dict]]:
         mixture = make_mixture(shards, state["phases"], sequences_per_step, recipe.run.seed)
         dataset = MicroBatches(
             mixture, skipped_documents, byte_lengths, batch_size, accelerator.process_index, num_processes
         )
-        steps = (step for step in count(state["step"] + 1) if not is_skipped(state["skips"], step))
+        steps = (step for step in count(state["step"] + 1) if not passes_over(step))
         return mixture, read_batches(dataset, steps, gradient_accumulation_steps, accelerator.device.type == "cpu")
 
     mixture, batches = open_mixture()
@@ -320,18 +366,118 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         if is_main:
             append_metrics(run, record)
 
+    def note_saved(step: int, folder: Path, seconds: float) -> None:
+        chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
+        status.update(checkpoint=str(folder), checkpoint_step=step)
+        if problem := queue_revision(recipe, folder, language_model.config):
+            chronicle.note("warning", step, problem)
+            bar.write(f"pretrain: note: {problem}")
+
+    checkpoints = Checkpoints(
+        run / "checkpoints",
+        training.save_total_limit,
+        training.keep_every_steps,
+        describe_identity(state, num_processes),
+        accelerator,
+        note_saved,
+    )
+
     def save() -> None:
         check_replicas(model, accelerator)
-        tensors = gather_tensors(model, plain_optimizers)
+        state["stability"] = monitor.state()
+        checkpoints.save(state["step"], gather_tensors(model, plain_optimizers), state)
+        status.update(step=state["step"])
+
+    def validate() -> None:
+        """Score the validation text and look inside the model; cut short, it is due again."""
+        scores = evaluate(model, texts, batch_size, accelerator, preemption.requested)
+        state["evaluation_due"] = scores is None
+        if scores is None:
+            return
+        inside = probe(model, *probe_batch)
+        parts = delivered(mixture, state)
+        shown = {f"data/{key}/{name}": value for name, part in parts.items() for key, value in part.items()}
+        seen = {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
+        log({"step": state["step"], **seen, **scores, **inside, **shown})
+        text = f"{scores['eval/bits_per_byte']:.4f} bits per byte; {describe_delivered(parts)}"
+        chronicle.note("evaluation", state["step"], text)
+        for warning in find_warnings(inside, state.get("probe")):
+            chronicle.note("warning", state["step"], warning)
+        state["probe"] = inside
         if is_main:
-            saved = save_checkpoint(run / "checkpoints", state["step"], tensors, state, training.save_total_limit)
-            if problem := queue_revision(recipe, saved, language_model.config):
-                bar.write(f"pretrain: note: {problem}")
+            bar.write(f"pretrain: step {state['step']:,}: {describe_delivered(parts)}")
+
+    def follow(verdicts: list) -> Decision | None:
+        """Write down which steps were skipped, and return what else the policy asks for.
+
+        Raises: FloatingPointError: it asks to stop; with the documents of the steps.
+        """
+        for verdict in verdicts:
+            decision = monitor.decide(verdict, len(state["rollbacks"]))
+            if verdict.kind != "taken":
+                chronicle.note("skip", verdict.step, verdict.describe())
+                if is_main:
+                    bar.write(f"pretrain: {verdict.describe()}")
+            if decision is not None and decision.action == "rollback":
+                return decision
+            if decision is not None:
+                documents = [
+                    f"{piece['document']} ({piece['source']}, step {number})"
+                    for number in decision.steps
+                    for piece in documents_of_step(mixture, sequences_per_step, number)
+                ]
+                raise FloatingPointError(
+                    f"{decision.reason}; the weights are those of the last step that was taken. The documents of the "
+                    f"steps: {', '.join(dict.fromkeys(documents))}. Lower training.learning_rate, or pass over them "
+                    "with data.skip."
+                )
+        return None
+
+    def go_back(decision: Decision) -> None:
+        """Go back to the newest checkpoint before the first step that is to be passed over."""
+        nonlocal state, monitor, mixture, batches, saved_step, logged_at, logged_steps
+        checkpoints.finish()
+        earlier, _ = from_main(accelerator, lambda: newest_checkpoint(run / "checkpoints", below=decision.first))
+        if earlier is None:
+            raise RecipeError(f"{decision.reason}, and no checkpoint is from before step {decision.first}")
+        rollbacks, factor = state["rollbacks"], state["learning_rate_factor"]
+        at_step, seconds = state["step"], time.perf_counter() - started
+        state = load_state(earlier) | {"seconds": seconds, "settings": state["settings"]}
+        factor *= training.stability.rollback.learning_rate_factor
+        entry = {"at_step": at_step, "to_step": state["step"], "skipped_steps": [decision.first, decision.last]}
+        state |= {"rollbacks": [*rollbacks, entry], "learning_rate_factor": factor}
+        restore_tensors(earlier, model, plain_optimizers)
+        monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
+        mixture, batches = open_mixture()
         accelerator.wait_for_everyone()
+        if is_main:
+            cut_metrics(run, state["step"])
+            set_aside_later(run / "checkpoints", state["step"])
+        said = f"{decision.reason}: back to {earlier.name}, passing over steps {decision.first} to {decision.last}"
+        said += f", learning rate times {factor:g}" if factor != 1 else ""
+        chronicle.note("rollback", at_step, said, **entry)
+        notes.append(f"step {at_step}: {said}")
+        if is_main:
+            bar.write(f"pretrain: {said}")
+            bar.n = state["step"]
+        logged_loss.zero_()
+        logged_seen.zero_()
+        logged_at, logged_steps, saved_step = time.perf_counter(), state["trained_steps"], state["step"]
+
+    def leave() -> None:
+        """Save what is not saved yet, and end this process."""
+        bar.close()
+        signal_name = preemption.signal_name or "a signal to another process"
+        if saved_step != state["step"] or state["evaluation_due"]:
+            save()
+        checkpoints.finish()
+        chronicle.note("preemption", state["step"], f"{signal_name}; saved")
+        preemption.leave(f"{signal_name} at step {state['step']}, which is saved")
 
     def train_step() -> Tensor:
         """Train on the next batches, with the learning rate that is set, and return the norm of the gradient."""
-        seen = torch.zeros_like(logged_seen)
+        seen, step_nats = torch.zeros_like(logged_seen), torch.zeros_like(logged_loss[0])
+        seed_step(recipe.run.seed, step, accelerator.process_index)
         for micro_step in range(gradient_accumulation_steps):
             batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
@@ -342,23 +488,24 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
                 nats = model(**batch)
                 # Every token of the step weighs the same. DDP averages over processes, hence the factor.
                 accelerator.backward(nats * (num_processes / training.tokens_per_step))
-            logged_nats.add_(nats.detach())
+            step_nats += nats.detach()
         logged_seen.add_(seen)
+        step_loss = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
+        targets = step_loss[2].clamp(min=1)
         if skipped_documents.ranges:
-            targets = accelerator.reduce(seen[:, 1].sum())
-            scale_gradients(model, training.tokens_per_step / targets.clamp(min=1))
+            scale_gradients(model, training.tokens_per_step / targets)
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        if not torch.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"step {step}: the gradient is not finite; the weights are those of step {step - 1}, and the newest "
-                f"checkpoint is in {run / 'checkpoints'}. Lower training.learning_rate or training.max_grad_norm."
-            )
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        ok = monitor.judge(step, step_loss[0] / targets, grad_norm)
+        step_where(optimizers, ok)
         for optimizer in optimizers:
-            optimizer.step()
             optimizer.zero_grad()
+        logged_loss.add_(torch.where(ok, step_loss, 0.0))
         return grad_norm
 
-    logged_nats = torch.zeros((), device=accelerator.device)
+    monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
+    probe_batch = make_probe_batch(mixture, accelerator)
+    logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of the steps that were taken
     logged_seen = torch.zeros((len(shares), 2), dtype=torch.int64, device=accelerator.device)  # bytes, tokens
     started = time.perf_counter() - state["seconds"]
     step_ended = []  # of the first steps of this process, to plan training.max_seconds with
@@ -372,17 +519,30 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
         disable=not is_main,
     )
     model.train()
+    saved_step = state["step"] if checkpoint is not None else None
+    if state["evaluation_due"]:
+        validate()
     while state["step"] < state["max_steps"]:
+        if preemption.requested():
+            leave()
         step = state["step"] + 1
-        learning_rate = learning_rate_at(step, state["max_steps"], training)
+        if step - 1 in (phase["after_step"] for phase in state["phases"][1:]):
+            monitor.forget()
+        learning_rate = learning_rate_at(step, state["max_steps"], training) * state["learning_rate_factor"]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
-        passed_over = is_skipped(state["skips"], step)
+        passed_over = passes_over(step)
         if not passed_over:
             grad_norm = train_step()
             state["trained_steps"] += 1
         state["step"] = step
+        preemption.anything_to_save = True
+        checkpoints.check()
         bar.update()
+        done = step == state["max_steps"]
+        if (decision := follow(monitor.settle(last=done))) is not None:
+            go_back(decision)
+            continue
 
         now = time.perf_counter()
         if training.max_seconds and "planned_steps" not in state and not passed_over:
@@ -413,8 +573,7 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
             for name, (num_bytes, num_tokens) in step_seen.items():
                 state["bytes_seen"][name] += num_bytes
                 state["tokens_seen"][name] += num_tokens
-            step_bytes, step_tokens = (sum(column) for column in zip(*step_seen.values(), strict=True))
-            nats = accelerator.reduce(logged_nats).item()
+            nats, step_bytes, step_tokens = logged_loss.tolist()
             seen = {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
             if step_tokens:  # not where data.skip left nothing since the last line
                 processed_tokens = (state["trained_steps"] - logged_steps) * training.tokens_per_step
@@ -425,24 +584,25 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
                     "train/bits_per_byte": nats / math.log(2) / max(1, step_bytes),
                     "train/grad_norm": grad_norm.item(),
                     "train/learning_rate": learning_rate,
+                    "train/skipped_steps": sum(monitor.skipped.values()),
                     "train/tokens_per_second": speed,
                     "train/seconds": time.perf_counter() - started,
                 }
                 log(record | seen)
                 bar.set_postfix_str(f"loss {record['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            logged_nats.zero_()
+            logged_loss.zero_()
             logged_seen.zero_()
         if evaluating:
-            parts = delivered(mixture, state)
-            shown = {f"data/{key}/{name}": value for name, part in parts.items() for key, value in part.items()}
-            log({"step": step, **seen, **evaluate(model, texts, batch_size, accelerator), **shown})
-            if is_main:
-                bar.write(f"pretrain: step {step:,}: {describe_delivered(parts)}")
-        if saving:
+            validate()
+        if saving and not state["evaluation_due"]:
             state["seconds"] = time.perf_counter() - started
             save()
+            saved_step = step
         if logging:  # after validation and saving, which are not the speed of training
             logged_at, logged_steps = time.perf_counter(), state["trained_steps"]
+    if state["evaluation_due"]:  # the signal came in the last evaluation
+        leave()
+    checkpoints.finish()
     bar.close()
 
     compiled = bool(training.torch_compile and not missing)
@@ -453,44 +613,84 @@ def train(recipe: Recipe, accelerator: Accelerator) -> dict:
             export = accelerator.unwrap_model(model).language_model
             export.save_pretrained(output)
             tokenizer.save_pretrained(output)
+    chronicle.note("finish", state["step"], f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s")
     accelerator.wait_for_everyone()
     return summary
 
 
-def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint to go on from, once for all processes."""
-    folder = Path(recipe.run.output_dir) / "checkpoints"
-    found: list = [None]
-    if accelerator.is_main_process:
-        try:
-            if recipe.run.resume in ("auto", "never"):
-                found = [newest_checkpoint(folder)]
-            else:
-                found = [(Path(recipe.run.resume), [])]
-            if recipe.run.resume == "never" and found[0][0] is not None:
-                raise RecipeError(f"run.resume=never, but there is {found[0][0]}; move it away or set run.resume=auto")
-        except RecipeError as error:
-            found = [error]
-    found = broadcast_object_list(found)[0]
-    if isinstance(found, RecipeError):
-        raise found
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed what a step draws, as dropout does: a function of the step, so no generator's state has to be saved."""
+    torch.manual_seed((seed << 40) + (step << 16) + process & (1 << 63) - 1)
+
+
+def make_probe_batch(mixture: TokenMixture, accelerator: Accelerator) -> list[Tensor]:
+    """Return the batch that is looked at inside the model: the beginnings of the first training sequences."""
+    tokens = np.stack([mixture.sequence(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
+    input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    positions = document_positions(input_ids, mixture.shards.eos_token_id)
+    return [torch.from_numpy(array).to(accelerator.device) for array in (input_ids, positions, labels)]
+
+
+def refuse_full_disk(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> None:
+    """Make sure before step 0 that there is room for the checkpoints, one beside those kept, and the model."""
+    run, size = Path(recipe.run.output_dir), checkpoint_bytes(model)
+    missing = max(1, recipe.training.save_total_limit + 1 - len(list_checkpoints(run / "checkpoints")))
+    what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
+    from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
+
+
+def describe_identity(state: dict, num_processes: int) -> dict:
+    """Return what a checkpoint says it belongs to."""
+    settings = hashlib.sha256(json.dumps(state["settings"], sort_keys=True).encode()).hexdigest()
+    versions = {package: version(package) for package in ("torch", "transformers", "accelerate", "safetensors")}
+    inputs = {f"{name}_sha256": sha256 for name, sha256 in state["inputs"].items()}
+    return {"settings_sha256": settings, **inputs, "num_processes": num_processes, "versions": versions}
+
+
+def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
+    """Choose the checkpoint to go on from.
+
+    Returns: it or None, and what was wrong with those passed over.
+    Raises: RecipeError: none can be used, or run.resume does not allow it.
+    """
+    resume = recipe.run.resume
+    if resume not in ("auto", "never"):
+        problem = find_damage(Path(resume))
+        if problem is not None:
+            raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
+        return Path(resume), []
+    found = newest_checkpoint(Path(recipe.run.output_dir) / "checkpoints")
+    if resume == "never" and found[0] is not None:
+        raise RecipeError(f"run.resume=never, but there is {found[0]}; move it away or set run.resume=auto")
     return found
 
 
-def check_state(checkpoint: Path, fresh: dict) -> dict:
-    """Return a checkpoint's state if it is of the same experiment.
+def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
+    """Return a checkpoint's state if it is of the same experiment, and how that was changed on the way.
+
+    Allowed are another data.skip, which describe_changes tells of, and longer training.
 
     Raises: StaleStageError: it was made with other settings or inputs, which are named.
     """
-    state = load_state(checkpoint)
-    before = state["settings"] | {"skip": fresh["settings"]["skip"]}  # it may change; see describe_changes
+    state, changes = load_state(checkpoint), []
+    before = state["settings"] | {"skip": fresh["settings"]["skip"]}
+    was, now = before["training"]["max_tokens"], fresh["settings"]["training"]["max_tokens"]
+    begun = any(0 < phase["after_step"] <= state["step"] for phase in state["phases"])
+    same_begin = state["phases"][0] == fresh["phases"][0]
+    if now > was and not begun and same_begin and "planned_steps" not in state:
+        before = before | {"training": before["training"] | {"max_tokens": now}}
+        changes.append(
+            f"training.max_tokens was {was:,}, is {now:,} after step {state['step']}: {fresh['max_steps']:,} steps, "
+            f"not {state['max_steps']:,}, and the learning rate is that of the longer run from here on"
+        )
+        state |= {"max_steps": fresh["max_steps"], "phases": fresh["phases"]}
     changed = compare(before, fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
     if changed:
         raise StaleStageError(
             f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
             "recipe, or run with --overwrite to start again."
         )
-    return state | {"settings": fresh["settings"]}
+    return state | {"settings": fresh["settings"]}, changes
 
 
 def set_aside_later(checkpoints: Path, step: int) -> None:
@@ -511,24 +711,44 @@ def start_again(recipe: Recipe) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
-    finished = is_finished(recipe, "pretrain", options.overwrite)
-    accelerator = Accelerator()
+    accelerator = Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))]
+    )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise SystemExit(
             f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
             "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
         )
-    if finished:
+    refuse_differences(recipe, accelerator)
+    if is_finished(recipe, "pretrain", options.overwrite):
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")
         return
-    anew = options.overwrite and recipe.run.resume in ("auto", "never")  # a named checkpoint is still gone on from
-    if anew and accelerator.is_main_process and read_record(Path(recipe.run.output_dir) / "model"):
-        start_again(recipe)
-    if recipe.hub.repo_id and accelerator.is_main_process:
-        print(check_repositories(recipe))
-    accelerator.wait_for_everyone()
-    summary = train(recipe, accelerator)
+    run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
+    status = RunStatus(run, is_main)
+    with held_run(run, accelerator) as left_by, Preemption(status) as preemption:
+        status.begin()
+        if left_by:
+            accelerator.print(f"pretrain: note: took over from {left_by}, which is gone")
+        anew = options.overwrite and recipe.run.resume in ("auto", "never")  # a named checkpoint is still gone on from
+        if anew and is_main and read_record(run / "model"):
+            start_again(recipe)
+        if recipe.hub.repo_id and is_main:
+            print(check_repositories(recipe))
+        accelerator.wait_for_everyone()
+        preemption.connect(accelerator, recipe.run.timeout_seconds)
+        try:
+            summary = train(recipe, accelerator, status, preemption)
+        except Exception as error:
+            reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
+            if preemption.signal_name:  # the others left, or their launcher ended them
+                status.end("preempted", EXIT_PREEMPTED, f"{preemption.signal_name}; not saved: {reason}")
+                raise SystemExit(EXIT_PREEMPTED) from error
+            Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
+            status.end("failed", 1, reason)
+            raise
+        status.update(step=summary["max_steps"])
+        status.end("finished", 0, "trained to the end")
     mixture = ", ".join(f"{part['delivered_fraction']:.2%} {name}" for name, part in summary["mixture"].items())
     accelerator.print(
         f"pretrain: {summary['parameters']['total']:,} parameters, {summary['tokens_seen']:,} tokens ({mixture}) in "

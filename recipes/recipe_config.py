@@ -70,6 +70,8 @@ class Run(Section):
     """Seed of the initial weights and of the data order."""
     resume: str = "auto"
     """auto: go on from the newest valid checkpoint; never: refuse where there is one; or a checkpoint folder."""
+    timeout_seconds: PositiveFloat = 600.0
+    """A process that the others wait for so long in training ends the run (seconds)."""
 
 
 class Source(Section):
@@ -350,6 +352,8 @@ class Model(Section):
     """Added to the variance in RMSNorm."""
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights; residual outputs get it divided by sqrt(2 num_hidden_layers)."""
+    attention_dropout: Fraction = 0.0
+    """Fraction of the attention weights set to zero in training; for text that is repeated often."""
     tie_word_embeddings: bool = False
     """Use one matrix for the input embedding and the output projection."""
 
@@ -362,6 +366,35 @@ class Model(Section):
             yield "head_dim", f"a head of width {width} cannot be rotated in pairs; make it even"
         if heads % key_value_heads:
             yield "num_key_value_heads", f"{key_value_heads} does not divide num_attention_heads={heads}"
+
+
+class Rollback(Section):
+    """Going back to the newest checkpoint before several skipped steps, and passing over the data around them."""
+
+    after_skips: Annotated[Int, Field(ge=2)] = 3
+    """Skipped steps among the last window_steps that make a run go back."""
+    skip_before: Count = 10
+    """Steps passed over before the first of them."""
+    skip_after: Count = 10
+    """Steps passed over after the last of them."""
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate is multiplied by this each time, for the rest of the run."""
+    max_rollbacks: Positive = 3
+    """A run that would go back more often is stopped."""
+
+
+class Stability(Section):
+    """What is done about steps that would harm the model; training_stability.py. A step whose loss or gradient is not
+    finite is always skipped."""
+
+    max_nonfinite_steps: Positive = 3
+    """So many of them after each other stop the run, with the documents of the steps."""
+    window_steps: Annotated[Int, Field(ge=8)] = 128
+    """Steps over which loss and gradient norm are averaged; spikes are looked for once half of them are there."""
+    max_sigmas: PositiveFloat | None = 6.0
+    """A loss or gradient norm so many standard deviations above the mean is a spike, and skipped. None: none is."""
+    rollback: Rollback | None = None
+    """What is done after several. None: nothing more."""
 
 
 class Training(Section):
@@ -412,6 +445,10 @@ class Training(Section):
     """A checkpoint every so many steps, and at the end."""
     save_total_limit: Positive = 2
     """Checkpoints kept; at least 2, since the newest may turn out to be damaged."""
+    keep_every_steps: Positive | None = None
+    """Checkpoints of a multiple of so many steps are kept for good. None: none is."""
+    stability: Stability = Stability()
+    """Steps that are not taken."""
 
     @property
     def max_steps(self) -> int:

@@ -107,7 +107,7 @@ def tokenizer_settings(recipe: Recipe) -> dict:
 
 def training_settings(recipe: Recipe) -> dict:
     """Everything that decides the weights: not how often something is logged, scored or saved, nor on what machine."""
-    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit"}
+    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit", "keep_every_steps"}
     observing |= {"torch_compile", "per_device_train_batch_size"}
     shares = {source.name: {"share": source.share} for source in recipe.data.sources}
     if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
@@ -225,10 +225,12 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
     return not changed
 
 
-def require(recipe: Recipe, name: str) -> Path:
-    """Return the folder of a finished input stage.
+def require(recipe: Recipe, name: str, part: tuple[int, int] = (0, 1)) -> Path:
+    """Return the folder of a finished input stage, after reading its files through.
 
-    Raises: StaleStageError: when it is missing or out of date, with the command that makes it.
+    Args: part: (k, n) reads the k-th of n equal parts of them, for n processes that share the work.
+
+    Raises: StaleStageError: when it is missing, out of date or damaged, with the command that makes it.
     """
     changed = differences(recipe, name)
     if changed is None or changed:
@@ -238,7 +240,31 @@ def require(recipe: Recipe, name: str) -> Path:
             f"{output_folder(recipe, name)} {state}; rerun: python {script} with the same --config"
             + (" and --overwrite" if changed and not STAGES[name].derived else "")
         )
+    if damage := find_damage(output_folder(recipe, name), part):
+        raise StaleStageError(
+            f"{output_folder(recipe, name)} is damaged: {'; '.join(damage[:5])}. Bring it back from a copy, or delete "
+            f"it and rerun {STAGES[name].script}"
+        )
     return output_folder(recipe, name)
+
+
+def find_damage(folder: Path, part: tuple[int, int] = (0, 1)) -> list[str]:
+    """Say which files of a finished stage are not what its record says; see require for `part`."""
+    record, (process, processes), problems = read_record(folder), part, []
+    sha256 = hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
+    if sha256 != record["sha256"]:
+        problems.append(f"{RECORD}: the list of files is not the one it was made with")
+    for name, recorded in sorted(record["files"].items())[process::processes]:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name}: outside of the folder")
+        elif not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != recorded["bytes"]:
+            problems.append(f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} when it was made")
+        elif file_sha256(path) != recorded["sha256"]:
+            problems.append(f"{name}: its sha256 is not the one of when it was made")
+    return problems
 
 
 @contextmanager
@@ -299,11 +325,27 @@ def record_stage(recipe: Recipe, name: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is either the old one or the whole new one, whatever happens."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens."""
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.unlink(missing_ok=True)  # a link that lies there would lead the text out of the run folder
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(text)
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
+
+
+def read_json(path: Path) -> dict | None:
+    """Return the object in a JSON file; None where there is none or it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def file_sha256(path: Path) -> str:

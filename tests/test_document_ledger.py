@@ -203,6 +203,7 @@ def write_large_run(run, shard_tokens: int, step: int) -> None:
         "tokens_per_step": SEQUENCES_PER_STEP * SEQUENCE_LENGTH,
         "bytes_seen": shares,
         "phases": phases,
+        "rollbacks": [],
         "skips": [{"after_step": 0, "steps": [], "documents": []}],
     }
     (run / "checkpoints" / "step_00000001" / "state.json").write_text(json.dumps(state))
