@@ -20,8 +20,10 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite makes anew what is ou
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -144,11 +146,24 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    result = subprocess.run(command, check=False)
-    if result.returncode:
+    process = subprocess.Popen(command)
+    received = []
+
+    def pass_on(number: int, _) -> None:
+        received.append(signal.Signals(number).name)
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)  # which every stage and launcher understands
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status or received:
         raise SystemExit(
-            f"run_recipe: {name} stopped with status {result.returncode}; what is finished is kept, and the "
-            "same command goes on from here"
+            f"run_recipe: {name} stopped with status {status}{f' on {received[0]}' if received else ''}; what is "
+            "finished is kept, and the same command goes on from here"
         )
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler for tests: sbatch, squeue, sacct and scancel that run job arrays as processes of this machine.
+"""A scheduler for tests: sbatch, squeue, sacct and scancel that run job arrays as processes of this machine, and srun
+and scontrol for a job that a test itself runs.
 
-Installed under those four names in a folder of the PATH. What it knows is in that folder: `jobs/<id>/script`, and
+Installed under those names in a folder of the PATH. What it knows is in that folder: `jobs/<id>/script`, and
 `jobs/<id>/<index>` with the state of an element. `silent` there holds how many more times squeue does not answer;
 `forgotten` makes squeue know no job that has ended, as Slurm does after some minutes.
 """
@@ -24,7 +25,7 @@ STATES = {0: "COMPLETED", -signal.SIGKILL: "OUT_OF_MEMORY", 128 + signal.SIGKILL
 def install(folder: Path) -> Path:
     """Write the four commands to a folder, and return it."""
     folder.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel"):
+    for name in ("sbatch", "squeue", "sacct", "scancel", "srun", "scontrol"):
         (folder / name).write_text(f"#!{sys.executable} -IS\n{Path(__file__).read_text()}")
         (folder / name).chmod(0o755)
     return folder
@@ -109,6 +110,20 @@ def sacct(words: list[str]) -> None:
             sys.stdout.write(f"{job.name}_{file.name}|{state}{' by 1000' if state == 'CANCELLED' else ''}" + "\n")
 
 
+def srun(words: list[str]) -> None:
+    """Run one task here, in the place of this process, as a step of one node."""
+    command = [word for word in words if not word.startswith("--n")]
+    os.execvp(command[0], command)
+
+
+def scontrol(words: list[str]) -> None:
+    if words[0] == "requeue":
+        with (FOLDER / "requeued").open("a") as file:
+            file.write(words[1] + "\n")
+    elif words[:2] == ["show", "hostnames"]:
+        sys.stdout.write("localhost\n")
+
+
 def scancel(words: list[str]) -> None:
     for job, file, state in elements():
         if job.name in words and state in ("PENDING", "RUNNING"):
@@ -120,4 +135,6 @@ if __name__ == "__main__":
     if words[:1] == ["run"]:
         run(words[1:])
     else:
-        {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}[name](words)
+        {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel, "srun": srun, "scontrol": scontrol}[
+            name
+        ](words)
