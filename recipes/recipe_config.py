@@ -319,16 +319,45 @@ class Data(Section):
 
 
 class Tokenizer(Section):
-    """The domain tokenizer: byte-level BPE, digits split singly, one special token."""
+    """The domain tokenizer: byte-level, lossless for any text, digits split singly."""
 
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """bpe: merges of frequent pairs, by tokenizers. unigram: the most probable pieces, trained chunk by chunk and
+    merged as BloombergGPT's was, in memory that does not grow with the text; slower."""
+    pretokenization: Literal["gpt4", "multiword", "neutral"] = "gpt4"
+    """Where text is cut first, as no token crosses a cut. gpt4: at words, with English contractions; multiword: not
+    between words, so that a token may be several, as BloombergGPT's; neutral: without rules of any language."""
     vocab_size: Annotated[Int, Field(ge=257)] = 32_768
-    """Entries, the 256 bytes and <|endoftext|> among them; a multiple of 128 is fastest on GPUs."""
+    """Entries, the 256 bytes and special tokens among them; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
-    """Occurrences a pair needs to become an entry."""
+    """Occurrences a pair needs to become an entry; for bpe."""
+    max_token_bytes: Positive = 64
+    """Length of the longest entry (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
-    """Training sample, drawn by the sources' shares (bytes); about 20 bytes of memory each."""
+    """Training sample, drawn by the sources' shares (bytes); for bpe about 20 bytes of memory for each byte of the
+    words that differ."""
+    chunk_bytes: Positive = 20_000_000
+    """Text that one model is trained on before they are merged (bytes); for unigram."""
+    special_tokens: Annotated[list[str], Field(min_length=1)] = ["<|endoftext|>"]
+    """The first entries. The first of them stands between documents, begins a text and ends it."""
+    num_reserved_tokens: Count = 0
+    """Entries <|reserved_0|> and so on at the end of the vocabulary, for a later use such as the roles of a chat."""
+    pad_vocabulary: bool = False
+    """Where the text carries fewer entries than vocab_size, fill up with reserved tokens rather than refuse."""
     terms: list[str] = []
     """Words whose cut is shown in the report, such as mens rea."""
+    terms_file: str | None = None
+    """Domain terms, one a line, of which the report says how many stay whole. None: terms.txt beside data.py."""
+    compare_with: list[str] = []
+    """Other tokenizers to measure on the same held-out text: Hub id (org/name or org/name@commit), folder or file."""
+
+    def problems(self):
+        fixed = 256 + len(self.special_tokens) + self.num_reserved_tokens
+        if self.vocab_size < fixed:
+            yield (
+                "vocab_size",
+                f"{self.vocab_size} has no room for the bytes and the other {fixed - 256} fixed entries",
+            )
 
 
 class Model(Section):

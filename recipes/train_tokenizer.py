@@ -1,180 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 2: train a byte-level BPE tokenizer on the training split, and measure what it gains on the domain.
+"""Stage 2: train a byte-level tokenizer on the training split, and measure what it gains on the domain.
 
 In:   <run.output_dir>/documents/train/<source>/*.parquet (and validation for the report), tokenizer.* of the recipe.
-Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, and tokenizer/report.json.
+Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, with report.json and README.md, its card.
 
     python recipes/train_tokenizer.py --config recipes/legal/quickstart.yaml
+    python recipes/train_tokenizer.py --config recipes/finance/base.yaml --tokenizer.algorithm=unigram \\
+        --tokenizer.pretokenization=multiword --tokenizer.compare_with='["mistralai/Mistral-7B-v0.1"]'
 
-Every byte string can be encoded and decodes to itself. `<|endoftext|>` is the only special token: it stands between
-documents, begins a text (bos) and ends it (eos). The sample it is trained on is drawn by the sources' shares; beside
-the tokenizer of the recipe one of the same size is trained on the sources of other domains only, as the yardstick.
+Every byte string can be encoded and decodes to itself. The sample it is trained on is drawn by the sources' shares and
+by the hash of the text, so the number of workers and the order of files change nothing. Beside the tokenizer of the
+recipe one of the same kind and size is trained on general text only, as the yardstick.
+
+report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
+on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
 """
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from corpus.local_executor import available_cores
 from mixture_shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require, write_json
+from vocabulary.byte_level_bpe import train_bpe
+from vocabulary.report_card import CONTEXT, pieces, read_terms, report_card, write_tokenizer_card
+from vocabulary.special_tokens import BYTES
+from vocabulary.split_and_merge import train_unigram
+from vocabulary.tokenizer_files import load_tokenizer
+from vocabulary.training_sample import draw_sample, write_chunks
 
 
-END_OF_TEXT = "<|endoftext|>"
-BYTES = 256
-# Runs of letters with the space before them, single digits, runs of punctuation, line ends, other space: GPT-4's cut
-# with the digits taken singly, so that amounts and section numbers are always read the same way.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# BPE training is quadratic in the longest piece, and a run of this length without a space is a dump, not a word.
-# Longer ones are cut, in training only.
-MAX_PIECE_CHARACTERS = 1_000
+SAMPLE_SEED = 0  # not run.seed: models of different seeds share one tokenizer
 MIN_BYTES_PER_ENTRY = 100
+OURS, YARDSTICK = "domain tokenizer", "general tokenizer"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, min_frequency: int) -> Tokenizer:
-    """Train byte-level BPE. The same texts in the same order give the same tokenizer.
+def read_texts(documents: Path, split: str, source: str) -> Iterator[str]:
+    """Yield the texts of a split of a source, file by file."""
+    for file in sorted((documents / split / source).glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
+            yield from batch["text"].to_pylist()
 
-    Returns: a tokenizer with at most vocab_size entries: fewer when no pair is left that occurs min_frequency times.
+
+def train(
+    recipe: Recipe, documents: Path, shares: dict[str, float], vocab_size: int, pad: bool, name: str
+) -> Tokenizer:
+    """Train one tokenizer on the sources that have a share; the same documents give the same one.
+
+    Args:
+        recipe: whose settings it follows.
+        documents: the prepared documents.
+        shares: source -> its part of the sample, of which max_train_bytes are drawn.
+        vocab_size: entries in all.
+        pad: fill up with reserved tokens where the text carries fewer.
+        name: shown in the progress bar.
+
+    Raises: RecipeError: the text carries fewer entries and `pad` is not set; a special token could be text.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=64,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    settings = recipe.tokenizer
+    options = {"max_token_bytes": settings.max_token_bytes, "special_tokens": settings.special_tokens}
+    options |= {"num_reserved": settings.num_reserved_tokens, "pad": pad}
+    total_share = sum(shares.values())
+    wanted = {source: int(settings.max_train_bytes * share / total_share) for source, share in shares.items() if share}
+
+    def sample(source: str) -> Iterator[str]:
+        return draw_sample(lambda: read_texts(documents, "train", source), wanted[source], SAMPLE_SEED)
+
+    with tqdm(desc=f"tokenizer: read, {name}", unit="B", unit_scale=True, leave=False) as bar:
+
+        def counted(texts: Iterable[str]) -> Iterator[str]:
+            for text in texts:
+                bar.update(len(text.encode()))
+                yield text
+
+        if settings.algorithm == "bpe":
+            texts = (text for source in wanted for text in counted(sample(source)))
+            return train_bpe(
+                texts, settings.pretokenization, vocab_size, min_frequency=settings.min_frequency, **options
+            )
+        with tempfile.TemporaryDirectory(prefix=".chunks.", dir=recipe.run.output_dir) as folder:
+            chunks = {}
+            for source, size_bytes in wanted.items():
+                at_hand = sum(len(text.encode()) for text in read_texts(documents, "train", source))
+                num_chunks = max(1, round(min(size_bytes, at_hand) / settings.chunk_bytes))
+                chunks[source] = write_chunks(counted(sample(source)), num_chunks, Path(folder) / source, SAMPLE_SEED)
+            workers = recipe.data.workers or available_cores()
+            return train_unigram(chunks, settings.pretokenization, vocab_size, workers=workers, **options)
 
 
-def as_transformers(tokenizer: Tokenizer, sequence_length: int) -> PreTrainedTokenizerFast:
+def as_transformers(tokenizer: Tokenizer, end_of_text: str, sequence_length: int) -> PreTrainedTokenizerFast:
     """Wrap a tokenizer so that AutoTokenizer loads it, adding nothing to what it encodes."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
+        bos_token=end_of_text,
+        eos_token=end_of_text,
         model_max_length=sequence_length,
         clean_up_tokenization_spaces=False,
     )
 
 
-def read_texts(documents: Path, split: str, source: str, max_bytes: int | None = None) -> Iterator[str]:
-    """Yield the texts of a split of a source in the order of their files, until max_bytes are reached."""
-    taken = 0
-    for file in sorted((documents / split / source).glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
-            for text in batch["text"].to_pylist():
-                if max_bytes is not None and taken >= max_bytes:
-                    return
-                taken += len(text.encode())
-                yield text
+def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
+    """Return tokenizer.vocab_size, or with data.fit_to_corpus what the text carries of it, with a note."""
+    settings = recipe.tokenizer
+    if not recipe.data.fit_to_corpus:
+        return settings.vocab_size
+    fixed = BYTES + len(settings.special_tokens) + settings.num_reserved_tokens
+    carried = fixed + min(sum(train_bytes.values()), settings.max_train_bytes) // MIN_BYTES_PER_ENTRY
+    vocab_size = min(settings.vocab_size, max(fixed + 64, carried // 64 * 64))
+    if vocab_size < settings.vocab_size:
+        print(
+            f"tokenizer: note: {sum(train_bytes.values()):,} bytes carry about {vocab_size:,} entries, "
+            f"not the {settings.vocab_size:,} of tokenizer.vocab_size"
+        )
+    return vocab_size
 
 
-def training_sample(documents: Path, shares: dict[str, float], max_bytes: int, bar: tqdm) -> Iterator[str]:
-    """Yield the sample, source by source: of each its share of max_bytes, or all there is."""
-    total_share = sum(shares.values())
-    for name, share in shares.items():
-        for text in read_texts(documents, "train", name, int(max_bytes * share / total_share)):
-            bar.update(len(text.encode()))
-            yield from cut_pieces(text)
+def domain_terms(recipe: Recipe) -> dict[str, list[str]]:
+    """Return {domain: terms}, of the first source that is not general text; empty where there is no list.
+
+    Raises: RecipeError: tokenizer.terms_file is not there, or lists a term twice.
+    """
+    file = Path(recipe.tokenizer.terms_file or Path(recipe.data.extract_text).with_name("terms.txt"))
+    if not file.exists():
+        if recipe.tokenizer.terms_file:
+            raise RecipeError(f"tokenizer.terms_file: {file} is not there; correct the path or leave the key out")
+        return {}
+    labels = [source.label for source in recipe.data.sources]
+    return {next((label for label in labels if label != "general"), labels[0]): read_terms(file)}
 
 
-def cut_pieces(text: str) -> Iterator[str]:
-    """Cut a text that has a run of more than MAX_PIECE_CHARACTERS without a space."""
-    if max(map(len, text.split()), default=0) <= MAX_PIECE_CHARACTERS:
-        yield text
-        return
-    for word in text.split():
-        yield from (word[start : start + MAX_PIECE_CHARACTERS] for start in range(0, len(word), MAX_PIECE_CHARACTERS))
-
-
-def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Return UTF-8 bytes per token over all texts; higher is shorter sequences for the same text."""
-    num_bytes = num_tokens = 0
-    for text in texts:
-        num_bytes += len(text.encode())
-        num_tokens += len(tokenizer.encode(text, add_special_tokens=False).ids)
-    return num_bytes / num_tokens
-
-
-def pieces(tokenizer: Tokenizer, term: str) -> list[str]:
-    """Return how a term is cut where it stands in a sentence, after a space, as readable pieces."""
-    encoding = tokenizer.encode(f" {term}", add_special_tokens=False)
-    return [f" {term}"[start:end] for start, end in encoding.offsets]
+def is_general(source: Source) -> bool:
+    return source.label == "general"
 
 
 def make_tokenizer(recipe: Recipe) -> dict:
     """Run the stage and return tokenizer/report.json's content."""
     documents = require(recipe, "prepare")
     settings, sources = recipe.tokenizer, recipe.data.sources
+    # What can be refused is refused before an hour of training.
+    terms = domain_terms(recipe)
+    others = {where: load_tokenizer(where) for where in settings.compare_with}
+    stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
+    train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
+    shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
     with new_output(recipe, "tokenizer") as output:
-        stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
-        train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
-        shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
-        vocab_size = settings.vocab_size
-        if recipe.data.fit_to_corpus:
-            carried = BYTES + 1 + min(sum(train_bytes.values()), settings.max_train_bytes) // MIN_BYTES_PER_ENTRY
-            vocab_size = min(vocab_size, max(BYTES + 64, carried // 64 * 64))
-            if vocab_size < settings.vocab_size:
-                print(
-                    f"tokenizer: note: {sum(train_bytes.values()):,} bytes carry about {vocab_size:,} entries, "
-                    f"not the {settings.vocab_size:,} of tokenizer.vocab_size"
-                )
-
-        def train(chosen: list[Source], description: str) -> Tokenizer:
-            total = min(sum(train_bytes[source.name] for source in chosen), settings.max_train_bytes)
-            with tqdm(total=total, desc=f"tokenizer: {description}", unit="B", unit_scale=True, leave=False) as bar:
-                shares_chosen = {source.name: shares[source.name] for source in chosen}
-                sample = training_sample(documents, shares_chosen, settings.max_train_bytes, bar)
-                return train_tokenizer(sample, vocab_size, settings.min_frequency)
-
-        tokenizers = {"domain tokenizer": train(sources, "read")}
-        general = [source for source in sources if source.label == "general" and shares[source.name]]
-        if general and len(general) < len(sources):
-            tokenizers["general tokenizer"] = train(general, "read general text")
-        tokenizer = tokenizers["domain tokenizer"]
-        reached = tokenizer.get_vocab_size()
-        if reached < vocab_size:
-            short = (
-                f"the text has only {reached:,} entries that occur {settings.min_frequency} times, not {vocab_size:,}"
+        vocab_size = carried_size(recipe, train_bytes)
+        pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
+        tokenizer = train(recipe, documents, shares, vocab_size, pad, "all text")
+        num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizer.get_vocab())
+        if num_reserved > settings.num_reserved_tokens:
+            print(
+                f"tokenizer: note: the text carries {vocab_size - num_reserved:,} entries; {num_reserved:,} reserved "
+                f"tokens fill them up to {vocab_size:,}"
             )
-            if not recipe.data.fit_to_corpus:
-                raise RecipeError(
-                    f"tokenizer.vocab_size={settings.vocab_size}: {short}; "
-                    "lower it, add text, or set data.fit_to_corpus=true"
-                )
-            print(f"tokenizer: note: {short}")
-
+        tokenizers = {OURS: tokenizer}
+        general = {source.name: shares[source.name] for source in sources if is_general(source)}
+        if sum(general.values()) and len(general) < len(sources):
+            tokenizers[YARDSTICK] = train(recipe, documents, general, vocab_size, True, "general text")
+        card = report_card(
+            tokenizers | others,
+            {source.name: read_texts(documents, "validation", source.name) for source in sources},
+            {source.name: source.label for source in sources},
+            terms,
+            {source.name: read_texts(documents, "train", source.name) for source in sources if shares[source.name]},
+        )
         report = {
-            "vocab_size": reached,
+            "vocab_size": vocab_size,
+            "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
             "bytes_per_token": {
-                name: {s.name: bytes_per_token(t, read_texts(documents, "validation", s.name)) for s in sources}
-                for name, t in tokenizers.items()
+                name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
+                for name, measured in card["tokenizers"].items()
             },
-            "terms": {term: {name: pieces(t, term) for name, t in tokenizers.items()} for term in settings.terms},
+            "terms": {
+                term: {name: cut_in_sentence(other, term) for name, other in tokenizers.items()}
+                for term in settings.terms
+            },
+            "card": card,
         }
-        as_transformers(tokenizer, recipe.training.sequence_length).save_pretrained(output)
+        end_of_text = settings.special_tokens[0]
+        as_transformers(tokenizer, end_of_text, recipe.training.sequence_length).save_pretrained(output)
+        write_tokenizer_card(recipe, card, output)
         write_json(output / "report.json", report)
     return report
+
+
+def cut_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
+    """Return how a term is cut where it stands in a sentence, after a space, as readable pieces."""
+    return pieces(tokenizer, tokenizer.encode(f"{CONTEXT} {term}", add_special_tokens=False), len(CONTEXT))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,15 +206,15 @@ def main(argv: list[str] | None = None) -> None:
         return
     if options.dry_run:
         require(recipe, "prepare")
-        print(f"tokenizer: would train {recipe.tokenizer.vocab_size:,} entries")
+        print(f"tokenizer: would train {recipe.tokenizer.algorithm} with {recipe.tokenizer.vocab_size:,} entries")
         return
     report = make_tokenizer(recipe)
-    ratios = ", ".join(
-        f"{ratio:.2f} on {name}" for name, ratio in report["bytes_per_token"]["domain tokenizer"].items()
-    )
+    ratios = ", ".join(f"{ratio:.2f} on {name}" for name, ratio in report["bytes_per_token"][OURS].items())
     print(
         f"tokenizer: {report['vocab_size']:,} entries, bytes per token {ratios}, in {recipe.run.output_dir}/tokenizer"
     )
+    for sentence in report["card"]["verdict"]["sentences"]:
+        print(f"tokenizer: {sentence}")
 
 
 if __name__ == "__main__":

@@ -93,21 +93,48 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
 
 
-def test_a_vocabulary_that_the_text_cannot_fill_is_refused_or_shrunk_with_a_note(tiny_run, capsys):
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
     too_large = ["--tokenizer.vocab_size=30_000", "--overwrite"]
-    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text has only [\d,]+ entries .*fit_to_corpus"):
+    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text carries only [\d,]+ entries.*pad_vocabulary"):
         train_tokenizer.main(tiny_run.argv(*too_large))
     train_tokenizer.main(tiny_run.argv(*too_large, "--data.fit_to_corpus=true"))
     assert "bytes carry about" in capsys.readouterr().out
-    reached = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())["vocab_size"]
-    assert 257 <= reached < 30_000
+    report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
+    assert 257 <= report["vocab_size"] < 30_000
+    train_tokenizer.main(tiny_run.argv("--tokenizer.pad_vocabulary=true", *too_large))
+    assert "reserved tokens fill them up to 30,000" in capsys.readouterr().out
+    report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
+    assert report["vocab_size"] == 30_000 and 29_000 < report["num_reserved_tokens"] < 30_000
 
 
-def test_one_giant_word_is_cut_and_does_not_become_an_entry():
-    word = "".join(random.Random(0).choices("abcdefgh", k=200_000))
-    tokenizer = train_tokenizer.train_tokenizer(train_tokenizer.cut_pieces(word), 400, 2)
-    assert max(map(len, tokenizer.get_vocab())) <= 64
-    assert tokenizer.decode(tokenizer.encode(word[:5000]).ids) == word[:5000]
+def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, tmp_path):
+    (tmp_path / "terms.txt").write_text("# contracts\nindemnify\nlicensor\n")
+    missing = ["--tokenizer.compare_with=['no/such/tokenizer.json']", "--overwrite"]
+    with pytest.raises(RecipeError, match="no/such/tokenizer.json: no tokenizer can be read there"):
+        train_tokenizer.main(tiny_run.argv(*missing))
+    shutil.copytree(tiny_run.output_dir / "tokenizer", tmp_path / "other")
+    given = [f"--tokenizer.terms_file={tmp_path}/terms.txt", f"--tokenizer.compare_with=['{tmp_path}/other']"]
+    train_tokenizer.main(tiny_run.argv(*given, "--overwrite"))
+    tokenizer = tiny_run.output_dir / "tokenizer"
+    card = json.loads((tokenizer / "report.json").read_text())["card"]
+    assert list(card["tokenizers"]) == ["domain tokenizer", "general tokenizer", f"{tmp_path}/other"]
+    assert card["tokenizers"]["domain tokenizer"]["terms"]["legal"]["terms"] == 2
+    assert "indemnify" in (tokenizer / "README.md").read_text()
+    with pytest.raises(RecipeError, match=r"tokenizer.terms_file: .*/none.txt is not there"):
+        train_tokenizer.main(tiny_run.argv(f"--tokenizer.terms_file={tmp_path}/none.txt", "--overwrite"))
+
+
+def test_unigram_by_split_and_merge_is_a_choice(tiny_run):
+    chosen = [
+        "--tokenizer.algorithm=unigram",
+        "--tokenizer.pretokenization=multiword",
+        "--tokenizer.chunk_bytes=20000",
+    ]
+    train_tokenizer.main(tiny_run.argv(*chosen, "--tokenizer.num_reserved_tokens=3", "--overwrite"))
+    model = json.loads((tiny_run.output_dir / "tokenizer" / "tokenizer.json").read_text())["model"]
+    assert model["type"] == "Unigram" and len(model["vocab"]) == 384
+    assert model["vocab"][-1][0] == "<|reserved_2|>"
+    assert not list(tiny_run.output_dir.glob(".chunks*"))
 
 
 # --- the shards

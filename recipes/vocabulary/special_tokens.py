@@ -54,7 +54,7 @@ def check_size(reached: int, vocab_size: int, reason: str, pad: bool) -> int:
     if missing and not pad:
         raise RecipeError(
             f"tokenizer.vocab_size={vocab_size}: the text carries only {reached:,} entries, {reason}; "
-            "set it to that or less, add text, or have the rest filled with reserved tokens"
+            "set it to that or less, add text, or fill the rest with reserved tokens by tokenizer.pad_vocabulary=true"
         )
     return missing
 

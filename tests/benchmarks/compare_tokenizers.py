@@ -21,9 +21,10 @@ from pathlib import Path
 import fsspec
 from tokenizers import Tokenizer
 
-from train_tokenizer import cut_pieces, train_tokenizer
+from vocabulary.byte_level_bpe import train_bpe
 from vocabulary.report_card import encoding_speed, first_bytes, num_bytes, read_terms, report_card, verdict
 from vocabulary.tokenizer_files import from_ranks, load_tokenizer
+from vocabulary.training_sample import cut_pieces
 
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -32,7 +33,6 @@ DOMAIN_PARTS, GENERAL_PARTS = 51, 49
 HELD_OUT_ONE_IN = 10
 MAX_HELD_OUT_BYTES = 300_000  # of a source
 MAX_SAMPLE_BYTES = 2_000_000  # of a domain's training text, in which the use of entries is counted
-MIN_FREQUENCY = 2
 # tiktoken's files carry no pattern; these are from its openai_public.py, the second in its older form, since `$` and
 # `{1,3}+` mean something else to the regular expressions of `tokenizers`.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -90,7 +90,7 @@ def load_general(packages: Path) -> dict[str, Tokenizer]:
 
 
 def train(texts: list[str], vocab_size: int) -> Tokenizer:
-    return train_tokenizer((piece for text in texts for piece in cut_pieces(text)), vocab_size, MIN_FREQUENCY)
+    return train_bpe(cut_pieces(texts), "gpt4", vocab_size)
 
 
 def summary(card: dict, speeds: dict[str, dict]) -> dict:
