@@ -193,7 +193,8 @@ class Splits(Section):
     """No split holds out more than this of a source, whatever its fraction (bytes)."""
     future_from: str | None = None
     """Documents of this day and later are the split `future`, never trained on: how the model does on text written
-    after its own. As '2024-01-01', in quotes; documents without a date are never in it."""
+    after its own. As '2024-01-01', in quotes; documents without a date are never in it, those with one in a form that
+    Source.date_field does not take are quarantined."""
 
     def problems(self):
         if self.validation_fraction + self.test_fraction > 0.5:

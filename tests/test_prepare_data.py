@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,16 +207,27 @@ def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(r
     assert listed["most_frequent"] == [{"documents": 30, "text": notice}]
 
 
-def test_documents_of_the_future_are_a_split_of_their_own(run):
+def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their_date_is(run):
     dated = [row(make_text(seed), date=f"{2015 + seed % 10}-06-30") for seed in range(200, 240)]
-    (run.texts / "law.jsonl").write_bytes(b"\n".join(dated))
-    prepare_data.main(only_law(run, "--data.splits.future_from='2023-01-01'"))
+    dated += [row(make_text(240), date="20240105"), row(make_text(241), date=2023), row(make_text(242), date=None)]
+    undated = [row(make_text(243), date="31/05/2024"), row(make_text(244), date="2023-02-30")]
+    (run.texts / "law.jsonl").write_bytes(b"\n".join([*dated, *undated]))
+    days = pa.array([date(2024, 3, 1), date(2014, 3, 1)])
+    pq.write_table(pa.table({"text": [make_text(250), make_text(251)], "date": days}), run.texts / "days.parquet")
+    both = [{"name": "law", "path": str(run.texts), "data_files": ["law.jsonl", "days.parquet"]}]
+    arguments = run.argv(f"--data.sources={json.dumps(both)}")
+    prepare_data.main([*arguments, "--data.splits.future_from='2023-01-01'"])
     future = {document["date"] for document in documents(run, "future")}
-    assert future == {"2023-06-30", "2024-06-30"}
-    assert all(document["date"] < "2023" for split in SPLITS for document in documents(run, split))
+    assert future == {"2023-06-30", "2024-06-30", "2024-01-05", "2023", "2024-03-01"}
+    assert all((document["date"] or "") < "2023" for split in SPLITS for document in documents(run, split))
     found = stats(run, "law")
-    assert found["kept"]["future"]["documents"] == 8 and found["dated_documents"] == 40
-    assert (found["first_date"], found["last_date"]) == ("2015-06-30", "2024-06-30")
+    assert found["kept"]["future"]["documents"] == 11 and found["dated_documents"] == 44
+    assert (found["first_date"], found["last_date"]) == ("2014-03-01", "2024-06-30")
+    refused = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
+    assert found["dropped"]["unreadable"]["documents"] == len(refused) == 2
+    assert "'31/05/2024' is not a day, month or year" in refused[0] and "'2023-02-30'" in refused[1]
+    prepare_data.main([*arguments, "--overwrite"])
+    assert stats(run, "law")["dropped"] == {}, "without a future a date matters to nobody"
 
 
 def test_documents_near_to_those_of_an_earlier_run_are_dropped(run, tmp_path):

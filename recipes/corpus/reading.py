@@ -14,10 +14,18 @@ from corpus.document_files import document_id
 from corpus.language import LanguageFilter
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
-from corpus.source_readers import Unit, Unreadable, is_hub_dataset, list_all_units, named_errors, read_unit
+from corpus.source_readers import (
+    Unit,
+    Unreadable,
+    document_date,
+    is_hub_dataset,
+    list_all_units,
+    named_errors,
+    read_unit,
+)
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
-from recipe_config import Data, Source
+from recipe_config import Data, Source, Splits
 from run_folder import write_json
 
 
@@ -97,14 +105,14 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as refused:
         for unit, example in read_until(source, units, tally, progress):
-            text = None if isinstance(example, Unreadable) else take_text(extract_text, example, source, unit)
-            if isinstance(text, Unreadable):
-                example = text
+            if not isinstance(example, Unreadable):
+                example = take_text_and_date(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 tally.add("dropped:unreadable", example.size_bytes)
                 entry = {"source": source.name, "position": example.position, "reason": example.reason}
                 refused.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 continue
+            text, date = example
             text = judge.clean(text)
             num_bytes = len(text.encode())
             if not unit.size_bytes:
@@ -121,18 +129,19 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
                     continue
                 num_bytes = len(text.encode())
             tally.add("read", num_bytes)
-            date = example.get(source.date_field)
-            yield Document(
-                text=text,
-                id=document_id(text),
-                metadata={"source": source.name, "date": date if isinstance(date, str) else None},
-            )
+            yield Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
     progress.note()
     tally.write()
 
 
-def take_text(extract_text: Callable, example: dict, source: Source, unit: Unit) -> str | None | Unreadable:
-    """Call the recipe's extract_text; what it cannot take, or gives that is no text, is no document."""
+def take_text_and_date(
+    extract_text: Callable, example: dict, source: Source, unit: Unit, splits: Splits
+) -> tuple[str | None, str | None] | Unreadable:
+    """Call the recipe's extract_text; what it cannot take, or gives that is no text, is no document.
+
+    Nor is, where later text is held out, one whose date cannot be told: it could be trained on all the same. Elsewhere
+    it goes on without a date.
+    """
     try:
         text = extract_text(example, source.name)
         if isinstance(text, str):
@@ -141,9 +150,14 @@ def take_text(extract_text: Callable, example: dict, source: Source, unit: Unit)
         return Unreadable(
             unit.name, f"extract_text raises {type(error).__name__}: {error}", len(repr(example).encode())
         )
-    if isinstance(text, str | None):
-        return text
-    return Unreadable(unit.name, f"extract_text gives {type(text).__name__}, not text", len(repr(text).encode()))
+    if not isinstance(text, str | None):
+        return Unreadable(unit.name, f"extract_text gives {type(text).__name__}, not text", len(repr(text).encode()))
+    try:
+        return text, document_date(example, source.date_field)
+    except ValueError as error:
+        if text is None or splits.future_from is None:
+            return text, None
+        return Unreadable(unit.name, str(error), len(text.encode()))
 
 
 def read_until(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
