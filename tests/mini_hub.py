@@ -104,6 +104,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits up to 40 ms, for the client to confirm its headers
     spoiling: dict | None = None  # the fault that the next answer's body shall have
 
     def log_message(self, *arguments) -> None:
