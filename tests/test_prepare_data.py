@@ -3,26 +3,16 @@
 
 import gzip
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import zipfile
 from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
-from tiny_run import RECIPES, TinyRun, make_text, write_tiny_texts
+from tiny_run import TinyRun, make_text, write_tiny_texts
 
 import prepare_data
 from corpus.document_families import find_families
-from corpus.source_readers import Unreadable, list_units, read_unit, source_fingerprint
-from recipe_config import RecipeError, Source
-from run_folder import read_record
+from recipe_config import RecipeError
 
 
 SPLITS = ("train", "validation", "test")
@@ -112,41 +102,6 @@ def test_what_cannot_be_read_is_quarantined_with_its_place_and_reason_and_the_re
     assert found[4]["source"] == "web" and "cut.jsonl.gz: row" in found[4]["position"]
     assert found[4]["reason"].startswith("damaged or cut short") and len(found) == 5
     assert stats(run, "web")["documents_in"] > 31, "what came before the cut is read"
-
-
-def test_a_row_longer_than_the_bound_is_refused_and_reading_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("corpus.source_readers.MAX_ROW_BYTES", 100)
-    rows = [row("first"), row("x" * 1000), row("last")]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(b"\n".join(rows)))
-    (tmp_path / "c.txt").write_bytes(b"x" * 101)
-    source = Source(name="a", path=str(tmp_path))
-    found = [example for unit in list_units(source) for example in read_unit(source, unit)]
-    shown = [example.reason if isinstance(example, Unreadable) else example["text"] for example in found]
-    too_long = "longer than 100 bytes"
-    assert shown == ["first", too_long, "last", "first", too_long, "last", too_long]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "b.jsonl.zst", "c.parquet", "d.zip"])
-def test_a_truncated_file_is_unreadable_and_not_the_end_of_the_run(tmp_path, name):
-    lines = b"".join(row(make_text(seed)) + b"\n" for seed in range(20))
-    path = tmp_path / name
-    if name == "c.parquet":
-        pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines.splitlines()]), path)
-    elif name == "d.zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("rows.jsonl", lines)
-    else:
-        path.write_bytes(gzip.compress(lines) if name.endswith("gz") else zstandard.compress(lines))
-    content = bytearray(path.read_bytes())
-    if name == "d.zip":  # the index stands at the end: damage what it points at
-        content[200:220] = bytes(20)
-        path.write_bytes(content)
-    else:
-        path.write_bytes(content[: len(content) * 2 // 3])
-    source = Source(name="a", path=str(path))
-    found = list(read_unit(source, list_units(source)[0]))
-    assert isinstance(found[-1], Unreadable) and "damaged or cut short" in found[-1].reason
 
 
 def test_near_duplicates_are_dropped_and_different_documents_are_not(run):
@@ -291,39 +246,6 @@ def test_families_are_closed_under_containment():
     assert len({labels[0], labels[3], labels[4]}) == 3
 
 
-def test_one_worker_and_two_write_the_same_bytes_in_any_directory_and_hash_seed(run, tmp_path, monkeypatch):
-    prepare_data.main(run.argv("--data.near_duplicates={}"))
-    other = TinyRun(run.texts, tmp_path / "other")
-    arguments = other.argv("--data.near_duplicates={}", "--data.workers=2")
-    subprocess.run(
-        [sys.executable, RECIPES / "prepare_data.py", *arguments],
-        env=os.environ | {"PYTHONHASHSEED": "7", "LC_ALL": "C"},
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    records = [read_record(r.output_dir / "documents") for r in (run, other)]
-    assert records[0]["files"] == records[1]["files"] and len(records[0]["files"]) > 6
-
-
-def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(run, tmp_path):
-    prepare_data.main(run.argv("--data.near_duplicates={}"))
-    other = TinyRun(run.texts, tmp_path / "other")
-    arguments = other.argv("--data.near_duplicates={}")
-    command = [sys.executable, RECIPES / "prepare_data.py", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list(other.output_dir.glob(".documents.*/work/near/new")):
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (other.output_dir / "documents").exists()
-    prepare_data.main(arguments)
-    assert read_record(other.output_dir / "documents")["files"] == read_record(run.output_dir / "documents")["files"]
-    assert [path.name for path in other.output_dir.iterdir()] == ["documents"]
-
-
 def test_a_finished_stage_is_skipped_refused_when_its_source_changed_and_made_anew_when_asked(run, capsys):
     prepare_data.main(run.argv())
     prepare_data.main(run.argv("--data.workers=2"))
@@ -359,62 +281,3 @@ def test_a_limit_on_a_source_stops_reading_at_the_document_that_reaches_it(run):
     sizes = [len(make_text(seed).encode()) for seed in range(40)]
     expected = next(k for k in range(40) if sum(sizes[:k]) >= 10_000)
     assert stats(run, "law")["documents_in"] == expected
-
-
-def write_each_kind(folder) -> dict[str, bytes]:
-    """Write the same two rows in each format that is read; return format -> name."""
-    folder.mkdir()
-    rows = [{"text": "first", "n": 1}, {"text": "2024-01-01", "n": 2}]
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (folder / "a.jsonl").write_bytes(lines)
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    frames = [zstandard.compress(line + b"\n") for line in lines.splitlines()]
-    (folder / "c.jsonl.zst").write_bytes(b"".join(frames))
-    (folder / "d.json").write_text(json.dumps(rows))
-    (folder / "e.json").write_text(json.dumps({"one": rows[0], "two": rows[1]}))
-    pq.write_table(pa.Table.from_pylist(rows), folder / "f.parquet")
-    return folder
-
-
-def test_every_format_gives_the_same_rows_and_dates_stay_text(tmp_path):
-    source = Source(name="a", path=str(write_each_kind(tmp_path / "kinds")))
-    units = list_units(source)
-    assert len(units) == 6
-    for unit in units:
-        rows = list(read_unit(source, unit))
-        assert [(row["text"], row["n"]) for row in rows] == [("first", 1), ("2024-01-01", 2)], unit
-
-
-def test_files_inside_a_wheel_are_read_without_unpacking_it(tmp_path):
-    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
-        archive.writestr("p/texts/b.LICENSE", "second \N{SECTION SIGN}")
-        archive.writestr("p/texts/a.LICENSE", "first")
-        archive.writestr("p/code.py", "no text")
-    source = Source(name="a", path=str(tmp_path / "some.whl"), data_files="p/texts/*.LICENSE")
-    rows = [row for unit in list_units(source) for row in read_unit(source, unit)]
-    assert rows == [
-        {"text": "first", "path": "p/texts/a.LICENSE"},
-        {"text": "second \N{SECTION SIGN}", "path": "p/texts/b.LICENSE"},
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.whl"]
-
-
-def test_a_file_that_is_not_text_is_unreadable_with_its_position(tmp_path):
-    (tmp_path / "bad.txt").write_bytes(b"fine\xff")
-    (tmp_path / "bad.json").write_bytes(b"{")
-    source = Source(name="a", path=str(tmp_path))
-    found = [row for unit in list_units(source) for row in read_unit(source, unit)]
-    assert [(type(row), row.reason) for row in found] == [(Unreadable, "broken JSON"), (Unreadable, "not UTF-8")]
-    assert found[1].position.endswith("bad.txt: byte 4")
-
-
-def test_a_fingerprint_follows_content_not_time_or_place(tmp_path):
-    folder = tmp_path / "a"
-    write_each_kind(folder)
-    before = source_fingerprint(Source(name="a", path=str(folder)))
-    os.utime(folder / "a.jsonl", (1, 1))
-    assert source_fingerprint(Source(name="a", path=str(folder))) == before
-    shutil.move(folder, tmp_path / "b")
-    assert source_fingerprint(Source(name="a", path=str(tmp_path / "b"))) == before
-    (tmp_path / "b" / "a.jsonl").write_text('{"text": "other"}\n')
-    assert source_fingerprint(Source(name="a", path=str(tmp_path / "b"))) != before
