@@ -21,6 +21,7 @@ from pipeline_steps import be_killed, break_down, refuse, wait_for, write
 from slurm_stand_in import install
 from tiny_run import RECIPES, ROOT, TinyRun, write_tiny_texts
 
+import prepare_data
 from corpus import slurm_executor
 from corpus.pipeline_executor import TaskProgress, check_executor, run_pipeline
 from corpus.slurm_executor import SlurmExecutor
@@ -328,14 +329,14 @@ def test_a_scheduler_that_does_not_answer_for_a_while_changes_nothing(work, expe
 
 
 def test_prepare_started_as_a_script_gives_on_slurm_what_it_gives_here(slurm, tmp_path):
-    texts, found = tmp_path / "texts", []
+    texts = tmp_path / "texts"
     write_tiny_texts(texts)
-    sources = [{"name": "law", "path": str(texts / "law.jsonl")}]
-    for name, *settings in (["here"], ["there", "--data.executor=slurm", "--data.slurm={partition: cpu}"]):
-        run = TinyRun(texts, tmp_path / name)
-        arguments = run.argv(f"--data.sources={json.dumps(sources)}", *settings)
-        subprocess.run([sys.executable, RECIPES / "prepare_data.py", *arguments], check=True, capture_output=True)
-        found.append(read_record(run.output_dir / "documents")["files"])
+    sources = f"--data.sources={json.dumps([{'name': 'law', 'path': str(texts / 'law.jsonl')}])}"
+    here, there = TinyRun(texts, tmp_path / "here"), TinyRun(texts, tmp_path / "there")
+    prepare_data.main(here.argv(sources))
+    on_slurm = there.argv(sources, "--data.executor=slurm", "--data.slurm={partition: cpu}")
+    subprocess.run([sys.executable, RECIPES / "prepare_data.py", *on_slurm], check=True, capture_output=True)
+    found = [read_record(run.output_dir / "documents")["files"] for run in (here, there)]
     assert found[0] == found[1] and jobs(slurm) >= 5
 
 
@@ -413,3 +414,13 @@ def test_tasks_on_ray_end_with_the_process_that_started_them_and_a_rerun_does_th
     until(lambda: not any(map(is_running, workers)), seconds=20)
     work.run(section("ray"))
     assert work.files() == expected
+
+
+def test_prepare_and_tokenize_started_as_scripts_give_on_ray_what_they_give_here(tokenized_run, ray_address, tmp_path):
+    there = TinyRun(tokenized_run.texts, tmp_path / "there")
+    for stage in ("prepare_data", "train_tokenizer", "tokenize_corpus"):
+        command = [sys.executable, RECIPES / f"{stage}.py", *there.argv("--data.executor=ray")]
+        subprocess.run(command, check=True, capture_output=True)
+    for output in ("documents", "tokens"):
+        records = [read_record(run.output_dir / output) for run in (tokenized_run, there)]
+        assert records[0]["files"] == records[1]["files"], output
