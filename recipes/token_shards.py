@@ -43,7 +43,7 @@ def cut_at_lines(text: str) -> Iterator[str]:
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Return a document's tokens as int64, without any that the text does not hold."""
-    # A fourth faster than `encode`, which also notes where in the text each token stands; one piece, or it takes threads.
+    # A fourth faster than `encode`, which notes where in the text each token stands; of one piece, so without threads.
     found = [tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids for piece in cut_at_lines(text)]
     return np.concatenate([np.array(ids, dtype=np.int64) for ids in found])
 
