@@ -210,15 +210,16 @@ def write_eval_results(folder: Path) -> None:
     """
     results = read_if_there(folder / "results.json")
     for name, task in results["tasks"].items() if results else ():
-        if not task.get("dataset_path") or not task["metrics"]:
+        dataset = task.get("dataset") or {}  # path, name, revision; a local file has no revision
+        if not dataset.get("revision") or not task["metrics"]:
             continue
         metric, score = next(iter(task["metrics"].items()))
         few_shot = task.get("num_fewshot", 0)
         entry = EvalResultEntry(
-            dataset_id=task["dataset_path"],
-            task_id=task.get("dataset_name") or "default",
+            dataset_id=dataset["path"],
+            task_id=dataset["name"] or "default",
             value=score["value"],
-            dataset_revision=task.get("dataset_revision"),
+            dataset_revision=dataset["revision"],
             notes=f"lm-eval {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
         )
         (folder / ".eval_results").mkdir(exist_ok=True)

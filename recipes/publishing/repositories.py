@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which repositories a recipe publishes to, from which folders; and whether it may, asked before training starts."""
 
+import shutil
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from hub_transfer import Job, Limits, run_transfer
+from planning.model_shape import count_parameters
 from recipe_config import Recipe, RecipeError
 from run_folder import output_folder
 
 
+BYTES_PER_PARAMETER = 4  # weights are exported in fp32
 CHECK_LIMITS = Limits(request_seconds=20.0, first_wait_seconds=0.5, tries=3, total_seconds=90.0)
 
 
@@ -34,12 +39,29 @@ def check_repositories(recipe: Recipe) -> str:
 
     A Hub that cannot be reached is no reason not to train: a node of a cluster may have no network.
 
-    Raises: RecipeError: the token is missing, wrong or may not write; or a repository is not this run's to write to.
+    Raises: RecipeError: the token is missing, wrong or may not write; a repository is not this run's to write to; or
+        there is no room for the release.
     """
+    refuse_full_disk(recipe)
     result = run_transfer("check", list_jobs(recipe), CHECK_LIMITS)
     if result.get("unreachable"):
         return f"publish: note: {result['failed']}; what is made can be uploaded later, from where there is a network"
     if "failed" in result:
         raise RecipeError(result["failed"])
     ready = ", ".join(done["repo_id"] for done in result["done"])
-    return f"publish: {result['done'][0]['user']} may publish to {ready}"
+    return f"publish: {result['done'][0]['user']} may publish to {ready} at {constants.ENDPOINT}"
+
+
+def refuse_full_disk(recipe: Recipe) -> None:
+    """Raises: RecipeError: there is no room for the release beside the model that is not there yet."""
+    if recipe.model.hidden_size is None or (output_folder(recipe, "pretrain") / "config.json").exists():
+        return  # of a model that training goes on from, nothing is known here
+    needed_bytes = 2 * BYTES_PER_PARAMETER * count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"]
+    run = Path(recipe.run.output_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(run).free
+    if free_bytes < needed_bytes:
+        raise RecipeError(
+            f"run.output_dir={run}: the model and its release take {needed_bytes / 1e9:.1f} GB, "
+            f"{free_bytes / 1e9:.1f} GB are free; make room there or set another folder"
+        )
