@@ -426,10 +426,12 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
                     for number in decision.steps
                     for piece in documents_of_step(mixture, sequences_per_step, number)
                 ]
+                before = [path for number, path in list_checkpoints(run / "checkpoints") if number < decision.steps[0]]
                 raise FloatingPointError(
-                    f"{decision.reason}; the weights are those of the last step that was taken. The documents of the "
-                    f"steps: {', '.join(dict.fromkeys(documents))}. Lower training.learning_rate, or pass over them "
-                    "with data.skip."
+                    f"{decision.reason}; the documents of the steps: {', '.join(dict.fromkeys(documents))}. Pass over "
+                    f"them with --data.skip.steps=[[{decision.steps[0]}, {decision.steps[-1]}]] and "
+                    f"{f'--run.resume={before[0]}' if before else '--overwrite'}, or start again with a lower "
+                    "training.learning_rate."
                 )
         return None
 

@@ -3,7 +3,7 @@
 
 A step is judged on the device, before the optimizer steps, by the loss over all processes and the gradient's norm, so
 that all processes judge alike and none waits for its device. A spike is more than `max_sigmas` standard deviations
-above the mean of the last `window_steps`, as in OLMo-core's SkipStepOptimizer. The host reads a verdict one step
+above the mean of the last `window_steps`, after OLMo-core's SkipStepOptimizer. The host reads a verdict one step
 later, counts, and decides what the policy in the recipe says: go on, go back to an earlier checkpoint and pass over
 the data around the spikes (PaLM, https://huggingface.co/papers/2204.02311, section 5.1), or stop. All of it is a
 function of the steps before, so a run that is resumed decides as it would have.
@@ -79,11 +79,12 @@ class StabilityMonitor:
             values = torch.where(seen[:, None], self.window, 0.0)
             mean = values.sum(0) / count
             deviation = (torch.where(seen[:, None], values - mean, 0.0).square().sum(0) / (count - 1)).sqrt()
-            spike = (now > mean + self.settings.max_sigmas * deviation).any() & (2 * count >= len(self.window))
-            ok = finite & ~spike
-            # A spike goes into the window too: where losses stay high, as after a change of the data, that is the new
-            # normal after a while.
-            moved = torch.cat([self.window[1:], now[None]])
+            enough = 2 * count >= len(self.window)
+            highest = torch.where(enough, mean + self.settings.max_sigmas * deviation, math.inf)
+            ok = finite & ~(now > highest).any()
+            # A spike goes into the window too, as high as is normal: a level that stays, as after new data does,
+            # is the new normal after a while, and a single step does not hide the next.
+            moved = torch.cat([self.window[1:], torch.minimum(now, highest)[None]])
             self.window = torch.where(finite, moved, self.window)
         verdict = torch.cat([torch.stack([ok, finite]).double(), now])
         copied = verdict.to("cpu", non_blocking=True)
