@@ -49,21 +49,22 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         seen["alive"].append((units > DEAD_UNIT * units.square().mean().sqrt()).float().mean())
 
     def watch_logits(module, _, output) -> None:
-        seen["logits"].append(torch.stack([rms(output), output.float().abs().max()]))
+        logits = torch.nn.functional.linear(output, language_model.lm_head.weight.to(output.dtype))
+        seen["logits"].append(torch.stack([rms(logits), logits.float().abs().max()]))
 
     def watch_hidden(module, _, output) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         seen["hidden"].append(rms(hidden))
 
     layers = language_model.model.layers
-    hooks = [language_model.lm_head.register_forward_hook(watch_logits)]
+    hooks = [language_model.model.norm.register_forward_hook(watch_logits)]  # the loss never holds them all
     for layer in layers:
         hooks.append(layer.self_attn.register_forward_hook(watch_attention))
         hooks.append(layer.mlp.down_proj.register_forward_pre_hook(watch_units))
         hooks.append(layer.register_forward_hook(watch_hidden))
     model.eval()
     try:
-        with eager(whole):
+        with eager(language_model):
             model(input_ids, position_ids, labels)
     finally:
         model.train()
@@ -92,15 +93,16 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
 
 
 @contextmanager
-def eager(whole: nn.Module) -> Iterator[None]:
+def eager(language_model: nn.Module) -> Iterator[None]:
     """Have a model compute uncompiled and with attention weights that can be looked at."""
-    config, compute = whole.language_model.config, whole.compute
+    config = language_model.config
     attention = config._attn_implementation
-    whole.compute, config._attn_implementation = whole._compute, "eager"
+    config._attn_implementation = "eager"
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
-        whole.compute, config._attn_implementation = compute, attention
+        config._attn_implementation = attention
 
 
 def rms(tensor: Tensor) -> Tensor:

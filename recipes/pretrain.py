@@ -32,12 +32,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import is_flash_attn_2_available
 
 from checkpointing import (
     Checkpoints,
@@ -52,6 +54,7 @@ from checkpointing import (
     restore_tensors,
 )
 from chronicle import Chronicle
+from chunked_loss import chunked_loss
 from document_ledger import documents_of_step
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
 from model_probe import PROBE_SEQUENCES, PROBE_TOKENS, find_warnings, probe
@@ -95,33 +98,55 @@ from training_record import (
 from training_stability import Decision, StabilityMonitor, in_rollback, step_where
 
 
+# Each process holds a part of every weight.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 class SummedLoss(nn.Module):
     """The module that is trained: a causal language model and its loss in one forward pass.
 
     Accelerate wraps the module it prepares; calling parts of a wrapped model skips DDP's gradient average without an
     error and fails under FSDP2, so the loss is computed in here.
+
+    Args:
+        language_model: with weights.
+        compiled: by torch.compile: the layers in one graph, or with `by_layer` in one each, as FSDP2 needs it, which
+            fetches weights between them; and the loss.
+        document_masking: documents do not see each other; see read_borders.
+        z_loss: see chunked_loss.
     """
 
-    def __init__(self, language_model: LlamaForCausalLM, compiled: bool):
+    def __init__(
+        self,
+        language_model: LlamaForCausalLM,
+        compiled: bool,
+        *,
+        by_layer: bool = False,
+        document_masking: bool = True,
+        z_loss: float = 0.0,
+    ):
         super().__init__()
-        self.language_model = language_model
-        self.compute = torch.compile(self._compute) if compiled else self._compute
+        self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
+        self.document_masking = document_masking
+        body = language_model.model
+        for module in (body.layers if by_layer else [body]) if compiled else []:
+            module.compile(dynamic=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the token losses (nats) over all labels that are not IGNORED_LABEL.
+        """Return two sums over all labels that are not IGNORED_LABEL: what is minimised, and its nats.
 
         Args: three int64 tensors (batch_size, sequence_length); labels are the tokens that follow, not shifted again.
         """
-        return self.compute(input_ids, position_ids, labels)
-
-    def _compute(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+        if self.language_model.config._attn_implementation == "flash_attention_2":
+            # It finds the borders of documents in a single row only; each row begins at position 0, so stays apart.
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
         # Without a cache and without an attention mask, transformers reads the borders of the documents off
         # position_ids; with either, documents would see each other.
         hidden = self.language_model.model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
+            input_ids=input_ids, position_ids=position_ids if self.document_masking else None, use_cache=False
         ).last_hidden_state  # (batch_size, sequence_length, hidden_size)
-        logits = self.language_model.lm_head(hidden).float()  # (batch_size, sequence_length, vocab_size)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+        weight = self.language_model.lm_head.weight
+        return torch.stack(chunked_loss(hidden.flatten(0, 1), weight, labels.flatten(), self.z_loss, self.compiled))
 
 
 def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
@@ -145,6 +170,24 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
     return model
+
+
+def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:
+    """Set the attention function of training.attn_implementation.
+
+    Raises: RecipeError: it does not run here, with what does.
+    """
+    wanted, device = training.attn_implementation, accelerator.device.type
+    if wanted != "sdpa" and device == "cpu":
+        raise RecipeError(f"training.attn_implementation={wanted} needs a GPU and this is {device}; use sdpa")
+    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
+        raise RecipeError("training.attn_implementation=flash_attention_2 needs: pip install flash-attn; or use sdpa")
+    if wanted == "sdpa" and not training.document_masking:
+        # Under torch.compile transformers builds the mask of the borders whether there are any or not. For a function
+        # that it knows no mask of, it makes none, and SDPA's causal kernel skips the half above the diagonal.
+        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
+        wanted = "sdpa_causal"
+    model.set_attn_implementation(wanted)
 
 
 def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
@@ -247,7 +290,7 @@ def evaluate(
             padded = F.pad(input_ids, (0, 0, 0, missing), value=text.eos_token_id)
             labels = F.pad(torch.from_numpy(labels), (0, 0, 0, missing), value=IGNORED_LABEL)
             positions = torch.from_numpy(document_positions(padded.numpy(), text.eos_token_id))
-            nats += model(*(tensor.to(accelerator.device) for tensor in (padded, positions, labels))).double()
+            nats += model(*(tensor.to(accelerator.device) for tensor in (padded, positions, labels)))[1].double()
         total_nats = accelerator.reduce(nats).item()
         metrics[f"eval/loss/{name}"] = total_nats / int((text.labels != IGNORED_LABEL).sum())
         metrics[f"eval/bits_per_byte/{name}"] = total_nats / math.log(2) / text.num_bytes
@@ -295,7 +338,16 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     set_seed(recipe.run.seed)
     language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
     parameters = count_parameters(language_model)
-    model = SummedLoss(language_model, compiled=training.torch_compile and not missing)
+    choose_attention(language_model, training, accelerator)
+    if training.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = SummedLoss(
+        language_model,
+        compiled=training.torch_compile and not missing,
+        by_layer=accelerator.distributed_type in SHARDED,
+        document_masking=training.document_masking,
+        z_loss=training.z_loss,
+    )
     optimizers = build_optimizers(model, training)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
@@ -487,9 +539,9 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             # Gradients are averaged over processes once a step, not once a micro-step.
             last = micro_step == gradient_accumulation_steps - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                nats = model(**batch)
+                minimised, nats = model(**batch).unbind()
                 # Every token of the step weighs the same. DDP averages over processes, hence the factor.
-                accelerator.backward(nats * (num_processes / training.tokens_per_step))
+                accelerator.backward(minimised * (num_processes / training.tokens_per_step))
             step_nats += nats.detach()
         logged_seen.add_(seen)
         step_loss = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step

@@ -463,6 +463,17 @@ class Training(Section):
     """AdamW's epsilon."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients longer than this are scaled down to it."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared log-sum-exp of the logits in what is minimised, such as 1e-4; keeps logits from drifting.
+    The logged loss is without it."""
+    document_masking: bool = True
+    """Documents in one sequence do not see each other. false: they do, which is faster with sdpa."""
+    attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+    """sdpa everywhere; on GPUs flash_attention_2 (package flash-attn) or flex_attention skip what the borders of
+    documents mask."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer only and compute the rest again in the backward pass: a third more work for a
+    fraction of the memory."""
     torch_compile: bool = True
     """Compile the forward and backward pass; without a C++ compiler it is left off with a note."""
     logging_steps: Positive = 10

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output projection and the loss, some rows at a time, so that the logits of a batch are never held.
+
+A vocabulary of 131,072 on 8 sequences of 2,048 tokens is 2.1e9 logits: 4 GB in bf16, with the softmax and its gradient
+in fp32 some 20 GB. Here a chunk of rows is projected, scored and turned into its gradient at once, in one compiled
+function that serves all chunks; what is kept for the backward pass is the gradient with respect to the hidden states
+and the weight. So nothing is projected twice, as it is where chunks are recomputed in the backward pass (Liger's
+kernel does the same, https://huggingface.co/papers/2410.10989, section 3.2).
+
+`F.linear_cross_entropy` of torch 2.13 is no replacement: without `options` it is the plain projection, with them it
+leaves the compiled graph, and it gives no log-sum-exp.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from token_mixture import IGNORED_LABEL
+
+
+LOGITS_PER_CHUNK = 1 << 25  # 64 MiB in bf16
+LEAST_ROWS = 512  # with fewer, adding up the weight's gradient costs more than the products
+
+
+def chunked_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0, compiled: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of all labels that are not IGNORED_LABEL.
+
+    Args:
+        hidden: (num_tokens, hidden_size).
+        weight: (vocab_size, hidden_size), of the output projection.
+        labels: int64, (num_tokens,).
+        z_loss: coefficient of the squared log-sum-exp (PaLM, https://huggingface.co/papers/2204.02311, section 5).
+        compiled: by torch.compile, the chunk's function.
+
+    Returns:
+        What is differentiated, nats + z_loss * log-sum-exp squared; and the nats alone. Both fp32, 0-dim.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if not torch.is_grad_enabled():
+        with torch.autocast(device, enabled=False):
+            nats, squares = over_chunks(hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, None, None)
+        return nats + z_loss * squares, nats
+    return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, dtype)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The gradient is made in the forward pass; the backward pass only scales it."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, z_loss, compiled, dtype):
+        hidden_gradient = torch.empty_like(hidden, dtype=dtype) if ctx.needs_input_grad[0] else None
+        # Added up in fp32 whatever the products are in.
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            nats, squares = over_chunks(
+                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, hidden_gradient, weight_gradient
+            )
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.mark_non_differentiable(nats)
+        return nats + z_loss * squares, nats
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        gradients = [
+            None if gradient is None else (gradient.to(dtype) * upstream.to(dtype))
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None, None, None
+
+
+def over_chunks(hidden, weight, labels, z_loss, compiled, hidden_gradient, weight_gradient) -> tuple[Tensor, Tensor]:
+    """Return the sums of nats and of squared log-sum-exps; write the gradient of `hidden` and add that of `weight`."""
+    num_rows, vocab_size = len(hidden), len(weight)
+    num_chunks = -(-num_rows // max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
+    rows = -(-num_rows // num_chunks)  # as even as can be: one shape, one graph
+    function = compiled_chunk if compiled else chunk_loss
+    nats = squares = torch.zeros((), device=hidden.device)
+    for start in range(0, num_rows, rows):
+        part = slice(start, start + rows)
+        more_nats, more_squares, gradient = function(
+            hidden[part], weight, labels[part], z_loss, hidden_gradient is not None, weight_gradient
+        )
+        nats, squares = nats + more_nats, squares + more_squares
+        if hidden_gradient is not None:
+            hidden_gradient[part] = gradient
+    return nats, squares
+
+
+def chunk_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, with_gradient: bool, weight_gradient: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return sums of nats and squared log-sum-exps of some rows, and the gradient of `hidden`; add `weight`'s up."""
+    logits = F.linear(hidden, weight).float()  # (rows, vocab_size)
+    log_sum_exp = logits.logsumexp(-1)
+    scored = labels != IGNORED_LABEL
+    of_label = logits.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
+    nats = torch.where(scored, log_sum_exp - of_label, 0.0).sum()
+    squares = torch.where(scored, log_sum_exp.square(), 0.0).sum()
+    hidden_gradient = None
+    if with_gradient or weight_gradient is not None:
+        # d nats = softmax - one-hot;  d log_sum_exp ** 2 = 2 log_sum_exp softmax.
+        slope = (logits - log_sum_exp[:, None]).exp() * (1 + 2 * z_loss * log_sum_exp)[:, None]
+        is_label = torch.arange(len(weight), device=labels.device) == labels[:, None]
+        slope = torch.where(scored[:, None], slope - is_label.float(), 0.0).to(hidden.dtype)
+        if with_gradient:
+            hidden_gradient = slope @ weight
+        if weight_gradient is not None:
+            weight_gradient.add_(slope.T @ hidden)
+    return nats, squares, hidden_gradient
+
+
+compiled_chunk = torch.compile(chunk_loss, dynamic=False)
