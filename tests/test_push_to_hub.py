@@ -163,6 +163,7 @@ def write_run(run: Path) -> None:
         for split in ("train", "validation", "test"):
             (run / "documents" / split / name).mkdir(parents=True)
             write_documents(rows, 0, 1, run / "documents" / split / name)
+    (run / "tokenizer" / "README.md").write_text("---\nlicense: mit\n---\n# A tokenizer\n")
     for path in (run / "model").glob("tokenizer*.json"):
         shutil.copyfile(path, run / "tokenizer" / path.name)
     (run / "figures").mkdir()
@@ -456,7 +457,7 @@ def test_the_release_holds_the_allowed_files_and_their_hashes(release):
     model = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     records = ["data_stats.json", "tokenizer_report.json", "training.json", "metrics.jsonl", "results.json"]
     expected = {*model, *records, "README.md", "recipe.yaml", "report.html", "figures/bits_per_byte.png"}
-    expected |= {"data_card.md", "decontamination.json", "data.py", "NOTICE.md"}
+    expected |= {"data_card.md", "decontamination.json", "data.py", "NOTICE.md", "tokenizer_card.md"}
     files = read(release / "manifest.json")["files"]
     assert files.keys() == expected
     assert all(file["sha256"] == file_sha256(release / name) for name, file in files.items())

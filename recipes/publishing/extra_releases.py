@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from card_text import render_card
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.personal_data import Redactor
 from publishing.notice import write_notice
@@ -43,19 +42,9 @@ def build_tokenizer_release(recipe: Recipe) -> None:
     with new_folder(recipe, "release_tokenizer") as folder:
         for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
             copy_recorded(stage / name, folder / name, recorded)
-        report, card = stage / "report.json", stage / "README.md"
-        write_relative(report, folder / "tokenizer_report.json", recorded)
+        write_relative(stage / "report.json", folder / "tokenizer_report.json", recorded)
+        write_relative(stage / "README.md", folder / "README.md", recorded)
         shown = Recipe.model_validate(without_home(recipe.model_dump()))
-        if card in recorded:
-            write_relative(card, folder / "README.md", recorded)
-        else:
-            text = render_card(
-                Path(__file__).with_name("tokenizer_only.md"),
-                {"license": recipe.hub.license, "language": recipe.hub.language, "library_name": "transformers"},
-                recipe=shown,
-                report=read_if_there(report),
-            )
-            (folder / "README.md").write_text(text, encoding="utf-8")
         write_terms(shown, recipe, folder)
         seal(recipe, folder)
 
