@@ -27,8 +27,8 @@ from publishing.release_files import (
     seal,
     without_home,
 )
-from recipe_config import Recipe, RecipeError
-from run_folder import discard, file_sha256, require, sync
+from recipe_config import Recipe
+from run_folder import discard, require, sync
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -41,9 +41,9 @@ def build_tokenizer_release(recipe: Recipe) -> None:
     recorded = recorded_files(stage)
     with new_folder(recipe, "release_tokenizer") as folder:
         for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
-            copy_recorded(stage / name, folder / name, recorded)
-        write_relative(stage / "report.json", folder / "tokenizer_report.json", recorded)
-        write_relative(stage / "README.md", folder / "README.md", recorded)
+            shutil.copyfile(stage / name, folder / name)
+        write_relative(stage / "report.json", folder / "tokenizer_report.json")
+        write_relative(stage / "README.md", folder / "README.md")
         shown = Recipe.model_validate(without_home(recipe.model_dump()))
         write_terms(shown, recipe, folder)
         seal(recipe, folder)
@@ -64,9 +64,9 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         names = {"stats.json": "stats.json" if published else "data_stats.json"}
         names |= {"decontamination.json": "decontamination.json"} if (stage / "decontamination.json").exists() else {}
         for name, new_name in names.items():
-            write_relative(stage / name, folder / new_name, recorded)
+            write_relative(stage / name, folder / new_name)
         for path in sorted(path for path in recorded if path.suffix == ".parquet" and path.parent.name in published):
-            copy_text(recipe, path, folder / path.relative_to(stage), recorded)
+            copy_text(recipe, path, folder / path.relative_to(stage))
         card = render_data_card(
             shown,
             stats,
@@ -95,7 +95,7 @@ def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
     return f"personal data was found in it and left: {', '.join(left)}" if left else None
 
 
-def copy_text(recipe: Recipe, path: Path, target: Path, recorded: dict[Path, str]) -> None:
+def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
     """Put a file of documents into the release, after a look at every document for secrets."""
     for batch in pq.ParquetFile(path).iter_batches(SCANNED_ROWS, columns=["id", "text"]):
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
@@ -105,23 +105,11 @@ def copy_text(recipe: Recipe, path: Path, target: Path, recorded: dict[Path, str
         os.link(path, target)  # the same file once more: text may be large
     except OSError:
         shutil.copyfile(path, target)
-    refuse_changed(path, target, recorded)
 
 
-def copy_recorded(path: Path, target: Path, recorded: dict[Path, str]) -> None:
-    shutil.copyfile(path, target)
-    refuse_changed(path, target, recorded)
-
-
-def write_relative(path: Path, target: Path, recorded: dict[Path, str]) -> None:
+def write_relative(path: Path, target: Path) -> None:
     """Copy a text file without the paths of this machine."""
-    refuse_changed(path, path, recorded)
     target.write_text(relative_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def refuse_changed(path: Path, copy: Path, recorded: dict[Path, str]) -> None:
-    if path.is_symlink() or recorded.get(path) != file_sha256(copy):
-        raise RecipeError(f"{path} is not the file that its stage wrote; run that stage again with --overwrite")
 
 
 def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:

@@ -85,8 +85,8 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
             problems.append(f"{path} does not belong to a release; move it away")
         elif not path.is_file():
             problems.append(f"{path} is missing; run the stage that writes it again")
-        elif folder and recorded.get(path) != file_sha256(path):
-            problems.append(f"{path} is not the file that its stage wrote; run that stage again with --overwrite")
+        elif folder and path not in recorded:
+            problems.append(f"{path} was not written by its stage; move it away, or run that stage again")
     files = {name: run / relative for relative, name in names.items()}
     for key, name, path in (
         ("data.extract_text", "data.py", recipe.data.extract_text),
