@@ -565,6 +565,33 @@ class Plan(Section):
             yield "price_per_device_hour", "missing; plan.money needs the price of an hour of one device"
 
 
+class Vocabulary(Section):
+    """What choose_vocabulary.py compares, to choose tokenizer.vocab_size by. No other stage reads it."""
+
+    sizes: Annotated[list[Annotated[Int, Field(ge=257)]], Field(min_length=2)] = [
+        2048,
+        4096,
+        8192,
+        16_384,
+        32_768,
+        65_536,
+    ]
+    """Sizes that a tokenizer is trained with and measured; BloombergGPT tried 25,000 to 550,000."""
+    trained_sizes: list[Annotated[Int, Field(ge=257)]] | None = None
+    """Sizes that small models are trained with, at equal FLOPs; []: none. None: the one that the vocabulary law finds
+    best for the small model, at least 512, four times and sixteen times it."""
+    flops: PositiveFloat = 3e12
+    """What each of these models is trained with."""
+    model: Model = Model(
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    """Shape of the small model."""
+
+
 class Evaluation(Section):
     """What eval/run_eval.py scores at the end."""
 
@@ -631,6 +658,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
     plan: Plan = Plan()
+    vocabulary: Vocabulary = Vocabulary()
 
     def problems(self):
         training = self.training

@@ -366,6 +366,13 @@ def test_time_is_near_linear_in_one_word_without_end(unit, tmp_path):
     assert all(after < 10 * max(before, 0.05) for before, after in zip(small, large, strict=True))
 
 
+@pytest.mark.long
+def test_a_word_of_5_megabytes_is_trained_on_and_comes_back():
+    word = "".join(random.Random(0).choices("abcdefghij", k=5_000_000))
+    tokenizer = train_bpe(cut_pieces([word, *TEXTS]), "gpt4", 300)
+    assert tokenizer.decode(tokenizer.encode(word).ids) == word
+
+
 def test_a_lattice_of_improbable_bytes_does_not_leave_the_range_of_floats(tmp_path):
     text = "the court of the court " * 2000 + "".join(map(chr, range(0x4E00, 0x4F00)))
     tokenizer = unigram([text], tmp_path / "a", "multiword", 300, pad=True)
