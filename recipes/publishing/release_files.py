@@ -213,7 +213,8 @@ def write_eval_results(folder: Path) -> None:
         dataset = task.get("dataset") or {}  # path, name, revision; a local file has no revision
         if not dataset.get("revision") or not task["metrics"]:
             continue
-        metric, score = next(iter(task["metrics"].items()))
+        metric = task.get("score") or next(iter(task["metrics"]))
+        score = task["metrics"][metric]
         few_shot = task.get("num_fewshot", 0)
         entry = EvalResultEntry(
             dataset_id=dataset["path"],
