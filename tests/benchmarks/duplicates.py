@@ -33,7 +33,7 @@ from corpus.document_families import WORD
 from corpus.document_files import document_id
 from corpus.near_duplicates import RECORD, MinHash, choose_documents, find_near_duplicates, pair_documents
 from corpus.repeated_passages import find_repeated_passages, summarise
-from recipe_config import NearDuplicates, RepeatedPassages, Source
+from recipe_config import NearDuplicates, RepeatedPassages
 
 
 TASKS = 8
@@ -87,7 +87,7 @@ def measure_speed(documents: list[Document], folder: Path) -> None:
     total_bytes = sum(len(one.text.encode()) for one in documents)
     print(f"{len(documents):,} documents, {total_bytes / 1e6:.1f} MB")
     start = [partial(give, everything=documents)]
-    sources = [Source(name=name, path=name) for name in sorted({one.metadata["source"] for one in documents})]
+    sources = sorted({one.metadata["source"] for one in documents})
     logger.disable("datatrove")
     theirs = MinhashDedupSignature(str(folder / "theirs"), language=Words())
     run_timed("datatrove's signatures", [*start, theirs], 1, total_bytes)
@@ -106,9 +106,8 @@ def measure_passages(documents: list[Document], folder: Path) -> None:
         own = [one for one in documents if one.metadata["source"] == source]
         total_bytes = sum(len(one.text.encode()) for one in own)
         start = [partial(give, everything=own)]
-        sources = [Source(name=source, path=source)]
         counts = folder / source / "counts"
-        near = find_near_duplicates(run_quietly, start, folder / source, counts, NearDuplicates(), sources, [])
+        near = find_near_duplicates(run_quietly, start, folder / source, counts, NearDuplicates(), [source], [])
         for limit in (5, 10, 50):
             passages, work = RepeatedPassages(min_documents=limit), folder / source / str(limit)
             cut = find_repeated_passages(run_quietly, [*start, *near], work, counts, passages, 200)
