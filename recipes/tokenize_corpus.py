@@ -12,11 +12,10 @@ A shard is `<|endoftext|>`, then each document followed by `<|endoftext|>`. One 
 the next: it is what the last token of a document predicts, and what the first token of the next is predicted from.
 """
 
+import json
 from functools import partial
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from corpus.pipeline_executor import check_executor, run_pipeline
 from recipe_config import Recipe
@@ -41,11 +40,8 @@ def tokenize(recipe: Recipe) -> dict:
                 parquet = sorted((documents / split / source.name).glob("*.parquet"))
                 shards = [output / source.name / f"{split}-{number:05d}.ds" for number in range(len(parquet))]
                 files += zip(parquet, shards, strict=True)
-        total_bytes = sum(
-            pc.sum(pc.binary_length(batch["text"])).as_py() or 0
-            for file, _ in files
-            for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=1024)
-        )
+        stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
+        total_bytes = sum(source["kept"][split]["bytes"] for source in stats.values() for split in SPLITS)
         logs = output / "logs"
         write = partial(write_shard, files=files, tokenizer_folder=tokenizer_folder, notes=logs / "progress")
         run_pipeline([write], len(files), recipe.data, logs, "tokenize", total_bytes)

@@ -11,9 +11,9 @@ py3langid counts byte sequences that are typical of 139 languages; its model com
 downloaded. It takes all of them for equally likely, so that lists of drugs or citations and Latin phrases, which are
 like no language much, would be lost: here the languages to keep are taken to be as likely as all others together.
 
-It reads about 1 MB/s, so of a longer text four excerpts are read; a foreign title, quotation or table then decides
-less, too. Numbers and punctuation, in which tables and citations are rich, are left out, and capitals are made small
-where they prevail, as the model knows few words in capitals.
+It is slow, so of a longer text four excerpts are read; a foreign title, quotation or table then decides less, too.
+Numbers and punctuation, in which tables and citations are rich, are left out, and capitals are made small where they
+prevail, as the model knows few words in capitals.
 """
 
 import re

@@ -12,14 +12,14 @@ Words are the same in any case and with or without accents; a text shorter than 
 
 datatrove has these steps too, and here they are done over for three reasons. It takes every number for the same, and
 so drops a quarter of a collection of fact sheets, whose figures are what they say. Of a cluster an arbitrary document
-stays. Its signatures take three to four times as long, even with words by regular expression (most of it goes into
+stays. Its signatures take three times as long, even with words by regular expression (most of it goes into
 accents, character by character, and a remainder after each of 112 products an n-gram), hold 112 numbers for each word
 of a document at once (14 GB for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8 bytes
 a bucket, and 42 with what decides which one stays.
 
 At 1 TB of documents of 6 kB, 170 million: 26 GB of disk; each bucket's task sorts them in about 5 GB of memory. The
 clusters are found by one task, which holds about 250 bytes for each document that is in one, 14 GB if a third are,
-and takes about ten minutes. All else is some MB a task, whatever the length of a document.
+and takes some minutes. All else is some MB a task, whatever the length of a document.
 """
 
 import unicodedata
