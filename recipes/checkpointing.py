@@ -490,6 +490,8 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
             parameter, _, key = name.rpartition(".")
             keys.setdefault(parameter, []).append(key)
         for name, parameter in model.named_parameters():
+            if parameter not in owners:  # not trained
+                continue
             state = {}
             for key in keys.get(plain_name(name), []):
                 stored_name = f"{plain_name(name)}.{key}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 4: pretrain a Llama-style model from scratch on the mixture, on one or many devices.
+"""Stage 4: pretrain a Llama-style model on the mixture, from scratch or going on, on one or many devices.
 
 In:   <run.output_dir>/tokens/ and tokenizer/, model.* and training.* of the recipe.
 Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, training.json,
@@ -55,6 +55,7 @@ from checkpointing import (
 )
 from chronicle import Chronicle
 from chunked_loss import chunked_loss
+from continued_model import load_model, merge_adapters, with_shape_of
 from document_ledger import documents_of_step
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
 from model_probe import PROBE_SEQUENCES, PROBE_TOKENS, find_warnings, probe
@@ -191,10 +192,11 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
 
 
 def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
-    """Count parameters: in all, in the input embedding (the projection too when tied), and the rest."""
+    """Count parameters: in all, in the input embedding (the projection too when tied), the rest, and the trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
-    return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"total": total, "embedding": embedding, "non_embedding": total - embedding, "trained": trained}
 
 
 def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
@@ -336,7 +338,11 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
 
     # The model, the same on every process and every number of them.
     set_seed(recipe.run.seed)
-    language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+    if recipe.model.from_pretrained is None:
+        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+    else:
+        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
+        recipe.model = with_shape_of(recipe.model, language_model.config)
     parameters = count_parameters(language_model)
     choose_attention(language_model, training, accelerator)
     if training.gradient_checkpointing:
@@ -665,6 +671,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         write_json(run / "training.json", summary)
         with new_output(recipe, "pretrain") as output:
             export = accelerator.unwrap_model(model).language_model
+            merge_adapters(export)
             export.save_pretrained(output)
             tokenizer.save_pretrained(output)
     chronicle.note("finish", state["step"], f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s")

@@ -351,6 +351,10 @@ class Tokenizer(Section):
     """Domain terms, one a line, of which the report says how many stay whole. None: terms.txt beside data.py."""
     compare_with: list[str] = []
     """Other tokenizers to measure on the same held-out text: Hub id (org/name or org/name@commit), folder or file."""
+    from_pretrained: str | None = None
+    """Hub id or folder of a byte-level tokenizer to take as it is. None: model.from_pretrained's, or a new one."""
+    extend_by: Positive | None = None
+    """Entries to add to the tokenizer that is taken, those that shorten the text of the recipe most. None: none."""
 
     def problems(self):
         fixed = 256 + len(self.special_tokens) + self.num_reserved_tokens
@@ -361,16 +365,43 @@ class Tokenizer(Section):
             )
 
 
-class Model(Section):
-    """LlamaConfig's fields. vocab_size is the tokenizer's, max_position_embeddings is training.sequence_length."""
+class Lora(Section):
+    """Low-rank adapters (peft): weights stay, and beside each target the product of two thin matrices is trained."""
 
-    hidden_size: Positive
+    rank: Positive = 16
+    """Rows of the thin matrices."""
+    alpha: PositiveFloat | None = None
+    """The product counts alpha / rank. None: twice the rank."""
+    targets: Annotated[list[str], Field(min_length=1)] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    """Projections of every layer that get adapters."""
+
+
+class Model(Section):
+    """LlamaConfig's fields, or a model to go on from. vocab_size is the tokenizer's, max_position_embeddings is
+    training.sequence_length."""
+
+    from_pretrained: str | None = None
+    """Hub id or folder of a Llama model to go on from, with its tokenizer. Its shape is taken, and what the recipe
+    says of the shape is not read. None: from scratch."""
+    revision: str | None = None
+    """Commit of a Hub model, 40 hex digits. None: the head."""
+    lora: Lora | None = None
+    """With from_pretrained: train adapters only; model/ has them merged. None: train every weight."""
+    hidden_size: Positive | None = None
     """Width."""
-    intermediate_size: Positive
+    intermediate_size: Positive | None = None
     """Width of the feed-forward layer, about 8/3 of hidden_size."""
-    num_hidden_layers: Positive
+    num_hidden_layers: Positive | None = None
     """Depth."""
-    num_attention_heads: Positive
+    num_attention_heads: Positive | None = None
     """Query heads."""
     num_key_value_heads: Positive | None = None
     """Key and value heads; fewer than the query heads is grouped-query attention. None: as many."""
@@ -388,6 +419,17 @@ class Model(Section):
     """Use one matrix for the input embedding and the output projection."""
 
     def problems(self):
+        if self.from_pretrained is not None:
+            return  # what is wrong with it is found where it is loaded
+        shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        missing = [name for name in shape if getattr(self, name) is None]
+        for name in missing:
+            yield name, f"missing; it says: {type(self).model_fields[name].description} Or set model.from_pretrained"
+        for name in ("lora", "revision"):
+            if getattr(self, name) is not None:
+                yield name, "there is nothing it could apply to; set model.from_pretrained"
+        if missing:
+            return
         heads, key_value_heads = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.head_dim is None and self.hidden_size % heads:
             yield "hidden_size", f"{self.hidden_size} is not divisible by num_attention_heads={heads}; set head_dim"
@@ -667,6 +709,10 @@ class Recipe(Section):
                 "hub.revision_steps",
                 f"{self.hub.revision_steps} is not a multiple of training.save_steps={training.save_steps}",
             )
+        if self.tokenizer.extend_by is not None and self.model.from_pretrained is None:
+            yield "tokenizer.extend_by", "there is no tokenizer to extend; set model.from_pretrained"
+        if self.model.lora is not None and training.optimizer == "muon":
+            yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
         if self.data.fit_to_corpus:
             return  # then training is fitted, not refused
         if training.max_tokens < training.tokens_per_step:

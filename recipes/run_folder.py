@@ -98,10 +98,24 @@ def requests_settings(recipe: Recipe) -> dict:
     return {"tasks": recipe.evaluation.tasks, "files": hashes}
 
 
+def base_model(recipe: Recipe) -> dict:
+    """What decides the model that is gone on from: of a folder also its content, by its record or its sizes."""
+    base = recipe.model.model_dump(include={"from_pretrained", "revision"})
+    folder = Path(recipe.model.from_pretrained)
+    if folder.is_dir():
+        record = read_record(folder)
+        files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+        files |= {path.name: file_sha256(path) for path in sorted(folder.glob("*.json")) if path.name != RECORD}
+        base["content"] = record["sha256"] if record else files
+    return base
+
+
 def tokenizer_settings(recipe: Recipe) -> dict:
     data = recipe.data
     shares = {source.name: source.share for source in data.sources}
     asked = {"shares": shares} | data.model_dump(include={"min_shares", "phases", "fit_to_corpus"})
+    if recipe.model.from_pretrained is not None:
+        asked["base"] = base_model(recipe)
     return recipe.tokenizer.model_dump() | asked
 
 
@@ -113,11 +127,14 @@ def training_settings(recipe: Recipe) -> dict:
     if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
         for source in recipe.data.sources:  # otherwise it only decides whether the run is refused
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
+    model = recipe.model.model_dump()
+    if recipe.model.from_pretrained is not None:  # its shape is the base's, whatever the recipe says
+        model = base_model(recipe) | {"lora": model["lora"]}
     return {
         "seed": recipe.run.seed,
         "sources": shares,
         **recipe.data.model_dump(include={"min_shares", "phases", "skip", "fit_to_corpus"}),
-        "model": recipe.model.model_dump(),
+        "model": model,
         "training": recipe.training.model_dump(exclude=observing),
     }
 

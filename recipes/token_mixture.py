@@ -297,8 +297,9 @@ def token_byte_lengths(tokenizer_folder: Path) -> np.ndarray:
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     control = set(tokenizer.get_added_tokens_decoder())
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
-    for token, token_id in tokenizer.get_vocab().items():
+    numbers = tokenizer.get_vocab()
+    lengths = np.zeros(1 + max(numbers.values()), dtype=np.int64)  # a vocabulary of others may have holes
+    for token, token_id in numbers.items():
         lengths[token_id] = 0 if token_id in control else len(token)
     return lengths
 

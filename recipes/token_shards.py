@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write token shards: `<|endoftext|>`, then each document followed by `<|endoftext|>`, and an index of documents."""
+"""Write token shards: the end-of-text token, then each document followed by it, and an index of documents."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def end_of_text(folder: Path) -> str:
+    """Return the token between documents: what the tokenizer calls its eos token, such as `<|endoftext|>`."""
+    token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+    return token if isinstance(token, str) else token["content"]
+
+
 def cut_at_lines(text: str) -> Iterator[str]:
     """Cut a long text into pieces of at most MAX_PIECE_CHARACTERS, after the last line end in each if there is one."""
     start = 0
@@ -54,20 +61,21 @@ def write_shard(
     """Tokenize one Parquet file into one shard and its index."""
     source, target = files[rank]
     tokenizer = load_tokenizer(tokenizer_folder)
-    end_of_text = tokenizer.token_to_id("<|endoftext|>")
+    end = end_of_text(tokenizer_folder)
+    end_id = tokenizer.token_to_id(end)
     dtype = token_dtype(tokenizer.get_vocab_size())
     progress = TaskProgress(notes, rank)
     target.parent.mkdir(parents=True, exist_ok=True)
     records = []
     with target.open("wb") as shard:
-        shard.write(np.array([end_of_text], dtype=dtype).tobytes())
+        shard.write(np.array([end_id], dtype=dtype).tobytes())
         position = 1
         for batch in pq.ParquetFile(source).iter_batches(columns=["id", "text"], batch_size=64):
             for row in batch.to_pylist():
                 tokens = encode(tokenizer, row["text"])
-                if (tokens == end_of_text).any():
-                    raise RecipeError(f"{source}: document {row['id']}: its text encodes to <|endoftext|>")
-                shard.write(np.append(tokens, end_of_text).astype(dtype).tobytes())
+                if (tokens == end_id).any():
+                    raise RecipeError(f"{source}: document {row['id']}: its text encodes to {end}")
+                shard.write(np.append(tokens, end_id).astype(dtype).tobytes())
                 position += len(tokens) + 1
                 num_bytes = len(row["text"].encode())
                 records.append((position - 1, num_bytes, row["id"].encode()))

@@ -22,7 +22,7 @@ from recipe_config import Recipe
 from recipe_loading import parse_command_line, run_command
 from run_folder import discard, file_sha256, is_finished, new_output, require, write_json
 from token_mixture import DOCUMENT_RECORD
-from token_shards import load_tokenizer, token_dtype, write_shard
+from token_shards import end_of_text, load_tokenizer, token_dtype, write_shard
 
 
 MANIFEST_FORMAT = 1
@@ -70,7 +70,7 @@ def tokenize(recipe: Recipe) -> dict:
             "format": MANIFEST_FORMAT,
             "dtype": dtype.name,
             "vocab_size": tokenizer.get_vocab_size(),
-            "eos_token_id": tokenizer.token_to_id("<|endoftext|>"),
+            "eos_token_id": tokenizer.token_to_id(end_of_text(tokenizer_folder)),
             "tokenizer_sha256": file_sha256(tokenizer_folder / "tokenizer.json"),
             "sources": sources,
         }

@@ -10,7 +10,8 @@ Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, with report.json a
 
 Every byte string can be encoded and decodes to itself. The sample it is trained on is drawn by the sources' shares and
 by the hash of the text, so the number of workers and the order of files change nothing. Beside the tokenizer of the
-recipe one of the same kind and size is trained on general text only, as the yardstick.
+recipe one of the same kind and size is trained on general text only, as the yardstick. With model.from_pretrained or
+tokenizer.from_pretrained that tokenizer is taken instead, with new entries where tokenizer.extend_by says so.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
 on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
@@ -19,12 +20,13 @@ on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from corpus.local_executor import available_cores
 from mixture_shares import average_shares, resolve_shares
@@ -32,9 +34,11 @@ from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require, write_json
 from vocabulary.byte_level_bpe import train_bpe
+from vocabulary.new_entries import choose_entries
 from vocabulary.report_card import CONTEXT, pieces, read_terms, report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
 from vocabulary.split_and_merge import train_unigram
+from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_tokenizer
 from vocabulary.training_sample import draw_sample, write_chunks
 
@@ -49,6 +53,12 @@ def read_texts(documents: Path, split: str, source: str) -> Iterator[str]:
     for file in sorted((documents / split / source).glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
             yield from batch["text"].to_pylist()
+
+
+def sample_sizes(recipe: Recipe, shares: dict[str, float]) -> dict[str, int]:
+    """Return how many bytes of each source with a share are in the sample of tokenizer.max_train_bytes."""
+    total = sum(shares.values())
+    return {source: int(recipe.tokenizer.max_train_bytes * share / total) for source, share in shares.items() if share}
 
 
 def train(
@@ -67,13 +77,12 @@ def train(
     Raises: RecipeError: the text carries fewer entries and `pad` is not set; a special token could be text.
     """
     settings = recipe.tokenizer
+    sizes = sample_sizes(recipe, shares)
     options = {"max_token_bytes": settings.max_token_bytes, "special_tokens": settings.special_tokens}
     options |= {"num_reserved": settings.num_reserved_tokens, "pad": pad}
-    total_share = sum(shares.values())
-    wanted = {source: int(settings.max_train_bytes * share / total_share) for source, share in shares.items() if share}
 
     def sample(source: str) -> Iterator[str]:
-        return draw_sample(lambda: read_texts(documents, "train", source), wanted[source], SAMPLE_SEED)
+        return draw_sample(lambda: read_texts(documents, "train", source), sizes[source], SAMPLE_SEED)
 
     with tqdm(desc=f"tokenizer: read, {name}", unit="B", unit_scale=True, leave=False) as bar:
 
@@ -83,13 +92,13 @@ def train(
                 yield text
 
         if settings.algorithm == "bpe":
-            texts = (text for source in wanted for text in counted(sample(source)))
+            texts = (text for source in sizes for text in counted(sample(source)))
             return train_bpe(
                 texts, settings.pretokenization, vocab_size, min_frequency=settings.min_frequency, **options
             )
         with tempfile.TemporaryDirectory(prefix=".chunks.", dir=recipe.run.output_dir) as folder:
             chunks = {}
-            for source, size_bytes in wanted.items():
+            for source, size_bytes in sizes.items():
                 at_hand = sum(len(text.encode()) for text in read_texts(documents, "train", source))
                 num_chunks = max(1, round(min(size_bytes, at_hand) / settings.chunk_bytes))
                 chunks[source] = write_chunks(counted(sample(source)), num_chunks, Path(folder) / source, SAMPLE_SEED)
@@ -142,6 +151,46 @@ def is_general(source: Source) -> bool:
     return source.label == "general"
 
 
+def take_tokenizer(
+    recipe: Recipe, taken: str, documents: Path, shares: dict[str, float], output: Path
+) -> dict[str, Tokenizer]:
+    """Write an existing tokenizer, with tokenizer.extend_by new entries, instead of training one.
+
+    Returns: the tokenizer of the run and, where it was extended, the old one beside it.
+
+    Raises: RecipeError: there is none, it is not byte-level, has no end-of-text token or lacks fewer entries.
+    """
+    settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
+    try:
+        wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where} cannot be loaded: {error}") from error
+    old = Tokenizer.from_str(wrapped.backend_tokenizer.to_str())
+    old.encode_special_tokens = True
+    if wrapped.eos_token is None or "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
+        raise RecipeError(
+            f"{where} is not byte-level or has no eos token, so that bytes per token cannot be counted; choose another"
+        )
+    wrapped.save_pretrained(output)
+    if settings.extend_by is None:
+        return {OURS: old}
+    sizes = sample_sizes(recipe, shares)
+    texts = (
+        text
+        for source, size_bytes in sizes.items()
+        for text in draw_sample(partial(read_texts, documents, "train", source), size_bytes, SAMPLE_SEED)
+    )
+    with tqdm(texts, "tokenizer: read, new entries", unit=" texts", leave=False) as bar:
+        entries = choose_entries(old, bar, settings.extend_by, settings.min_frequency)
+    if len(entries) < settings.extend_by:
+        raise RecipeError(
+            f"tokenizer.extend_by={settings.extend_by}: only {len(entries)} words occur "
+            f"{settings.min_frequency} times and are more than one piece; lower it"
+        )
+    write_json(output / "new_entries.json", extend_tokenizer(output, entries, output))
+    return {OURS: Tokenizer.from_file(str(output / "tokenizer.json")), YARDSTICK: old}
+
+
 def make_tokenizer(recipe: Recipe) -> dict:
     """Run the stage and return tokenizer/report.json's content."""
     documents = require(recipe, "prepare")
@@ -153,19 +202,23 @@ def make_tokenizer(recipe: Recipe) -> dict:
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
     with new_output(recipe, "tokenizer") as output:
-        vocab_size = carried_size(recipe, train_bytes)
-        pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
-        tokenizer = train(recipe, documents, shares, vocab_size, pad, "all text")
-        num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizer.get_vocab())
-        if num_reserved > settings.num_reserved_tokens:
-            print(
-                f"tokenizer: note: the text carries {vocab_size - num_reserved:,} entries; {num_reserved:,} reserved "
-                f"tokens fill them up to {vocab_size:,}"
-            )
-        tokenizers = {OURS: tokenizer}
-        general = {source.name: shares[source.name] for source in sources if is_general(source)}
-        if sum(general.values()) and len(general) < len(sources):
-            tokenizers[YARDSTICK] = train(recipe, documents, general, vocab_size, True, "general text")
+        taken = settings.from_pretrained or recipe.model.from_pretrained
+        if taken is not None:
+            tokenizers = take_tokenizer(recipe, taken, documents, shares, output)
+            vocab_size, num_reserved = tokenizers[OURS].get_vocab_size(), 0
+        else:
+            vocab_size = carried_size(recipe, train_bytes)
+            pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
+            tokenizers = {OURS: train(recipe, documents, shares, vocab_size, pad, "all text")}
+            num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizers[OURS].get_vocab())
+            if num_reserved > settings.num_reserved_tokens:
+                print(
+                    f"tokenizer: note: the text carries {vocab_size - num_reserved:,} entries; {num_reserved:,} "
+                    f"reserved tokens fill them up to {vocab_size:,}"
+                )
+            general = {source.name: shares[source.name] for source in sources if is_general(source)}
+            if sum(general.values()) and len(general) < len(sources):
+                tokenizers[YARDSTICK] = train(recipe, documents, general, vocab_size, True, "general text")
         card = report_card(
             tokenizers | others,
             {source.name: read_texts(documents, "validation", source.name) for source in sources},
@@ -187,9 +240,11 @@ def make_tokenizer(recipe: Recipe) -> dict:
             },
             "card": card,
         }
-        end_of_text = settings.special_tokens[0]
-        as_transformers(tokenizer, end_of_text, recipe.training.sequence_length).save_pretrained(output)
-        write_tokenizer_card(recipe, card, output)
+        if taken is None:
+            end_of_text = settings.special_tokens[0]
+            wrapped = as_transformers(tokenizers[OURS], end_of_text, recipe.training.sequence_length)
+            wrapped.save_pretrained(output)
+            write_tokenizer_card(recipe, card, output)
         write_json(output / "report.json", report)
     return report
 

@@ -56,6 +56,9 @@ def summarize(
     counts = np.array(list(state["tokens_seen"].values())) // training.sequence_length
     deviations = expected_deviations(mixture, byte_lengths, counts)
     projection = 0 if not recipe.model.tie_word_embeddings else parameters["embedding"]
+    multiplied = parameters["non_embedding"] + projection
+    # Weights that stay as they are need no gradient of their own, only what is behind them does.
+    per_token = 6 * multiplied if recipe.model.lora is None else 4 * multiplied + 2 * parameters["trained"]
     device = accelerator.device.type
     if device == "cpu":
         device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
@@ -70,9 +73,9 @@ def summarize(
         "tokens_seen": sum(state["tokens_seen"].values()),
         "seconds": state["seconds"],
         "tokens_per_second": processed_tokens / state["seconds"],
-        "flops": 6 * (parameters["non_embedding"] + projection) * processed_tokens,
-        "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, "
-        "attention scores left out",
+        "flops": per_token * processed_tokens,
+        "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, 4 where they are "
+        "not trained, attention scores left out",
         "device": device,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
