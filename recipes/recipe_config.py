@@ -689,6 +689,57 @@ class Hub(Section):
             yield "dataset_text", "is set without dataset_repo_id; set that too"
 
 
+class Finetune(Section):
+    """Teaching a model to summarise, by recipes/finetune.py; run_recipe.py does not do it."""
+
+    model: str | None = None
+    """Hub id or folder of the model to teach. None: model/ of the run."""
+    revision: str | None = None
+    """Commit of a Hub model, 40 hex digits. None: the head."""
+    train: Source
+    """Documents with summaries to learn from."""
+    test: Source
+    """Documents with summaries to be scored on; those among train too are left out there."""
+    document_field: str = "text"
+    """Field of an example with the document."""
+    summary_field: str = "summary"
+    """Field of an example with the summary."""
+    max_train_documents: Positive | None = None
+    """Learn from the first so many. None: all."""
+    max_test_documents: Positive = 200
+    """Score on the first so many."""
+    template: Literal["plain", "chat"] = "plain"
+    """plain: the document, then `Summary:`; chat: the model's own chat template, or a plain one where it has none."""
+    instruction: str = "Summarize this text."
+    """What template: chat asks for, before the document."""
+    sequence_length: Annotated[Int, Field(ge=16)] = 1024
+    """Tokens of document and summary together; a longer document is cut at its end."""
+    max_summary_tokens: Positive = 160
+    """Tokens kept for the summary in it, and the longest that is generated."""
+    lead_sentences: Positive = 3
+    """The first sentences of a document are the yardstick."""
+    lora: Lora | None = None
+    """Train adapters only, merged at the end. None: train every weight."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Times that the documents are gone through."""
+    examples_per_step: Positive = 16
+    """Examples in one optimizer step over all processes."""
+    per_device_train_batch_size: Positive = 4
+    """Examples in one forward pass on one device."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate; it rises over the first twentieth of the steps and falls as a cosine."""
+    save_steps: Positive = 100
+    """A checkpoint every so many steps, from which a run that was stopped goes on."""
+
+    def problems(self):
+        if self.max_summary_tokens > self.sequence_length // 2:
+            text = f"{self.max_summary_tokens} leaves less than half of sequence_length={self.sequence_length}"
+            yield "max_summary_tokens", f"{text} for the document; lower it"
+        if self.examples_per_step % self.per_device_train_batch_size:
+            text = f"{self.examples_per_step} is not a multiple of per_device_train_batch_size"
+            yield "examples_per_step", f"{text}={self.per_device_train_batch_size}"
+
+
 class Recipe(Section):
     """A whole experiment. The machine it runs on is described in accelerate_configs/, not here."""
 
@@ -701,6 +752,7 @@ class Recipe(Section):
     hub: Hub = Hub()
     plan: Plan = Plan()
     vocabulary: Vocabulary = Vocabulary()
+    finetune: Finetune | None = None
 
     def problems(self):
         training = self.training

@@ -146,13 +146,14 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
         if name not in Recipe.model_fields:
             problems.append(f"{where((name,))}: unknown key, got {shown(values[name])}{nearest(name, Recipe)}")
     for name, field in Recipe.model_fields.items():
-        if name not in values and not field.is_required():
+        section = next(models_in(field.annotation))
+        if values.get(name) is None and not field.is_required():
             sections[name] = field.get_default()
             continue
         try:
-            sections[name] = field.annotation.model_validate(values.get(name, {}))
+            sections[name] = section.model_validate(values.get(name, {}))
         except ValidationError as error:
-            problems += [f"{where((name, *e['loc']))}: {explain(e, field.annotation)}" for e in error.errors()]
+            problems += [f"{where((name, *e['loc']))}: {explain(e, section)}" for e in error.errors()]
         else:
             problems += [f"{where((name, *path))}: {text}" for path, text in problems_below(sections[name])]
     if problems:

@@ -315,6 +315,7 @@ def test_the_parameter_count_is_the_one_of_the_config(trained_run):
         "total": 384 * width + layers + width,
         "embedding": 384 * width,
         "non_embedding": layers + width,
+        "trained": 384 * width + layers + width,
     }
 
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page on this machine to paste a text into and read its summary, by the model that finetune.py made.
+
+In:   <run.output_dir>/finetuned/ and finetune.* of the recipe.
+
+    pip install gradio==6.31.0      # not in requirements.txt: it asks for Pillow below 13 and brings 15 packages
+    python recipes/summary_page.py --config recipes/legal/summarise.yaml [--port 7860]
+
+It listens on the loopback address only and makes no tunnel: what is pasted stays on this machine.
+"""
+
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipe_config import Recipe, RecipeError
+from recipe_loading import parse_command_line, run_command
+from summaries import lead, summarise
+
+
+ADDRESS = "127.0.0.1"
+MAX_CHARACTERS = 200_000
+DISCLAIMER = (
+    "A small model wrote this. It may leave out what matters and state what the text does not say. "
+    "It is no legal advice; read the text."
+)
+
+
+def build_page(recipe: Recipe):
+    """Load the model and return the page.
+
+    Raises: RecipeError: gradio is not installed, or there is no such model yet.
+    """
+    settings, folder = recipe.finetune, Path(recipe.run.output_dir) / "finetuned"
+    if settings is None or not (folder / "results.json").exists():
+        raise RecipeError(f"{folder} is missing; run recipes/finetune.py with the same --config first")
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise RecipeError("gradio is not installed; run: pip install gradio==6.31.0") from error
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+    def answer(text: str) -> tuple[str, str]:
+        if not text.strip():
+            raise gradio.Error("Paste a text first.")
+        if len(text) > MAX_CHARACTERS:
+            raise gradio.Error(f"The text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most.")
+        summary = summarise([text], model, tokenizer, settings)[0]
+        return summary or "(the model had nothing to say)", lead(text, settings.lead_sentences)
+
+    with gradio.Blocks(title="Summary") as page:
+        gradio.Markdown(f"# Summary\n\n{DISCLAIMER}")
+        text = gradio.Textbox(label="Text", lines=14, elem_id="text")
+        button = gradio.Button("Summarize", variant="primary", elem_id="summarize")
+        summary = gradio.Textbox(label="Summary", lines=6, elem_id="summary")
+        sentences = gradio.Textbox(label=f"First {settings.lead_sentences} sentences, to compare", elem_id="lead")
+        button.click(answer, text, [summary, sentences])
+    return page
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, options = parse_command_line(__doc__, argv, port="port to listen on (7860)")
+    build_page(recipe).launch(server_name=ADDRESS, server_port=int(options.port or 7860), share=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

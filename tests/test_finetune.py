@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning to summarise: data from a file and the Hub, both templates, adapters and all weights, scores, card."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from mini_hub import hub_environment, start_hub
+from tiny_run import RECIPES, ROOT, TinyRun, make_text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import finetune
+import pretrain
+from recipe_config import Finetune, RecipeError
+from recipe_loading import load_recipe
+from summaries import CHAT_TEMPLATE, build_prompt, encode, lead, summarise
+
+
+PARTIES = ["tenant", "landlord", "plaintiff", "buyer", "seller", "bank"]
+
+
+def write_cases(path, first: int, number: int) -> None:
+    """Write made-up cases whose summary can be read off their last sentence, one JSON object a line."""
+    rows = []
+    for seed in range(first, first + number):
+        party = random.Random(seed).choice(PARTIES)
+        rows.append({"text": f"{make_text(seed, 1)}\nThe {party} wins.", "summary": f"The {party} wins."})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def taught(tokenized_run, tmp_path_factory):
+    """A tiny model that was taught with adapters, and the arguments it was taught with."""
+    folder = tmp_path_factory.mktemp("taught")
+    run = tokenized_run.copy(folder / "run")
+    pretrain.main(run.argv(*LONGER))
+    write_cases(folder / "train.jsonl", 0, 64)
+    write_cases(folder / "test.jsonl", 1_000, 12)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"text": "no summary"}\n{"text": "", "summary": "no text"}\nno JSON\n')
+        file.write((folder / "test.jsonl").read_text().splitlines()[0] + "\n")
+    argv = run.argv(*LONGER, *settings(folder))
+    finetune.main(argv)
+    return run, folder, argv
+
+
+# Positions up to 128 are what fine-tuning needs here; the model need not be any good.
+LONGER = ("--training.sequence_length=128", "--training.tokens_per_step=256", "--training.max_tokens=30720")
+
+
+def settings(folder) -> list[str]:
+    chosen = {
+        "train": {"name": "cases", "path": str(folder / "train.jsonl")},
+        "test": {"name": "held-out", "path": str(folder / "test.jsonl"), "license": "made up"},
+        "sequence_length": 96,
+        "max_summary_tokens": 16,
+        "lora": {"rank": 4},
+        "num_train_epochs": 8,
+        "examples_per_step": 8,
+        "learning_rate": 2e-2,
+        "save_steps": 16,
+    }
+    return [f"--finetune.{key}={json.dumps(value)}" for key, value in chosen.items()]
+
+
+def results(run: TinyRun) -> dict:
+    return json.loads((run.output_dir / "finetuned" / "results.json").read_text())
+
+
+def test_what_cannot_be_learned_from_is_left_out_and_counted(taught):
+    documents = results(taught[0])["documents"]
+    assert documents == {
+        "train": 64,
+        "test": 12,
+        "left_out": {"train": 3, "test": 0, "train_also_in_test": 1},
+    }
+
+
+def test_the_taught_model_is_scored_beside_the_one_before_and_the_first_sentences(taught):
+    scores = results(taught[0])["rouge"]
+    assert list(scores) == ["first 3 sentences", "before", "after"]
+    for metrics in scores.values():
+        for score in metrics.values():
+            assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+    assert scores["after"]["rouge1"]["mean"] > scores["before"]["rouge1"]["mean"] + 0.2
+    assert results(taught[0])["model"]["trained"] < results(taught[0])["model"]["parameters"]
+
+
+def test_the_taught_model_loads_merged_and_stops_by_itself(taught):
+    run, _, argv = taught
+    folder = run.output_dir / "finetuned"
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()) and not any("lora" in name for name, _ in model.named_parameters())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chosen = load_recipe([argv[1]], argv[2:]).finetune
+    texts = [f"{make_text(seed, 1)}\nThe bank wins." for seed in range(2_000, 2_008)]
+    summaries = summarise(texts, model, tokenizer, chosen)
+    ended = [len(tokenizer(summary)["input_ids"]) < chosen.max_summary_tokens for summary in summaries]
+    assert sum(ended) >= 6, f"the end was taught too: {summaries}"
+    assert summarise(texts[:1], model, tokenizer, chosen) == summaries[:1], "padding beside others changes nothing"
+
+
+def test_the_card_has_the_scores_and_says_when_they_are_bad(taught):
+    card = (taught[0].output_dir / "finetuned" / "README.md").read_text()
+    after = results(taught[0])["rouge"]["after"]["rouge2"]
+    assert f"{after['mean']:.3f} ({after['low']:.3f} to {after['high']:.3f})" in card
+    assert "low-rank adapters (rank 4, merged;" in card and "made up" in card and "It is no legal advice" in card
+
+
+def test_a_second_start_does_nothing_and_other_settings_are_refused(taught, capsys):
+    run, _, argv = taught
+    finetune.main(argv)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="is of other settings or another model; --overwrite makes it anew"):
+        finetune.main([*argv, "--finetune.learning_rate=1e-3"])
+
+
+def test_teaching_that_was_stopped_goes_on_from_its_checkpoint(taught, tmp_path, monkeypatch):
+    run, argv = taught[0].copy(tmp_path / "run"), taught[2]
+    shutil.rmtree(run.output_dir / "finetuned")
+    argv = [*argv, f"--run.output_dir={run.output_dir}"]
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune, "summarise_together", lambda documents, *rest: [""] * len(documents))
+        patched.setattr(finetune, "rouge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.main(argv)
+    finetune.main(argv)
+    again = results(run)
+    assert again["resumed_from"] == "checkpoint-64" and again["steps"] == 64
+    assert again["rouge"]["after"] == results(taught[0])["rouge"]["after"]
+    assert not (run.output_dir / "finetune_checkpoints").exists()
+
+
+def test_every_weight_can_be_taught_with_a_chat_template(taught, tmp_path):
+    run, argv = taught[0].copy(tmp_path / "run"), taught[2]
+    more = ["--finetune.lora=null", "--finetune.template=chat", "--finetune.num_train_epochs=4", "--overwrite"]
+    finetune.main([*argv, *more, f"--run.output_dir={run.output_dir}", "--finetune.learning_rate=1e-2"])
+    found = results(run)
+    assert found["model"]["trained"] == found["model"]["parameters"]
+    assert found["rouge"]["after"]["rouge1"]["mean"] > found["rouge"]["before"]["rouge1"]["mean"] + 0.2
+    assert AutoTokenizer.from_pretrained(run.output_dir / "finetuned").chat_template == CHAT_TEMPLATE
+
+
+@pytest.mark.long
+def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(taught, tmp_path):
+    run, folder, argv = taught[0].copy(tmp_path / "run"), taught[1], taught[2]
+    with start_hub() as (_, endpoint):
+        environment = os.environ | hub_environment(endpoint, tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
+        upload = (
+            "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('fiscal/bills', "
+            "repo_type='dataset'); [api.upload_file(path_or_fileobj=f'{sys.argv[1]}/{split}.jsonl', path_in_repo="
+            "f'{split}.jsonl', repo_id='fiscal/bills', repo_type='dataset') for split in ('train', 'test')]; "
+            "api.create_repo('base/model'); api.upload_folder(folder_path=sys.argv[2], repo_id='base/model')"
+        )
+        subprocess.run(
+            [sys.executable, "-c", upload, str(folder), run.output_dir / "model"], env=environment, check=True
+        )
+        more = ["--finetune.model=base/model"]
+        for split in ("train", "test"):
+            more += [f'--finetune.{split}={{"name": "{split}", "path": "fiscal/bills", "split": "{split}"}}']
+        launch = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--mixed_precision",
+            "no",
+            "--num_processes",
+            "2",
+        ]
+        launch += ["--config_file", str(ROOT / "accelerate_configs" / "ddp.yaml"), str(RECIPES / "finetune.py"), *argv]
+        launch += [*more, "--overwrite", f"--run.output_dir={run.output_dir}"]
+        done = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = results(run)
+    assert found["documents"]["test"] == 12 and found["steps"] == 64
+    assert found["rouge"]["after"]["rouge1"]["mean"] > found["rouge"]["before"]["rouge1"]["mean"] + 0.2
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_text(taught, template):
+    tokenizer = AutoTokenizer.from_pretrained(taught[0].output_dir / "tokenizer")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    source = {"name": "a", "path": "a"}
+    chosen = Finetune(train=source, test=source, sequence_length=96, max_summary_tokens=16, template=template)
+    document = f"<|endoftext|>{make_text(3, 400)}"
+    ids = encode(build_prompt(document, chosen, tokenizer), tokenizer)
+    assert 70 <= len(ids) <= 80
+    assert ids.count(tokenizer.eos_token_id) == 1, "only the one that begins a text"
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert make_text(3, 400)[:60] in text and text.endswith("Summary:" if template == "plain" else "Assistant:")
+
+
+def test_the_lead_is_whole_sentences():
+    text = "The court (Smith, J.) held so. See 12 U.S.C. 34. It was affirmed! Why? Nobody knows."
+    assert lead(text, 2) == "The court (Smith, J.) held so. See 12 U.S.C. 34."
+    assert lead("no end", 3) == "no end"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--finetune.max_summary_tokens=60"], "60 leaves less than half of sequence_length=96"),
+        (["--finetune.examples_per_step=6"], "finetune.examples_per_step: 6 is not a multiple of per_device"),
+        (["--finetune.lorra=1"], "finetune.lorra: unknown key, got 1; did you mean 'lora'?"),
+        (["--finetune.sequence_length=4096"], "is more than the 128 tokens that"),
+        (["--finetune.summary_field=headline"], "has texts in both fields 'text' and 'headline'"),
+        (["--finetune.model=/nowhere"], "finetune.model='/nowhere': cannot be loaded"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(taught, overrides, message, capsys):
+    with pytest.raises((RecipeError, SystemExit)) as refused:
+        finetune.main([*taught[2], *overrides, "--overwrite"])
+    assert message in str(refused.value) + capsys.readouterr().err
+
+
+def test_a_recipe_without_the_section_says_where_to_see_one(tiny_run):
+    with pytest.raises(RecipeError, match="finetune: missing; recipes/legal/summarise.yaml shows it"):
+        finetune.main(tiny_run.argv())
+
+
+def test_the_shipped_recipe_fits_the_model_that_it_is_laid_over():
+    recipe = load_recipe([RECIPES / "legal" / "summarise.yaml"])
+    assert recipe.finetune.sequence_length <= recipe.training.sequence_length
+    assert recipe.finetune.train.revision == recipe.finetune.test.revision and torch.get_num_threads()
