@@ -765,7 +765,10 @@ class Recipe(Section):
             yield "tokenizer.extend_by", "there is no tokenizer to extend; set model.from_pretrained"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
-        if self.data.fit_to_corpus:
+        unset = [name for name in ("tokens_per_step", "learning_rate") if getattr(training, name) is None]
+        for name in unset:
+            yield f"training.{name}", "missing; the rule that sets it is for new models, not for model.from_pretrained"
+        if unset or self.data.fit_to_corpus:
             return  # then training is fitted, not refused
         if training.max_tokens < training.tokens_per_step:
             text = f"{training.max_tokens} is less than one step of tokens_per_step={training.tokens_per_step}"

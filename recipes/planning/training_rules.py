@@ -37,6 +37,8 @@ def rule_learning_rate(multiplying_parameters: float) -> float:
 def fill_in_training(recipe: Recipe) -> None:
     """Set training.tokens_per_step and training.learning_rate by the rules where the recipe leaves them out."""
     training = recipe.training
+    if recipe.model.from_pretrained is not None:  # the rules are for new models
+        return
     counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
     if training.tokens_per_step is None:
         micro_tokens = training.per_device_train_batch_size * training.sequence_length
