@@ -761,8 +761,10 @@ class Recipe(Section):
                 "hub.revision_steps",
                 f"{self.hub.revision_steps} is not a multiple of training.save_steps={training.save_steps}",
             )
-        if self.tokenizer.extend_by is not None and self.model.from_pretrained is None:
+        if self.tokenizer.extend_by is not None and not (self.tokenizer.from_pretrained or self.model.from_pretrained):
             yield "tokenizer.extend_by", "there is no tokenizer to extend; set model.from_pretrained"
+        if self.tokenizer.from_pretrained and self.model.from_pretrained:
+            yield "tokenizer.from_pretrained", "a model goes on with its own tokenizer; leave this out"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
         unset = [name for name in ("tokens_per_step", "learning_rate") if getattr(training, name) is None]

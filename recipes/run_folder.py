@@ -98,10 +98,10 @@ def requests_settings(recipe: Recipe) -> dict:
     return {"tasks": recipe.evaluation.tasks, "files": hashes}
 
 
-def base_model(recipe: Recipe) -> dict:
-    """What decides the model that is gone on from: of a folder also its content, by its record or its sizes."""
-    base = recipe.model.model_dump(include={"from_pretrained", "revision"})
-    folder = Path(recipe.model.from_pretrained)
+def base_content(path: str, revision: str | None = None) -> dict:
+    """What decides a model or tokenizer that is taken: of a folder also its content, by its record or its sizes."""
+    base = {"from_pretrained": path, "revision": revision}
+    folder = Path(path)
     if folder.is_dir():
         record = read_record(folder)
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
@@ -114,8 +114,8 @@ def tokenizer_settings(recipe: Recipe) -> dict:
     data = recipe.data
     shares = {source.name: source.share for source in data.sources}
     asked = {"shares": shares} | data.model_dump(include={"min_shares", "phases", "fit_to_corpus"})
-    if recipe.model.from_pretrained is not None:
-        asked["base"] = base_model(recipe)
+    if taken := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
+        asked["base"] = base_content(taken, recipe.model.revision)
     return recipe.tokenizer.model_dump() | asked
 
 
@@ -129,7 +129,7 @@ def training_settings(recipe: Recipe) -> dict:
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
     model = recipe.model.model_dump()
     if recipe.model.from_pretrained is not None:  # its shape is the base's, whatever the recipe says
-        model = base_model(recipe) | {"lora": model["lora"]}
+        model = base_content(recipe.model.from_pretrained, recipe.model.revision) | {"lora": model["lora"]}
     return {
         "seed": recipe.run.seed,
         "sources": shares,
