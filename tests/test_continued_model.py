@@ -114,7 +114,7 @@ def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     positions = document_positions(text.input_ids, text.eos_token_id)
     with torch.no_grad():
         module = pretrain.SummedLoss(model, compiled=False)
-        nats = module(*(torch.from_numpy(array) for array in (text.input_ids, positions, text.labels)))
+        _, nats = module(*(torch.from_numpy(array) for array in (text.input_ids, positions, text.labels)))
     assert float(nats) / (text.labels != -100).sum() == pytest.approx(validation["eval/loss/law"], rel=1e-5)
 
 
