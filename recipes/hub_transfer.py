@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -176,12 +176,8 @@ def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> di
 
 def time_for(job: Job) -> float:
     """Return the seconds that a folder's bytes may take."""
-    return sum(size for size, _ in sizes(Path(job.folder))) / SLOWEST_BYTES_PER_SECOND
-
-
-def sizes(folder: Path) -> Iterator[tuple[int, str]]:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    yield from ((file["bytes"], name) for name, file in manifest["files"].items())
+    manifest = json.loads((Path(job.folder) / "manifest.json").read_text(encoding="utf-8"))
+    return sum(file["bytes"] for file in manifest["files"].values()) / SLOWEST_BYTES_PER_SECOND
 
 
 # The process that does it
@@ -220,8 +216,8 @@ class TransferError(Exception):
         self.unreachable = unreachable
 
 
-def with_retries(step, job: Job, limits: Limits, deadline: float) -> dict:
-    """Try a step until it succeeds, cannot, or takes too long. Raises: TransferError."""
+def with_retries(step: Callable[[Job], dict], job: Job, limits: Limits, deadline: float) -> dict:
+    """Try `publish` or `check` until it succeeds, cannot, or takes too long. Raises: TransferError."""
     set_client_factory(lambda: bounded_client(limits, deadline))
     for attempt in count(1):
         try:
@@ -233,7 +229,7 @@ def with_retries(step, job: Job, limits: Limits, deadline: float) -> dict:
             times = f" ({attempt} times)" if attempt > 1 else ""
             key = {"tokenizer": "hub.tokenizer_repo_id", "dataset": "hub.dataset_repo_id"}.get(job.key, "hub.repo_id")
             message = f"{key}={job.repo_id}: {trouble.what}{times}; {trouble.remedy}"
-            raise TransferError(message.replace("hub.repo_id ", f"{key} "), trouble.unreachable)
+            raise TransferError(message, trouble.unreachable)
         sys.stderr.write(f"publish: {job.repo_id}: {trouble.what}; trying again in {wait:g} s\n")
         time.sleep(wait)
 
@@ -255,10 +251,10 @@ def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
         asked += [int(number) for number in re.findall(r"r=0;\s*t=(\d+)", response.headers.get("ratelimit", ""))]
         if response.status_code >= 400 and max(asked, default=0) > limits.wait_seconds:
             raise PatienceError(f"the Hub answered {response.status_code} and asks to wait {max(asked):,} s")
-        if response.status_code == 409 and request_is_repeated(response):
+        if response.status_code == 409 and is_repeated(response):
             number = next(conflicts)
             if number >= limits.tries:
-                raise PatienceError(f"the Hub answered 409 ({conflict(response)}) {number} times")
+                raise PatienceError(f"the Hub answered 409 ({' '.join(response.text.split())[:100]}) {number} times")
             time.sleep(min(limits.first_wait_seconds * 2**number, limits.wait_seconds))
 
     hooks = client.event_hooks
@@ -266,14 +262,10 @@ def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
     return client
 
 
-def request_is_repeated(response: httpx2.Response) -> bool:
-    """Return whether huggingface_hub will repeat a request for ever (`HfApi.create_repo`)."""
+def is_repeated(response: httpx2.Response) -> bool:
+    """Return whether huggingface_hub repeats what got a 409 for ever and without a pause, as `create_repo` does."""
     response.read()
     return "conflicting operation" in response.text
-
-
-def conflict(response: httpx2.Response) -> str:
-    return " ".join(response.text.split())[:100]
 
 
 def explain(error: BaseException) -> Trouble:
