@@ -676,6 +676,17 @@ def test_an_empty_field_is_an_error_and_not_a_hole(release, workspace, tmp_path)
         write_card(load(workspace), tmp_path / "release")
 
 
+@pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])
+def test_a_model_that_was_gone_on_from_is_named(release, workspace, tmp_path, base, shown):
+    shutil.copytree(release, tmp_path / "release")
+    recipe = load(workspace)
+    recipe.model.from_pretrained = base
+    write_card(recipe, tmp_path / "release")
+    assert metadata_load(tmp_path / "release" / "README.md").get("base_model") == shown
+    said = f"trained on from {shown} on" if shown else "trained from scratch on"
+    assert said in (tmp_path / "release" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -78,7 +78,7 @@ def version_of(environment: dict, package: str) -> str | None:
 
 def base_model(recipe: Recipe) -> str | None:
     """Return the model that training went on from, of a folder only its name; None where it began from scratch."""
-    base = getattr(recipe.model, "from_pretrained", None)
+    base = recipe.model.from_pretrained
     return Path(base).name if base and Path(base).exists() else base
 
 

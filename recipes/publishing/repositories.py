@@ -54,8 +54,7 @@ def check_repositories(recipe: Recipe) -> str:
 
 def refuse_full_disk(recipe: Recipe) -> None:
     """Raises: RecipeError: there is no room for the release beside the model that is not there yet."""
-    shape_is_known = recipe.model.hidden_size is not None and not getattr(recipe.model, "from_pretrained", None)
-    if not shape_is_known or (output_folder(recipe, "pretrain") / "config.json").exists():
+    if recipe.model.from_pretrained or (output_folder(recipe, "pretrain") / "config.json").exists():
         return  # of a model that training goes on from, nothing is known here
     needed_bytes = 2 * BYTES_PER_PARAMETER * count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"]
     run = Path(recipe.run.output_dir)
