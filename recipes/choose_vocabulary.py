@@ -45,7 +45,7 @@ from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_vocab_size
 from train_tokenizer import as_transformers, is_general, read_texts
 from train_tokenizer import train as train_tokenizer
 from vocabulary.report_card import first_bytes
-from vocabulary.tokenizer_files import load_tokenizer
+from vocabulary.tokenizer_files import load_others, load_tokenizer
 
 
 MAX_HELD_OUT_BYTES = 2_000_000  # of a source
@@ -229,7 +229,7 @@ def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
     """Measure, train, and return vocabulary.json's content. Without `launch` no small model is trained."""
     documents = require(recipe, "prepare")
     sources = recipe.data.sources
-    others = {where: load_tokenizer(where) for where in recipe.tokenizer.compare_with}
+    others = load_others(recipe.tokenizer.compare_with)
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
@@ -274,7 +274,7 @@ def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
         "train_bytes": train_bytes,
         "sizes": measured,
         "left_out": left_out,
-        "others": {where: measure(tokenizer, texts, shares, recipe) for where, tokenizer in others.items()},
+        "others": {name: measure(tokenizer, texts, shares, recipe) for name, tokenizer in others.items()},
         "small_models": {
             "flops": recipe.vocabulary.flops,
             "non_vocabulary_parameters": count_parameters(recipe.vocabulary.model, VOCAB_MULTIPLE)["non_vocabulary"],
@@ -329,13 +329,13 @@ def reasons(found: dict, by_law: int, domains: set[str]) -> Iterator[str]:
             f"{found['small_models']['flops']:.2g} FLOPs each (one seed), in bits per byte: {listed}. Best is "
             f"{best['vocab_size']:,}."
         )
-    for where, other in found["others"].items():
+    for name, other in found["others"].items():
         by_domain = [
             f"{fewer(1 - other['domains'][domain] / row['domains'][domain])} tokens on {domain}"
             for domain in sorted(row["domains"], key=lambda domain: domain not in domains)
         ]
         yield (
-            f"Beside {short_name(where)} ({other['vocab_size']:,} entries) it takes {', '.join(by_domain)}; the "
+            f"Beside {name} ({other['vocab_size']:,} entries) it takes {', '.join(by_domain)}; the "
             f"planned model trains on the mixture with {fewer(1 - row['flops_per_byte'] / other['flops_per_byte'])} "
             "FLOPs."
         )
@@ -345,11 +345,6 @@ def fewer(fraction: float) -> str:
     return f"{abs(fraction):.1%} {'fewer' if fraction >= 0 else 'MORE'}"
 
 
-def short_name(where: str) -> str:
-    """Return the last part of where a tokenizer is: of a file in an archive the file's name."""
-    return where.partition("::")[0].rstrip("/").rpartition("/")[2]
-
-
 def draw(found: dict, path: Path) -> None:
     """Draw the four measures over the size, and the recommendation."""
     sizes = [row["vocab_size"] for row in found["sizes"]]
@@ -357,11 +352,9 @@ def draw(found: dict, path: Path) -> None:
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     (compression, cost), (share, trained) = figure.subplots(2, 2)
     compression.plot(sizes, [row["bytes_per_token"] for row in found["sizes"]], "o-", color=COLORS[0], label="ours")
-    for index, (where, other) in enumerate(found["others"].items()):
+    for index, (name, other) in enumerate(found["others"].items()):
         compression.plot(other["vocab_size"], other["bytes_per_token"], "sD^vPX"[index % 6], color="0.4")
-        compression.annotate(
-            short_name(where), (other["vocab_size"], other["bytes_per_token"]), fontsize=6, ha="right", va="top"
-        )
+        compression.annotate(name, (other["vocab_size"], other["bytes_per_token"]), fontsize=6, ha="right", va="top")
     compression.set(ylabel="bytes per token of the mixture")
     cost.plot(sizes, [row["uniform_bits_per_byte"] for row in found["sizes"]], "o-", color=COLORS[0])
     cost.set(ylabel="log2(size) bits a token, per byte", title="BloombergGPT's measure")

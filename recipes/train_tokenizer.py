@@ -39,7 +39,7 @@ from vocabulary.report_card import CONTEXT, pieces, read_terms, report_card, wri
 from vocabulary.special_tokens import BYTES
 from vocabulary.split_and_merge import train_unigram
 from vocabulary.tokenizer_extension import extend_tokenizer
-from vocabulary.tokenizer_files import load_tokenizer
+from vocabulary.tokenizer_files import load_others, load_tokenizer
 from vocabulary.training_sample import draw_sample, write_chunks
 
 
@@ -197,7 +197,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
     settings, sources = recipe.tokenizer, recipe.data.sources
     # What can be refused is refused before an hour of training.
     terms = domain_terms(recipe)
-    others = {where: load_tokenizer(where) for where in settings.compare_with}
+    others = load_others(settings.compare_with)
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))

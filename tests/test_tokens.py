@@ -112,12 +112,16 @@ def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, t
     missing = ["--tokenizer.compare_with=['no/such/tokenizer.json']", "--overwrite"]
     with pytest.raises(RecipeError, match="no/such/tokenizer.json: no tokenizer can be read there"):
         train_tokenizer.main(tiny_run.argv(*missing))
+    twice = [f"--tokenizer.compare_with=['{tmp_path}/other', '{tmp_path}/old/other']", "--overwrite"]
+    with pytest.raises(RecipeError, match="two are named other; rename one"):
+        train_tokenizer.main(tiny_run.argv(*twice))
     shutil.copytree(tiny_run.output_dir / "tokenizer", tmp_path / "other")
     given = [f"--tokenizer.terms_file={tmp_path}/terms.txt", f"--tokenizer.compare_with=['{tmp_path}/other']"]
     train_tokenizer.main(tiny_run.argv(*given, "--overwrite"))
     tokenizer = tiny_run.output_dir / "tokenizer"
     card = json.loads((tokenizer / "report.json").read_text())["card"]
-    assert list(card["tokenizers"]) == ["domain tokenizer", "general tokenizer", f"{tmp_path}/other"]
+    assert list(card["tokenizers"]) == ["domain tokenizer", "general tokenizer", "other"]
+    assert str(tmp_path) not in (tokenizer / "report.json").read_text() + (tokenizer / "README.md").read_text()
     assert card["tokenizers"]["domain tokenizer"]["terms"]["legal"]["terms"] == 2
     assert "indemnify" in (tokenizer / "README.md").read_text()
     with pytest.raises(RecipeError, match=r"tokenizer.terms_file: .*/none.txt is not there"):

@@ -14,7 +14,7 @@ import base64
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -64,6 +64,18 @@ def load_tokenizer(where: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def load_others(places: Sequence[str]) -> dict[str, Tokenizer]:
+    """Load tokenizers by the name that a card shows: that of the file, folder or repository, not where it lies here.
+
+    Raises: RecipeError: one cannot be loaded, or two have the same name.
+    """
+    names = [place.partition("::")[0].rstrip("/").rpartition("/")[2] for place in places]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RecipeError(f"tokenizer.compare_with: two are named {', '.join(twice)}; rename one of them")
+    return {name: load_tokenizer(place) for name, place in zip(names, places, strict=True)}
 
 
 def read_tokenizer(content: bytes, where: str) -> Tokenizer:
