@@ -39,7 +39,7 @@ from vocabulary.report_card import CONTEXT, pieces, read_terms, report_card, wri
 from vocabulary.special_tokens import BYTES
 from vocabulary.split_and_merge import train_unigram
 from vocabulary.tokenizer_extension import extend_tokenizer
-from vocabulary.tokenizer_files import load_others, load_tokenizer
+from vocabulary.tokenizer_files import load_others
 from vocabulary.training_sample import draw_sample, write_chunks
 
 
