@@ -24,6 +24,7 @@ from figure_style import is_drawn_here, save_figure, style
 from run_files import RunFiles, Shown
 from sections import (
     benchmarks,
+    chronicle,
     contamination,
     curves,
     documents,
@@ -48,6 +49,7 @@ SECTIONS = [
     mixture,
     tokenizer,
     curves,
+    chronicle,
     held_out_text,
     benchmarks,
     samples,
@@ -58,6 +60,7 @@ STAGE_FILES = [
     "tokenizer/report.json",
     "training.json",
     "metrics.jsonl",
+    "chronicle.jsonl",
     "eval/results.json",
 ]
 

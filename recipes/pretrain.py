@@ -49,6 +49,7 @@ from checkpointing import (
     gather_tensors,
     list_checkpoints,
     load_state,
+    load_tensors,
     newest_checkpoint,
     require_space,
     restore_tensors,
@@ -672,7 +673,10 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         with new_output(recipe, "pretrain") as output:
             export = accelerator.unwrap_model(model).language_model
             merge_adapters(export)
-            export.save_pretrained(output)
+            # Of a model in parts the last checkpoint has the whole.
+            in_parts = any(isinstance(parameter, DTensor) for parameter in export.parameters())
+            last = run / "checkpoints" / f"step_{state['step']:08d}"
+            export.save_pretrained(output, state_dict=load_tensors(last, "model") if in_parts else None)
             tokenizer.save_pretrained(output)
     chronicle.note("finish", state["step"], f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s")
     accelerator.wait_for_everyone()

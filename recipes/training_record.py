@@ -12,13 +12,13 @@ from accelerate import Accelerator
 
 from mixture_shares import expected_deviations
 from recipe_config import Recipe, Training
-from run_folder import write_json
+from run_folder import replace_text, write_json
 from token_mixture import TokenMixture
 
 
 def write_run_files(recipe: Recipe, run: Path) -> None:
     """Write the recipe with every key resolved, and the versions of everything installed."""
-    (run / "recipe.yaml").write_text(recipe.dump_yaml(), encoding="utf-8")
+    replace_text(run / "recipe.yaml", recipe.dump_yaml())
     packages = {d.metadata["Name"]: d.version for d in distributions()}
     environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}
     write_json(run / "environment.json", environment)
@@ -35,9 +35,7 @@ def cut_metrics(run: Path, step: int) -> None:
     if metrics.exists():
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        partial = metrics.with_name(".metrics.jsonl.tmp")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(metrics)
+        replace_text(metrics, "".join(kept))
 
 
 def summarize(

@@ -2,6 +2,10 @@
 """One tiny run, prepared once and shared by all tests."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_run import TinyRun, write_tiny_texts
@@ -41,3 +45,15 @@ def tokenized_run(tmp_path_factory) -> TinyRun:
 def tiny_run(tokenized_run, tmp_path) -> TinyRun:
     """A tokenized run that a test may change."""
     return tokenized_run.copy(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def crash_shim(tmp_path_factory) -> Path:
+    """The library of crash_shim.c."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler, cc, for the shim that kills")
+    library = tmp_path_factory.mktemp("shim") / "crash_shim.so"
+    source = Path(__file__).with_name("crash_shim.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library

@@ -146,17 +146,6 @@ def kill_session(folder: str, everywhere: str) -> None:
         (root / "results.json").write_text(json.dumps(results, indent=1))
 
 
-@pytest.fixture(scope="session")
-def crash_shim(tmp_path_factory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux and a C compiler, cc, for the shim that kills")
-    library = tmp_path_factory.mktemp("shim") / "crash_shim.so"
-    source = Path(__file__).with_name("crash_shim.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
-
-
 @pytest.fixture(scope="module")
 def results(crash_shim, tmp_path_factory, request) -> dict[str, dict[str, dict]]:
     """What happened in `kill_session`: stage -> point -> result."""

@@ -23,6 +23,7 @@ FILES = {
     "tokenizer": "tokenizer/report.json",
     "training": "training.json",
     "metrics": "metrics.jsonl",
+    "chronicle": "chronicle.jsonl",
     "results": "eval/results.json",
 }
 # What is not on the page without a file.
@@ -31,6 +32,7 @@ SHOWN_FROM = {
     "tokenizer": ["tokenizer"],
     "training": ["training", "mixture"],
     "metrics": ["curves"],
+    "chronicle": ["chronicle"],
     "results": ["held_out_text", "benchmarks", "samples"],
 }
 HOSTILE_TEXT = " not <script>alert('x')</script> copy.\x1b[31m\n"
@@ -140,6 +142,9 @@ def write_run(folder):
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
     (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
+    events = [("start", 0, "7,000,000 parameters"), ("save", 100, "step_00000100"), ("skip", 120, "a <b>spike</b>")]
+    lines = [dict(zip(("time", "event", "step", "text"), ("2026-01-31T10:00:00Z", *e), strict=True)) for e in events]
+    (folder / FILES["chronicle"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "model").mkdir()
 
 
@@ -209,6 +214,8 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "1.412",
         "0.270",
         "12 min 34 s",
+        "the 0 evaluations and 1 saves too",
+        '<td>120</td><td class="text">skip</td><td class="text">a &lt;b&gt;spike&lt;/b&gt;</td>',
     ):
         assert text in page
     for path in FILES.values():
