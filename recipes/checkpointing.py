@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -466,6 +467,7 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
     """Collect weights, and optimizer state as `<parameter>.<key>`, for Checkpoints.save."""
+    take_parts(model)
     moments = {
         f"{plain_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -475,11 +477,23 @@ def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
     return {"model": dict(named_weights(model)), "optimizer": moments}
 
 
+def take_parts(model: nn.Module) -> None:
+    """Have each process hold its part again where FSDP2 put some weights together.
+
+    A pass without a backward one, as a validation's, leaves the outermost weights whole: they are other tensors then,
+    which the optimizer has no state of.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """Load weights and optimizer state into a model and its optimizers, on any number of processes.
 
     Raises: RecipeError: a tensor is missing, has another shape or is not finite.
     """
+    take_parts(model)
     with StoredTensors(checkpoint, "model") as stored, torch.no_grad():
         for name, parameter in named_weights(model):
             parameter.copy_(stored.read_like(name, parameter))
@@ -498,6 +512,8 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
                 whole = stored.shape(stored_name) == tuple(parameter.shape)
                 like = parameter if whole else torch.empty(stored.shape(stored_name), device=parameter.device)
                 state[key] = stored.read_like(stored_name, like)
+            if keys and not state:
+                raise RecipeError(f"{checkpoint}: optimizer: the state of {plain_name(name)} is missing")
             owners[parameter].state[parameter] = state
 
 

@@ -169,6 +169,11 @@ def test_each_process_writes_its_part_and_the_parts_are_the_whole(runs):
     assert names == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     sizes = [(checkpoint / name).stat().st_size for name in names]
     assert max(sizes) < 1.2 * min(sizes), "each about a half"
+    moments = [
+        load_tensors(runs[name].output_dir / "checkpoints" / "step_00000020", "optimizer")
+        for name in ("alone", "sharded")
+    ]
+    assert moments[0].keys() == moments[1].keys(), "after a validation too"
     alone = load_tensors(runs["alone"].output_dir / "checkpoints" / "step_00000020", "model")
     for name, tensor in load_tensors(checkpoint, "model").items():
         assert torch.allclose(tensor, alone[name], atol=1e-4), name
