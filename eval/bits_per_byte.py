@@ -56,7 +56,7 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float:
 
 
 def load_model(
-    name: str, revision: str | None = None, dtype: str = "float32"
+    name: str, revision: str | None = None, dtype: str = "float32", device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal model and its tokenizer from a folder or the Hub, onto the GPU where there is one.
 
@@ -84,7 +84,7 @@ def load_model(
             f"{name}: the weights do not fit the model that config.json describes; "
             f"{'; '.join(problems)}; use a folder that save_pretrained wrote"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     return model.to(device).eval(), tokenizer
 
@@ -162,7 +162,7 @@ def score_documents(
     context_length: int,
     stride: int | None = None,
     batch_size: int = 8,
-    description: str = "scoring",
+    description: str | None = "scoring",
 ) -> list[DocumentScore]:
     """Score texts, one result a text, in their order.
 
@@ -176,7 +176,7 @@ def score_documents(
         context_length: tokens the model reads at most, the start token among them.
         stride: tokens by which the windows of a long text move on, 1 to context_length.
         batch_size: windows read at once; fewer where their logits would take more than 1 GiB.
-        description: what the progress bar says.
+        description: what the progress bar says; None shows none.
 
     Raises: ValueError: for a stride out of range, or when the model gives a loss that is not finite.
     """
@@ -199,7 +199,8 @@ def score_documents(
     vocab_size = model.config.get_text_config().vocab_size
     # Windows of similar length are read together, which leaves little padding; a pool at a time bounds the memory.
     stream = windows()
-    with tqdm(total=sum(score.bytes for score in scores), desc=description, unit="B", unit_scale=True) as progress:
+    total = sum(score.bytes for score in scores)
+    with tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=description is None) as progress:
         while pool := list(itertools.islice(stream, 64 * batch_size)):
             pool.sort(key=lambda window: len(window[1]), reverse=True)
             while pool:

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a model: bits per byte of held-out text by source and domain, benchmark tasks, generated samples.
+"""Evaluate a model: bits per byte of held-out text by source, domain and month, benchmark tasks, generated samples.
 
-In:  a model folder or any Hub id; documents/<split>/<source>/*.parquet (columns id, text), whose domains stand in
-     documents/stats.json; the tasks below eval/tasks.
-Out: <output>/results.json, complete or not there at all. The same inputs give the same file, byte for byte.
+In:  a model folder or any Hub id; documents/<split>/<source>/*.parquet (columns id, text, date), whose domains stand
+     in documents/stats.json; the benchmarks below eval/tasks, whose rows come from the Hub or from --task_data.
+Out: <output>/results.json; items/, what each item and document cost, which compare.py reads; baselines/<model>/ with
+     the same of other models. All of it is there, or none. The same inputs give the same file, byte for byte.
 
     python eval/run_eval.py --model runs/legal-quickstart/model --documents runs/legal-quickstart/documents \
         --output runs/legal-quickstart/eval --tasks legal_sense,general_agreement --xz
-    python eval/run_eval.py --model HuggingFaceTB/SmolLM2-135M --output smollm2 --tasks general_agreement
+    python eval/run_eval.py --model HuggingFaceTB/SmolLM2-135M --output smollm2 --tasks legal,mmlu_law
+    python eval/run_eval.py --model runs/mine/model --output scores --tasks arc_easy --task_data arc_easy=arc.jsonl
+    accelerate launch --num_processes 8 eval/run_eval.py --model runs/mine/model --output scores --tasks finance
     python eval/run_eval.py --export_requests benchmarks
 
 The last one needs no model: it writes what each task asks, benchmarks/<task>.jsonl with id, context, choices and gold,
 against which training text is decontaminated. What came of that, documents/decontamination.json, is read back by
 --decontamination: the scores of items that the training text does not hold are then given apart from those of others.
-It runs in one process, on one GPU where there is one.
+Stopped and started again it goes on; several processes share the work and write what one would.
 """
 
 import argparse
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +33,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from ruamel.yaml import YAML
+from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmark_tasks import (
+    Benchmark,
+    build_requests,
+    choose_tasks,
+    exported_items,
+    load_items,
+    read_benchmarks,
+    shots_at_hand,
+)
 from bits_per_byte import (
     DTYPES,
     bits_per_byte,
@@ -44,183 +54,119 @@ from bits_per_byte import (
     start_token_id,
     xz_baselines,
 )
+from item_scores import RESAMPLES, score_items
+from request_scoring import RequestScorer, score_requests
+from shared_work import SharedWork
 
 
 logger = logging.getLogger(__name__)
 
-TASKS_DIR = Path(__file__).resolve().parent / "tasks"
 XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
-RESAMPLES = 1000  # of the bootstrap
+PIECE_DOCUMENTS = 32  # scored together by one process
 # Of fewer items only the count is given: the standard error of guessing between two answers would be above 0.11.
 MIN_GROUP_ITEMS = 20
+OWN_FILES = {"results.json", "stage.json", "items", "baselines"}
 OVERLAP_GROUPS = ("clean", "overlapping", "not_checkable", "unchecked")
 # Plain sampling of a small model soon goes round in circles; greedy decoding does at once.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "repetition_penalty": 1.1, "max_new_tokens": 80}
 
 
-def read_task_configs(tasks_dir: Path = TASKS_DIR) -> dict[str, dict]:
-    """Read every task YAML below a folder, as data: a `!function` tag, with which lm-eval runs code, is refused.
+def load_tasks(arguments: argparse.Namespace) -> dict[str, tuple]:
+    """Load the rows of the chosen tasks: {task: (benchmark, items, few-shot examples, where they come from)}.
 
-    Returns: {task name: lm-eval configuration}, with the data files resolved against the YAML's own folder.
-    Raises: ValueError: for a YAML that is not a plain task, or a data file that lies outside its folder.
+    Raises: SystemExit: naming every task whose rows cannot be had.
     """
-    configs = {}
-    for path in sorted(tasks_dir.glob("*/*.yaml")):
-        try:
-            config = YAML(typ="safe", pure=True).load(path)
-        except Exception as error:
-            raise ValueError(f"{path}: not plain YAML data: {error}") from error
-        files = config.get("dataset_kwargs", {}).get("data_files") if isinstance(config, dict) else None
-        if not files or not isinstance(config.get("task"), str) or config.get("dataset_path") != "json":
-            raise ValueError(f"{path}: needs task, dataset_path: json and dataset_kwargs.data_files: {{split: file}}")
-        for split, name in files.items():
-            files[split] = str(path.parent / name)
-            if (path.parent / name).resolve().parent != path.parent.resolve():
-                raise ValueError(f"{path}: data file {name!r} must lie beside the YAML")
-        configs[config["task"]] = config | {"num_fewshot": 0}
-    return configs
-
-
-def load_tasks(names: list[str], cache_dir: str) -> dict:
-    """Build lm-eval's task objects, {name: task}, from the repository's own YAML and nothing else.
-
-    Args:
-        names: tasks below eval/tasks.
-        cache_dir: an empty folder for the datasets library, whose usual cache may hold an older version of the items.
-    """
-    # lm-eval renders templates that are not sandboxed: whatever runs from here on finds no credentials.
+    # Nothing below needs credentials, and nothing that it reads or runs shall find any.
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH"):
         os.environ.pop(name, None)
-    from datasets import disable_progress_bars
-    from lm_eval.tasks import TaskManager
-
-    disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    configs = read_task_configs()
-    for name in names:
-        configs[name]["dataset_kwargs"]["cache_dir"] = cache_dir
-    return TaskManager(include_defaults=False).load([configs[name] for name in names])["tasks"]
-
-
-def task_requests(task: object) -> list[dict]:
-    """Return what a multiple-choice task asks, [{id, context, choices, gold}], as lm-eval renders it.
-
-    A continuation is scored exactly as it stands in choices, its leading space included.
-    """
-    task.build_all_requests(rank=0, world_size=1)
-    items: dict[int, dict] = {}
-    for instance in task.instances:
-        context, choice = instance.args
-        new = {"id": instance.doc["id"], "context": context, "choices": [], "gold": task.doc_to_target(instance.doc)}
-        items.setdefault(instance.doc_id, new)["choices"].append(choice)
-    return list(items.values())
+    benchmarks, loaded, problems = read_benchmarks(), {}, []
+    for name in arguments.tasks:
+        given = [arguments.task_data[each] for each in (name, *benchmarks[name].groups) if each in arguments.task_data]
+        local = given[0] if given else None
+        try:
+            loaded[name] = (benchmarks[name], *load_items(benchmarks[name], local))
+        except Exception as error:  # whatever the Hub, the network or a file says
+            problems.append(f"{name}: {type(error).__name__}: {error}")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise SystemExit(f"tasks whose rows cannot be read; --task_data TASK=FILE reads a local copy:\n{listed}")
+    return loaded
 
 
 def format_requests(items: list[dict]) -> str:
     return "".join(json.dumps(item) + "\n" for item in items)
 
 
-def export_requests(folder: Path, names: list[str]) -> None:
-    """Write folder/<task>.jsonl for each task."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as cache_dir:
-        for name, task in load_tasks(names, cache_dir).items():
-            items = task_requests(task)
-            write_synced(folder / f".{name}.jsonl.tmp", format_requests(items))
-            os.replace(folder / f".{name}.jsonl.tmp", folder / f"{name}.jsonl")
-            logger.info("%s: %d items", folder / f"{name}.jsonl", len(items))
+def export_requests(arguments: argparse.Namespace) -> None:
+    """Write folder/<task>.jsonl for each task: its items without few-shot examples."""
+    arguments.export_requests.mkdir(parents=True, exist_ok=True)
+    for name, (benchmark, items, _, _) in load_tasks(arguments).items():
+        exported = exported_items(build_requests(benchmark, items, [], 0, arguments.seed))
+        path = arguments.export_requests / f"{name}.jsonl"
+        write_synced(path.with_name(f".{name}.jsonl.tmp"), format_requests(exported))
+        os.replace(path.with_name(f".{name}.jsonl.tmp"), path)
+        logger.info("%s: %d items", path, len(exported))
 
 
-def run_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    names: list[str],
-    *,
-    context_length: int,
-    batch_size: int,
-    decontamination: dict | None = None,
-) -> dict[str, dict]:
-    """Score tasks with lm-eval.
+def run_task(
+    scorer: RequestScorer, benchmark: Benchmark, items: list[dict], shots: list[dict], arguments: argparse.Namespace
+) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
+    """Score one task.
 
-    Every request begins with the token that starts a document. Where a tokenizer adds no special tokens by itself,
-    lm-eval puts it before requests without a context only, but in training no text began without it.
-
-    Returns: {task: {"metrics": {name: {"value", "stderr"}}, "chance", "num_items", "version", and
-        "gold_bits_per_byte": {"value", "stderr"}, cost of the right continuations, which moves before accuracy does;
-        "boundary_mismatches": items in which a continuation changes how the context before it is cut into tokens;
-        "truncated": requests longer than the context, of which the start was cut off;
-        "by_overlap": what `score_by_overlap` returns, None without decontamination.json's content}}.
-    Raises: ValueError: when a continuation alone does not fit the context.
+    Returns: its entry in results.json: what `score_items` returns, "score" (the name of its first metric), "groups",
+        "version", "num_fewshot", "boundary_mismatches" and "truncated" as `score_requests` counts them, "published",
+        and "by_overlap", {group: what `score_items` returns, without metrics for groups of less than MIN_GROUP_ITEMS
+        items}, None where the training text was not checked; its scored items; and the resampled scores.
     """
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+    num_fewshot = shots_at_hand(benchmark, shots, arguments.num_fewshot)
+    rendered = build_requests(benchmark, items, shots, num_fewshot, arguments.seed)
+    scored, counts = score_requests(
+        scorer, benchmark.task, rendered, max_new_tokens=benchmark.max_new_tokens, calibrated=benchmark.calibrated
+    )
+    entry, resampled = score_items(scored, benchmark.metrics, arguments.seed)
+    entry |= {"score": benchmark.metrics[0], "groups": benchmark.groups, "version": benchmark.version}
+    entry |= {"num_fewshot": num_fewshot, **counts, "published": benchmark.published, "by_overlap": None}
+    decontamination = read_decontamination(arguments.decontamination)
+    if decontamination is not None:
+        exported = exported_items(build_requests(benchmark, items, [], 0, arguments.seed))
+        groups = overlap_groups(benchmark.task, exported, decontamination)
+        if "unchecked" in groups:
+            logger.warning("%s: the training text was not checked against these items", benchmark.task)
+        entry["by_overlap"] = {
+            group: score_group([item for item, own in zip(scored, groups, strict=True) if own == group], benchmark)
+            for group in OVERLAP_GROUPS
+            if group in groups
+        }
+    return entry, scored, resampled
 
-    class DocumentStartLM(HFLM):
-        """HFLM that encodes text as text, after the token that starts a document."""
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-            return self.tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def score_group(items: list[dict], benchmark: Benchmark) -> dict:
+    if len(items) >= MIN_GROUP_ITEMS:
+        return score_items(items, benchmark.metrics, seed=0)[0]
+    sizes = [1 / len(item["nats"]) for item in items]
+    return {"num_items": len(items), "chance": float(np.mean(sizes)), "metrics": None, "gold_bits_per_byte": None}
 
-        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            context_tokens, continuation_tokens = super()._encode_pair(context, continuation)
-            return [self.prefix_token_id, *context_tokens], continuation_tokens
 
-    results = {}
-    with tempfile.TemporaryDirectory() as cache_dir:
-        tasks = load_tasks(names, cache_dir)
-        lm = DocumentStartLM(
-            pretrained=model,
-            backend="causal",
-            tokenizer=tokenizer,
-            max_length=context_length,
-            batch_size=batch_size,
-            prefix_token_id=start_token_id(tokenizer),
-        )
-        for name, task in tasks.items():
-            items = task_requests(task)
-            mismatches, truncated = 0, 0
-            for item in items:
-                context = lm.tok_encode(item["context"])
-                whole = [lm.tok_encode(item["context"] + choice) for choice in item["choices"]]
-                mismatches += any(tokens[: len(context)] != context for tokens in whole)
-                truncated += sum(len(tokens) > context_length for tokens in whole)
-                longest = max(len(tokens) for tokens in whole) - len(context)
-                if longest > context_length:
-                    raise ValueError(
-                        f"{name}: the continuation of {item['id']} has {longest} tokens, more than "
-                        f"context_length={context_length}; leave the task out or use a model with a longer context"
-                    )
-            output = evaluate(lm, {"tasks": {name: task}, "groups": {}, "group_map": {}}, bootstrap_iters=1000)
-            numbers = output["results"][name]
-            values = {key.removesuffix(",none"): float(numbers[key]) for key in numbers if key.endswith(",none")}
-            nats = [-sample["filtered_resps"][sample["target"]][0] for sample in output["samples"][name]]
-            gold_bytes = [len(item["choices"][item["gold"]].encode()) for item in items]
-            results[name] = {
-                "metrics": {
-                    metric: {"value": value, "stderr": values[f"{metric}_stderr"]}
-                    for metric, value in values.items()
-                    if not metric.endswith("_stderr")
-                },
-                "chance": float(np.mean([1 / len(item["choices"]) for item in items])),
-                "num_items": len(items),
-                "version": output["versions"][name],
-                "gold_bits_per_byte": ratio_with_stderr(nats, gold_bytes),
-                "boundary_mismatches": mismatches,
-                "truncated": truncated,
-                "by_overlap": None,
-            }
-            if decontamination is not None:
-                groups = overlap_groups(name, items, decontamination)
-                if "unchecked" in groups:
-                    logger.warning("%s: the training text was not checked against these items", name)
-                samples = output["samples"][name]
-                scored = [
-                    {"nats": cost, "bytes": size, "choices": len(item["choices"])}
-                    | {"metrics": {metric: sample[metric] for metric in results[name]["metrics"]}}
-                    for cost, size, item, sample in zip(nats, gold_bytes, items, samples, strict=True)
-                ]
-                results[name]["by_overlap"] = score_by_overlap(task, groups, scored)
-    return results
+def average_groups(tasks: dict[str, dict], resampled: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
+    """Average the scores of a group's tasks, each task counting once, as LegalBench and MMLU do.
+
+    Returns: {group: {"score", "value", "interval", "chance", "num_tasks"}}; the interval resamples the
+        items of every task.
+    """
+    groups = {}
+    for group in sorted({group for entry in tasks.values() for group in entry["groups"]}):
+        members = {name: entry for name, entry in tasks.items() if group in entry["groups"]}
+        scores = [entry["metrics"][entry["score"]] for entry in members.values()]
+        draws = np.mean([resampled[name][entry["score"]] for name, entry in members.items()], axis=0)
+        chances = [score["chance"] for score in scores]
+        groups[group] = {
+            "score": next(iter(members.values()))["score"],
+            "value": float(np.mean([score["value"] for score in scores])),
+            "interval": [float(bound) for bound in np.percentile(draws, [2.5, 97.5])],
+            "chance": None if None in chances else float(np.mean(chances)),
+            "num_tasks": len(members),
+        }
+    return groups
 
 
 def overlap_groups(name: str, items: list[dict], decontamination: dict) -> list[str]:
@@ -244,65 +190,25 @@ def overlap_groups(name: str, items: list[dict], decontamination: dict) -> list[
     ]
 
 
-def score_by_overlap(task: object, groups: list[str], scored: list[dict]) -> dict[str, dict]:
-    """Score the items of each group by themselves, with the task's own way to put its items' values together.
-
-    Args:
-        task: of lm-eval.
-        groups: of each item, as `overlap_groups` gives them.
-        scored: of each item: nats and bytes of its right continuation, number of choices, value of each metric.
-
-    Returns: {group: {"num_items", "chance", "metrics", "gold_bits_per_byte"}}, the last two None for groups of less
-        than MIN_GROUP_ITEMS items; groups without items are left out.
-    """
-    from lm_eval.api.metrics import stderr_for_metric
-
-    results = {}
-    for group in (group for group in OVERLAP_GROUPS if group in groups):
-        items = [item for item, own in zip(scored, groups, strict=True) if own == group]
-        results[group] = entry = {
-            "num_items": len(items),
-            "chance": float(np.mean([1 / item["choices"] for item in items])),
-            "metrics": None,
-            "gold_bits_per_byte": None,
-        }
-        if len(items) < MIN_GROUP_ITEMS:
-            continue
-        entry["gold_bits_per_byte"] = ratio_with_stderr(
-            [item["nats"] for item in items], [item["bytes"] for item in items]
-        )
-        entry["metrics"] = {}
-        for metric in items[0]["metrics"]:
-            values, aggregate = [item["metrics"][metric] for item in items], task.aggregation()[metric]
-            stderr = stderr_for_metric(aggregate, RESAMPLES)
-            entry["metrics"][metric] = {"value": float(aggregate(values)), "stderr": stderr and float(stderr(values))}
-    return results
-
-
-def ratio_with_stderr(nats: list[float], sizes: list[int]) -> dict[str, float]:
-    """Return bits per byte of all items together and its standard error, that of a ratio of two means."""
-    bits, byte_counts = np.array(nats) / math.log(2), np.array(sizes)
-    ratio = bits.sum() / byte_counts.sum()
-    spread = ((bits - ratio * byte_counts) ** 2).sum() * len(bits) / (len(bits) - 1)
-    return {"value": float(ratio), "stderr": float(math.sqrt(spread) / byte_counts.sum())}
-
-
-def read_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of a source's parquet files, file by file."""
+def read_documents(folder: Path) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (id, text, date) of a source's parquet files, file by file."""
     for path in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(columns=["id", "text"], batch_size=256):
-            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        file = pq.ParquetFile(path)
+        columns = [name for name in ("id", "text", "date") if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=columns, batch_size=256):
+            dates = batch["date"].to_pylist() if "date" in columns else [None] * len(batch)
+            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), dates, strict=True)
 
 
-def chosen_texts(folder: Path, max_bytes: int | None) -> list[str]:
-    """Return a source's texts in the order of their ids; with max_bytes, the first that fit, at least one."""
-    texts, total_bytes = [], 0
-    for _, text in sorted(read_documents(folder)):
-        total_bytes += len(text.encode())
-        if texts and max_bytes is not None and total_bytes > max_bytes:
+def chosen_documents(folder: Path, max_bytes: int | None) -> list[tuple[str, str, str | None]]:
+    """Return a source's documents in the order of their ids; with max_bytes, the first that fit, at least one."""
+    chosen, total_bytes = [], 0
+    for document in sorted(read_documents(folder), key=lambda document: document[:2]):
+        total_bytes += len(document[1].encode())
+        if chosen and max_bytes is not None and total_bytes > max_bytes:
             break
-        texts.append(text)
-    return texts
+        chosen.append(document)
+    return chosen
 
 
 def summarise(nats: np.ndarray, byte_counts: np.ndarray, tokens: int, sizes: dict, seed: int) -> dict:
@@ -336,56 +242,94 @@ def summarise(nats: np.ndarray, byte_counts: np.ndarray, tokens: int, sizes: dic
     } | {kind: None if sizes.get(kind) is None else 8 * sizes[kind] / total_bytes for kind in XZ_KINDS}
 
 
-def score_sources(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace
-) -> dict[str, dict]:
-    """Score the held-out documents of every source, and sum them by domain: {"sources": ..., "domains": ...}."""
-    stats = arguments.documents / "stats.json"
-    known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
-    sources, members = {}, {}
-    for folder in sorted(path for path in (arguments.documents / arguments.split).iterdir() if path.is_dir()):
-        texts = [text for text in chosen_texts(folder, arguments.max_bytes_per_source) if text]
-        if not texts:
+def score_split(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: argparse.Namespace,
+    split: str,
+    work: SharedWork,
+) -> dict[str, list[dict]]:
+    """Score the held-out documents of every source of a split: {source: [{"id", "date", "nats", "bytes", ...}]}."""
+
+    def score(texts: list[str]) -> list:
+        settings = {"context_length": arguments.context_length, "stride": arguments.stride}
+        scores = score_documents(
+            model, tokenizer, texts, **settings, batch_size=arguments.batch_size, description=None
+        )
+        return [[each.nats, each.bytes, each.tokens, each.restored] for each in scores]
+
+    scored = {}
+    for folder in sorted(path for path in (arguments.documents / split).iterdir() if path.is_dir()):
+        documents = [each for each in chosen_documents(folder, arguments.max_bytes_per_source) if each[1]]
+        if not documents:
             logger.warning("%s holds no text, so %s is left out", folder, folder.name)
             continue
-        scores = score_documents(
-            model,
-            tokenizer,
-            texts,
-            context_length=arguments.context_length,
-            stride=arguments.stride,
-            batch_size=arguments.batch_size,
-            description=folder.name,
-        )
-        sizes = {}
-        if arguments.xz:
-            logger.info("%s: compressing with xz", folder.name)
-            training = read_documents(arguments.documents / "train" / folder.name)
-            sizes = xz_baselines([text.encode() for text in texts], (text.encode() for _, text in training))
-        parts = (
-            np.array([score.nats for score in scores]),
-            np.array([score.bytes for score in scores]),
-            sum(score.tokens for score in scores),
-        )
-        domain = known.get(folder.name, {}).get("domain") or folder.name
-        not_restored = sum(not score.restored for score in scores)
+        texts = [text for _, text, _ in documents]
+        pieces = [texts[start : start + PIECE_DOCUMENTS] for start in range(0, len(texts), PIECE_DOCUMENTS)]
+        costs = [cost for part in work.map("documents", pieces, score, folder.name) for cost in part]
+        scored[folder.name] = [
+            {"id": key, "date": date, "nats": nats, "bytes": size, "tokens": tokens, "restored": restored}
+            for (key, _, date), (nats, size, tokens, restored) in zip(documents, costs, strict=True)
+        ]
+        not_restored = sum(not each["restored"] for each in scored[folder.name])
         if not_restored:
             logger.warning("%s: tokens of %d documents do not decode back to the text", folder.name, not_restored)
-        sources[folder.name] = {"domain": domain, **summarise(*parts, sizes, arguments.seed)}
-        sources[folder.name]["documents_not_restored"] = not_restored
-        members.setdefault(domain, []).append((*parts, sizes, not_restored))
+    return scored
 
-    domains = {}
-    for domain, entries in sorted(members.items()):
-        nats, byte_counts, tokens, sizes, not_restored = zip(*entries, strict=True)
-        summed = {
-            kind: sum(each[kind] for each in sizes)
+
+def summed(documents: list[dict], sizes: dict, seed: int) -> dict:
+    """Return the entry of some documents: what `summarise` returns, and how many their tokens do not give back."""
+    nats, sizes_of = (np.array([each[key] for each in documents]) for key in ("nats", "bytes"))
+    entry = summarise(nats, sizes_of, sum(each["tokens"] for each in documents), sizes, seed)
+    return entry | {"documents_not_restored": sum(not each["restored"] for each in documents)}
+
+
+def score_sources(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace, work: SharedWork
+) -> tuple[dict[str, dict], dict[str, list[dict]]]:
+    """Score the held-out documents.
+
+    Returns: {"sources", "domains", "months"}, each {name: entry}; months are those of the dated documents of the split
+        `future`, which is later than all training text, where there is one; and the documents of each source.
+    """
+    stats = arguments.documents / "stats.json"
+    known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
+    scored = score_split(model, tokenizer, arguments, arguments.split, work)
+    sources, compressed, domains = {}, {}, {}
+    for name, documents in scored.items():
+        compressed[name] = {}
+        if arguments.xz:
+            held_out = chosen_documents(arguments.documents / arguments.split / name, arguments.max_bytes_per_source)
+            training = read_documents(arguments.documents / "train" / name)
+            compressed[name] = work.map(
+                "xz",
+                [[text for _, text, _ in held_out if text]],
+                lambda texts, training=training: xz_baselines(
+                    [text.encode() for text in texts], (text.encode() for _, text, _ in training)
+                ),
+                f"{name}: xz",
+            )[0]
+        domain = known.get(name, {}).get("domain") or name
+        sources[name] = {"domain": domain, **summed(documents, compressed[name], arguments.seed)}
+        domains.setdefault(domain, []).append(name)
+    by_domain = {}
+    for domain, names in sorted(domains.items()):
+        sizes = {
+            kind: sum(compressed[name][kind] for name in names)
             for kind in XZ_KINDS
-            if all(each.get(kind) is not None for each in sizes)
+            if all(compressed[name].get(kind) is not None for name in names)
         }
-        entry = summarise(np.concatenate(nats), np.concatenate(byte_counts), sum(tokens), summed, arguments.seed)
-        domains[domain] = {"domain": domain, **entry, "documents_not_restored": sum(not_restored)}
-    return {"sources": sources, "domains": domains}
+        documents = [each for name in names for each in scored[name]]
+        by_domain[domain] = {"domain": domain, **summed(documents, sizes, arguments.seed)}
+    months: dict[str, list[dict]] = {}
+    if arguments.split != "future" and any((arguments.documents / "future").glob("*/*.parquet")):
+        for name, documents in score_split(model, tokenizer, arguments, "future", work).items():
+            scored[f"future.{name}"] = documents
+            for each in documents:
+                if each["date"] and len(each["date"]) >= 7:
+                    months.setdefault(each["date"][:7], []).append(each)
+    by_month = {month: summed(documents, {}, arguments.seed) for month, documents in sorted(months.items())}
+    return {"sources": sources, "domains": by_domain, "months": by_month}, scored
 
 
 @torch.inference_mode()
@@ -440,14 +384,15 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def write_results(output: Path, results: dict) -> None:
-    """Write output/results.json in a folder beside it and swap the two, so that a killed run leaves the old one."""
+def write_results(output: Path, files: dict[str, str]) -> None:
+    """Write a folder of files beside the output and swap the two, so that a killed run leaves the old one."""
     output = output.resolve()
     new, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    write_synced(new / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    for name, text in files.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        write_synced(new / name, text)
     if output.exists():
         output.rename(old)
     new.rename(output)
@@ -464,7 +409,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for results.json; an earlier one is replaced at the end")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--max_bytes_per_source", type=int, help="score whole documents up to this; None: all")
-    parser.add_argument("--tasks", default="", help="comma-separated names of tasks below eval/tasks")
+    parser.add_argument("--tasks", default="", help="comma-separated tasks, groups or suites of eval/tasks")
+    parser.add_argument(
+        "--task_data",
+        nargs="*",
+        default=[],
+        metavar="TASK=FILE",
+        help="read the rows of a task or group from a local .jsonl, .json or .csv instead of the Hub",
+    )
+    parser.add_argument("--num_fewshot", type=int, help="examples before each question; None: as each task says")
+    parser.add_argument("--noncommercial", action="store_true", help="also tasks whose licence forbids commercial use")
+    parser.add_argument("--baselines", nargs="*", default=[], help="models to score the same way, folders or Hub ids")
     parser.add_argument(
         "--decontamination",
         type=Path,
@@ -480,6 +435,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--export_requests", type=Path, help="write the tasks' items to this folder and stop")
     arguments = parser.parse_args(argv)
     arguments.tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    arguments.task_data = {name: Path(path) for name, _, path in (each.partition("=") for each in arguments.task_data)}
     return arguments
 
 
@@ -497,16 +453,19 @@ def read_decontamination(path: Path | None) -> dict | None:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Find everything that would stop the run, and fill in context_length and stride.
+    """Find everything that would stop the run, and fill in the tasks, context_length and stride.
 
     Raises: SystemExit: listing all problems.
     """
-    known = list(read_task_configs())
     problems = [
-        f"--tasks: {name!r} is not a task of this repository; there are {', '.join(known)}"
-        for name in arguments.tasks
-        if name not in known
+        f"--task_data: {name}: no such file: {path}"
+        for name, path in arguments.task_data.items()
+        if not path.is_file()
     ]
+    try:
+        arguments.tasks = choose_tasks(arguments.tasks, read_benchmarks(), arguments.noncommercial)
+    except ValueError as error:
+        problems.append(f"--tasks: {error}")
     if arguments.export_requests is None:
         problems += [f"--{name} is needed" for name in ("model", "output") if getattr(arguments, name) is None]
         if not (arguments.documents or arguments.tasks or arguments.prompts):
@@ -525,7 +484,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
                 problems.append(f"--documents: there is no {split}/<source>/*.parquet; prepare the documents first")
         if arguments.output is not None and arguments.output.exists():
             names = {path.name for path in arguments.output.iterdir()} if arguments.output.is_dir() else {"a file"}
-            if names and ("results.json" not in names or not names <= {"results.json", "stage.json"}):
+            if names and ("results.json" not in names or not names <= OWN_FILES):
                 problems.append(
                     f"--output: {arguments.output} holds something else than an earlier evaluation and would be "
                     "replaced; name another folder"
@@ -561,53 +520,100 @@ def check_model(arguments: argparse.Namespace) -> list[str]:
     return []
 
 
+def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespace, tasks: dict) -> dict[str, str]:
+    """Evaluate one model: the files of its folder, {path: text}."""
+    state = PartialState()
+    try:
+        model, tokenizer = load_model(name, revision, arguments.dtype, device=state.device)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--model: {error}") from error
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or arguments.context_length
+    own = argparse.Namespace(**vars(arguments) | {"context_length": min(arguments.context_length, limit)})
+    own.stride = min(own.stride, own.context_length)
+    names = ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "stride", "seed")
+    settings = {each: getattr(own, each) for each in names} | {"device": state.device.type}
+    versions = {"python": platform.python_version()} | {
+        each: version(each) for each in ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
+    }
+    weights = weights_sha256(name)
+    commit = None if weights else getattr(model.config, "_commit_hash", None) or revision
+    identity = {"model": weights or [name, commit], "settings": settings, "versions": versions}
+    work = SharedWork(parts_folder(arguments.output), identity)
+    results = {
+        "format": 2,
+        "model": name,
+        "revision": commit,
+        "model_sha256": weights,
+        "settings": settings
+        | {"tasks": list(tasks), "num_fewshot": own.num_fewshot, "generation": GENERATION}
+        | {"decontamination_sha256": own.decontamination and file_sha256(own.decontamination)},
+        "versions": versions,
+        "bits_per_byte": {"sources": {}, "domains": {}, "months": {}},
+        "tasks": {},
+        "groups": {},
+        "samples": [],
+    }
+    files, resampled = {}, {}
+    if own.documents is not None:
+        results["bits_per_byte"], scored = score_sources(model, tokenizer, own, work)
+        files |= {f"items/documents.{source}.jsonl": format_requests(each) for source, each in scored.items()}
+    results["samples"] = work.map(
+        "samples",
+        own.prompts,
+        lambda prompt: generate_samples(model, tokenizer, [prompt], context_length=own.context_length, seed=own.seed)[
+            0
+        ],
+        "samples",
+    )
+    if tasks:
+        settings = {"context_length": own.context_length, "batch_size": own.batch_size, "work": work}
+        scorer = RequestScorer(model, tokenizer, **settings)
+        for task, (benchmark, items, shots, origin) in tasks.items():
+            results["tasks"][task], scored, resampled[task] = run_task(scorer, benchmark, items, shots, own)
+            results["tasks"][task] |= origin
+            files[f"items/{task}.jsonl"] = format_requests(scored)
+        results["groups"] = average_groups(results["tasks"], resampled)
+    return {"results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n"} | files
+
+
+def parts_folder(output: Path) -> Path:
+    """Return where finished pieces of an evaluation are kept until it is whole."""
+    return output.resolve().with_name(f".{output.resolve().name}.parts")
+
+
+def describe(results: dict) -> str:
+    sources = results["bits_per_byte"]["sources"].items()
+    parts = [f"{name} {entry['bits_per_byte']:.3f} bits per byte" for name, entry in sources]
+    alone = {name: entry for name, entry in results["tasks"].items() if not entry["groups"]}
+    parts += [f"{name} {e['score']} {e['metrics'][e['score']]['value']:.3f}" for name, e in alone.items()]
+    parts += [
+        f"{name} {e['score']} {e['value']:.3f} ({e['num_tasks']} tasks)" for name, e in results["groups"].items()
+    ]
+    return ", ".join([*parts, f"{len(results['samples'])} samples"])
+
+
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:
-        export_requests(arguments.export_requests, arguments.tasks or list(read_task_configs()))
+        own = [name for name, benchmark in read_benchmarks().items() if benchmark.dataset_path == "json"]
+        arguments.tasks = arguments.tasks or own
+        export_requests(arguments)
         return
-    try:
-        model, tokenizer = load_model(arguments.model, arguments.revision, arguments.dtype)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model: {error}") from error
-
-    names = ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "stride", "tasks", "seed")
-    results = {
-        "format": 1,
-        "model": arguments.model,
-        "revision": arguments.revision,
-        "model_sha256": weights_sha256(arguments.model),
-        "settings": {name: getattr(arguments, name) for name in names}
-        | {"num_fewshot": 0, "device": model.device.type, "generation": GENERATION}
-        | {"decontamination_sha256": arguments.decontamination and file_sha256(arguments.decontamination)},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "lm-eval")},
-        "bits_per_byte": {"sources": {}, "domains": {}},
-        "tasks": {},
-        "samples": [],
-    }
-    if arguments.documents is not None:
-        results["bits_per_byte"] = score_sources(model, tokenizer, arguments)
-    results["samples"] = generate_samples(
-        model, tokenizer, arguments.prompts, context_length=arguments.context_length, seed=arguments.seed
-    )
-    if arguments.tasks:
-        results["tasks"] = run_tasks(
-            model,
-            tokenizer,
-            arguments.tasks,
-            context_length=arguments.context_length,
-            batch_size=arguments.batch_size,
-            decontamination=read_decontamination(arguments.decontamination),
-        )
-    write_results(arguments.output, results)
-    sources = results["bits_per_byte"]["sources"].items()
-    parts = [f"{name} {entry['bits_per_byte']:.3f} bits per byte" for name, entry in sources]
-    parts += [f"{name} acc {entry['metrics']['acc']['value']:.3f}" for name, entry in results["tasks"].items()]
-    parts += [f"{len(results['samples'])} samples"]
-    logger.info("evaluate: %s, in %s", ", ".join(parts), arguments.output / "results.json")
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():  # what the Hub sends is fetched once
+        tasks = load_tasks(arguments)
+    files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    for name in arguments.baselines:
+        folder = f"baselines/{Path(name).name if Path(name).is_dir() else name.replace('/', '--')}"
+        files |= {f"{folder}/{path}": text for path, text in evaluate_model(name, None, arguments, tasks).items()}
+    if state.is_main_process:
+        write_results(arguments.output, files)
+        shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
+        results = json.loads(files["results.json"])
+        logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -73,12 +73,12 @@ class RunFiles:
 
 
 def read_lines(text: str) -> list[dict]:
-    lines, entries = text.splitlines(), []
+    lines, entries = text.split("\n"), []  # not splitlines, which also cuts at characters that JSON leaves alone
     for number, line in enumerate(lines):
         try:
-            entries.append(json.loads(line))
+            entries += [json.loads(line)] if line.strip() else []
         except ValueError:
-            if number == len(lines) - 1 and not text.endswith("\n"):
+            if number == len(lines) - 1:  # without a line end
                 break
             raise
     return entries

@@ -15,11 +15,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import report
 import run_eval
+from benchmark_tasks import read_benchmarks
 from bits_per_byte import load_model, score_documents
-from run_eval import RESAMPLES, main, overlap_groups, ratio_with_stderr, read_task_configs, run_tasks, summarise
+from item_scores import gold_bits, measured
+from request_scoring import RequestScorer
+from run_eval import RESAMPLES, load_tasks, main, overlap_groups, parse_arguments, run_task, summarise
+from shared_work import SharedWork
 
 
-TASKS = ["legal_sense", "general_agreement"]
+TASKS = ["legal_sense", "general_agreement", "dosing_shorthand"]
+
+
+def run_tasks(model, tokenizer, names, *, context_length, batch_size, argv=()):
+    """Score tasks in memory: {task: its entry in results.json}."""
+    arguments = parse_arguments([*argv, "--tasks", ",".join(names)])
+    scorer = RequestScorer(model, tokenizer, context_length=context_length, batch_size=batch_size, work=SharedWork())
+    tasks = load_tasks(arguments)
+    return {name: run_task(scorer, *tasks[name][:3], arguments)[0] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +95,7 @@ def test_two_runs_write_the_same_bytes(evaluated):
 
 def test_results_say_what_was_scored_and_how(evaluated, documents):
     results = json.loads(evaluated[0])
-    assert results["format"] == 1 and len(results["model_sha256"]) == 64
+    assert results["format"] == 2 and len(results["model_sha256"]) == 64
     assert results["settings"]["stride"] == 32 and results["settings"]["split"] == "test"
     sources = results["bits_per_byte"]["sources"]
     assert {name: entry["domain"] for name, entry in sources.items()} == {
@@ -167,7 +179,7 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     limit = ["--max_bytes_per_source", "200", "--context_length", "64"]
     main(["--model", str(model_folder), "--documents", str(documents), "--output", str(tmp_path / "eval"), *limit])
     entry = json.loads((tmp_path / "eval/results.json").read_text())["bits_per_byte"]["sources"]["stories"]
-    texts = [text for _, text in sorted(run_eval.read_documents(documents / "test/stories"))]
+    texts = [text for _, text, _ in run_eval.chosen_documents(documents / "test/stories", None)]
     assert "number 2" in texts[0]  # the fixture's ids run against the rows
     scores = score_documents(model, tokenizer, texts[:1], context_length=64)
     assert (entry["documents"], entry["bytes"]) == (1, scores[0].bytes)
@@ -183,28 +195,32 @@ def test_interval_resamples_nats_and_bytes_of_a_document_together():
     assert RESAMPLES >= 1000
 
 
-def test_standard_error_of_a_ratio_matches_resampling():
+def test_standard_error_of_a_ratio_matches_its_formula():
     generator = np.random.default_rng(0)
     sizes = generator.integers(10, 60, size=400)
     nats = sizes * generator.uniform(0.5, 1.5, size=400)
-    draws = generator.integers(400, size=(2000, 400))
-    resampled = nats[draws].sum(1) / np.log(2) / sizes[draws].sum(1)
-    result = ratio_with_stderr(list(nats), list(sizes))
-    assert result["value"] == pytest.approx(nats.sum() / np.log(2) / sizes.sum())
-    assert result["stderr"] == pytest.approx(resampled.std(), rel=0.1)
+    items = [{"nats": [cost], "bytes": [size], "gold": 0} for cost, size in zip(nats, sizes, strict=True)]
+    result, _ = measured(gold_bits(items), len(items), seed=0)
+    bits, ratio = nats / np.log(2), nats.sum() / np.log(2) / sizes.sum()
+    stderr = np.sqrt(((bits - ratio * sizes) ** 2).sum() * 400 / 399) / sizes.sum()
+    assert result["value"] == pytest.approx(ratio)
+    assert result["stderr"] == pytest.approx(stderr, rel=0.1)
+    assert result["interval"] == pytest.approx([ratio - 1.96 * stderr, ratio + 1.96 * stderr], rel=0.01)
 
 
 def test_model_of_random_weights_is_near_chance_on_every_task(model, tokenizer):
     results = run_tasks(model, tokenizer, TASKS, context_length=128, batch_size=8)
-    for name, chance in {"legal_sense": 0.25, "general_agreement": 0.5}.items():
+    for name, chance in {"legal_sense": 0.25, "general_agreement": 0.5, "dosing_shorthand": 0.25}.items():
         result = results[name]
         assert result["chance"] == chance
         for metric in result["metrics"].values():
             assert metric["value"] == pytest.approx(
                 chance, abs=3.5 * (chance * (1 - chance) / result["num_items"]) ** 0.5
             )
-            assert 0 < metric["stderr"] < 0.06
+            assert 0 < metric["stderr"] < 0.09 and metric["chance"] == chance
+            assert metric["interval"][0] <= metric["value"] <= metric["interval"][1]
         assert result["gold_bits_per_byte"]["value"] > 1
+        assert -1 < result["probability_margin"]["value"] < 0
         assert result["boundary_mismatches"] == result["truncated"] == 0
     assert set(results["legal_sense"]["metrics"]) == {"acc", "acc_norm"}
 
@@ -239,6 +255,7 @@ def test_model_that_knows_the_answers_after_the_start_token_gets_all_right(model
     result = run_tasks(pupil, tokenizer, [name], context_length=128, batch_size=4)[name]
     assert result["metrics"]["acc"]["value"] == 1.0
     assert result["gold_bits_per_byte"]["value"] < 0.3
+    assert result["probability_margin"]["value"] > 0.9
 
 
 def test_model_that_knows_the_answers_without_a_start_token_knows_nothing(model, tokenizer, requests):
@@ -280,10 +297,10 @@ def test_tokens_leave_the_environment_before_lm_eval_code_runs(tmp_path, monkeyp
 
 
 def test_exported_requests_cover_every_item_with_its_answer(requests):
-    assert sorted(requests) == sorted(read_task_configs())
+    assert sorted(requests) == sorted(TASKS)
     for name, items in requests.items():
-        path = read_task_configs()[name]["dataset_kwargs"]["data_files"]["test"]
-        with open(path, encoding="utf-8") as stream:
+        benchmark = read_benchmarks()[name]
+        with (benchmark.file.parent / benchmark.data_files["test"]).open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream]
         assert [item["id"] for item in items] == [row["id"] for row in rows]
         for item, row in zip(items, rows, strict=True):
@@ -299,9 +316,10 @@ def test_everything_wrong_is_listed_at_once(tmp_path):
     (tmp_path / "empty").mkdir()
     command = ["--model", str(tmp_path / "empty"), "--documents", str(tmp_path), "--output", str(tmp_path / "eval")]
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--tasks", "legal_sense,mmlu", "--batch_size", "0", "--context_length", "4"])
+        main([*command, "--tasks", "legal_sense,mmmlu", "--batch_size", "0", "--context_length", "4"])
     message = str(stop.value)
-    assert "'mmlu' is not a task of this repository; there are general_agreement, legal_sense" in message
+    assert "'mmmlu': not a task of this repository; there are arc_challenge, arc_easy, " in message
+    assert "and the groups blimp, bloomberg_finance, finance, " in message
     assert "--batch_size=0 must be at least 1" in message
     assert "--context_length=4 must be at least 8" in message
     assert f"{tmp_path / 'test'}/<source>/*.parquet" in message
@@ -349,19 +367,14 @@ def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokeniz
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("process_docs: !function harm.run", "not plain YAML data"),
-        ("dataset_path: somebody/dataset", "dataset_path: json"),
-        ("dataset_kwargs: {data_files: {test: ../items.jsonl}}", "must lie beside the YAML"),
+        ("description: !function harm.run", "not plain YAML data"),
+        ("dataset_path: somebody/dataset\nrows: harm", "rows: 'harm': benchmark_rows.py has"),
+        ("data_files: {test: ../items.jsonl}", "must name files beside the YAML"),
+        ("doc_to_text: '{{context}}'", "unknown keys: doc_to_text"),
     ],
 )
-def test_task_that_is_not_plain_local_data_is_refused(tmp_path, line, complaint):
-    settings = {
-        "task": "task: probe",
-        "dataset_path": "dataset_path: json",
-        "dataset_kwargs": "dataset_kwargs: {data_files: {test: items.jsonl}}",
-    }
-    settings[line.partition(":")[0]] = line
+def test_task_that_is_not_plain_data_is_refused(tmp_path, line, complaint):
     (tmp_path / "suite").mkdir()
-    (tmp_path / "suite" / "probe.yaml").write_text("\n".join(settings.values()) + "\n")
+    (tmp_path / "suite" / "probe.yaml").write_text("tasks: {probe: }\n" + line + "\n")
     with pytest.raises(ValueError, match=complaint):
-        read_task_configs(tmp_path)
+        read_benchmarks(tmp_path)

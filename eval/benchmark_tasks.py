@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks of eval/tasks: which there are, where their rows come from, and what they ask a model.
+
+Each YAML below eval/tasks/<suite>/ describes one benchmark, as data; no code stands in it. Its keys, beside lm-eval's
+own (dataset_path, dataset_name, test_split, fewshot_split, num_fewshot, target_delimiter, description, version):
+    tasks       {task name: keys that differ}, or the name of a CSV beside the YAML with the columns `task` and those
+    rows        the reader of benchmark_rows.py that turns a row into an item
+    selected_by in a file that holds the rows of several tasks, the field that says dataset_name
+    revision    the data set's commit; null takes the newest, and results.json says which that was
+    kind        choice (default), cloze or answer: see benchmark_rows.py
+    metrics     of item_scores.py; the first is the task's score
+    calibrated  a context without content, such as "Answer:"; the choices are scored after it too
+    groups      under which it can be asked for with others, and is averaged with them
+    commercial  false: the licence forbids commercial use, and the task is off unless asked for
+    published   {model: score} to show beside, in the score's own unit
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from benchmark_rows import READERS, as_item
+
+
+logger = logging.getLogger(__name__)
+
+TASKS_DIR = Path(__file__).resolve().parent / "tasks"
+MAX_LABELS = 30  # of a classification whose labels are those that its rows hold
+
+
+@dataclass
+class Benchmark:
+    """One task. See the module's docstring for the fields that the YAML sets."""
+
+    task: str
+    suite: str
+    file: Path
+    rows: str = "items"
+    selected_by: str = ""
+    dataset_path: str = "json"
+    dataset_name: str | None = None
+    data_files: dict | None = None
+    encoding: str | None = None
+    revision: str | None = None
+    test_split: str = "test"
+    fewshot_split: str | None = None
+    fewshot_order: str = "random"  # or first: the first rows, always the same, in their order
+    holdout: float | None = None  # share of the test split used for few-shot examples, where there is no other
+    num_fewshot: int = 0
+    kind: str = "choice"
+    description: str = ""
+    target_delimiter: str = " "
+    metrics: list = field(default_factory=lambda: ["acc", "acc_norm"])
+    calibrated: str | None = None
+    max_new_tokens: int = 64
+    licence: str = ""
+    commercial: bool = True
+    groups: list = field(default_factory=list)
+    published: dict = field(default_factory=dict)
+    version: float = 1.0
+
+
+def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
+    """Read every benchmark below a folder, {task name: benchmark}, as data: a tag that runs code is refused.
+
+    Raises: ValueError: for a YAML that is not a plain benchmark, or a file named in it that lies outside its folder.
+    """
+    benchmarks = {}
+    for path in sorted(tasks_dir.glob("*/*.yaml")):
+        try:
+            content = YAML(typ="safe", pure=True).load(path)
+        except Exception as error:
+            raise ValueError(f"{path}: not plain YAML data: {error}") from error
+        tasks = content.pop("tasks", None) if isinstance(content, dict) else None
+        if isinstance(tasks, str):
+            with (path.parent / Path(tasks).name).open(encoding="utf-8", newline="") as stream:
+                table = [{key: value for key, value in line.items() if value} for line in csv.DictReader(stream)]
+            tasks = {line.pop("task"): {key: table_value(key, value) for key, value in line.items()} for line in table}
+        if not isinstance(tasks, dict) or not tasks:
+            raise ValueError(f"{path}: needs tasks: {{name: keys}} or the name of a CSV file")
+        for name, own in tasks.items():
+            settings = content | (own or {})
+            unknown = settings.keys() - Benchmark.__dataclass_fields__.keys()
+            if unknown:
+                raise ValueError(f"{path}: {name}: unknown keys: {', '.join(sorted(unknown))}")
+            benchmark = Benchmark(task=name, suite=path.parent.name, file=path, **settings)
+            if benchmark.rows not in READERS:
+                raise ValueError(f"{path}: rows: {benchmark.rows!r}: benchmark_rows.py has {', '.join(READERS)}")
+            if benchmark.dataset_path == "json" and not is_beside(benchmark):
+                raise ValueError(f"{path}: data_files: {benchmark.data_files} must name files beside the YAML")
+            if name in benchmarks:
+                raise ValueError(f"{path}: {name} is already in {benchmarks[name].file}")
+            benchmarks[name] = benchmark
+    return benchmarks
+
+
+def table_value(key: str, value: str) -> object:
+    """Read a cell of a table as the YAML would have the key: lists are words, commercial is true or false."""
+    if key == "commercial":
+        return {"true": True, "false": False}[value]
+    return value.split() if key in ("metrics", "groups") else value
+
+
+def is_beside(benchmark: Benchmark) -> bool:
+    files = (benchmark.data_files or {}).values()
+    folder = benchmark.file.parent.resolve()
+    return bool(files) and all((folder / str(name)).resolve().parent == folder for name in files)
+
+
+def choose_tasks(names: list[str], benchmarks: dict[str, Benchmark], noncommercial: bool) -> list[str]:
+    """Return the tasks that a list of tasks, groups and suites names, without those that may not be used.
+
+    Raises: ValueError: naming what is none of these.
+    """
+    chosen, unknown = [], []
+    for name in names:
+        members = [
+            task for task, benchmark in benchmarks.items() if name in (task, benchmark.suite, *benchmark.groups)
+        ]
+        allowed = [task for task in members if benchmarks[task].commercial or noncommercial]
+        if members and not allowed:
+            raise ValueError(
+                f"{name}: the licence ({benchmarks[members[0]].licence}) forbids commercial use; "
+                "--noncommercial runs it all the same"
+            )
+        if len(allowed) < len(members):
+            logger.info("%s: %d tasks are left out, --noncommercial adds them", name, len(members) - len(allowed))
+        chosen += [task for task in allowed if task not in chosen]
+        unknown += [] if members else [name]
+    if unknown:
+        groups = sorted({group for benchmark in benchmarks.values() for group in (benchmark.suite, *benchmark.groups)})
+        single = sorted(task for task, benchmark in benchmarks.items() if not benchmark.groups)
+        raise ValueError(
+            f"{', '.join(map(repr, unknown))}: not a task of this repository; there are {', '.join(single)}, "
+            f"and the groups {', '.join(groups)}"
+        )
+    return chosen
+
+
+# Rows
+
+
+def read_local_rows(path: Path) -> dict[str, list[dict]]:
+    """Return the rows of a .jsonl, .json or .csv file by split: by their field `split`, else all as `test`."""
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    elif path.suffix == ".json":
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    splits: dict[str, list[dict]] = {}
+    for row in rows:
+        splits.setdefault(str(row.get("split", "test")), []).append(row)
+    return splits
+
+
+def read_hub_rows(benchmark: Benchmark) -> tuple[dict[str, list[dict]], str | None]:
+    """Read a benchmark's splits from the Hub. Returns: rows by split, and the commit that they are of."""
+    from datasets import disable_progress_bars, load_dataset
+    from huggingface_hub import HfApi
+
+    disable_progress_bars()
+    if benchmark.data_files:  # files, not a repository: the commit stands in their address, or is not known
+        kind = "text" if benchmark.rows == "fpb" else "json"
+        options = {"encoding": benchmark.encoding} if benchmark.encoding else {}
+        loaded, revision = load_dataset(kind, data_files=benchmark.data_files, **options), benchmark.revision
+    else:
+        revision = HfApi(token=False).dataset_info(benchmark.dataset_path, revision=benchmark.revision).sha
+        loaded = load_dataset(benchmark.dataset_path, benchmark.dataset_name, revision=revision, token=False)
+    wanted = {benchmark.test_split, benchmark.fewshot_split} - {None}
+    return {split: list(loaded[split]) for split in wanted}, revision
+
+
+def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[dict], list[dict], dict]:
+    """Load what a benchmark asks.
+
+    Args:
+        benchmark: of `read_benchmarks`.
+        local: a file of rows or items to read instead of the Hub.
+
+    Returns: the items, those for few-shot examples, and where they come from: {"dataset_path" (None
+        for a local file), "dataset_name", "dataset_revision", "local_file", "items_sha256"}.
+    Raises: ValueError: for rows without an item, or a task without rows.
+    """
+    if local is None and benchmark.dataset_path == "json":
+        local = benchmark.file.parent / benchmark.data_files["test"]
+    if local is not None:
+        splits, revision = read_local_rows(local), None
+        test = splits.get("test") or splits.get(benchmark.test_split, [])
+        other = [name for name in (benchmark.fewshot_split, "fewshot", "train", "dev") if name in splits]
+        pool = splits[other[0]] if other and other[0] != benchmark.test_split else []
+    else:
+        splits, revision = read_hub_rows(benchmark)
+        test, pool = splits[benchmark.test_split], splits.get(benchmark.fewshot_split, [])
+    parts = [to_items(benchmark, rows, kind) for rows, kind in ((test, ""), (pool, "fewshot-"))]
+    items, shots = label_choices(benchmark, *parts)
+    if benchmark.holdout and not shots:
+        shots = [item for item in items if is_held_out(item, benchmark.holdout)]
+        items = [item for item in items if not is_held_out(item, benchmark.holdout)]
+    if not items:
+        raise ValueError(f"{benchmark.task}: {local or benchmark.dataset_path} holds no row of it")
+    digest = hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()
+    origin = {"dataset_path": benchmark.dataset_path if local is None else None}
+    origin |= {"dataset_name": benchmark.dataset_name, "dataset_revision": revision}
+    return items, shots, origin | {"local_file": local.name if local else None, "items_sha256": digest}
+
+
+def to_items(benchmark: Benchmark, rows: list[dict], kind: str) -> list[dict]:
+    """Turn the rows that belong to the task into items, each with an id of its own."""
+    found = []
+    for number, row in enumerate(rows):
+        if row.get(benchmark.selected_by, benchmark.dataset_name) != benchmark.dataset_name:
+            continue
+        try:
+            item = as_item(row, benchmark.rows)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"{benchmark.task}: row {number} of {kind or 'the test split'} is not in the form that "
+                f"benchmark_rows.{benchmark.rows} reads: {error!r}; its fields are {', '.join(row)}"
+            ) from error
+        if item is not None:
+            found.append({"id": f"{benchmark.task}-{kind}{number:05d}"} | item)
+    return found
+
+
+def label_choices(benchmark: Benchmark, items: list[dict], shots: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Give items that have a label the labels of the whole task as choices."""
+    labels = sorted({item["label"] for item in [*items, *shots] if "label" in item})
+    if benchmark.kind == "answer":
+        for item in (item for item in [*items, *shots] if "label" in item):
+            item["answer"] = item.pop("label")
+        return items, shots
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{benchmark.task}: {len(labels)} different answers are no classification; kind: answer")
+    for item in (item for item in [*items, *shots] if "label" in item):
+        item |= {"choices": labels, "gold": labels.index(item.pop("label"))}
+    return items, shots
+
+
+def is_held_out(item: dict, share: float) -> bool:
+    """Say by an item's own text, so that no other item matters, whether it is one of the few-shot examples."""
+    digest = hashlib.sha256(json.dumps([item["context"], item.get("gold")]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+# Requests
+
+
+def build_requests(
+    benchmark: Benchmark, items: list[dict], shots: list[dict], num_fewshot: int, seed: int
+) -> list[dict]:
+    """Render a task with lm-eval.
+
+    Returns: for each item {"id", "requests", "gold", "target"}: requests are the pairs of text (context, continuation)
+        that are scored, one a choice, or for kind `answer` the single (context, ""); target is the right text.
+    """
+    from datasets import Dataset, DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+
+    splits = {"test": Dataset.from_list(items)} | ({"fewshot": Dataset.from_list(shots)} if num_fewshot else {})
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    task = ConfigurableTask(
+        config={
+            "task": benchmark.task,
+            "custom_dataset": lambda **_: DatasetDict(splits),
+            "test_split": "test",
+            "fewshot_split": "fewshot" if num_fewshot else None,
+            "fewshot_config": {"sampler": "first_n" if benchmark.fewshot_order == "first" else "default"},
+            "num_fewshot": num_fewshot,
+            "description": f"{benchmark.description}\n\n" if benchmark.description else "",
+            "target_delimiter": benchmark.target_delimiter,
+            **LM_EVAL_KEYS[benchmark.kind if "contexts" not in items[0] else "contexts"],
+        }
+    )
+    task.set_fewshot_seed(seed)
+    with open(os.devnull, "w") as null:
+        import contextlib
+
+        with contextlib.redirect_stderr(null):  # its own progress bar, one a task
+            task.build_all_requests(rank=0, world_size=1)
+    rendered: list[dict] = [{"id": item["id"], "requests": [], "gold": item.get("gold", 0)} for item in items]
+    for instance in task.instances:
+        context, continuation = instance.args
+        text = continuation if isinstance(continuation, str) else ""
+        rendered[instance.doc_id]["requests"].append([context, text])
+    for item, entry in zip(items, rendered, strict=True):
+        entry["target"] = item["answer"] if benchmark.kind == "answer" else entry["requests"][entry["gold"]][1]
+        entry["tag"] = item.get("label_type")
+    return rendered
+
+
+LM_EVAL_KEYS = {
+    "choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": lambda doc: doc["context"],  # functions: a template would be filled in with the text's own
+        "doc_to_choice": lambda doc: doc["choices"],
+        "doc_to_target": lambda doc: doc["gold"],
+    },
+    "contexts": {
+        "output_type": "multiple_choice",
+        "doc_to_text": lambda doc: doc["gold"],
+        "doc_to_choice": lambda doc: doc["contexts"],
+        "doc_to_target": lambda doc: doc["continuation"],
+    },
+    "cloze": {
+        "output_type": "loglikelihood",
+        "doc_to_text": lambda doc: doc["context"],
+        "doc_to_target": lambda doc: f" {doc['continuation']}",  # here lm-eval puts no delimiter before it
+    },
+    "answer": {
+        "output_type": "generate_until",
+        "doc_to_text": lambda doc: doc["context"],
+        "doc_to_target": lambda doc: doc["answer"],
+        "generation_kwargs": {"until": ["\n"], "do_sample": False},
+    },
+}
+
+
+def shots_at_hand(benchmark: Benchmark, shots: list[dict], asked: int | None) -> int:
+    """Return how many examples stand before each question: as asked or as the task says, if there are so many."""
+    wanted = benchmark.num_fewshot if asked is None else asked
+    there = len(shots) if benchmark.fewshot_order == "first" else max(0, len(shots) - 1)  # lm-eval draws one more
+    if there < wanted:
+        logger.warning("%s: %d examples are asked for, %d are there", benchmark.task, wanted, there)
+    return min(wanted, there)
+
+
+def exported_items(rendered: list[dict]) -> list[dict]:
+    """Return what --export_requests writes of each item: id, context, choices, gold."""
+    exported = []
+    for entry in rendered:
+        contexts = {context for context, _ in entry["requests"]}
+        if len(contexts) == 1:
+            choices = [continuation for _, continuation in entry["requests"]]
+            if choices == [""]:
+                choices = [entry["target"]]
+            item = {"context": contexts.pop(), "choices": choices}
+        else:  # a continuation after several beginnings: each whole text is a choice
+            item = {"context": "", "choices": [context + continuation for context, continuation in entry["requests"]]}
+        exported.append({"id": entry["id"], **item, "gold": entry["gold"]})
+    return exported

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model makes of a task's requests: the cost of each continuation, and what it writes itself.
+
+Every request begins with the token that starts a document. Where a tokenizer adds no special tokens by itself, lm-eval
+puts it before requests without a context only, but in training no text began without it; where one appends an
+end-of-text token, lm-eval would score the continuation one token off. Here text is encoded as text, and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bits_per_byte import start_token_id
+from shared_work import SharedWork
+
+
+@dataclass
+class Encoded:
+    """A context and its continuation as tokens; `bytes` is the text that the continuation's tokens stand for."""
+
+    context: list[int]
+    continuation: list[int]
+    bytes: int
+
+
+class RequestScorer:
+    """Scores requests with lm-eval's HFLM.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's.
+        context_length: tokens that are read at most, the start token among them.
+        batch_size: requests read at once.
+        work: shares pieces of the work among processes and keeps what is finished.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context_length: int,
+        batch_size: int,
+        work: SharedWork,
+    ):
+        from lm_eval.models.huggingface import HFLM
+
+        self.tokenizer, self.work = tokenizer, work
+        self.context_length, self.batch_size = context_length, batch_size
+        self.start = start_token_id(tokenizer)
+        self.lm = HFLM(
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            max_length=context_length,
+            batch_size=batch_size,
+            prefix_token_id=self.start,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+    def encode_item(self, requests: list[list[str]]) -> tuple[list[Encoded], bool]:
+        """Encode the requests of one item.
+
+        A tokenizer may cut the end of a context differently before a continuation than at the end of a text. Then the
+        tokens that differ count to the continuation, for every choice alike: what is compared stays the likelihood of
+        whole texts, and the bytes are counted with them.
+
+        Returns: the encoded requests, and whether any context was cut differently.
+        """
+        encoded, kept = [], []
+        for context, continuation in requests:
+            stripped = context.rstrip()  # a space at the end belongs to the next word's token
+            alone, whole = self.encode(stripped), self.encode(context + continuation)
+            same = next((i for i, pair in enumerate(zip(alone, whole, strict=False)) if pair[0] != pair[1]), None)
+            kept.append((len(alone), min(len(alone), len(whole) - 1) if same is None else min(same, len(whole) - 1)))
+            encoded.append(whole)
+        common_context = len({context for context, _ in requests}) == 1
+        shared = min(length for _, length in kept)
+        parts = []
+        for (context, continuation), whole, (_, own) in zip(requests, encoded, kept, strict=True):
+            cut = shared if common_context else own
+            parts.append(
+                Encoded(
+                    [self.start, *whole[:cut]], whole[cut:], self.continuation_bytes(context, continuation, whole, cut)
+                )
+            )
+        return parts, any(own < length for length, own in kept)
+
+    def continuation_bytes(self, context: str, continuation: str, whole: list[int], cut: int) -> int:
+        """Return the UTF-8 bytes that the tokens from `cut` on stand for."""
+        text = context + continuation
+        before = self.tokenizer.decode(whole[:cut], clean_up_tokenization_spaces=False)
+        if text.startswith(before):
+            return len(text.encode()) - len(before.encode())
+        return len(continuation.encode())  # a tokenizer that changes the text, or a cut inside a character
+
+    def likelihoods(self, requests: list[Encoded], description: str) -> list[tuple[float, bool]]:
+        """Return of each request the cost of its continuation in nats, and whether each token was the likeliest.
+
+        Requests of similar length are read together; which these are depends on the requests alone.
+        """
+        order = sorted(
+            range(len(requests)), key=lambda i: (-len(requests[i].context) - len(requests[i].continuation), i)
+        )
+        size = 16 * self.batch_size
+        pieces = [
+            [[requests[i].context, requests[i].continuation] for i in order[start : start + size]]
+            for start in range(0, len(order), size)
+        ]
+
+        def score(piece: list) -> list:
+            texts = [(("", ""), context, continuation) for context, continuation in piece]
+            return [[-float(cost), bool(greedy)] for cost, greedy in self.lm._loglikelihood_tokens(texts, True)]
+
+        scored = [pair for part in self.work.map("likelihood", pieces, score, description) for pair in part]
+        results: list = [None] * len(requests)
+        for position, index in enumerate(order):
+            results[index] = tuple(scored[position])
+        return results
+
+    def written(self, contexts: list[str], max_new_tokens: int, description: str) -> list[str]:
+        """Return what the model writes after each context, greedily, up to the end of the line.
+
+        One at a time: so that neither padding nor company changes a word.
+        """
+        size = self.batch_size
+        pieces = [[max_new_tokens, contexts[start : start + size]] for start in range(0, len(contexts), size)]
+        parts = self.work.map(
+            "written", pieces, lambda piece: [self.continue_line(text, piece[0]) for text in piece[1]], description
+        )
+        return [text for part in parts for text in part]
+
+    @torch.inference_mode()
+    def continue_line(self, context: str, max_new_tokens: int) -> str:
+        new_tokens = min(max_new_tokens, self.context_length // 2)
+        ids = self.encode(context.rstrip())[-(self.context_length - 1 - new_tokens) :]
+        input_ids = torch.tensor([[self.start, *ids]], device=self.lm.model.device)
+        output = self.lm.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            pad_token_id=self.start,
+            eos_token_id=self.tokenizer.eos_token_id,
+            stop_strings=["\n"],
+            tokenizer=self.tokenizer,
+        )
+        text = self.tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
+        return text.lstrip().partition("\n")[0].strip()
+
+
+def score_requests(
+    scorer: RequestScorer, name: str, rendered: list[dict], *, max_new_tokens: int, calibrated: str | None
+) -> tuple[list[dict], dict[str, int]]:
+    """Score a task's rendered items.
+
+    Returns: the scored items, as item_scores.py describes them, and counts: "boundary_mismatches", items whose context
+        is cut differently before a continuation; "truncated", requests longer than the context, of which the start
+        was cut off.
+    Raises: ValueError: when a continuation alone does not fit the context.
+    """
+    counts = {"boundary_mismatches": 0, "truncated": 0}
+    if all(requests[1] == "" for entry in rendered for requests in entry["requests"]):
+        contexts = [entry["requests"][0][0] for entry in rendered]
+        limit = scorer.context_length - min(max_new_tokens, scorer.context_length // 2)
+        counts["truncated"] = sum(len(scorer.encode(context)) >= limit for context in contexts)
+        texts = scorer.written(contexts, max_new_tokens, name)
+        costs = [[[context, " " + entry["target"]]] for context, entry in zip(contexts, rendered, strict=True)]
+    else:
+        texts, costs = [None] * len(rendered), [entry["requests"] for entry in rendered]
+    flat: list[Encoded] = []
+    for entry, requests in zip(rendered, costs, strict=True):
+        encoded, mismatch = scorer.encode_item(requests)
+        counts["boundary_mismatches"] += mismatch
+        longest = max(len(each.continuation) for each in encoded)
+        if longest > scorer.context_length:
+            raise ValueError(
+                f"{name}: the continuation of {entry['id']} has {longest} tokens, more than "
+                f"context_length={scorer.context_length}; leave the task out or use a model with a longer context"
+            )
+        too_long = [len(e.context) + len(e.continuation) - 1 > scorer.context_length for e in encoded]
+        counts["truncated"] += sum(too_long) if texts[0] is None else 0
+        flat += encoded
+    results = iter(scorer.likelihoods(flat, name))
+    sizes = iter(flat)
+    priors = prior_costs(scorer, name, costs, calibrated) if calibrated is not None else {}
+    scored = []
+    for entry, requests, text in zip(rendered, costs, texts, strict=True):
+        nats = [next(results) for _ in requests]
+        encoded = [next(sizes) for _ in requests]
+        item = {
+            "id": entry["id"],
+            "gold": entry["gold"],
+            "nats": [cost for cost, _ in nats],
+            "greedy": nats[0][1],
+            "bytes": [each.bytes for each in encoded],
+            "tokens": [len(each.continuation) for each in encoded],
+            "characters": [len(continuation.lstrip()) for _, continuation in requests],
+        }
+        if calibrated is not None:
+            item["uncalibrated"] = [priors[continuation] for _, continuation in requests]
+        if text is not None:
+            item |= {"prediction": text, "target": entry["target"]}
+        if entry.get("tag") is not None:
+            item["tag"] = entry["tag"]
+        scored.append(item)
+    return scored, counts
+
+
+def prior_costs(scorer: RequestScorer, name: str, requests: list, context: str) -> dict[str, float]:
+    """Return what each continuation costs after a context without content."""
+    continuations = sorted({continuation for item in requests for _, continuation in item})
+    encoded = [scorer.encode_item([[context, continuation]])[0][0] for continuation in continuations]
+    costs = scorer.likelihoods(encoded, f"{name}, calibration")
+    return {continuation: cost for continuation, (cost, _) in zip(continuations, costs, strict=True)}
