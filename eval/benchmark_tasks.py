@@ -185,8 +185,8 @@ def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[di
         benchmark: of `read_benchmarks`.
         local: a file of rows or items to read instead of the Hub.
 
-    Returns: the items, those for few-shot examples, and where they come from: {"dataset_path" (None
-        for a local file), "dataset_name", "dataset_revision", "local_file", "items_sha256"}.
+    Returns: the items, those for few-shot examples, and where they come from: {"path" (or the local
+        file's name), "name", "revision" (None for a local file), "sha256" (of the items)}.
     Raises: ValueError: for rows without an item, or a task without rows.
     """
     if local is None and benchmark.dataset_path == "json":
@@ -207,9 +207,8 @@ def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[di
     if not items:
         raise ValueError(f"{benchmark.task}: {local or benchmark.dataset_path} holds no row of it")
     digest = hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()
-    origin = {"dataset_path": benchmark.dataset_path if local is None else None}
-    origin |= {"dataset_name": benchmark.dataset_name, "dataset_revision": revision}
-    return items, shots, origin | {"local_file": local.name if local else None, "items_sha256": digest}
+    path = local.name if local is not None else benchmark.dataset_path
+    return items, shots, {"path": path, "name": benchmark.dataset_name, "revision": revision, "sha256": digest}
 
 
 def to_items(benchmark: Benchmark, rows: list[dict], kind: str) -> list[dict]:

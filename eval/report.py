@@ -31,6 +31,7 @@ from sections import (
     held_out_text,
     mixture,
     personal_data,
+    plan,
     samples,
     tokenizer,
     training,
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 # In the order of the page.
 SECTIONS = [
     training,
+    plan,
     documents,
     personal_data,
     contamination,
@@ -53,6 +55,7 @@ SECTIONS = [
     held_out_text,
     benchmarks,
     samples,
+    chronicle,
 ]
 # What the stages of every recipe write. The report says which of them are not there.
 STAGE_FILES = [

@@ -570,7 +570,7 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
         scorer = RequestScorer(model, tokenizer, **settings)
         for task, (benchmark, items, shots, origin) in tasks.items():
             results["tasks"][task], scored, resampled[task] = run_task(scorer, benchmark, items, shots, own)
-            results["tasks"][task] |= origin
+            results["tasks"][task]["dataset"] = origin
             files[f"items/{task}.jsonl"] = format_requests(scored)
         results["groups"] = average_groups(results["tasks"], resampled)
     return {"results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n"} | files

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmark tasks: eval/results.json."""
+"""Benchmark tasks, of this model and of the baselines: eval/results.json, eval/baselines/<model>/results.json."""
 
-import math
 import textwrap
 
+from matplotlib.figure import Figure
+
+from figure_style import COLORS
 from run_files import RunFiles, Shown
 from wording import heading, plain
 
@@ -15,36 +17,87 @@ OVERLAP_GROUPS = {
     "not_checkable": "too short to be told from other text, or only wording that many items share",
     "unchecked": "the text was not checked against them",
 }
+MAX_ROWS = 40  # in the figure; more are in the table
 
 
 def show(run: RunFiles) -> Shown | None:
     results = run.json("eval/results.json")
     if results is None or not results["tasks"]:
         return None
+    groups = results.get("groups", {})
+    alone = {name: task for name, task in results["tasks"].items() if not task.get("groups")}
+    grouped = {name: task for name, task in results["tasks"].items() if task.get("groups")}
     values = {
         "tasks": results["tasks"],
+        "alone": alone,
+        "grouped": grouped,
+        "groups": groups,
+        "baselines": read_baselines(run),
         "task_sentence": task_sentence,
-        "accuracies": accuracies,
+        "first_metric": first_metric,
         "overlap_groups": OVERLAP_GROUPS,
     }
     lines = heading("Benchmark tasks")
-    for name, task in results["tasks"].items():
-        for metric in accuracies(task):
+    for name, task in alone.items():
+        for metric in task["metrics"]:
             lines += textwrap.wrap(task_sentence(plain(name), metric, task), 100)
-    return Shown("Benchmark tasks", values, summary=lines)
+    for name, group in groups.items():
+        lines += textwrap.wrap(group_sentence(plain(name), group), 100)
+    drawn = scores_with_chance(groups, alone)
+    text = "Scores with 95 % intervals; the broken lines are chance"
+    return Shown("Benchmark tasks", values, {"benchmarks": (scores_figure(drawn), text)} if drawn else {}, lines)
+
+
+def read_baselines(run: RunFiles) -> dict[str, dict]:
+    """Return the results of each baseline, {model: results}."""
+    paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
+    found = [run.json(path.relative_to(run.folder).as_posix()) for path in paths]
+    return {results["model"]: results for results in found}
+
+
+def first_metric(task: dict) -> str:
+    return task.get("score") or next(iter(task["metrics"]))
+
+
+def scores_with_chance(groups: dict, tasks: dict) -> dict[str, dict]:
+    """Return what the figure shows: groups, and the tasks outside them, {name: {value, interval, chance}}."""
+    drawn = groups | {name: task["metrics"][first_metric(task)] for name, task in tasks.items()}
+    known = {name: score for name, score in drawn.items() if score.get("chance") is not None and score.get("interval")}
+    return dict(list(known.items())[:MAX_ROWS])
+
+
+def scores_figure(drawn: dict[str, dict]) -> Figure:
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(drawn)))
+    axes = figure.subplots()
+    for row, score in enumerate(drawn.values()):
+        axes.plot(score["interval"], [row, row], color=COLORS[0], linewidth=2)
+        axes.plot([score["value"]], [row], "o", color=COLORS[0])
+        axes.plot([score["chance"]] * 2, [row - 0.35, row + 0.35], "--", color=COLORS[5], linewidth=1.5)
+    axes.set_yticks(range(len(drawn)), [plain(name) for name in drawn])
+    axes.set(xlabel="score", xlim=(0, 1), ylim=(len(drawn) - 0.5, -0.5))
+    return figure
+
+
+def compared_with(value: float, interval: list[float], chance: float) -> str:
+    if interval[0] <= chance <= interval[1]:
+        return f"is within noise of chance ({chance:.3f}): it shows nothing yet."
+    return f"is {'above' if value > chance else 'below'} chance ({chance:.3f})."
 
 
 def task_sentence(name: str, metric: str, task: dict) -> str:
-    """Compare an accuracy with chance, at two standard errors of guessing."""
-    value, stderr = task["metrics"][metric]["value"], task["metrics"][metric]["stderr"]
-    chance = task["chance"]
-    noise = 2 * math.sqrt(chance * (1 - chance) / task["num_items"])
-    measured = f"{name}, {metric}: {value:.3f} (standard error {stderr:.3f}) over {task['num_items']:,} items"
-    if abs(value - chance) <= noise:
-        return f"{measured} is within noise of chance ({chance:.3f} +- {noise:.3f}): it shows nothing yet."
-    return f"{measured} is {'above' if value > chance else 'below'} chance ({chance:.3f} +- {noise:.3f})."
+    """Say a score, and whether it differs from chance by more than its 95 % interval."""
+    score = task["metrics"][metric]
+    value, chance = score["value"], score.get("chance", task["chance"])
+    interval = score.get("interval") or [value - 1.96 * score["stderr"], value + 1.96 * score["stderr"]]
+    measured = (
+        f"{name}, {metric}: {value:.3f} ({interval[0]:.3f} to {interval[1]:.3f}) over {task['num_items']:,} items"
+    )
+    return f"{measured}." if chance is None else f"{measured} {compared_with(value, interval, chance)}"
 
 
-def accuracies(task: dict) -> list[str]:
-    """Return the metrics that chance level applies to."""
-    return [metric for metric in task["metrics"] or {} if metric.startswith("acc")]
+def group_sentence(name: str, group: dict) -> str:
+    low, high = group["interval"]
+    measured = f"{name}, mean of {group['num_tasks']} tasks: {group['value']:.3f} ({low:.3f} to {high:.3f})"
+    if group["chance"] is None:
+        return f"{measured}."
+    return f"{measured} {compared_with(group['value'], group['interval'], group['chance'])}"

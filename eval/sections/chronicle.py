@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened to the run, in order: chronicle.jsonl."""
+"""The chronicle: what happened to the run, in order. chronicle.jsonl."""
+
+from collections import Counter
 
 from run_files import RunFiles, Shown
 
 
-# Most entries are these, and the curves show them; the file has them all.
-ROUTINE = ("evaluation", "save")
+# Told in full, of however many there are. Of saves and evaluations only the number is: they are the ordinary case.
+TOLD = ("start", "resume", "config_change", "skip", "rollback", "warning", "preemption", "failure", "finish")
+MOST = 200
 
 
 def show(run: RunFiles) -> Shown | None:
     entries = run.lines("chronicle.jsonl")
     if not entries:
         return None
-    counts = {kind: sum(entry["event"] == kind for entry in entries) for kind in ROUTINE}
-    values = {"entries": [entry for entry in entries if entry["event"] not in ROUTINE], "counts": counts}
-    return Shown("What happened during training", values)
+    told = [entry for entry in entries if entry["event"] in TOLD]
+    values = {
+        "counts": Counter(entry["event"] for entry in entries),
+        "told": told[-MOST:],
+        "left_out": len(told) - MOST,
+    }
+    return Shown("Chronicle", values)

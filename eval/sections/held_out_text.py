@@ -3,7 +3,11 @@
 
 import textwrap
 
+from matplotlib.figure import Figure
+
+from figure_style import COLORS
 from run_files import RunFiles, Shown
+from sections.benchmarks import read_baselines
 from wording import count, decimals, heading, plain, table
 
 
@@ -18,8 +22,23 @@ def show(run: RunFiles) -> Shown | None:
     results = run.json("eval/results.json")
     if results is None or not results["bits_per_byte"]["sources"]:
         return None
-    values = {"results": results, "xz_names": XZ_NAMES, "xz_sentence": xz_sentence}
-    return Shown("Bits per byte of held-out text", values, summary=summarise(results))
+    values = {"results": results, "xz_names": XZ_NAMES, "xz_sentence": xz_sentence, "baselines": read_baselines(run)}
+    months = results["bits_per_byte"].get("months", {})
+    figures = {"months": (months_figure(months), "Bits per byte by month after the training text")} if months else {}
+    return Shown("Bits per byte of held-out text", values, figures, summarise(results))
+
+
+def months_figure(months: dict[str, dict]) -> Figure:
+    figure = Figure(figsize=(7, 3))
+    axes = figure.subplots()
+    axes.plot(range(len(months)), [entry["bits_per_byte"] for entry in months.values()], color=COLORS[0], marker="o")
+    for place, entry in enumerate(months.values()):
+        if entry["confidence_interval"]:
+            axes.plot([place, place], entry["confidence_interval"], color=COLORS[0], linewidth=1)
+    step = -(-len(months) // 12)
+    axes.set_xticks(range(0, len(months), step), list(months)[::step])
+    axes.set(xlabel="month of the text", ylabel="bits per byte")
+    return figure
 
 
 def xz_sentence(source: str, entry: dict) -> str | None:

@@ -26,6 +26,23 @@ FILES = {
     "chronicle": "chronicle.jsonl",
     "results": "eval/results.json",
 }
+PLAN = {
+    "parameters": {"total": 6800000},
+    "tokens": 2500000,
+    "flops": 7e13,
+    "laws": {"chinchilla_3": {"parameters": 5e6, "tokens": 2.3e6, "source": "2203.15556"}},
+    "warnings": ["far below what any of these laws was fitted on"],
+}
+EVENTS = [
+    {"time": "2026-01-02T03:04:05Z", "event": event, "step": step, "text": text}
+    for event, step, text in (
+        ("start", 0, "7,000,000 parameters"),
+        ("save", 100, "step_00000100"),
+        ("resume", 100, "from step_00000100"),
+        ("skip", 120, "the loss of step 120 was 9.1"),
+        ("finish", 300, "done"),
+    )
+]
 # What is not on the page without a file.
 SHOWN_FROM = {
     "documents": ["documents", "personal_data"],
@@ -47,7 +64,8 @@ def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
 
 def task(accuracy, chance=0.25, items=96, few=4):
     """A task's results, all but `few` of its items clean and those overlapping."""
-    metrics = {"acc": {"value": accuracy, "stderr": 0.044}}
+    interval = [accuracy - 0.086, accuracy + 0.086]
+    metrics = {"acc": {"value": accuracy, "stderr": 0.044, "interval": interval, "chance": chance}}
     scores = {"metrics": metrics, "chance": chance}
     groups = {"clean": scores | {"num_items": items - few}, "overlapping": {"metrics": None, "chance": chance}}
     groups["overlapping"]["num_items"] = few
@@ -141,6 +159,8 @@ def write_run(folder):
     for name, content in contents.items():
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    (folder / "chronicle.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in EVENTS))
     (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
     events = [("start", 0, "7,000,000 parameters"), ("save", 100, "step_00000100"), ("skip", 120, "a <b>spike</b>")]
     lines = [dict(zip(("time", "event", "step", "text"), ("2026-01-31T10:00:00Z", *e), strict=True)) for e in events]
@@ -208,6 +228,9 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "<li>overlapping: the text that was kept shares runs of words with them.</li>",
         '<td>92</td><td class="text">acc</td><td>0.270</td>',
         "future 17",
+        "<td>6,800,000</td><td>7,000,000</td>",
+        "the loss of step 120 was 9.1",
+        "Marked in the figures: resume 1, skip 1.",
         "1999 to 2024-02-29",
         "4.42",
         "m|ens| rea",
@@ -220,15 +243,15 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         assert text in page
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     links = set(re.findall(r'href="([^"]*)"', page))
-    assert links == {*FILES.values(), *(f"#{name}" for name in names)}
+    assert links == {*FILES.values(), "plan.json", "chronicle.jsonl", *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
 
 
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
-    names = ["bits_per_byte", "funnel", "learning_rate", "loss", "mixture", "shares"]
+    names = ["benchmarks", "bits_per_byte", "funnel", "learning_rate", "loss", "mixture", "shares"]
     assert [path.name for path in images] == [f"{name}.png" for name in names]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
@@ -279,8 +302,8 @@ def test_summary_is_what_a_newcomer_needs(run_folder):
     unwrapped = " ".join(summary.split())
     assert "licenses: the model (1.412) beats xz -9e of each document alone (2.900) and" in unwrapped
     assert "but not xz -9e primed with the training text (1.100)." in unwrapped
-    assert "legal_sense, acc: 0.270 (standard error 0.044) over 96 items is within noise of chance" in unwrapped
-    assert "general_agreement, acc: 0.710 (standard error 0.044) over 118 items is above chance" in unwrapped
+    assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is within noise of chance" in unwrapped
+    assert "general_agreement, acc: 0.710 (0.624 to 0.796) over 118 items is above chance" in unwrapped
     assert "mens rea  m|ens| rea        men|s| re|a" in summary
     assert "[The licensee shall] not <script>" in unwrapped and "\x1b" not in summary
     assert str(run_folder / "report.html") in summary and str(run_folder / "model") in summary
@@ -384,7 +407,7 @@ def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
     (tmp_path / FILES["training"]).unlink()
     main([str(tmp_path)])
     names = sorted(path.stem for path in (tmp_path / "figures").iterdir())
-    assert names == ["bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law"]
+    assert names == ["benchmarks", "bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law"]
 
 
 def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out(tmp_path):
