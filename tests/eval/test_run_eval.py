@@ -4,18 +4,25 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import defaultdict
+from copy import deepcopy
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import report
 import run_eval
-from benchmark_tasks import read_benchmarks
+from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
 from item_scores import gold_bits, measured
 from request_scoring import RequestScorer
@@ -276,6 +283,131 @@ def test_tokenizer_that_joins_context_and_continuation_is_counted(model, tokeniz
     wide = LlamaForCausalLM(config).eval()
     result = run_tasks(wide, joining, ["legal_sense"], context_length=200, batch_size=4)["legal_sense"]
     assert 0 < result["boundary_mismatches"] <= result["num_items"]
+
+
+def test_text_cut_differently_before_a_continuation_is_scored_as_a_whole(model, tokenizer):
+    """What a joined token costs counts to the continuation, so the parts still add up to the whole text."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings["pre_tokenizer"]["use_regex"] = False
+    settings["model"]["vocab"]["s\u0120"] = len(tokenizer)
+    settings["model"]["merges"].insert(0, ["s", "\u0120"])
+    joining = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(settings)), eos_token=tokenizer.eos_token
+    )
+    wide = LlamaForCausalLM(LlamaConfig(**model.config.to_dict() | {"vocab_size": len(joining)})).eval()
+    scorer = RequestScorer(wide, joining, context_length=64, batch_size=2, work=SharedWork())
+    encoded, mismatch = scorer.encode_item([["The keys", " are here."], ["The keys", " is here."]])
+    assert mismatch
+    for each, text in zip(encoded, ("The keys are here.", "The keys is here."), strict=True):
+        assert each.context[1:] + each.continuation == joining(text)["input_ids"]
+        assert each.bytes == len(text) - len("The key")
+    costs = [cost for cost, _ in scorer.likelihoods(encoded, "test")]
+    whole = [score_documents(wide, joining, [text], context_length=64)[0].nats for text in ("The key",)]
+    full = score_documents(wide, joining, ["The keys are here."], context_length=64)[0].nats
+    assert whole[0] + costs[0] == pytest.approx(full, rel=1e-5)
+
+
+@pytest.mark.parametrize("template", ["$A <|endoftext|>", "<|endoftext|> $A"])
+def test_tokenizer_that_adds_bos_or_eos_by_itself_scores_the_same(model, tokenizer, template):
+    adding = deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<|endoftext|>", tokenizer.eos_token_id)]
+    )
+    plain, added = (
+        run_tasks(model, each, ["dosing_shorthand"], context_length=128, batch_size=8) for each in (tokenizer, adding)
+    )
+    assert plain == added
+
+
+def test_scores_are_those_of_lm_eval_where_it_scores_the_same_tokens(model, tokenizer):
+    """lm-eval's own HFLM and metrics, with the start token added as text, against ours."""
+    from lm_eval.models.huggingface import HFLM
+
+    arguments = parse_arguments(["--tasks", "dosing_shorthand"])
+    benchmark, items, shots, _ = load_tasks(arguments)["dosing_shorthand"]
+    requests = [pair for entry in build_requests(benchmark, items, shots, 0, 0) for pair in entry["requests"]]
+    lm = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=8, add_bos_token=True)
+    started = [(f"{tokenizer.bos_token}{context}", continuation) for context, continuation in requests]
+    theirs = [cost for cost, _ in lm.loglikelihood([Instance("loglikelihood", {}, each, 0) for each in started])]
+    scorer = RequestScorer(model, tokenizer, context_length=128, batch_size=8, work=SharedWork())
+    ours = scorer.likelihoods([scorer.encode_item([pair])[0][0] for pair in requests], "test")
+    assert [-cost for cost, _ in ours] == pytest.approx(theirs, rel=1e-5)
+
+
+def test_written_answers_are_scored_and_do_not_depend_on_company(model, tokenizer, tmp_path):
+    rows = [{"query": f"{text} was it?", "answer": "12"} for text in ("What", "How much", "When")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--task_data", f"tatqa={tmp_path / 'rows.jsonl'}"]
+    results = [
+        run_tasks(model, tokenizer, ["tatqa"], context_length=64, batch_size=size, argv=argv)["tatqa"]
+        for size in (1, 3)
+    ]
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["chance"] is None
+    assert results[0]["gold_bits_per_byte"]["value"] > 1
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
+    model_folder, documents, evaluated, tmp_path, monkeypatch
+):
+    output = tmp_path / "eval"
+    command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
+    command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
+    scored, real = [], run_eval.score_documents
+
+    def stop_at_the_third(*arguments, **keywords):
+        scored.append(1)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(run_eval, "score_documents", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert not output.exists() and len(list((tmp_path / ".eval.parts").glob("*.json"))) >= 2
+    main(command)
+    assert len(scored) == 4  # the third source alone was left to score
+    assert not (tmp_path / ".eval.parts").exists()
+    assert (output / "results.json").exists()
+    ours, whole = json.loads((output / "results.json").read_text()), json.loads(evaluated[0])
+    assert ours["bits_per_byte"] == whole["bits_per_byte"] and ours["samples"] == whole["samples"]
+    assert ours["tasks"]["general_agreement"]["metrics"] == whole["tasks"]["general_agreement"]["metrics"]
+
+
+def test_two_processes_and_a_reloaded_model_give_the_same_numbers(model_folder, documents, evaluated, tmp_path):
+    model, tokenizer = load_model(str(model_folder))
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    script = str(TASKS_DIR.parent / "run_eval.py")
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", script]
+    command = [sys.executable, *launch, "--model", str(tmp_path / "again"), "--documents", str(documents), "--xz"]
+    command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*command, "--output", str(tmp_path / "eval")], check=True, env=environment, cwd=tmp_path)
+    ours, whole = json.loads((tmp_path / "eval/results.json").read_text()), json.loads(evaluated[0])
+    assert ours["bits_per_byte"] == whole["bits_per_byte"] and ours["samples"] == whole["samples"]
+    assert ours["model_sha256"] == whole["model_sha256"]
+    ours, whole = (each["tasks"]["general_agreement"] | {"by_overlap": None} for each in (ours, whole))
+    assert ours == whole
+
+
+def test_later_text_is_scored_by_month_and_baselines_beside(model_folder, tmp_path):
+    for split, dates in (("test", ["2024-01-05", None]), ("future", ["2024-02-01", "2024-02-09", "2024-03-01", None])):
+        (tmp_path / "documents" / split / "news").mkdir(parents=True)
+        columns = {
+            "id": [str(n) for n in range(len(dates))],
+            "text": ["The goods are here."] * len(dates),
+            "date": dates,
+        }
+        pq.write_table(pa.table(columns), tmp_path / "documents" / split / "news" / "0.parquet")
+    command = ["--model", str(model_folder), "--documents", str(tmp_path / "documents"), "--context_length", "32"]
+    main([*command, "--output", str(tmp_path / "eval"), "--baselines", str(model_folder)])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert {month: e["documents"] for month, e in results["bits_per_byte"]["months"].items()} == {
+        "2024-02": 2,
+        "2024-03": 1,
+    }
+    (other,) = (tmp_path / "eval/baselines").glob("*/results.json")
+    assert json.loads(other.read_text())["bits_per_byte"] == results["bits_per_byte"]
 
 
 def test_continuation_longer_than_the_context_is_refused(model, tokenizer):

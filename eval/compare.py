@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare evaluated models on the same items and documents: a table, paired differences, win rates, figures.
+
+In:  two or more evaluations: folders with results.json and items/, as run_eval.py writes them, or run folders that
+     hold one in eval/. The first is the one that the others are compared with.
+Out: a table on the terminal; <output>/comparison.json, comparison.md and figures/comparison.png with --output.
+
+    python eval/compare.py runs/legal-a runs/legal-b
+    python eval/compare.py runs/legal-a runs/legal-a/eval/baselines/HuggingFaceTB--SmolLM2-135M --output comparison
+
+A difference is judged by the paired bootstrap: items are drawn with what both models made of them, so that items that
+are hard for both do not blur it. The win rate of a model is the share of its comparisons, over all tasks and all other
+models, in which it scores higher; ties count half. BloombergGPT, section 5.1, reports the same.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figure_style import COLORS, MARKERS, save_figure, style
+from item_scores import METRICS, draws, gold_bits
+from run_files import read_lines
+from wording import plain, table
+
+
+def find_evaluation(path: Path) -> Path:
+    """Return the folder with results.json. Raises: SystemExit: there is none."""
+    for folder in (path, path / "eval"):
+        if (folder / "results.json").is_file():
+            return folder
+    raise SystemExit(f"{path}: no results.json there nor in its eval/; run eval/run_eval.py first")
+
+
+def read_items(folder: Path, name: str) -> dict[str, dict]:
+    path = folder / "items" / f"{name}.jsonl"
+    return {item["id"]: item for item in read_lines(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+
+
+def bits(documents: list[dict]):
+    """Return bits per byte as a function of the documents drawn."""
+    nats, sizes = (np.array([each[key] for each in documents], float) for key in ("nats", "bytes"))
+    return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
+
+
+def paired(first, other, size: int, seed: int) -> dict:
+    """Compare two scores, each a function of the items drawn, on the same draws.
+
+    Returns: "difference" (other - first), "interval" (95 %), "beyond_noise" (the interval does not hold 0).
+    """
+    every = np.arange(size)
+    difference = other(every) - first(every)
+    resampled = [other(draw) - first(draw) for draw in draws(size, seed)]
+    low, high = (float(bound) for bound in np.percentile(resampled, [2.5, 97.5]))
+    return {"difference": difference, "interval": [low, high], "beyond_noise": not low <= 0 <= high}
+
+
+def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | None:
+    """Compare all evaluations on the items of `name` that every one of them scored; None where there are none."""
+    items = [read_items(folder, name) for folder in folders]
+    shared = [key for key in items[0] if all(key in each for each in items[1:])]
+    if len(shared) < 2:
+        return None
+    scores = [scorer([each[key] for key in shared]) for each in items]
+    every = np.arange(len(shared))
+    return {
+        "num_items": len(shared),
+        "left_out": max(len(each) for each in items) - len(shared),
+        "scores": [score(every) for score in scores],
+        "against_first": [None, *(paired(scores[0], score, len(shared), seed) for score in scores[1:])],
+    }
+
+
+def compare(folders: list[Path], seed: int = 0) -> dict:
+    """Compare evaluations.
+
+    Returns: comparison.json's content: "models"; "bits_per_byte" and "tasks", {name: {"num_items", "scores" (a value a
+        model), "against_first" (what `paired` returns for each but the first), "metric"}}; "gold_bits_per_byte", the
+        same of the right continuations; "win_rates", a value a model over "tasks".
+    """
+    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    compared: dict = {
+        "format": 1,
+        "models": [result["model"] for result in results],
+        "folders": [str(folder) for folder in folders],
+        "bits_per_byte": {},
+        "tasks": {},
+        "gold_bits_per_byte": {},
+    }
+    for source in results[0]["bits_per_byte"]["sources"]:
+        entry = compare_one(folders, f"documents.{source}", bits, seed)
+        if entry:
+            compared["bits_per_byte"][source] = entry
+    for name, task in results[0]["tasks"].items():
+        entry = compare_one(folders, name, METRICS[task["score"]], seed)
+        if entry:
+            compared["tasks"][name] = entry | {"metric": task["score"], "chance": task["chance"]}
+        if entry and task["gold_bits_per_byte"]:
+            compared["gold_bits_per_byte"][name] = compare_one(folders, name, gold_bits, seed)
+    compared["win_rates"] = win_rates([entry["scores"] for entry in compared["tasks"].values()])
+    return compared
+
+
+def win_rates(scores: list[list[float]]) -> list[float]:
+    """Return each model's share of won comparisons with every other model on every task; ties count half."""
+    if not scores:
+        return []
+    table = np.array(scores)  # (tasks, models)
+    won = (table[:, :, None] > table[:, None, :]) + 0.5 * (table[:, :, None] == table[:, None, :])
+    models = table.shape[1]
+    return [float((won[:, model].sum() - 0.5 * len(table)) / len(table) / (models - 1)) for model in range(models)]
+
+
+def describe(compared: dict) -> list[str]:
+    """Return the comparison as lines of text. A star: the difference from the first model is beyond noise."""
+    header = ["", "measured by", "items", *(plain(model)[-28:] for model in compared["models"])]
+    rows = []
+    for part, label in (
+        ("bits_per_byte", "bits per byte"),
+        ("tasks", ""),
+        ("gold_bits_per_byte", "gold bits per byte"),
+    ):
+        for name, entry in compared[part].items():
+            cells = [
+                f"{value:.3f}{'*' if against and against['beyond_noise'] else ' '}"
+                for value, against in zip(entry["scores"], entry["against_first"], strict=True)
+            ]
+            rows.append([plain(name), label or entry["metric"], f"{entry['num_items']:,}", *cells])
+    if compared["win_rates"]:
+        rows.append(
+            ["win rate over tasks", "", str(len(compared["tasks"])), *(f"{v:.2f} " for v in compared["win_rates"])]
+        )
+    return [
+        *table(header, rows, left=2),
+        "* differs from the first model by more than noise: 95 % paired bootstrap over the items that all scored.",
+        "Bits per byte: lower is better. Without a star a difference shows nothing.",
+    ]
+
+
+def differences_figure(compared: dict) -> Figure:
+    """Draw every difference from the first model with its interval, scores and bits per byte apart."""
+    parts = [part for part in ("tasks", "bits_per_byte") if compared[part]]
+    rows = sum(len(compared[part]) for part in parts)
+    figure = Figure(figsize=(7, 1.6 * len(parts) + 0.35 * rows))
+    ratios = [len(compared[part]) + 1 for part in parts]
+    all_axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    models = compared["models"]
+    for axes, part in zip(all_axes, parts, strict=True):
+        axes.axvline(0, color="0.3", linewidth=1)
+        for index in range(1, len(models)):
+            for row, entry in enumerate(compared[part].values()):
+                place = row + 0.5 * (index / len(models) - 0.5)
+                against = entry["against_first"][index]
+                color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+                axes.plot(against["interval"], [place, place], color=color, linewidth=1.5)
+                label = plain(models[index])[-40:] if row == 0 else None
+                axes.plot([against["difference"]], [place], marker, color=color, label=label)
+        axes.set_yticks(range(len(compared[part])), [plain(name) for name in compared[part]])
+        axes.set_ylim(len(compared[part]) - 0.5, -0.5)
+        better = "score (right is better)" if part == "tasks" else "bits per byte (left is better)"
+        axes.set_xlabel(f"difference from {plain(models[0])[-40:]}: {better}")
+        axes.legend(fontsize="small")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations, or run folders")
+    parser.add_argument("--output", type=Path, help="folder for comparison.json, comparison.md and the figure")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    arguments = parser.parse_args(argv)
+    if len(arguments.evaluations) < 2:
+        raise SystemExit("give two evaluations or more")
+    compared = compare([find_evaluation(path) for path in arguments.evaluations], arguments.seed)
+    if not compared["tasks"] and not compared["bits_per_byte"]:
+        raise SystemExit(
+            "these evaluations have no items in common: run eval/run_eval.py with the same tasks and text"
+        )
+    lines = describe(compared)
+    if arguments.output is not None:
+        (arguments.output / "figures").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(compared, indent=2) + "\n"
+        (arguments.output / "comparison.json").write_text(text, encoding="utf-8")
+        (arguments.output / "comparison.md").write_text("\n".join(["```", *lines, "```", ""]), encoding="utf-8")
+        with style():
+            save_figure(differences_figure(compared), arguments.output / "figures" / "comparison.png")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models side by side: differences beyond noise and within it, win rates, and what cannot be compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from compare import main, win_rates
+
+
+def write_evaluation(folder, model, accuracy, bits, *, items=400, seed=0):
+    """Write an evaluation of a model that is right on a share of the items and needs so many bits a byte."""
+    generator = np.random.default_rng(seed)
+    scored = [
+        {"id": str(n), "gold": 0, "nats": [1.0, 2.0] if generator.random() < accuracy else [2.0, 1.0]}
+        | {"bytes": [4, 4], "tokens": [1, 1], "characters": [4, 4]}
+        for n in range(items)
+    ]
+    documents = [
+        {"id": str(n), "nats": bits * np.log(2) * size * generator.uniform(0.9, 1.1), "bytes": size}
+        for n, size in enumerate([100, 1000, 400] * 20)
+    ]
+    (folder / "items").mkdir(parents=True)
+    for name, rows in (("legal_sense", scored), ("documents.law", documents)):
+        (folder / "items" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"score": "acc", "chance": 0.5, "gold_bits_per_byte": {"value": 1.0}}
+    results = {"model": model, "tasks": {"legal_sense": task}, "bits_per_byte": {"sources": {"law": {}}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_difference_beyond_noise_is_marked_and_one_within_it_is_not(tmp_path, capsys):
+    first = write_evaluation(tmp_path / "a", "weak", 0.5, 2.0)
+    alike = write_evaluation(tmp_path / "b", "alike", 0.5, 2.0)
+    better = write_evaluation(tmp_path / "run" / "eval", "strong", 0.8, 1.5, seed=2).parent
+    main([str(first), str(alike), str(better), "--output", str(tmp_path / "out")])
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [each and each["beyond_noise"] for each in compared["tasks"]["legal_sense"]["against_first"]] == [
+        None,
+        False,
+        True,
+    ]
+    law = compared["bits_per_byte"]["law"]["against_first"][2]
+    assert law["interval"][0] < law["difference"] == pytest.approx(-0.5, abs=0.05) and law["beyond_noise"]
+    assert compared["win_rates"][2] == 1.0 and sum(compared["win_rates"]) == pytest.approx(1.5)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("legal_sense  acc"))
+    assert line.count("*") == 1
+    assert (tmp_path / "out" / "figures" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_items_that_all_models_scored_are_compared(tmp_path, capsys):
+    first = write_evaluation(tmp_path / "a", "a", 0.5, 2.0, items=50)
+    write_evaluation(tmp_path / "b", "b", 0.5, 2.0, items=80)
+    main([str(first), str(tmp_path / "b")])
+    assert "legal_sense  acc                    50" in capsys.readouterr().out
+
+
+def test_ties_count_half():
+    assert win_rates([[0.5, 0.5], [0.2, 0.1]]) == [0.75, 0.25]
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    first = write_evaluation(tmp_path / "a", "a", 0.5, 2.0, items=2)
+    (tmp_path / "b" / "items").mkdir(parents=True)
+    (tmp_path / "b" / "results.json").write_text((first / "results.json").read_text())
+    with pytest.raises(SystemExit, match="no items in common"):
+        main([str(first), str(tmp_path / "b")])
+    with pytest.raises(SystemExit, match="no results.json there nor in its eval/"):
+        main([str(first), str(tmp_path)])

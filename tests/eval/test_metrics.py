@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics that can be shared, by hand-made answers; scikit-learn and lm-eval where they have the same."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from item_scores import METRICS, chance_level, score_items
+
+
+FOLDER = Path(__file__).resolve().parents[2] / "eval" / "metrics"
+
+
+def choices(golds, chosen, classes=3):
+    """Items of which a model prefers the chosen answer."""
+    return [
+        {"id": str(n), "gold": gold, "nats": [0.1 if k == pick else 2.0 for k in range(classes)]}
+        | {"bytes": [4] * classes, "tokens": [1] * classes, "characters": [4] * classes}
+        for n, (gold, pick) in enumerate(zip(golds, chosen, strict=True))
+    ]
+
+
+def test_modules_load_with_evaluate_from_their_folder():
+    f1 = evaluate.load(str(FOLDER / "entity_f1"))
+    assert f1.compute(predictions=["Acme (ORG)"], references=["Acme (ORG), Jane Doe (PER)"])["recall"] == 0.5
+    numbers = evaluate.load(str(FOLDER / "numeric_match"))
+    assert numbers.compute(predictions=["$ 1,200", "no"], references=["1200.0", "yes"])["numeric_match"] == 0.5
+    bits = evaluate.load(str(FOLDER / "bits_per_byte"))
+    assert bits.compute(predictions=[4 * np.log(2)], references=["abcd"])["bits_per_byte"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "right"),
+    [
+        ("(3.2)", "-3.2", True),
+        ("12.5 %", "0.125", True),
+        ("1,234", "1234.0", True),
+        ("0.1259", "0.126", True),
+        ("0.12", "0.126", False),
+        ("13", "12", False),
+        ("Yes.", "yes", True),
+        ("", "12", False),
+    ],
+)
+def test_numbers_match_however_they_are_written(prediction, target, right):
+    item = {"prediction": prediction, "target": target}
+    assert METRICS["numeric_match"]([item])(np.array([0])) == right
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "value"),
+    [
+        ("Acme (ORG), Jane (PER)", "Jane (PER), Acme (ORG)", 1),
+        ("Acme (PER)", "Acme (ORG)", 0),
+        ("none", "none", 0),
+        ("Acme", "Acme (ORG), Jane (PER), X (LOC)", 0),
+    ],
+)
+def test_an_entity_is_found_with_its_type(prediction, target, value):
+    assert METRICS["entity_f1"]([{"prediction": prediction, "target": target}])(np.array([0])) == value
+
+
+def test_class_metrics_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    golds, chosen = generator.integers(3, size=200), generator.integers(3, size=200)
+    items, every = choices(golds.tolist(), chosen.tolist()), np.arange(200)
+    assert METRICS["f1"](items)(every) == pytest.approx(f1_score(golds, chosen, average="weighted"))
+    assert METRICS["balanced_acc"](items)(every) == pytest.approx(balanced_accuracy_score(golds, chosen))
+
+
+def test_tags_are_scored_one_by_one():
+    items = choices([0, 0, 1, 1], [0, 0, 0, 0], classes=2)
+    for item, tag in zip(items, ["up", "up", "down", "down"], strict=True):
+        item["tag"] = tag
+    assert METRICS["f1"](items)(np.arange(4)) == 0.5
+
+
+def test_calibration_divides_by_what_the_answer_costs_anyway():
+    items = choices([1], [0], classes=2)
+    items[0]["uncalibrated"] = [0.1, 3.0]  # the first answer is as likely without the question
+    assert METRICS["acc"](items)(np.array([0])) == 0
+    assert METRICS["acc_calibrated"](items)(np.array([0])) == 1
+
+
+def test_a_perfect_and_a_guessing_model_score_1_and_chance():
+    generator = np.random.default_rng(1)
+    golds = generator.integers(3, size=300).tolist()
+    perfect, _ = score_items(choices(golds, golds), ["acc", "f1"], seed=0)
+    assert perfect["metrics"]["f1"]["value"] == 1 and perfect["metrics"]["acc"]["interval"] == [1, 1]
+    assert perfect["probability_margin"]["value"] > 0.6
+    guessed, _ = score_items(choices(golds, generator.integers(3, size=300).tolist()), ["acc", "f1"], seed=0)
+    for score in guessed["metrics"].values():
+        assert score["interval"][0] < score["chance"] < score["interval"][1]
+    assert chance_level("numeric_match", [], 0) is None
