@@ -51,7 +51,6 @@ SECTIONS = [
     mixture,
     tokenizer,
     curves,
-    chronicle,
     held_out_text,
     benchmarks,
     samples,

@@ -39,7 +39,7 @@ EVENTS = [
         ("start", 0, "7,000,000 parameters"),
         ("save", 100, "step_00000100"),
         ("resume", 100, "from step_00000100"),
-        ("skip", 120, "the loss of step 120 was 9.1"),
+        ("skip", 120, "a <b>spike</b>"),
         ("finish", 300, "done"),
     )
 ]
@@ -160,11 +160,8 @@ def write_run(folder):
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
     (folder / "plan.json").write_text(json.dumps(PLAN))
-    (folder / "chronicle.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in EVENTS))
     (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
-    events = [("start", 0, "7,000,000 parameters"), ("save", 100, "step_00000100"), ("skip", 120, "a <b>spike</b>")]
-    lines = [dict(zip(("time", "event", "step", "text"), ("2026-01-31T10:00:00Z", *e), strict=True)) for e in events]
-    (folder / FILES["chronicle"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / FILES["chronicle"]).write_text("".join(json.dumps(entry) + "\n" for entry in EVENTS))
     (folder / "model").mkdir()
 
 
@@ -229,7 +226,6 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         '<td>92</td><td class="text">acc</td><td>0.270</td>',
         "future 17",
         "<td>6,800,000</td><td>7,000,000</td>",
-        "the loss of step 120 was 9.1",
         "Marked in the figures: resume 1, skip 1.",
         "1999 to 2024-02-29",
         "4.42",
@@ -237,15 +233,15 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "1.412",
         "0.270",
         "12 min 34 s",
-        "the 0 evaluations and 1 saves too",
-        '<td>120</td><td class="text">skip</td><td class="text">a &lt;b&gt;spike&lt;/b&gt;</td>',
+        "start 1, save 1, resume 1, skip 1, finish 1. Times are UTC.",
+        '<td>120</td><td class="text">skip</td><td class="text long">a &lt;b&gt;spike&lt;/b&gt;</td>',
     ):
         assert text in page
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
     assert page.count("data:image/png;base64,") == 7
     links = set(re.findall(r'href="([^"]*)"', page))
-    assert links == {*FILES.values(), "plan.json", "chronicle.jsonl", *(f"#{name}" for name in names)}
+    assert links == {*FILES.values(), "plan.json", *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
 
 
