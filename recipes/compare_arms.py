@@ -104,6 +104,10 @@ def load_experiment(path: Path) -> tuple[Experiment, dict[str, Run], list[Run]]:
         raise RecipeError(
             *(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         ) from error
+    if experiment.x == "domain_bytes" and not experiment.domain_bytes:
+        raise RecipeError(
+            f"{path}: x: domain_bytes is the axis, but there are none; list some, or choose another column"
+        )
     bases = {}
     for name, over in experiment.bases.items():
         over = dict(over)

@@ -16,6 +16,7 @@ TINY = """
 results: results
 x: domain_bytes
 flops: [2e8]
+domain_bytes: [60_000]
 bases:
   general: {flops: 4e8, data: {shares: {law: 0.0, web: 1.0}}}
 arms:
@@ -77,6 +78,7 @@ def test_adapters_buy_more_tokens_and_new_entries_cost_some():
         ("extend_by: 4", "extend_bye: 4", "arms.continued-extended: recipe: tokenizer.extend_bye: unknown key"),
         ("flops: [2e8]", "flops: []", "flops: List should have at least 1 item"),
         ("x: domain_bytes\n", "", "x: Field required"),
+        ("domain_bytes: [60_000]\n", "", "x: domain_bytes is the axis, but there are none"),
     ],
 )
 def test_an_experiment_that_cannot_be_run_is_refused_with_the_arm(tiny, before, after, message):
