@@ -342,6 +342,9 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     if recipe.model.from_pretrained is None:
         language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
     else:
+        if recipe.model.lora is not None and accelerator.distributed_type in SHARDED:
+            # The whole of such a model is taken from its checkpoint, in which adapters are not merged.
+            raise RecipeError("model.lora: not with a model in parts; use accelerate_configs/ddp.yaml")
         language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
         recipe.model = with_shape_of(recipe.model, language_model.config)
     parameters = count_parameters(language_model)
