@@ -3,8 +3,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
+import matplotlib.image
 import pytest
 
 from figure_style import MAX_POINTS, thinned
@@ -452,3 +455,30 @@ def test_damaged_file_is_named(tmp_path):
     (tmp_path / FILES["training"]).write_text("{")
     with pytest.raises(SystemExit, match="training.json: not valid JSON"):
         main([str(tmp_path)])
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the PATH")
+
+
+def browse(page, *options):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    subprocess.run([*command, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1200])
+def test_page_is_drawn_and_does_not_reach_beyond_the_screen(run_folder, tmp_path, width):
+    """The right edge stays white: a table that is too wide scrolls in a box of its own."""
+    picture = tmp_path / "page.png"
+    browse(run_folder / "report.html", f"--window-size={width},9000", f"--screenshot={picture}")
+    image = matplotlib.image.imread(picture)[..., :3]
+    assert image.shape[:2] == (9000, width)
+    assert (image[:, -6:] > 0.99).all()
+    assert (image < 0.5).any(axis=(1, 2)).sum() > 1500  # rows with text or figures
+
+
+@needs_chromium
+def test_page_prints(run_folder, tmp_path):
+    browse(run_folder / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
