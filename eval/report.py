@@ -32,6 +32,7 @@ from sections import (
     mixture,
     personal_data,
     plan,
+    preflight,
     samples,
     tokenizer,
     training,
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 SECTIONS = [
     training,
     plan,
+    preflight,
     documents,
     personal_data,
     contamination,

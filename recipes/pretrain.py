@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -61,6 +62,7 @@ from document_ledger import documents_of_step
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
 from model_probe import PROBE_SEQUENCES, PROBE_TOKENS, find_warnings, probe
 from preemption import EXIT_PREEMPTED, Preemption, RunStatus
+from preflight import describe_plan, run_checks, show_preflight
 from process_agreement import from_main, held_run, refuse_differences
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
@@ -93,15 +95,13 @@ from training_record import (
     delivered,
     describe_delivered,
     describe_phases,
+    describe_step,
     print_plan,
     summarize,
     write_run_files,
 )
 from training_stability import Decision, StabilityMonitor, in_rollback, step_where
-
-
-# Each process holds a part of every weight.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+from utilisation import measure_utilisation, peak_flops
 
 
 class SummedLoss(nn.Module):
@@ -190,6 +190,41 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
         wanted = "sdpa_causal"
     model.set_attn_implementation(wanted)
+
+
+def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator) -> None:
+    """Refuse what Accelerate would run and lose work in silence.
+
+    Raises: RecipeError: with the reason and what to use.
+    """
+    problems, parallelism = [], accelerator.parallelism_config
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        problems.append(
+            "DeepSpeed takes the step inside the backward pass, before it can be judged and clipped, and holds "
+            "weights where checkpoints do not find them; accelerate_configs/fsdp2.yaml divides the same things"
+        )
+        if training.optimizer == "muon":
+            problems.append(
+                "training.optimizer=muon under DeepSpeed: of Muon and the AdamW beside it Accelerate keeps only the "
+                "last, and the layers would not be trained"
+            )
+    if lora and accelerator.distributed_type == DistributedType.FSDP:
+        problems.append(
+            "model.lora under FSDP2: adapters are merged into whole weights at the end, and no process holds those; "
+            "use accelerate_configs/ddp.yaml"
+        )
+    if parallelism is not None and parallelism.cp_enabled and training.document_masking:
+        problems.append(
+            "training.document_masking with context parallelism: Accelerate drops the mask, and documents would see "
+            "each other; set parallelism_config_cp_size: 1"
+        )
+    elif parallelism is not None and parallelism.non_dp_dim_names:
+        problems.append(
+            f"parallelism_config with {', '.join(parallelism.non_dp_dim_names)}: its processes need the same batch, "
+            "and here each reads its own; divide the model by parallelism_config_dp_shard_size instead"
+        )
+    if problems:
+        raise RecipeError(*problems)
 
 
 def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
@@ -312,6 +347,71 @@ def find_missing_compiler() -> str | None:
     return None
 
 
+def decide_length(recipe: Recipe, shards: TokenShards) -> tuple[Training, dict[str, float], list[str]]:
+    """Return the settings to train with, the shares of the sources, and a note for each setting that changed."""
+    data, training, notes = recipe.data, recipe.training, []
+    if data.fit_to_corpus:  # then the length gives way to the shares, not they to it
+        shares = resolve_shares(data, shards.train_bytes)
+        training, notes = fit_to_corpus(training, shards, shares)
+    else:
+        shares = resolve_for_run(data, training, shards)
+    training, more = limit_repetitions(training, data, shards, shares)
+    return training, shares, notes + more
+
+
+def build_summed_loss(
+    recipe: Recipe, training: Training, tokenizer_folder: Path, accelerator: Accelerator, compiled: bool
+) -> SummedLoss:
+    """Build what is trained, as the recipe says; of a model that is gone on from, recipe.model gets the shape."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    if recipe.model.from_pretrained is None:
+        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+    else:
+        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
+        recipe.model = with_shape_of(recipe.model, language_model.config)
+    choose_attention(language_model, training, accelerator)
+    if training.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return SummedLoss(
+        language_model,
+        compiled,
+        by_layer=accelerator.distributed_type == DistributedType.FSDP,
+        document_masking=training.document_masking,
+        z_loss=training.z_loss,
+    )
+
+
+def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Build everything, print the plan and check it on this machine; writes nothing but preflight.json.
+
+    Raises: RecipeError: a check failed.
+    """
+    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
+    training, shares, notes = decide_length(recipe, shards)
+    micro_steps = accumulation_steps(training, accelerator.num_processes)
+    phases = schedule_phases(recipe.data, shares, training.max_steps)
+    mixture = make_mixture(shards, phases, training.tokens_per_step // training.sequence_length, recipe.run.seed)
+    skipped, byte_lengths = SkippedDocuments(shards, recipe.data.skip.documents), token_byte_lengths(tokenizer_folder)
+    batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
+    set_seed(recipe.run.seed)
+    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled=False).to(accelerator.device)
+    plan = describe_plan(recipe, training, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
+    rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
+    plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}
+    from_scratch = recipe.model.from_pretrained is None
+    checks = run_checks(
+        model, build_optimizers(model, training), batches, tokenizer, training, rates, from_scratch=from_scratch
+    )
+    show_preflight(plan, checks, accelerator)
+    if accelerator.is_main_process:
+        write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
+    failed = [check for check in checks if not check["passed"]]
+    if failed:
+        raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))
+
+
 def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption) -> dict:
     """Run the stage on every process and return training.json's content."""
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
@@ -319,17 +419,10 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    data, training, notes = recipe.data, recipe.training, []
-    shards = TokenShards(tokens, [source.name for source in data.sources], training.sequence_length)
+    data = recipe.data
+    shards = TokenShards(tokens, [source.name for source in data.sources], recipe.training.sequence_length)
 
-    # What is trained, for how long, in which pieces.
-    if data.fit_to_corpus:  # then the length gives way to the shares, not they to it
-        shares = resolve_shares(data, shards.train_bytes)
-        training, notes = fit_to_corpus(training, shards, shares)
-    else:
-        shares = resolve_for_run(data, training, shards)
-    training, more = limit_repetitions(training, data, shards, shares)
-    notes += more
+    training, shares, notes = decide_length(recipe, shards)
     skipped_documents = SkippedDocuments(shards, data.skip.documents)
     batch_size, num_processes = training.per_device_train_batch_size, accelerator.num_processes
     gradient_accumulation_steps = accumulation_steps(training, num_processes)
@@ -339,25 +432,10 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
 
     # The model, the same on every process and every number of them.
     set_seed(recipe.run.seed)
-    if recipe.model.from_pretrained is None:
-        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
-    else:
-        if recipe.model.lora is not None and accelerator.distributed_type in SHARDED:
-            # The whole of such a model is taken from its checkpoint, in which adapters are not merged.
-            raise RecipeError("model.lora: not with a model in parts; use accelerate_configs/ddp.yaml")
-        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
-        recipe.model = with_shape_of(recipe.model, language_model.config)
+    compiled = training.torch_compile and not missing
+    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled)
+    language_model = model.language_model
     parameters = count_parameters(language_model)
-    choose_attention(language_model, training, accelerator)
-    if training.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    model = SummedLoss(
-        language_model,
-        compiled=training.torch_compile and not missing,
-        by_layer=accelerator.distributed_type in SHARDED,
-        document_masking=training.document_masking,
-        z_loss=training.z_loss,
-    )
     optimizers = build_optimizers(model, training)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
@@ -427,6 +505,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     def log(record: dict) -> None:
         if is_main:
             append_metrics(run, record)
+        accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     def note_saved(step: int, folder: Path, seconds: float) -> None:
         chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
@@ -567,6 +646,11 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         logged_loss.add_(torch.where(ok, step_loss, 0.0))
         return grad_norm
 
+    peak = peak_flops(accelerator.device) if is_main else None  # one of the processes of a machine measures it
+    utilisation = measure_utilisation(
+        recipe.model, len(tokenizer), training.sequence_length, training.gradient_checkpointing, peak, num_processes
+    )
+    accelerator.init_trackers(run.name)
     monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
     probe_batch = make_probe_batch(mixture, accelerator)
     logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of the steps that were taken
@@ -652,8 +736,9 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
                     "train/tokens_per_second": speed,
                     "train/seconds": time.perf_counter() - started,
                 }
+                record |= utilisation.record(speed)
                 log(record | seen)
-                bar.set_postfix_str(f"loss {record['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(describe_step(record | seen), refresh=False)
             logged_loss.zero_()
             logged_seen.zero_()
         if evaluating:
@@ -669,7 +754,6 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     checkpoints.finish()
     bar.close()
 
-    compiled = bool(training.torch_compile and not missing)
     summary = summarize(recipe, training, mixture, byte_lengths, state, parameters, accelerator, notes, compiled)
     if is_main:
         write_json(run / "training.json", summary)
@@ -779,8 +863,13 @@ def start_again(recipe: Recipe) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if absent := set(recipe.training.report_to) - set(available):  # Accelerate leaves them out without a word
+        raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
     accelerator = Accelerator(
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))]
+        log_with=recipe.training.report_to or None,
+        project_dir=recipe.run.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
@@ -788,7 +877,11 @@ def main(argv: list[str] | None = None) -> None:
             f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
             "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
         )
+    refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
+    if options.dry_run:
+        dry_run(recipe, accelerator)
+        return
     if is_finished(recipe, "pretrain", options.overwrite):
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")
         return

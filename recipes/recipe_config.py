@@ -518,6 +518,8 @@ class Training(Section):
     fraction of the memory."""
     torch_compile: bool = True
     """Compile the forward and backward pass; without a C++ compiler it is left off with a note."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Trackers beside metrics.jsonl. tensorboard writes below the run folder; the others are packages of their own."""
     logging_steps: Positive = 10
     """A line in metrics.jsonl every so many steps."""
     eval_steps: Positive = 500

@@ -121,8 +121,22 @@ def tokenizer_settings(recipe: Recipe) -> dict:
 
 def training_settings(recipe: Recipe) -> dict:
     """Everything that decides the weights: not how often something is logged, scored or saved, nor on what machine."""
-    observing = {"logging_steps", "eval_steps", "max_eval_bytes", "save_steps", "save_total_limit", "keep_every_steps"}
-    observing |= {"torch_compile", "per_device_train_batch_size", "attn_implementation", "gradient_checkpointing"}
+    observing = {
+        "logging_steps",
+        "eval_steps",
+        "max_eval_bytes",
+        "save_steps",
+        "save_total_limit",
+        "keep_every_steps",
+        "report_to",
+    }
+    observing |= {
+        "report_to",
+        "torch_compile",
+        "per_device_train_batch_size",
+        "attn_implementation",
+        "gradient_checkpointing",
+    }
     shares = {source.name: {"share": source.share} for source in recipe.data.sources}
     if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
         for source in recipe.data.sources:  # otherwise it only decides whether the run is refused

@@ -132,6 +132,17 @@ def print_plan(
     accelerator.print(describe_phases(state["phases"]))
 
 
+def describe_step(record: dict) -> str:
+    """Say what a person watches, beside the steps and the time left that the bar shows."""
+    used = record.get("train/utilisation_hardware_fraction")
+    return (
+        f"loss {record['train/loss']:.3f}, {record['train/bits_per_byte']:.3f} bits/byte, "
+        f"grad {record['train/grad_norm']:.2f}, lr {record['train/learning_rate']:.2e}, "
+        f"{record['train/tokens_per_second']:,.0f} tokens/s{'' if used is None else f', {used:.0%} of peak'}, "
+        f"{record['train/tokens_seen']:,} tokens"
+    )
+
+
 def describe_phases(phases: list[dict]) -> str:
     """Say the shares of the mixture, a line for each phase."""
     lines = []

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms a training step can take: compiled, recomputed, with and without document borders, sharded."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator, ParallelismConfig
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from tiny_run import RECIPES, ROOT
+from torch._dynamo.testing import CompileCounter
+from transformers import AutoModelForCausalLM
+
+import pretrain
+from pretrain import SummedLoss, build_model, choose_attention, refuse_combinations
+from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from token_mixture import document_positions
+
+
+FSDP2 = f"""
+import os, sys
+sys.path.insert(0, {str(RECIPES)!r})
+import torch
+import pretrain
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+
+def accelerator(**arguments):
+    \"\"\"Without a GPU, Accelerate takes FSDP for DDP whatever it is told, so it is told once more.\"\"\"
+    made = Accelerator(**arguments)
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = DistributedType.FSDP
+    made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        cpu_ram_efficient_loading=False,
+    )
+    return made
+
+class Checked(pretrain.SummedLoss):
+    def forward(self, *args, **batch):
+        assert all(isinstance(parameter, DTensor) for parameter in self.language_model.model.layers.parameters())
+        return super().forward(*args, **batch)
+
+pretrain.Accelerator, pretrain.SummedLoss = accelerator, Checked
+pretrain.main()
+"""
+
+
+def recipe_of(run, *overrides):
+    return load_recipe([RECIPES / "custom" / "base.yaml"], run.argv(*overrides)[2:])
+
+
+@pytest.fixture
+def batch():
+    """Two sequences of two documents, the second beginning at position 20."""
+    tokens = torch.randint(1, 384, (2, 33), generator=torch.Generator().manual_seed(0))
+    tokens[:, 19] = 0
+    input_ids = tokens[:, :-1].contiguous()
+    return input_ids, torch.from_numpy(document_positions(input_ids.numpy(), 0)), tokens[:, 1:]
+
+
+def model_of(run, *overrides, **options):
+    recipe = recipe_of(run, *overrides)
+    torch.manual_seed(0)
+    model = build_model(recipe, 384, 0)
+    choose_attention(model, recipe.training, Accelerator())
+    return SummedLoss(model, compiled=False, document_masking=recipe.training.document_masking, **options)
+
+
+def test_without_document_masking_documents_see_each_other_and_no_mask_is_made(tokenized_run, batch):
+    inputs, positions, labels = batch
+    changed = inputs.clone()
+    changed[:, :19] = torch.randint(1, 384, (2, 19), generator=torch.Generator().manual_seed(1))
+    labels = labels.clone()
+    labels[:, :19] = -100
+    masks = []
+    for masked in ("true", "false"):
+        model = model_of(tokenized_run, f"--training.document_masking={masked}")
+        layer = model.language_model.model.layers[0]
+        layer.register_forward_pre_hook(lambda *a: masks.append(a[2]["attention_mask"]), with_kwargs=True)
+        before, after = (model(tokens, positions, labels)[1].item() for tokens in (inputs, changed))
+        assert (before == after) == (masked == "true")
+    assert [mask is None for mask in masks] == [False, False, True, True]
+
+
+def test_recomputing_activations_leaves_loss_and_gradients_as_they_are(tokenized_run, batch):
+    gradients = []
+    for recomputed in (False, True):
+        model = model_of(tokenized_run)
+        if recomputed:
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model(*batch)[0].backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_fixed_shape_is_compiled_once_for_training_and_once_for_validation(tokenized_run, batch, monkeypatch):
+    counter = CompileCounter()
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **kw: compile_module(m, backend=counter, **kw))
+    torch.compiler.reset()
+    recipe = recipe_of(tokenized_run)
+    model = SummedLoss(build_model(recipe, 384, 0), compiled=True)
+    inputs, _, labels = batch
+    for repetition in range(4):
+        inputs = inputs.clone()
+        inputs[:, 3 + repetition] = 0  # other borders each time
+        positions = torch.from_numpy(document_positions(inputs.numpy(), 0))
+        model.train()
+        model(inputs, positions, labels)[0].backward()
+        if repetition == 0:
+            first = counter.frame_count
+        model.eval()
+        with torch.no_grad():
+            model(inputs, positions, labels)
+        if repetition == 0:
+            both = counter.frame_count
+    assert first == 1 and both == counter.frame_count == 2
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
+def test_attention_that_needs_a_gpu_is_refused_without_one(name, tokenized_run):
+    with pytest.raises(RecipeError, match=f"{name} needs a GPU and this is cpu; use sdpa"):
+        model_of(tokenized_run, f"--training.attn_implementation={name}")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_that_each_hold_a_part_of_the_weights_give_the_losses_of_one(optimizer, tokenized_run, tmp_path):
+    alone, sharded = (tokenized_run.copy(tmp_path / name) for name in ("alone", "sharded"))
+    overrides = [f"--training.optimizer={optimizer}", "--training.max_tokens=2048", "--model.tie_word_embeddings=true"]
+    pretrain.main(alone.argv(*overrides))
+    script = tmp_path / "fsdp2.py"
+    script.write_text(FSDP2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577"]
+    result = subprocess.run(
+        [*command, str(script), *sharded.argv(*overrides)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = alone.losses(), sharded.losses()
+    assert list(one) == list(two) == list(range(1, 9)) and one[8] < one[1] - 0.3
+    # Muon iterates in bf16.
+    assert max(abs(one[step] - two[step]) for step in one) < {"adamw": 1e-5, "muon": 1e-3}[optimizer]
+    for run in (alone, sharded):
+        assert json.loads((run.output_dir / "training.json").read_text())["max_steps"] == 8
+    models, infos = zip(
+        *(
+            AutoModelForCausalLM.from_pretrained(run.output_dir / "model", output_loading_info=True)
+            for run in (alone, sharded)
+        ),
+        strict=True,
+    )
+    assert not any(value for info in infos for value in info.values())
+    logits = [model(torch.arange(1, 30)[None]).logits for model in models]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-3 if optimizer == "adamw" else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parallelism", "changes", "reason"),
+    [
+        (DistributedType.DEEPSPEED, None, {}, "step inside the backward pass.*fsdp2.yaml"),
+        (DistributedType.DEEPSPEED, None, {"optimizer": "muon"}, "keeps only the last"),
+        (DistributedType.FSDP, None, {"lora": True}, "merged into whole weights"),
+        (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),
+        (DistributedType.FSDP, ParallelismConfig(cp_size=2), {"document_masking": False}, "with cp: .* same batch"),
+        (DistributedType.FSDP, ParallelismConfig(tp_size=2), {}, "with tp: its processes need the same batch"),
+    ],
+)
+def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, reason, tokenized_run):
+    class Accelerated:
+        distributed_type, parallelism_config = kind, parallelism
+
+    lora = changes.pop("lora", False)
+    training = recipe_of(tokenized_run).training.model_copy(update=changes)
+    with pytest.raises(RecipeError, match=f"(?s){reason}"):
+        refuse_combinations(training, lora, Accelerated)
+    Accelerated.distributed_type, Accelerated.parallelism_config = (
+        DistributedType.FSDP,
+        ParallelismConfig(dp_replicate_size=2, dp_shard_size=2),
+    )
+    refuse_combinations(training, False, Accelerated)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "multi_node"])
+def test_the_launcher_hands_on_what_a_file_says_of_dividing_the_model(name, monkeypatch):
+    path = str(ROOT / "accelerate_configs" / f"{name}.yaml")
+    arguments = ["--config_file", path, "--num_processes", "16", "train.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    for key, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True and not plugin.cpu_ram_efficient_loading
+    assert plugin.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"]
+    if name == "multi_node":
+        parallelism = ParallelismConfig()
+        assert (parallelism.dp_replicate_size, parallelism.dp_shard_size) == (2, 8)
