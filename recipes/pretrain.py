@@ -35,6 +35,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -225,6 +226,16 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
         )
     if problems:
         raise RecipeError(*problems)
+
+
+def keep_sums_in_fp32(accelerator: Accelerator) -> None:
+    """Have FSDP2 compute in bf16 but add gradients up, and return the summed loss, in fp32.
+
+    Accelerate's policy rounds both to bf16: of a loss that is summed over thousands of tokens two digits are left.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
 
 def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
@@ -437,6 +448,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     language_model = model.language_model
     parameters = count_parameters(language_model)
     optimizers = build_optimizers(model, training)
+    keep_sums_in_fp32(accelerator)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
     refuse_full_disk(recipe, model, accelerator)
@@ -625,8 +637,10 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            # Gradients are averaged over processes once a step, not once a micro-step.
+            # Gradients are averaged over processes once a step, not once a micro-step; under FSDP2 that would keep
+            # them whole on every process.
             last = micro_step == gradient_accumulation_steps - 1
+            last = last or accelerator.distributed_type == DistributedType.FSDP
             with nullcontext() if last else accelerator.no_sync(model):
                 minimised, nats = model(**batch).unbind()
                 # Every token of the step weighs the same. DDP averages over processes, hence the factor.

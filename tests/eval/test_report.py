@@ -25,6 +25,7 @@ FILES = {
     "decontamination": "documents/decontamination.json",
     "tokenizer": "tokenizer/report.json",
     "training": "training.json",
+    "preflight": "preflight.json",
     "metrics": "metrics.jsonl",
     "chronicle": "chronicle.jsonl",
     "results": "eval/results.json",
@@ -158,7 +159,8 @@ def write_run(folder):
         ],
     }
     contents = {"documents": documents, "decontamination": decontamination, "tokenizer": tokenizer}
-    contents |= {"training": training, "results": results}
+    checks = [{"name": "label shift", "passed": True, "found": "<i>as it", "expected": "should be"}]
+    contents |= {"training": training, "preflight": {"checks": checks}, "results": results}
     for name, content in contents.items():
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
@@ -238,6 +240,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "12 min 34 s",
         "start 1, save 1, resume 1, skip 1, finish 1. Times are UTC.",
         '<td>120</td><td class="text">skip</td><td class="text long">a &lt;b&gt;spike&lt;/b&gt;</td>',
+        '<th>label shift</th><td class="text">yes</td><td class="text">&lt;i&gt;as it</td>',
     ):
         assert text in page
     for path in FILES.values():
