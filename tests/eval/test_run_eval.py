@@ -4,6 +4,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import defaultdict
 from copy import deepcopy
 
@@ -20,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import report
 import run_eval
-from benchmark_tasks import build_requests, read_benchmarks
+from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
 from item_scores import gold_bits, measured
 from request_scoring import RequestScorer
@@ -381,6 +383,20 @@ def test_a_model_saved_again_gives_the_same_numbers(model_folder, documents, eva
     assert ours["model_sha256"] == whole["model_sha256"]
     for source, entry in ours["bits_per_byte"]["sources"].items():
         assert entry["nats"] == whole["bits_per_byte"]["sources"][source]["nats"]
+    ours, whole = (each["tasks"]["general_agreement"] | {"by_overlap": None} for each in (ours, whole))
+    assert ours == whole
+
+
+def test_two_processes_give_the_same_numbers(model_folder, documents, evaluated, tmp_path):
+    script = str(TASKS_DIR.parent / "run_eval.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    command = [sys.executable, *launch, "--model", str(model_folder), "--documents", str(documents), "--xz"]
+    command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*command, "--output", str(tmp_path / "eval")], check=True, env=environment, cwd=tmp_path)
+    ours, whole = json.loads((tmp_path / "eval/results.json").read_text()), json.loads(evaluated[0])
+    assert ours["bits_per_byte"] == whole["bits_per_byte"] and ours["samples"] == whole["samples"]
+    assert ours["model_sha256"] == whole["model_sha256"]
     ours, whole = (each["tasks"]["general_agreement"] | {"by_overlap": None} for each in (ours, whole))
     assert ours == whole
 
