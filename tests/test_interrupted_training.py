@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -462,8 +463,9 @@ def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tm
     assert ended.value.code == 1
     for problem in (f"{shard.name}: its sha256", "model.safetensors: 9 bytes", "optimizer.safetensors is missing"):
         assert problem in said, said
+    shutil.rmtree(whole / "model")
     with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
-        pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING, "--overwrite"))
+        pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
 
 
 # --- what was planted
@@ -491,8 +493,11 @@ def test_nothing_a_recipe_or_a_run_folder_holds_is_executed(uninterrupted, tmp_p
                 manifest = json.loads((checkpoint / "manifest.json").read_text())
                 manifest["files"][name] = {"bytes": len(crafted), "sha256": hashlib.sha256(crafted).hexdigest()}
                 (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises((RecipeError, ValueError)):
+        with pytest.raises((RecipeError, ValueError)) as refused:
             pretrain.main(run.argv(*TRAINING))
+        assert re.search(
+            "manifest.json cannot be read|can't decode byte 0x80|no safetensors file", str(refused.value)
+        ), name
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"run: !!python/object/apply:os.mkdir ['{marker}']\n")
     with pytest.raises(RecipeError, match="could not determine a constructor"):
