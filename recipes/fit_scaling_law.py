@@ -155,7 +155,7 @@ def load_experiment(path: Path) -> tuple[Experiment, list[Run]]:
 
 
 def plan_run(experiment: Experiment, budget: Budget, shape: Model, origins: dict) -> Run:
-    """Make one run's recipe: as many tokens as its budget pays for, batch and learning rate by the rule."""
+    """Make one run's recipe: as many tokens as its budget pays for; batch and learning rate by the rule."""
     shared = experiment.recipe
     vocab_size = int(shared.get("tokenizer", {}).get("vocab_size", 32_768))
     counts = count_parameters(shape, vocab_size)
@@ -163,17 +163,14 @@ def plan_run(experiment: Experiment, budget: Budget, shape: Model, origins: dict
     rule = olmo_rule(counts["multiplying"])
     micro_steps = math.ceil(rule.tokens_per_step / MAX_MICRO_BATCH_TOKENS)
     batch_size = max(1, round(rule.tokens_per_step / micro_steps / sequence_length))
-    tokens_per_step = batch_size * sequence_length * micro_steps
-    tokens = budget.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * counts["multiplying"])
     training = {
-        "max_tokens": max(1, round(tokens / tokens_per_step)) * tokens_per_step,
-        "tokens_per_step": tokens_per_step,
+        "tokens_per_step": batch_size * sequence_length * micro_steps,
         "per_device_train_batch_size": batch_size,
         "learning_rate": experiment.learning_rate_factor * rule.learning_rate,
-    }
-    recipe, problems = validate(
-        {**shared, "model": shape.model_dump(), "training": training | shared["training"]}, origins
-    )
+    } | shared["training"]
+    steps = budget.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * counts["multiplying"]) / training["tokens_per_step"]
+    training["max_tokens"] = max(1, round(steps)) * training["tokens_per_step"]
+    recipe, problems = validate({**shared, "model": shape.model_dump(), "training": training}, origins)
     if problems:
         raise RecipeError(*problems)
     recipe.data.extract_text = str(ROOT / "recipes" / "custom" / "data.py")
@@ -311,13 +308,15 @@ def collect(rows: list[dict], counts: str, held_out: bool) -> Runs:
 def fit(rows: list[dict], resamples: int, seed: int = 0) -> dict:
     """Fit the rows in all three ways, foretell the held-out runs, and return what fit.json holds.
 
-    Keys: exponents (a of N_opt ~ C^a by approach, with its interval), law (approach 3) with intervals, parabolas,
-    other_counts (a by approach 3 with N counted in other ways), held_out (foretold and measured).
+    Keys: exponents (a of N_opt ~ C^a by approach, with its interval; without approach 2 where fewer than two budgets have
+    a minimum between their sizes), law (approach 3) with intervals, parabolas, other_counts (a by approach 3 with N counted in other ways), held_out (foretold and measured).
     """
     runs = collect(rows, "multiplying", held_out=False)
     parabolas = fit_parabolas(runs)
     law = fit_loss(runs, "multiplying")
-    laws = {"approach_1": fit_envelope(runs), "approach_2": fit_minima(parabolas)}
+    laws = {"approach_1": fit_envelope(runs)}
+    if sum(parabola.inside for parabola in parabolas) >= 2:
+        laws["approach_2"] = fit_minima(parabolas)
     tested = collect(rows, "multiplying", held_out=True)
     drawn: dict[str, list] = {name: [] for name in ("approach_1", "approach_2", "approach_3", "laws", "foretold")}
     progress = tqdm(resample(runs, parabolas, resamples, seed), "fit_scaling_law: resampling", resamples, leave=False)
@@ -358,7 +357,9 @@ def fit(rows: list[dict], resamples: int, seed: int = 0) -> dict:
                 )
             )
         ),
-        "parabolas": [asdict(p) | {"parameters": p.parameters} for p in parabolas],
+        "parabolas": [
+            asdict(p) | {"coefficients": list(p.coefficients), "parameters": p.parameters} for p in parabolas
+        ],
         "other_counts": {
             counts: size_exponent(fit_loss(collect(rows, counts, held_out=False), counts))
             for counts in PARAMETER_COUNTS[1:]

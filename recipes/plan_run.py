@@ -3,12 +3,12 @@
 
 In:   `plan` of the recipe (one budget, the text at hand), documents/stats.json and tokenizer/report.json where they
       are there.
-Out:  <run.output_dir>/plan.json, planned.yaml (an overlay with the planned model and training), figures/plan_size.png
-      and figures/plan_tokens.png. It is advice: no other stage reads it.
+Out:  <run.output_dir>/plan.json, and in plan/ planned.yaml (an overlay with the planned model and training), size.png
+      and tokens.png. It is advice: no other stage reads it.
 
     python recipes/plan_run.py --config recipes/legal/base.yaml --plan.device_hours=2000 --plan.domain_bytes=20e9 \\
         --plan.general_bytes=19e9
-    python recipes/run_recipe.py --config recipes/legal/base.yaml runs/legal-342m/planned.yaml
+    python recipes/run_recipe.py --config recipes/legal/base.yaml runs/legal-342m/plan/planned.yaml
 
 plan.json: budget, laws (each law's optimum for the budget), text, model, vocab_size, parameters, tokens, flops,
 training, memory, cost, loss, verdict, assumptions and warnings; a unit is in the key, or "meaning" says it.
@@ -32,7 +32,7 @@ from planning.model_shape import choose_shape, count_parameters, training_flops_
 from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
 from recipe_config import Model, Plan, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import write_json
+from run_folder import is_finished, new_output, output_folder, write_json
 from scaling_laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     LAWS,
@@ -583,17 +583,19 @@ def size(num_bytes: float) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    if is_finished(recipe, "plan", options.overwrite) and not options.overwrite:
+        print(f"plan_run: nothing to do, {output_folder(recipe, 'plan')} is up to date")
+        return
     plan = make_plan(recipe, find_device(recipe.plan.device))
     print(describe(plan))
     if options.dry_run:
         return
     run = Path(recipe.run.output_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    training = read_json(run / "training.json")
-    write_json(run / "plan.json", plan)
-    write_overlay(plan, run / "planned.yaml")
-    draw_plan(plan, training, run / "figures")
-    print(f"\nplan_run: {run / 'plan.json'} and {run / 'planned.yaml'}; figures in {run / 'figures'}")
+    with new_output(recipe, "plan") as folder:
+        draw_plan(plan, read_json(run / "training.json"), folder)
+        write_overlay(plan, folder / "planned.yaml")
+        write_json(run / "plan.json", plan)
+    print(f"\nplan_run: {run / 'plan.json'}, charts and planned.yaml in {output_folder(recipe, 'plan')}")
 
 
 if __name__ == "__main__":

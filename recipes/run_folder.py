@@ -159,7 +159,21 @@ def release_settings(recipe: Recipe) -> dict:
     return recipe.hub.model_dump(exclude=elsewhere) | {"sources": said}
 
 
+def plan_settings(recipe: Recipe) -> dict:
+    """Everything in the recipe that decides the plan; what earlier stages counted is read too."""
+    shares = [[source.name, source.label, source.share] for source in recipe.data.sources]
+    return {
+        "plan": recipe.plan.model_dump(),
+        "sources": shares,
+        **recipe.data.model_dump(include={"min_shares", "max_repetitions"}),
+        "vocab_size": recipe.tokenizer.vocab_size,
+        **recipe.training.model_dump(include={"sequence_length", "optimizer"}),
+    }
+
+
 STAGES = {
+    # It reads what is there of its inputs, and is made first: the finished run is put into its charts at the end.
+    "plan": Stage("recipes/plan_run.py", "plan", plan_settings, ("prepare", "tokenizer", "pretrain"), derived=True),
     "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, derived=True),
     "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings, once=exported_benchmarks),
     "tokenizer": Stage("recipes/train_tokenizer.py", "tokenizer", tokenizer_settings, ("prepare",)),
@@ -173,7 +187,7 @@ STAGES = {
         derived=True,
     ),
     "report": Stage(
-        "eval/report.py", "figures", lambda recipe: {}, ("tokenizer", "pretrain", "evaluate"), derived=True
+        "eval/report.py", "figures", lambda recipe: {}, ("plan", "tokenizer", "pretrain", "evaluate"), derived=True
     ),
     "publish": Stage(
         "recipes/push_to_hub.py",

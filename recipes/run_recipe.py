@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every stage of a recipe in order: what is finished is skipped, what was interrupted goes on.
 
-    requests -> prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
+    plan -> requests -> prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
 
-The first, for recipes with data.decontamination, writes down what the benchmarks ask, so that prepare can keep it out.
+The plan is made for recipes with a budget in `plan`: before everything else where the recipe says how much text
+there is, and for the report, with the run in its charts. It is advice: where it cannot be made, the run goes on. The
+requests, for recipes with data.decontamination, are what the benchmarks ask, so that prepare can keep it out.
 
 In:   one or more YAML files; the machine is described by a file of accelerate_configs/.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -37,6 +39,7 @@ from run_folder import ROOT, STAGES, has_script, hash_items, is_finished, new_ou
 
 # What is left out without its script, and what then is lacking, which is said before work starts.
 OPTIONAL = {
+    "plan": "nothing is planned",
     "requests": "the text is not checked against the benchmarks",
     "evaluate": "nothing is evaluated",
     "report": "there is no report",
@@ -130,6 +133,11 @@ def plan_stages(recipe: Recipe) -> list[str]:
     Raises: RecipeError: a stage without which there is no model is not there, or a source cannot be read.
     """
     wanted = list(STAGES)
+    counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
+    if not recipe.plan.budgets() or not counted:
+        wanted.remove("plan")
+    if recipe.plan.budgets():
+        wanted.insert(wanted.index("report"), "plan")
     decontamination = recipe.data.decontamination
     if decontamination is None or decontamination.benchmarks is not None or not recipe.evaluation.tasks:
         wanted.remove("requests")
@@ -218,6 +226,10 @@ def main(argv: list[str] | None = None) -> None:
         if name == "requests":
             with new_output(recipe, name) as folder:
                 run_stage(name, [*command, str(folder)])
+            continue
+        if name == "plan":
+            if subprocess.run(command, check=False).returncode:
+                print("run_recipe: note: there is no plan for the reason above; the run goes on")
             continue
         run_stage(name, command)
         if name in OPTIONAL:

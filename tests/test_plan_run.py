@@ -200,12 +200,14 @@ def test_the_command_writes_the_plan_its_figures_and_an_overlay_that_loads(tmp_p
     run = tmp_path / "run"
     plan_run.main(["--config", str(BASE), f"--run.output_dir={run}", *TEXT, "--plan.device_hours=800"])
     made = json.loads((run / "plan.json").read_text())
-    planned = load_recipe([BASE, run / "planned.yaml"], [f"--run.output_dir={run}"])
+    planned = load_recipe([BASE, run / "plan" / "planned.yaml"], [f"--run.output_dir={run}"])
     assert planned.model.hidden_size == made["model"]["hidden_size"]
     assert planned.training.max_tokens == made["tokens"]
     assert planned.tokenizer.vocab_size == made["vocab_size"]
     assert planned.training.tokens_per_step == made["training"]["tokens_per_step"]
-    figures = [run / "figures" / name for name in ("plan_size.png", "plan_tokens.png")]
+    figures = [run / "plan" / name for name in ("size.png", "tokens.png")]
     assert all(figure.read_bytes().startswith(b"\x89PNG") for figure in figures)
     shown = capsys.readouterr().out
     assert "verdict" in shown and "law chinchilla_3" in shown
+    plan_run.main(["--config", str(BASE), f"--run.output_dir={run}", *TEXT, "--plan.device_hours=800"])
+    assert "nothing to do" in capsys.readouterr().out

@@ -42,6 +42,7 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     config = folder / "repo" / "recipes" / "telecom" / "base.yaml"
     settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
     settings += ["--training.sequence_length=128", "--data.decontamination={}"]
+    settings += ["--plan.flops=1e13", "--plan.device=rtx-4090"]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
     return command, folder, run(command, folder)
 
@@ -52,7 +53,14 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     output = folder / "runs" / "telecom"
     for stage in STAGES.values():
         assert (output / stage.output).is_dir(), stage.output
-    for file in ("report.html", "summary.txt", "release/README.md", "eval/results.json", "figures/loss.png"):
+    for file in (
+        "report.html",
+        "summary.txt",
+        "release/README.md",
+        "eval/results.json",
+        "figures/loss.png",
+        "plan.json",
+    ):
         assert (output / file).stat().st_size > 100, file
     assert not list(output.glob(".*.tmp"))
     results = json.loads((output / "eval" / "results.json").read_text())

@@ -68,7 +68,9 @@ def draw_frontier(found: dict, path: Path) -> None:
             return parameters if what == "parameters" else flops / (FLOPS_PER_PARAMETER_AND_TOKEN * parameters)
 
         for index, name in enumerate(("approach_1", "approach_2")):
-            one = found["exponents"][name]
+            one = found["exponents"].get(name)
+            if one is None:
+                continue
             axes.plot(
                 compute,
                 shown(one["coefficient"] * compute ** one["a"]),
@@ -102,7 +104,7 @@ def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
     Args:
         plan: plan.json's content.
         training: training.json's content, where the run is finished.
-        folder: for plan_size.png and plan_tokens.png.
+        folder: for size.png and tokens.png.
     """
     ours = [("this run, planned", plan["parameters"]["total"], plan["tokens"], "*")]
     if training:
@@ -142,4 +144,4 @@ def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        save(figure, folder / f"plan_{'size' if index == 0 else 'tokens'}.png")
+        save(figure, folder / ("size.png" if index == 0 else "tokens.png"))

@@ -55,9 +55,10 @@ class Parabola:
 
     @property
     def parameters(self) -> float:
-        """N at the minimum; NaN where the parabola has none."""
+        """N at the minimum; NaN where the parabola has none, or one that lies off every scale."""
         square, linear, _ = self.coefficients
-        return 10 ** (-linear / (2 * square)) if square > 0 else float("nan")
+        log_parameters = -linear / (2 * square) if square > 0 else float("inf")
+        return 10**log_parameters if abs(log_parameters) < 30 else float("nan")
 
     def __call__(self, parameters):
         return np.polyval(self.coefficients, np.log10(parameters))
@@ -97,13 +98,13 @@ def fit_parabolas(runs: Runs) -> list[Parabola]:
 
 
 def fit_minima(parabolas: list[Parabola]) -> PowerLaw:
-    """Approach 2, second half: N at the minima as a power law of C.
+    """Approach 2, second half: N at the minima that lie between the sizes that were run, as a power law of C.
 
-    Raises: ValueError: fewer than two parabolas have a minimum.
+    Raises: ValueError: fewer than two do.
     """
-    found = [(p.flops, p.parameters) for p in parabolas if np.isfinite(p.parameters)]
+    found = [(p.flops, p.parameters) for p in parabolas if p.inside]
     if len(found) < 2:
-        raise ValueError("fewer than two budgets have a minimum; run smaller and larger sizes")
+        raise ValueError("fewer than two budgets have a minimum between their sizes; run smaller and larger ones")
     return fit_power_law(*zip(*found, strict=True))
 
 
@@ -146,10 +147,9 @@ def fit_loss(runs: Runs, counts: str, start: LossLaw | None = None) -> LossLaw:
         ]
     else:
         starts = [
-            [log_least + e, log_least + a, log_least + b, alpha, beta]
-            for e in (-1.5, -0.5, -0.1)
+            [log_least + e, log_least + a, log_least - 1.2, alpha, beta]
+            for e in (-1.0, -0.3)
             for a in (-2.0, -0.7)
-            for b in (-2.0, -0.7)
             for alpha in (0.2, 0.5, 1.0)
             for beta in (0.2, 0.5, 1.0)
         ]
