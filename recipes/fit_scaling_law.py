@@ -308,8 +308,9 @@ def collect(rows: list[dict], counts: str, held_out: bool) -> Runs:
 def fit(rows: list[dict], resamples: int, seed: int = 0) -> dict:
     """Fit the rows in all three ways, foretell the held-out runs, and return what fit.json holds.
 
-    Keys: exponents (a of N_opt ~ C^a by approach, with its interval; without approach 2 where fewer than two budgets have
-    a minimum between their sizes), law (approach 3) with intervals, parabolas, other_counts (a by approach 3 with N counted in other ways), held_out (foretold and measured).
+    Keys: exponents (a of N_opt ~ C^a by approach, with its interval; without approach 2 where fewer than two budgets
+    have a minimum between their sizes), law (approach 3) with intervals, parabolas, other_counts (a by approach 3, N
+    counted in other ways), held_out (foretold and measured).
     """
     runs = collect(rows, "multiplying", held_out=False)
     parabolas = fit_parabolas(runs)
