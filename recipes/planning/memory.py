@@ -11,7 +11,7 @@ from recipe_config import Model
 
 
 FP32, BF16 = 4, 2
-CHUNK_LOGITS = 1 << 25  # as chunked_loss.py: so many logits are held at a time
+LOGITS_PER_CHUNK, LEAST_ROWS = 1 << 25, 512  # as chunked_loss.py: so many logits, or rows of them, at a time
 FREE_FRACTION = 0.1  # of a device's memory, for the allocator's fragments, the context and communication buffers
 STRATEGIES = {
     # accelerate_configs/ file: what is divided over the devices
@@ -40,6 +40,8 @@ def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int 
     mlp = compute_bytes * 2 * feed_forward  # gate and up
     if not compiled:
         norms += 2 * hidden * FP32  # the normalised input, before the gain
+        if compute_bytes < FP32:  # autocast casts it anew for each of the five products that take one
+            norms += 3 * hidden * compute_bytes
         mlp += compute_bytes * 2 * feed_forward  # silu(gate), and its product with up
     return attention + norms + mlp
 
@@ -87,7 +89,9 @@ def memory_by_part(
     else:
         activations = tokens * model.num_hidden_layers * per_token
     ends = tokens * model.hidden_size * (3 * FP32 + compute_bytes)  # last norm, its input's and the loss's gradient
-    chunk = min(tokens * vocab_size, CHUNK_LOGITS) * (2 * FP32 + compute_bytes)
+    # Of a chunk: compiled, the logits and their slope as the products have them; else some five tensors in fp32.
+    rows = min(tokens, max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
+    chunk = rows * vocab_size * (2 * compute_bytes if compiled else 4 * FP32 + 1)
     return {
         "parameters": FP32 * counts["total"] / shares["parameters"],
         "working_weights": working,
