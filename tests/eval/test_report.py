@@ -201,7 +201,7 @@ def metric_lines(steps):
             )
 
 
-def write_plan(folder: Path) -> None:
+def write_plan(folder):
     """Write the part of plan.json that the report shows; test_plan_run.py holds the planner to the same keys."""
     hours = {name: {"device_hours": number} for name, number in (("expected", 3.0), ("least", 2.0), ("most", 4.0))}
     parts = {"parameters": 4e9, "total": 4e9}
