@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan and its scaling-law charts: plan.json, figures/plan_size.png and plan_tokens.png, scaling_law.png."""
+"""The plan and its scaling-law charts: plan.json, plan/size.png and plan/tokens.png, figures/scaling_law.png."""
 
 import base64
 
@@ -8,21 +8,18 @@ from run_files import RunFiles, Shown
 
 # Drawn by the planner and by the scaling-law experiment, and shown as they are.
 CHARTS = {
-    "plan_size": "Model size that each scaling law gives for a budget",
-    "plan_tokens": "Tokens that each scaling law gives for a budget",
-    "scaling_law": "Loss over compute, fitted on runs of this repository",
+    "plan/size.png": "Model size that each scaling law gives for a budget",
+    "plan/tokens.png": "Tokens that each scaling law gives for a budget",
+    "figures/scaling_law.png": "Loss over compute, fitted on runs of this repository",
 }
 
 
 def show(run: RunFiles) -> Shown | None:
     plan = run.json("plan.json")
-    charts = {name: text for name, text in CHARTS.items() if run.has(f"figures/{name}.png")}
+    charts = {path: text for path, text in CHARTS.items() if run.has(path)}
     if plan is None and not charts:
         return None
-    images = [
-        {"path": f"figures/{name}.png", "text": text, "uri": png_uri(run, f"figures/{name}.png")}
-        for name, text in charts.items()
-    ]
+    images = [{"path": path, "text": text, "uri": png_uri(run, path)} for path, text in charts.items()]
     return Shown("The plan", {"plan": plan, "images": images, "training": run.json("training.json")})
 
 

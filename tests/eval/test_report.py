@@ -201,36 +201,11 @@ def metric_lines(steps):
             )
 
 
-def write_plan(folder):
-    """Write the part of plan.json that the report shows; test_plan_run.py holds the planner to the same keys."""
-    hours = {name: {"device_hours": number} for name, number in (("expected", 3.0), ("least", 2.0), ("most", 4.0))}
-    parts = {"parameters": 4e9, "total": 4e9}
-    strategy = {"accelerate_config": "ddp.yaml", "activation_checkpointing": True, "per_device_train_batch_size": 0}
-    plan = {
-        "verdict": {"choice": "continued pretraining", "reason": "it <b>ends</b> behind"},
-        "parameters": {"total": 31_000_000},
-        "tokens": 620e6,
-        "tokens_per_parameter": {"total": 20.0},
-        "training": {"tokens_per_step": 65_536},
-        "text": {"domain": "legal", "domain_share": 0.51, "domain_epochs": 1.5},
-        "cost": hours,
-        "budget": {"device": "h100-sxm", "model_flops": 1.2e17},
-        "loss": {"nats_per_token": 3.1, "interval": [3.0, 3.2], "meaning": "nats per token"},
-        "law": "besiroglu",
-        "laws": {"besiroglu": {"parameters": 3e7, "counts": "total", "tokens": 6e8, "source": "a re-fit"}},
-        "memory": {"device_bytes": 80e9, "strategies": [strategy | {"bytes": parts}]},
-        "assumptions": ["40 % of the peak"],
-        "warnings": ["little text"],
-    }
-    (folder / "plan.json").write_text(json.dumps(plan))
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny-run"
     folder.mkdir()
     write_run(folder)
-    write_plan(folder)
     main([str(folder)])
     return folder
 
@@ -241,9 +216,6 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
     assert re.findall(r'<section id="(\w+)">', page) == names
     assert "Not in this run folder" not in page
     for text in (
-        "<b>Continued pretraining</b>: it &lt;b&gt;ends&lt;/b&gt; behind",
-        "31,000,000",
-        "does not fit",
         "7,000,000",
         "14,900,000",
         "exact duplicate",
