@@ -91,7 +91,8 @@ def test_time_is_near_linear_in_a_text_that_is_one_run(style, unit):
         return time.process_time() - start
 
     # Four times the text; what grows with the square would take sixteen times as long.
-    assert seconds(400_000) < 9 * max(seconds(100_000), 0.01)
+    best = {size: min(seconds(size) for _ in range(3)) for size in (100_000, 400_000)}  # other work only adds
+    assert best[400_000] < 9 * max(best[100_000], 0.01)
 
 
 def test_multiword_is_the_cut_of_bloomberggpt_on_english_text():
