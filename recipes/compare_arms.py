@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib
-from pydantic import Field, ValidationError
+from pydantic import Field
 from tqdm import tqdm
 
-from fit_scaling_law import add_row, claimed, locked, read_rows
+from fit_scaling_law import add_row, claimed, locked, read_experiment, read_rows
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
-from recipe_loading import merge, read_yaml, run_command, validate
+from recipe_loading import merge, run_command, validate
 from run_folder import ROOT, STAGES
 from run_recipe import launch_command
 
@@ -95,15 +95,7 @@ def load_experiment(path: Path) -> tuple[Experiment, dict[str, Run], list[Run]]:
 
     Raises: RecipeError: with every problem of the experiment, or of a recipe in it.
     """
-    try:
-        values, _ = read_yaml(path.read_text(encoding="utf-8"), str(path))
-        experiment = Experiment.model_validate(values)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise RecipeError(
-            *(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        ) from error
+    experiment, _ = read_experiment(path, Experiment)
     if experiment.x == "domain_bytes" and not experiment.domain_bytes:
         raise RecipeError(
             f"{path}: x: domain_bytes is the axis, but there are none; list some, or choose another column"

@@ -129,20 +129,28 @@ def hash_tokens(recipe: Recipe) -> dict[str, str]:
     return {path: file["sha256"] for path, file in kept}
 
 
-def load_experiment(path: Path) -> tuple[Experiment, list[Run]]:
-    """Read the file and make the recipe of every run.
+def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:
+    """Read an experiment's file, and where each of its keys stands.
 
-    Raises: RecipeError: with every problem of the experiment, or of the recipe in it.
+    Raises: RecipeError: with every problem of its form.
     """
     try:
         values, origins = read_yaml(path.read_text(encoding="utf-8"), str(path))
-        experiment = Experiment.model_validate(values)
+        return schema.model_validate(values), origins
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise RecipeError(
             *(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         ) from error
+
+
+def load_experiment(path: Path) -> tuple[Experiment, list[Run]]:
+    """Read the file and make the recipe of every run.
+
+    Raises: RecipeError: with every problem of the experiment, or of the recipe in it.
+    """
+    experiment, origins = read_experiment(path, Experiment)
     problems = [f"{path}: {key}: {text}" for key, text in experiment.problems()]
     if problems:
         raise RecipeError(*problems)

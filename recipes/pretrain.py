@@ -15,7 +15,6 @@ The recipe states the batch in tokens, so it is the same experiment on any numbe
 follows from the step alone.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
@@ -35,19 +33,15 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AttentionInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.utils import is_flash_attn_2_available
+from transformers import AutoTokenizer
 
 from checkpointing import (
     Checkpoints,
     check_replicas,
     checkpoint_bytes,
-    find_damage,
     gather_tensors,
     list_checkpoints,
     load_state,
@@ -57,7 +51,6 @@ from checkpointing import (
     restore_tensors,
 )
 from chronicle import Chronicle
-from chunked_loss import chunked_loss
 from continued_model import load_model, merge_adapters, with_shape_of
 from document_ledger import documents_of_step
 from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
@@ -69,10 +62,9 @@ from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
+from resuming import check_state, choose_checkpoint, describe_identity, set_aside_later, start_again
 from run_folder import (
     STAGES,
-    StaleStageError,
-    compare,
     input_hashes,
     is_finished,
     new_output,
@@ -90,6 +82,15 @@ from token_mixture import (
 )
 from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
 from training_length import SPEED_STEPS, fit_to_corpus, limit_repetitions, plan_steps, warmup_length
+from training_model import (
+    SummedLoss,
+    build_model,
+    build_optimizers,
+    choose_attention,
+    count_parameters,
+    keep_sums_in_fp32,
+    refuse_combinations,
+)
 from training_record import (
     append_metrics,
     cut_metrics,
@@ -103,170 +104,6 @@ from training_record import (
 )
 from training_stability import Decision, StabilityMonitor, in_rollback, step_where
 from utilisation import measure_utilisation, peak_flops
-
-
-class SummedLoss(nn.Module):
-    """The module that is trained: a causal language model and its loss in one forward pass.
-
-    Accelerate wraps the module it prepares; calling parts of a wrapped model skips DDP's gradient average without an
-    error and fails under FSDP2, so the loss is computed in here.
-
-    Args:
-        language_model: with weights.
-        compiled: by torch.compile: the layers in one graph, or with `by_layer` in one each, as FSDP2 needs it, which
-            fetches weights between them; and the loss.
-        document_masking: documents do not see each other; see read_borders.
-        z_loss: see chunked_loss.
-    """
-
-    def __init__(
-        self,
-        language_model: LlamaForCausalLM,
-        compiled: bool,
-        *,
-        by_layer: bool = False,
-        document_masking: bool = True,
-        z_loss: float = 0.0,
-    ):
-        super().__init__()
-        self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
-        self.document_masking = document_masking
-        body = language_model.model
-        for module in (body.layers if by_layer else [body]) if compiled else []:
-            module.compile(dynamic=False)
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
-        """Return two sums over all labels that are not IGNORED_LABEL: what is minimised, and its nats.
-
-        Args: three int64 tensors (batch_size, sequence_length); labels are the tokens that follow, not shifted again.
-        """
-        if self.language_model.config._attn_implementation == "flash_attention_2":
-            # It finds the borders of documents in a single row only; each row begins at position 0, so stays apart.
-            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-        # Without a cache and without an attention mask, transformers reads the borders of the documents off
-        # position_ids; with either, documents would see each other.
-        hidden = self.language_model.model(
-            input_ids=input_ids, position_ids=position_ids if self.document_masking else None, use_cache=False
-        ).last_hidden_state  # (batch_size, sequence_length, hidden_size)
-        weight = self.language_model.lm_head.weight
-        return torch.stack(chunked_loss(hidden.flatten(0, 1), weight, labels.flatten(), self.z_loss, self.compiled))
-
-
-def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
-    """Build the model with its initial weights, in fp32."""
-    shape = recipe.model.model_dump(exclude={"rope_theta"})
-    config = LlamaConfig(
-        **{name: value for name, value in shape.items() if value is not None},
-        vocab_size=vocab_size,
-        max_position_embeddings=recipe.training.sequence_length,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
-        bos_token_id=eos_token_id,
-        eos_token_id=eos_token_id,
-        pad_token_id=None,
-        dtype="float32",
-    )
-    model = LlamaForCausalLM(config)
-    # Each layer adds to the residual stream twice; scaled so, its variance does not grow with depth (GPT-2, section
-    # 2.3). transformers leaves this out for Llama.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
-    return model
-
-
-def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:
-    """Set the attention function of training.attn_implementation.
-
-    Raises: RecipeError: it does not run here, with what does.
-    """
-    wanted, device = training.attn_implementation, accelerator.device.type
-    if wanted != "sdpa" and device == "cpu":
-        raise RecipeError(f"training.attn_implementation={wanted} needs a GPU and this is {device}; use sdpa")
-    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
-        raise RecipeError("training.attn_implementation=flash_attention_2 needs: pip install flash-attn; or use sdpa")
-    if wanted == "sdpa" and not training.document_masking:
-        # Under torch.compile transformers builds the mask of the borders whether there are any or not. For a function
-        # that it knows no mask of, it makes none, and SDPA's causal kernel skips the half above the diagonal.
-        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
-        wanted = "sdpa_causal"
-    model.set_attn_implementation(wanted)
-
-
-def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator) -> None:
-    """Refuse what Accelerate would run and lose work in silence.
-
-    Raises: RecipeError: with the reason and what to use.
-    """
-    problems, parallelism = [], accelerator.parallelism_config
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        problems.append(
-            "DeepSpeed takes the step inside the backward pass, before it can be judged and clipped, and holds "
-            "weights where checkpoints do not find them; accelerate_configs/fsdp2.yaml divides the same things"
-        )
-        if training.optimizer == "muon":
-            problems.append(
-                "training.optimizer=muon under DeepSpeed: of Muon and the AdamW beside it Accelerate keeps only the "
-                "last, and the layers would not be trained"
-            )
-    if lora and accelerator.distributed_type == DistributedType.FSDP:
-        problems.append(
-            "model.lora under FSDP2: adapters are merged into whole weights at the end, and no process holds those; "
-            "use accelerate_configs/ddp.yaml"
-        )
-    if parallelism is not None and parallelism.cp_enabled and training.document_masking:
-        problems.append(
-            "training.document_masking with context parallelism: Accelerate drops the mask, and documents would see "
-            "each other; set parallelism_config_cp_size: 1"
-        )
-    elif parallelism is not None and parallelism.non_dp_dim_names:
-        problems.append(
-            f"parallelism_config with {', '.join(parallelism.non_dp_dim_names)}: its processes need the same batch, "
-            "and here each reads its own; divide the model by parallelism_config_dp_shard_size instead"
-        )
-    if problems:
-        raise RecipeError(*problems)
-
-
-def keep_sums_in_fp32(accelerator: Accelerator) -> None:
-    """Have FSDP2 compute in bf16 but add gradients up, and return the summed loss, in fp32.
-
-    Accelerate's policy rounds both to bf16: of a loss that is summed over thousands of tokens two digits are left.
-    """
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-
-
-def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
-    """Count parameters: in all, in the input embedding (the projection too when tied), the rest, and the trained."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.get_input_embeddings().weight.numel()
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {"total": total, "embedding": embedding, "non_embedding": total - embedding, "trained": trained}
-
-
-def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
-    """Make AdamW, or Muon for the layers' matrices and AdamW for the rest. Gains of the norms never decay."""
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    in_layers = {name for name, parameter in named.items() if ".layers." in name and parameter.ndim == 2}
-    muon = in_layers if training.optimizer == "muon" else set()
-    decayed = [parameter for name, parameter in named.items() if name not in muon and parameter.ndim == 2]
-    gains = [parameter for name, parameter in named.items() if parameter.ndim < 2]
-    adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": gains, "weight_decay": 0.0}],
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=True,
-    )
-    if not muon:
-        return [adamw]
-    # match_rms_adamw scales an update as AdamW's would be, so that one learning rate serves both (Moonlight,
-    # https://huggingface.co/papers/2502.16982, section 2.2).
-    matrices = [parameter for name, parameter in named.items() if name in muon]
-    options = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-    return [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), adamw]
 
 
 def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
@@ -803,76 +640,6 @@ def refuse_full_disk(recipe: Recipe, model: nn.Module, accelerator: Accelerator)
     missing = max(1, recipe.training.save_total_limit + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
     from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
-
-
-def describe_identity(state: dict, num_processes: int) -> dict:
-    """Return what a checkpoint says it belongs to."""
-    settings = hashlib.sha256(json.dumps(state["settings"], sort_keys=True).encode()).hexdigest()
-    versions = {package: version(package) for package in ("torch", "transformers", "accelerate", "safetensors")}
-    inputs = {f"{name}_sha256": sha256 for name, sha256 in state["inputs"].items()}
-    return {"settings_sha256": settings, **inputs, "num_processes": num_processes, "versions": versions}
-
-
-def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint to go on from.
-
-    Returns: it or None, and what was wrong with those passed over.
-    Raises: RecipeError: none can be used, or run.resume does not allow it.
-    """
-    resume = recipe.run.resume
-    if resume not in ("auto", "never"):
-        problem = find_damage(Path(resume))
-        if problem is not None:
-            raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
-        return Path(resume), []
-    found = newest_checkpoint(Path(recipe.run.output_dir) / "checkpoints")
-    if resume == "never" and found[0] is not None:
-        raise RecipeError(f"run.resume=never, but there is {found[0]}; move it away or set run.resume=auto")
-    return found
-
-
-def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
-    """Return a checkpoint's state if it is of the same experiment, and how that was changed on the way.
-
-    Allowed are another data.skip, which describe_changes tells of, and longer training.
-
-    Raises: StaleStageError: it was made with other settings or inputs, which are named.
-    """
-    state, changes = load_state(checkpoint), []
-    before = state["settings"] | {"skip": fresh["settings"]["skip"]}
-    was, now = before["training"]["max_tokens"], fresh["settings"]["training"]["max_tokens"]
-    begun = any(0 < phase["after_step"] <= state["step"] for phase in state["phases"])
-    same_begin = state["phases"][0] == fresh["phases"][0]
-    if now > was and not begun and same_begin and "planned_steps" not in state:
-        before = before | {"training": before["training"] | {"max_tokens": now}}
-        changes.append(
-            f"training.max_tokens was {was:,}, is {now:,} after step {state['step']}: {fresh['max_steps']:,} steps, "
-            f"not {state['max_steps']:,}, and the learning rate is that of the longer run from here on"
-        )
-        state |= {"max_steps": fresh["max_steps"], "phases": fresh["phases"]}
-    changed = compare(before, fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
-    if changed:
-        raise StaleStageError(
-            f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
-            "recipe, or run with --overwrite to start again."
-        )
-    return state | {"settings": fresh["settings"]}, changes
-
-
-def set_aside_later(checkpoints: Path, step: int) -> None:
-    """Rename checkpoints after the step that training goes on from, or the next start would go on from them."""
-    for number, later in list_checkpoints(checkpoints):
-        if number > step:
-            replaced = later.with_name(f"{later.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            later.rename(replaced)
-
-
-def start_again(recipe: Recipe) -> None:
-    """Put away what an earlier training left, so that --overwrite begins at step 0."""
-    run = Path(recipe.run.output_dir)
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> None:
