@@ -213,8 +213,9 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
-def test_evaluation_gets_what_the_recipe_says():
-    recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"])
+def test_evaluation_gets_what_the_recipe_says(tmp_path):
+    # Not the recipe's own folder, in which the quickstart may have been run.
+    recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], [f"--run.output_dir={tmp_path}"])
     options = type("Options", (), {"config": ["x"], "overrides": [], "overwrite": False})
     command = run_recipe.stage_command(recipe, "evaluate", options, [])
     assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
