@@ -7,8 +7,8 @@
 | `train/utilisation_hardware_fraction` | what is computed: 6 N, the attention scores as full squares (PaLM, appendix \
 B), and the forward pass once more where activations are recomputed | whoever tunes a step |
 
-The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run; on a processor it is
-measured at the start, with the threads of the process.
+The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run; on a processor that of
+bf16 or fp32, whichever is the faster there, measured at the start with the threads of the process.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ CUDA_NAMES = (
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return a device's bf16 FLOP/s, on a processor as measured now (about a second); None where it is not known."""
+    """Return a device's peak FLOP/s, on a processor as measured now (about a second); None where it is not known."""
     if device.type == "cpu":
         return measure_cpu().peak_flops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
