@@ -36,6 +36,7 @@ class Stage:
         inputs: the stages whose outputs it reads.
         derived: whether it is cheap and follows from the rest, so that it is simply done over when out of date.
         once: what else decides its output, but only when it is made: a later change is no reason to make it anew.
+        descriptions: files of its output that only derived stages read, so that no other is out of date by them.
     """
 
     script: str
@@ -44,6 +45,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     derived: bool = False
     once: Callable[[Recipe], dict] = lambda recipe: {}
+    descriptions: tuple[str, ...] = ()
 
 
 def documents_settings(recipe: Recipe) -> dict:
@@ -176,7 +178,13 @@ STAGES = {
     "plan": Stage("recipes/plan_run.py", "plan", plan_settings, ("prepare", "tokenizer", "pretrain"), derived=True),
     "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, derived=True),
     "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings, once=exported_benchmarks),
-    "tokenizer": Stage("recipes/train_tokenizer.py", "tokenizer", tokenizer_settings, ("prepare",)),
+    "tokenizer": Stage(
+        "recipes/train_tokenizer.py",
+        "tokenizer",
+        tokenizer_settings,
+        ("prepare",),
+        descriptions=("report.json", "README.md"),
+    ),
     "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
     "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
     "evaluate": Stage(
@@ -221,8 +229,15 @@ def read_record(folder: Path) -> dict | None:
 
 def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
     """Return the hash of each input's files; None where that stage was not run, as results may be left out."""
-    records = {upstream: read_record(output_folder(recipe, upstream)) for upstream in STAGES[name].inputs}
-    return {upstream: record and record["sha256"] for upstream, record in records.items()}
+    hashes = {}
+    for upstream in STAGES[name].inputs:
+        record = read_record(output_folder(recipe, upstream))
+        if record and not STAGES[name].derived:
+            read = {path: file for path, file in record["files"].items() if path not in STAGES[upstream].descriptions}
+            hashes[upstream] = hash_files(read)
+        else:
+            hashes[upstream] = record and record["sha256"]
+    return hashes
 
 
 def differences(recipe: Recipe, name: str, once: bool = False) -> list[str] | None:
@@ -296,8 +311,7 @@ def require(recipe: Recipe, name: str, part: tuple[int, int] = (0, 1)) -> Path:
 def find_damage(folder: Path, part: tuple[int, int] = (0, 1)) -> list[str]:
     """Say which files of a finished stage are not what its record says; see require for `part`."""
     record, (process, processes), problems = read_record(folder), part, []
-    sha256 = hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
-    if sha256 != record["sha256"]:
+    if hash_files(record["files"]) != record["sha256"]:
         problems.append(f"{RECORD}: the list of files is not the one it was made with")
     for name, recorded in sorted(record["files"].items())[process::processes]:
         path = folder / name
@@ -358,14 +372,18 @@ def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
     for path in paths:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         sync(path)
-    sha256 = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    record = {"format": RECORD_FORMAT, "stage": name, **made_from, "sha256": sha256, "files": files}
+    record = {"format": RECORD_FORMAT, "stage": name, **made_from, "sha256": hash_files(files), "files": files}
     write_json(folder / RECORD, record)
 
 
 def record_stage(recipe: Recipe, name: str) -> None:
     """Record a stage whose script knows nothing of recipes, once it has written its output folder."""
     write_record(output_folder(recipe, name), name, describe_inputs(recipe, name))
+
+
+def hash_files(files: dict[str, dict]) -> str:
+    """Return the hash of a record's list of files, which has the hash of each."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -14,13 +14,15 @@ recipe one of the same kind and size is trained on general text only, as the yar
 tokenizer.from_pretrained that tokenizer is taken instead, with new entries where tokenizer.extend_by says so.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
-on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
+on validation text, terms {term: {tokenizer: pieces}}, card: what vocabulary/report_card.py measured of each, and speed
+{tokenizer: bytes and megabytes_per_second on one thread}, the one thing in it that differs from run to run.
 """
 
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -35,7 +37,7 @@ from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require, write_json
 from vocabulary.byte_level_bpe import train_bpe
 from vocabulary.new_entries import choose_entries
-from vocabulary.report_card import CONTEXT, pieces, read_terms, report_card, write_tokenizer_card
+from vocabulary.report_card import CONTEXT, encoding_speed, pieces, read_terms, report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
 from vocabulary.split_and_merge import train_unigram
 from vocabulary.tokenizer_extension import extend_tokenizer
@@ -239,6 +241,10 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 for term in settings.terms
             },
             "card": card,
+            "speed": {
+                name: encoding_speed(one, chain.from_iterable(read_texts(documents, "validation", n) for n in shares))
+                for name, one in (tokenizers | others).items()
+            },
         }
         if taken is None:
             end_of_text = settings.special_tokens[0]

@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer: tokenizer/report.json."""
+"""The tokenizer's report card: tokenizer/report.json."""
 
+from matplotlib.figure import Figure
+
+from figure_style import COLORS, HATCHES
 from run_files import RunFiles, Shown
-from wording import decimals, heading, plain, table
+from wording import count, decimals, heading, plain, table
 
 
 def show(run: RunFiles) -> Shown | None:
     report = run.json("tokenizer/report.json")
-    return report and Shown("Tokenizer", {"tokenizer": report}, summary=summarise(report))
+    if not report:
+        return None
+    card = report.get("card")
+    figures = {}
+    if card:
+        figures["tokenizer"] = (
+            card_figure(card["tokenizers"]),
+            "Bytes per token of held-out text, words and terms that stay whole, by domain and tokenizer",
+        )
+    return Shown("Tokenizer", {"tokenizer": report, "card": card}, figures, summarise(report))
 
 
 def summarise(report: dict) -> list[str]:
@@ -23,3 +35,42 @@ def summarise(report: dict) -> list[str]:
 
 def pieces(tokens: list[str]) -> str:
     return plain("|".join(tokens))
+
+
+def card_figure(tokenizers: dict[str, dict]) -> Figure:
+    """Draw three groups of bars: bytes per token, words not split, terms kept whole; each higher for the better."""
+    panels = [
+        ("bytes per token", lambda one: {domain: m["bytes_per_token"] for domain, m in one["domains"].items()}),
+        (
+            "words that are one token (%)",
+            lambda one: {domain: whole_words(m["split_words_fraction"]) for domain, m in one["domains"].items()},
+        ),
+        (
+            "terms without a space that are\none token (%)",
+            lambda one: {domain: 100 * (m["whole_fraction_without_space"] or 0) for domain, m in one["terms"].items()},
+        ),
+    ]
+    panels = [panel for panel in panels if all(panel[1](one) for one in tokenizers.values())]
+    figure = Figure(figsize=(7.5, 0.9 + 0.28 * len(tokenizers) + 2.4))
+    for axes, (title, measure) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        domains = list(measure(next(iter(tokenizers.values()))))
+        width = 0.84 / len(tokenizers)
+        for index, (name, one) in enumerate(tokenizers.items()):
+            axes.bar(
+                [position + (index - (len(tokenizers) - 1) / 2) * width for position in range(len(domains))],
+                list(measure(one).values()),
+                width,
+                label=f"{plain(name)}, {count(one['vocab_size'])} entries" if axes is figure.axes[0] else None,
+                color=COLORS[index % len(COLORS)],
+                hatch=HATCHES[index % len(HATCHES)],
+                edgecolor="white",
+            )
+        axes.set_xticks(range(len(domains)), [plain(domain) for domain in domains])
+        axes.set_title(title, fontsize="small")
+        axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
+def whole_words(split_fraction: float | None) -> float:
+    return 0.0 if split_fraction is None else 100 * (1 - split_fraction)

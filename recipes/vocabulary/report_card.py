@@ -405,7 +405,7 @@ def usage(tokenizer: Tokenizer, sample: dict[str, list[str]]) -> dict:
 def encoding_speed(tokenizer: Tokenizer, texts: Iterable[str], repetitions: int = 3) -> dict:
     """Measure one thread's speed on the first MAX_SPEED_BYTES, text by text: the median, in MB (10^6 bytes) a second.
 
-    It differs from run to run, so it belongs in no file whose hash says what was made.
+    It differs from run to run, so it belongs in no file that a later stage is made from.
     """
     some = first_bytes(texts, MAX_SPEED_BYTES)
     seconds = []

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -16,9 +17,11 @@ from run_files import RunFiles
 from sections.benchmarks import task_sentence
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
+from sections.tokenizer import summarise
 from wording import table
 
 
+ROOT = Path(__file__).parent.parent.parent
 PNG = b"\x89PNG\r\n"
 FILES = {
     "documents": "documents/stats.json",
@@ -394,6 +397,25 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
     main([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
     assert 'id="held_out_text"' in page and 'id="benchmarks"' not in page and 'id="samples"' not in page
+
+
+def test_tokenizers_report_card_is_shown_with_words_terms_numbers_and_speed(tmp_path):
+    write_run(tmp_path)
+    measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"
+    report = json.loads(measured.read_text())
+    assert [line for line in summarise(report) if line.startswith("mens rea")]
+    report["speed"] = {name: {"megabytes_per_second": 1.25} for name in report["card"]["tokenizers"]}
+    (tmp_path / FILES["tokenizer"]).write_text(json.dumps(report))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert (tmp_path / "figures" / "tokenizer.png").exists()
+    rows = dict(re.findall(r"<tr><th>([^<]+)</th><td>([^<]+)</td>", page))
+    own = report["card"]["tokenizers"]["domain tokenizer"]
+    assert rows["legal: tokens per word"] == f"{own['domains']['legal']['tokens_per_word']:.3f}"
+    assert rows["438 legal terms: tokens per term"] == "3.16"
+    assert rows["kept whole, of the 154 without a space"] == "54.5 %"
+    assert rows["MB encoded a second, one thread"] == "1.2"
+    assert "<th>5 F.3d 1298</th>" in page and "<th>12,500,000</th>" in page
 
 
 def test_two_reports_of_one_run_are_the_same(run_folder):
