@@ -73,7 +73,8 @@ class Ledger:
     def documents_of(self, step: int) -> Iterator[dict]:
         """Yield the pieces of documents that optimizer step `step` (from 1) was or will be trained on.
 
-        Each says the document, its source, the sequence of the step it stands in, which tokens of the document are
+        Each says the document, its source, the sequence of the step it stands in (a window of training.sequence_length
+        tokens, also where a phase has longer ones), which tokens of the document are
         labels there, from `first_token` (0 is the document's first) to before `end_token`, and whether data.skip has
         them `skipped`: then this is what the step would have been trained on.
         """
@@ -105,21 +106,17 @@ class Ledger:
 
     def visits(self, source: int, shard: int, start: int, end: int) -> Iterator[dict]:
         """Yield the steps in which tokens [start, end) of a shard are labels."""
-        windows = self.shards.first_windows[source][shard + 1] - self.shards.first_windows[source][shard]
         last = self.max_steps * self.sequences_per_step
-        epochs = -(-int(self.mixture.counts(last)[source]) // self.shards.num_windows[source])
         for window in range((start - 1) // self.sequence_length, (end - 2) // self.sequence_length + 1):
-            for epoch in range(epochs if window < windows else 0):  # the remainder of a shard is in no window
-                index = self.mixture.find(Location(source, shard, window * self.sequence_length), epoch)
-                if index is not None and index < last:
-                    begin = window * self.sequence_length + 1
-                    yield {
-                        "step": index // self.sequences_per_step + 1,
-                        "source": self.shards.names[source],
-                        "sequence": index % self.sequences_per_step,
-                        "first_token": max(begin, start) - start,
-                        "end_token": min(begin + self.sequence_length, end) - start,
-                    }
+            begin = window * self.sequence_length + 1
+            for index in self.mixture.find(Location(source, shard, window * self.sequence_length), last):
+                yield {
+                    "step": index // self.sequences_per_step + 1,
+                    "source": self.shards.names[source],
+                    "sequence": index % self.sequences_per_step,
+                    "first_token": max(begin, start) - start,
+                    "end_token": min(begin + self.sequence_length, end) - start,
+                }
 
 
 def find_passage(run: Path, passage: str) -> Iterator[dict]:

@@ -32,6 +32,7 @@ BORDERS, BORDER_BATCHES = 8, 512  # as many are looked at, in at most so many ba
 def describe_plan(
     recipe: Recipe,
     training: Training,
+    phases: list[dict],
     vocab_size: int,
     micro_steps: int,
     accelerator: Accelerator,
@@ -41,13 +42,19 @@ def describe_plan(
     model, num_processes = recipe.model, accelerator.num_processes
     counts = count_parameters(model, vocab_size)
     tokens = training.max_steps * training.tokens_per_step
-    flops = training_flops_per_token(model, vocab_size, training.sequence_length) * tokens
+    lengths = [phase.get("sequence_length", training.sequence_length) for phase in phases]
+    ends = [*(phase["after_step"] for phase in phases[1:]), training.max_steps]
+    flops = sum(
+        training_flops_per_token(model, vocab_size, length) * (end - phase["after_step"]) * training.tokens_per_step
+        for phase, length, end in zip(phases, lengths, ends, strict=True)
+    )
+    longest = max(lengths)
     peak = peak_flops(accelerator.device)
     memory = memory_by_part(
         model,
         vocab_size,
-        training.sequence_length,
-        training.per_device_train_batch_size,
+        longest,
+        training.per_device_train_batch_size * training.sequence_length // longest,
         checkpointing=training.gradient_checkpointing,
         compiled=training.torch_compile and missing_compiler is None,
         muon=training.optimizer == "muon",

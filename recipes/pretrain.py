@@ -83,6 +83,7 @@ from token_mixture import (
 from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
 from training_length import SPEED_STEPS, fit_to_corpus, limit_repetitions, plan_steps, warmup_length
 from training_model import (
+    Context,
     SummedLoss,
     build_model,
     build_optimizers,
@@ -245,7 +246,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
     set_seed(recipe.run.seed)
     model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled=False).to(accelerator.device)
-    plan = describe_plan(recipe, training, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
+    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
     plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}
     from_scratch = recipe.model.from_pretrained is None
@@ -333,7 +334,21 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         write_run_files(recipe, run)
         cut_metrics(run, state["step"])
         set_aside_later(run / "checkpoints", state["step"])
-    texts = {name: ValidationText(tokens, name, training.sequence_length, training.max_eval_bytes) for name in shares}
+    texts, texts_batch_size, utilisation = {}, batch_size, None  # of the phase
+    peak = peak_flops(accelerator.device) if is_main else None  # one of the processes of a machine measures it
+    own_context = Context.of(language_model, training)
+
+    def enter_phase(step: int) -> None:
+        """Ready everything that knows a sequence length for the phase that a step is in."""
+        nonlocal texts, texts_batch_size, utilisation
+        context = own_context.in_phase([phase for phase in state["phases"] if phase["after_step"] < max(1, step)][-1])
+        context.apply(language_model)
+        length = context.sequence_length
+        texts = {name: ValidationText(tokens, name, length, training.max_eval_bytes) for name in shares}
+        texts_batch_size = batch_size * training.sequence_length // length
+        utilisation = measure_utilisation(
+            recipe.model, len(tokenizer), length, training.gradient_checkpointing, peak, num_processes
+        )
 
     byte_lengths = token_byte_lengths(tokenizer_folder)
     sequences_per_step = training.tokens_per_step // training.sequence_length
@@ -380,7 +395,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
 
     def validate() -> None:
         """Score the validation text and look inside the model; cut short, it is due again."""
-        scores = evaluate(model, texts, batch_size, accelerator, preemption.requested)
+        scores = evaluate(model, texts, texts_batch_size, accelerator, preemption.requested)
         state["evaluation_due"] = scores is None
         if scores is None:
             return
@@ -441,6 +456,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         restore_tensors(earlier, model, plain_optimizers)
         monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
         mixture, batches = open_mixture()
+        enter_phase(state["step"])
         accelerator.wait_for_everyone()
         if is_main:
             cut_metrics(run, state["step"])
@@ -497,10 +513,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         logged_loss.add_(torch.where(ok, step_loss, 0.0))
         return grad_norm
 
-    peak = peak_flops(accelerator.device) if is_main else None  # one of the processes of a machine measures it
-    utilisation = measure_utilisation(
-        recipe.model, len(tokenizer), training.sequence_length, training.gradient_checkpointing, peak, num_processes
-    )
+    enter_phase(state["step"])
     accelerator.init_trackers(run.name)
     monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
     probe_batch = make_probe_batch(mixture, accelerator)
@@ -526,6 +539,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             leave()
         step = state["step"] + 1
         if step - 1 in (phase["after_step"] for phase in state["phases"][1:]):
+            enter_phase(step)
             monitor.forget()
         learning_rate = learning_rate_at(step, state["max_steps"], training) * state["learning_rate_factor"]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -628,7 +642,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 def make_probe_batch(mixture: TokenMixture, accelerator: Accelerator) -> list[Tensor]:
     """Return the batch that is looked at inside the model: the beginnings of the first training sequences."""
-    tokens = np.stack([mixture.sequence(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
+    tokens = np.stack([mixture.window(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
     input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
     positions = document_positions(input_ids, mixture.shards.eos_token_id)
     return [torch.from_numpy(array).to(accelerator.device) for array in (input_ids, positions, labels)]

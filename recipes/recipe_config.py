@@ -206,6 +206,36 @@ class Splits(Section):
                 yield "future_from", f"not a day, got {self.future_from!r}; write it as '2024-01-01', in quotes"
 
 
+class RopeParameters(Section):
+    """LlamaConfig's rope_parameters: how the rotary positions are stretched over longer sequences."""
+
+    rope_type: Literal["default", "linear", "yarn", "llama3"] = "default"
+    """default: only rope_theta, a larger one for longer sequences; the others also rescale by factor."""
+    rope_theta: PositiveFloat
+    """Base of the rotary position frequencies, in place of model.rope_theta."""
+    factor: Annotated[float, Field(ge=1)] | None = None
+    """How many times longer sequences are than original_max_position_embeddings; for all types but default."""
+    original_max_position_embeddings: Positive | None = None
+    """Sequence length that factor starts from (tokens); for yarn and llama3."""
+    low_freq_factor: PositiveFloat | None = None
+    """llama3: waves longer than the original length divided by this are stretched in full."""
+    high_freq_factor: PositiveFloat | None = None
+    """llama3: waves shorter than the original length divided by this stay as they are."""
+
+    def problems(self):
+        needed = {
+            "default": set(),
+            "linear": {"factor"},
+            "yarn": {"factor", "original_max_position_embeddings"},
+            "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+        }[self.rope_type]
+        given = self.model_dump(exclude={"rope_type", "rope_theta"}, exclude_none=True).keys()
+        for name in sorted(needed - given):
+            yield name, f"missing; rope_type={self.rope_type} needs it"
+        for name in sorted(given - needed):
+            yield name, f"is not read with rope_type={self.rope_type}; leave it out"
+
+
 class Phase(Section):
     """A later part of training with shares of its own, such as the best text while the learning rate falls."""
 
@@ -213,6 +243,11 @@ class Phase(Section):
     """Where the phase begins, as a fraction of all steps; it lasts until the next begins."""
     shares: dict[Name, Fraction]
     """Source -> share of the bytes; those not named have none."""
+    sequence_length: Positive | None = None
+    """Tokens in one training sequence from here on, a multiple of training.sequence_length; as many tokens are in a
+    forward pass and in a step as before. None: that of the phase before."""
+    rope_parameters: RopeParameters | None = None
+    """Rotary positions from here on, for a longer sequence_length. None: those of the phase before."""
 
 
 class Skip(Section):
@@ -386,7 +421,7 @@ class Lora(Section):
 
 class Model(Section):
     """LlamaConfig's fields, or a model to go on from. vocab_size is the tokenizer's, max_position_embeddings is
-    training.sequence_length."""
+    training.sequence_length, or that of the last of data.phases."""
 
     from_pretrained: str | None = None
     """Hub id or folder of a Llama model to go on from, with its tokenizer. Its shape is taken, and what the recipe
@@ -769,6 +804,23 @@ class Recipe(Section):
             yield "tokenizer.from_pretrained", "a model goes on with its own tokenizer; leave this out"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
+        base = training.sequence_length
+        micro_tokens = training.per_device_train_batch_size * base
+        for index, phase in enumerate(self.data.phases):
+            length = phase.sequence_length or base
+            if length % base:
+                below, above = (k * base for k in divmod_neighbours(length, base))
+                text = f"{length} is not a multiple of training.sequence_length={base}; nearest: "
+                yield f"data.phases.{index}.sequence_length", text + (f"{below} or {above}" if below else f"{above}")
+            elif micro_tokens % length:
+                yield (
+                    f"data.phases.{index}.sequence_length",
+                    f"{length} does not divide training.per_device_train_batch_size * sequence_length = "
+                    f"{training.per_device_train_batch_size} * {base} = {micro_tokens}, the tokens of a forward pass; "
+                    f"set training.per_device_train_batch_size to a multiple of {length // base}",
+                )
+        if self.data.fit_to_corpus and any(phase.sequence_length for phase in self.data.phases):
+            yield "data.fit_to_corpus", "may shrink the batch below a longer sequence of data.phases; use one of them"
         unset = [name for name in ("tokens_per_step", "learning_rate") if getattr(training, name) is None]
         for name in unset:
             yield f"training.{name}", "missing; the rule that sets it is for new models, not for model.from_pretrained"

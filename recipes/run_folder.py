@@ -115,7 +115,8 @@ def base_content(path: str, revision: str | None = None) -> dict:
 def tokenizer_settings(recipe: Recipe) -> dict:
     data = recipe.data
     shares = {source.name: source.share for source in data.sources}
-    asked = {"shares": shares} | data.model_dump(include={"min_shares", "phases", "fit_to_corpus"})
+    asked = {"shares": shares} | data.model_dump(include={"min_shares", "fit_to_corpus"})
+    asked["phases"] = [phase.model_dump(include={"start_fraction", "shares"}) for phase in data.phases]
     if taken := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
         asked["base"] = base_content(taken, recipe.model.revision)
     return recipe.tokenizer.model_dump() | asked

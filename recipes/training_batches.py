@@ -84,17 +84,16 @@ class SkippedDocuments:
                     for document in unknown
                 )
             )
-        self.sequence_length = shards.sequence_length
         self.ranges: dict[tuple[int, int], list[tuple[int, int]]] = {}  # of tokens, by (source, shard), in order
         for source, shard, start, end in sorted({place for found in places.values() for place in found}):
             self.ranges.setdefault((source, shard), []).append((start, end))
 
-    def labels_in(self, location: Location) -> Iterator[slice]:
+    def labels_in(self, location: Location, sequence_length: int) -> Iterator[slice]:
         """Yield the stretches of a sequence's labels that belong to skipped documents, their end-of-text included."""
         ranges = self.ranges.get((location.source, location.shard), [])
         first = location.start + 1  # the token that is the sequence's first label
         number = bisect_right(ranges, first, key=lambda place: place[1])
-        while number < len(ranges) and ranges[number][0] < first + self.sequence_length:
+        while number < len(ranges) and ranges[number][0] < first + sequence_length:
             start, end = ranges[number]
             yield slice(max(0, start - first), end - first)
             number += 1
@@ -103,8 +102,9 @@ class SkippedDocuments:
 class MicroBatches(Dataset):
     """The batches that one process reads: item k is its k-th since the beginning of training.
 
-    Of the sequences of a micro-step, which are consecutive over all processes, each process takes the next
-    batch_size. Sequence i thus belongs to step i // sequences_per_step whatever the processes.
+    Of the windows of a micro-step, which are consecutive over all processes, each process takes the next batch_size,
+    as one sequence each or, in a phase with longer ones, several in one. Window i thus belongs to step
+    i // sequences_per_step whatever the processes and the phase.
     """
 
     def __init__(
@@ -122,17 +122,19 @@ class MicroBatches(Dataset):
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         shards = self.mixture.shards
         first = (k * self.num_processes + self.process_index) * self.batch_size
-        locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size)]
-        tokens = np.empty((self.batch_size, shards.sequence_length + 1), dtype=np.int64)
+        windows = self.mixture.windows_at(first)  # of a sequence
+        sequence_length = windows * shards.sequence_length
+        locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size, windows)]
+        tokens = np.empty((len(locations), sequence_length + 1), dtype=np.int64)
         for row, location in zip(tokens, locations, strict=True):
-            row[:] = shards.read(location)
+            row[:] = shards.read(location, windows)
         input_ids, labels = tokens[:, :-1], tokens[:, 1:]
         num_bytes = self.byte_lengths.take(tokens)[:, 1:]
-        num_targets = np.full(self.batch_size, shards.sequence_length)
+        num_targets = np.full(len(locations), sequence_length)
         if self.skipped.ranges:
             labels = labels.copy()  # the inputs stay
             for row, location in enumerate(locations):
-                for stretch in self.skipped.labels_in(location):
+                for stretch in self.skipped.labels_in(location, sequence_length):
                     labels[row, stretch], num_bytes[row, stretch] = IGNORED_LABEL, 0
             num_targets = np.count_nonzero(labels != IGNORED_LABEL, axis=1)
         seen = np.zeros((len(shards.names), 2), dtype=np.int64)

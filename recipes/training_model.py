@@ -2,6 +2,7 @@
 """What pretrain.py trains: the module with its loss, its first weights, its optimizers; and what is refused."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import is_flash_attn_2_available
 
 from chunked_loss import chunked_loss
@@ -84,6 +86,41 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
     return model
+
+
+@dataclass(frozen=True)
+class Context:
+    """How far a model sees: what a phase may raise.
+
+    Attributes:
+        sequence_length: of training (tokens).
+        max_position_embeddings, rope_parameters: LlamaConfig's.
+    """
+
+    sequence_length: int
+    max_position_embeddings: int
+    rope_parameters: dict
+
+    @staticmethod
+    def of(model: LlamaForCausalLM, training: Training) -> "Context":
+        """Return that of a model before the first phase."""
+        config = model.config
+        return Context(training.sequence_length, config.max_position_embeddings, dict(config.rope_parameters))
+
+    def in_phase(self, phase: dict) -> "Context":
+        """Return that of a phase, as mixture_shares.schedule_phases gives it."""
+        length = phase.get("sequence_length", self.sequence_length)
+        rope_parameters = phase.get("rope_parameters", self.rope_parameters)
+        return Context(length, max(length, self.max_position_embeddings), rope_parameters)
+
+    def apply(self, model: LlamaForCausalLM) -> None:
+        """Set it in a model, whose config then says so to whoever loads the export."""
+        config = model.config
+        config.max_position_embeddings = self.max_position_embeddings
+        if config.rope_parameters != self.rope_parameters:
+            config.rope_parameters = dict(self.rope_parameters)
+            device = model.model.rotary_emb.inv_freq.device
+            model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
 
 
 def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:

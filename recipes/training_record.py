@@ -144,11 +144,12 @@ def describe_step(record: dict) -> str:
 
 
 def describe_phases(phases: list[dict]) -> str:
-    """Say the shares of the mixture, a line for each phase."""
+    """Say the shares of the mixture, and the sequence length where it is raised, a line for each phase."""
     lines = []
     for phase in phases:
         shares = ", ".join(f"{100 * share:.2f} % {name}" for name, share in phase["shares"].items() if share)
-        lines.append(f"pretrain: from step {phase['after_step'] + 1:,} on, of the bytes {shares}")
+        length = f", in sequences of {phase['sequence_length']:,} tokens" if "sequence_length" in phase else ""
+        lines.append(f"pretrain: from step {phase['after_step'] + 1:,} on, of the bytes {shares}{length}")
     return "\n".join(lines)
 
 

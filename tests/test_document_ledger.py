@@ -42,7 +42,7 @@ def test_the_documents_of_a_step_are_the_text_it_was_trained_on(run):
     for step in (1, 7, 300):
         read = []
         for sequence in range(ledger.sequences_per_step):
-            labels = ledger.mixture.sequence((step - 1) * ledger.sequences_per_step + sequence)[1:]
+            labels = ledger.mixture.window((step - 1) * ledger.sequences_per_step + sequence)[1:]
             read += labels.tolist()
         said = []
         for piece in ledger.documents_of(step):

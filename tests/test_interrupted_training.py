@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load_file
 from slurm_stand_in import install
 from tiny_run import RECIPES, ROOT, TinyRun
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import pretrain
 import verify_run
@@ -33,9 +35,11 @@ from recipe_loading import load_recipe
 from run_lock import RunLockedError, is_held, run_lock
 
 
-# Long enough to be interrupted anywhere, with dropout and a phase that begins at step 16.
+# Long enough to be interrupted anywhere, with dropout and a phase of longer sequences that begins at step 16.
 TRAINING = ["--model.attention_dropout=0.2", "--training.max_tokens=6144", "--training.save_steps=3"]
-TRAINING += ['--data.phases=[{"start_fraction": 0.66, "shares": {"law": 0.1, "web": 0.9}}]', "--training.eval_steps=5"]
+PHASE = {"start_fraction": 0.66, "shares": {"law": 0.1, "web": 0.9}, "sequence_length": 64}
+PHASE |= {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+TRAINING += [f"--data.phases={json.dumps([PHASE])}", "--training.eval_steps=5"]
 
 
 def read_status(run: TinyRun) -> dict:
@@ -121,6 +125,18 @@ def test_dropout_is_on_and_the_run_crosses_a_phase_and_an_epoch(uninterrupted):
     assert [phase["after_step"] for phase in training["phases"]] == [0, 16]
     config = json.loads((uninterrupted.output_dir / "model" / "config.json").read_text())
     assert config["attention_dropout"] == 0.2
+
+
+def test_a_phase_of_longer_sequences_has_steps_of_as_many_tokens_and_is_in_the_model_that_is_written(uninterrupted):
+    lines = [line for line in uninterrupted.metrics() if "train/loss" in line]
+    assert [line["train/tokens_seen"] for line in lines] == [256 * line["step"] for line in lines]
+    training = json.loads((uninterrupted.output_dir / "training.json").read_text())
+    assert training["phases"][1]["sequence_length"] == 64
+    model = AutoModelForCausalLM.from_pretrained(uninterrupted.output_dir / "model")
+    assert model.config.max_position_embeddings == 64
+    assert model.config.rope_parameters == PHASE["rope_parameters"]
+    unstretched = LlamaRotaryEmbedding(LlamaConfig(hidden_size=32, num_attention_heads=2))
+    assert torch.equal(2 * model.model.rotary_emb.inv_freq, unstretched.inv_freq)
 
 
 def test_a_run_that_is_killed_twice_and_asked_to_leave_once_ends_as_if_nothing_had_happened(

@@ -324,7 +324,7 @@ def test_bytes_seen_are_the_bytes_of_the_text_that_was_read(trained_run):
     tokenizer = AutoTokenizer.from_pretrained(trained_run.output_dir / "tokenizer")
     shares = {"law": 0.6, "web": 0.4}
     mixture = TokenMixture(TokenShards(trained_run.output_dir / "tokens", list(shares), 32), {0: shares}, seed=0)
-    sequences = [mixture.sequence(index)[1:] for index in range(20 * 256 // 32)]
+    sequences = [mixture.window(index)[1:] for index in range(20 * 256 // 32)]
     texts = [tokenizer.decode(sequence[sequence != 0]) for sequence in np.array(sequences)]
     seen = sum(part["bytes_seen"] for part in training["mixture"].values())
     assert seen == sum(len(text.encode()) for text in texts)
@@ -489,7 +489,7 @@ def test_a_phase_of_a_run_cut_by_time_begins_where_the_record_and_the_ledger_say
     assert training["mixture"]["web"]["asked_fraction"] == pytest.approx(0.4 * 12 / 15 + 3 / 15, abs=0.02)
     ledger = Ledger(tiny_run.output_dir)
     for step in range(1, 16):
-        rows = [ledger.mixture.sequence(8 * (step - 1) + row) for row in range(8)]
+        rows = [ledger.mixture.window(8 * (step - 1) + row) for row in range(8)]
         read = torch.cat([inputs for inputs, _ in batches[4 * (step - 1) : 4 * step]])
         assert np.array_equal(np.array(rows)[:, :-1], read.numpy()), step
         sources = {piece["source"] for piece in ledger.documents_of(step)}

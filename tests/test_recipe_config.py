@@ -44,6 +44,10 @@ def load(tmp_path):
     return load_text
 
 
+def phase(settings: str) -> str:
+    return f"--data.phases=[{{start_fraction: 0.5, shares: {{law: 1.0}}, {settings}}}]"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -93,6 +97,15 @@ def load(tmp_path):
             "--data.splits={validation_fraction: 0.3, test_fraction: 0.3}",
             "splits.validation_fraction: with test_fraction it",
         ),
+        (phase("sequence_length: 300"), "300 is not a multiple of training.sequence_length=128; nearest: 256 or 384"),
+        (phase("sequence_length: 384"), "8 * 128 = 1024, the tokens of a forward pass; set training.per_device_train"),
+        (phase("sequence_length: 384"), "batch_size to a multiple of 3"),
+        (
+            phase("rope_parameters: {rope_type: ntk, rope_theta: 1e5}"),
+            "rope_type: input should be 'default'",
+        ),
+        (phase("rope_parameters: {rope_type: yarn, rope_theta: 1e5}"), "factor: missing; rope_type=yarn needs it"),
+        (phase("rope_parameters: {factor: 2.0, rope_theta: 1e5}"), "factor: is not read with rope_type=default"),
         ("--hub.repo_id=noslash", "hub.repo_id: string should match pattern"),
         ("--evaluation.tasks=[../x]", "evaluation.tasks.0: string should match pattern"),
         ("--run.resume=[", "--run.resume:1: "),

@@ -286,15 +286,33 @@ def test_the_first_phase_does_not_depend_on_where_it_ends(three_sources):
 
 
 def test_a_sequence_is_found_where_it_is_located_in_any_phase(three_sources):
-    mixture = TokenMixture(three_sources, PHASES, seed=4)
-    epochs: dict[tuple, int] = {}
-    for index in range(3000):
-        location = mixture.locate(index)
-        epoch = epochs.get(location, 0)
-        assert mixture.find(location, epoch) == index
-        epochs[location] = epoch + 1
-    assert mixture.find(three_sources.place(2, 0), 1) is None or mixture.find(three_sources.place(2, 0), 2) is None
-    assert mixture.find(three_sources.place(0, 0), 10**6) is None, "the last phase does not have it"
+    for windows_per_sequence in ({}, {700: 5}, {700: 4, 1100: 4}):
+        mixture = TokenMixture(three_sources, PHASES, 4, windows_per_sequence)
+        indices: dict[tuple, list] = {}
+        for index in range(3000):
+            indices.setdefault(mixture.locate(index), []).append(index)
+        assert len(indices) == 640, "every window of every source"
+        for location, expected in indices.items():
+            assert sorted(mixture.find(location, 3000)) == expected
+            assert sorted(mixture.find(location, 777)) == [index for index in expected if index < 777]
+
+
+def test_a_phase_of_longer_sequences_reads_windows_that_stand_after_each_other(three_sources):
+    plain = TokenMixture(three_sources, PHASES, seed=4)
+    longer = TokenMixture(three_sources, PHASES, 4, {700: 4, 1100: 4})
+    located = [longer.locate(index) for index in range(3000)]
+    assert located[:700] == [plain.locate(index) for index in range(700)], "what was before it stays"
+    assert [longer.windows_at(index) for index in (699, 700, 2999)] == [1, 4, 4]
+    for first in range(700, 3000, 4):
+        source, shard, start = located[first]
+        assert located[first : first + 4] == [(source, shard, start + 8 * piece) for piece in range(4)]
+    long_b = [location for location in located[1100::4] if location.source == 1]
+    assert len(set(long_b[:60])) == 60 == sum([100 // 4, 140 // 4]), "each sequence once an epoch, over both shards"
+    for count in (700, 703, 1100, 1101, 3000):
+        sources = [location.source for location in located[:count]]
+        assert longer.counts(count).tolist() == [sources.count(source) for source in range(3)]
+    with pytest.raises(RecipeError, match="sequence_length=880: source a has no shard of so many tokens"):
+        TokenMixture(three_sources, PHASES, 4, {700: 110})
 
 
 @pytest.mark.parametrize(
@@ -343,6 +361,18 @@ def test_workers_read_ahead_what_one_process_reads(three_sources):
         micro_step = 2 * (steps[k // 2] - 1) + k % 2
         sources = [mixture.locate((3 * micro_step + 1) * 2 + row).source for row in range(2)]
         assert one["seen"].tolist() == [[8 * sources.count(source)] * 2 for source in range(3)]
+
+
+def test_a_micro_batch_has_as_many_tokens_in_a_phase_of_longer_sequences(three_sources):
+    mixture = TokenMixture(three_sources, PHASES, 4, {700: 4})
+    skipped = SkippedDocuments(three_sources, [])
+    alone = MicroBatches(mixture, skipped, np.ones(8), 100, 0, 1)
+    assert alone[6]["input_ids"].shape == (100, 8)
+    assert alone[7]["input_ids"].shape == (25, 32)
+    shared = [MicroBatches(mixture, skipped, np.ones(8), 20, process, 5) for process in range(5)]
+    for name in ("input_ids", "labels", "position_ids"):
+        assert torch.equal(torch.cat([part[7][name] for part in shared]), alone[7][name])
+    assert alone[7]["seen"][:, 1].sum() == 800
 
 
 def test_a_share_of_less_than_one_sequence_in_the_pattern_is_refused():

@@ -75,7 +75,7 @@ def measure(folder: Path, sequence_length: int) -> str:
     num_batches = max(20, (1 << 21) // (BATCH_SIZE * sequence_length))
     sequences = range(num_batches * BATCH_SIZE)
     locations = [mixture.locate(index) for index in sequences]
-    tokens = np.stack([mixture.sequence(index) for index in range(BATCH_SIZE)])
+    tokens = np.stack([mixture.window(index) for index in range(BATCH_SIZE)])
 
     def read() -> None:
         for first in range(0, len(sequences), BATCH_SIZE):
