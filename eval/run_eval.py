@@ -63,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
 PIECE_DOCUMENTS = 32  # scored together by one process
+# Long documents are read with this many times the model's own context, so far as so many of its contexts hold them.
+CONTEXT_FACTORS, LONG_CONTEXTS = (0.5, 1, 2, 4), 64
 # Of fewer items only the count is given: the standard error of guessing between two answers would be above 0.11.
 MIN_GROUP_ITEMS = 20
 OWN_FILES = {"results.json", "stage.json", "items", "baselines"}
@@ -289,8 +291,9 @@ def score_sources(
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """Score the held-out documents.
 
-    Returns: {"sources", "domains", "months"}, each {name: entry}; months are those of the dated documents of the split
-        `future`, which is later than all training text, where there is one; and the documents of each source.
+    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}; months are those of the dated
+        documents of the split `future`, which is later than all training text, where there is one; context_lengths
+        as `score_context_lengths` returns them; and the documents of each source.
     """
     stats = arguments.documents / "stats.json"
     known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
@@ -329,7 +332,46 @@ def score_sources(
                 if each["date"] and len(each["date"]) >= 7:
                     months.setdefault(each["date"][:7], []).append(each)
     by_month = {month: summed(documents, {}, arguments.seed) for month, documents in sorted(months.items())}
-    return {"sources": sources, "domains": by_domain, "months": by_month}, scored
+    by_length = score_context_lengths(model, tokenizer, arguments, sorted(sources), work)
+    return {"sources": sources, "domains": by_domain, "months": by_month, "context_lengths": by_length}, scored
+
+
+def score_context_lengths(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: argparse.Namespace,
+    sources: list[str],
+    work: SharedWork,
+) -> dict[str, dict]:
+    """Score documents longer than the model's context, read with less of it, all of it, and more than it was made for.
+
+    Returns: {tokens of the context: entry}, the same documents in each; {} where none is so long, or where the model
+        cannot read beyond its context, as with learned positions.
+    """
+    config = model.config.get_text_config()
+    own_length = getattr(config, "max_position_embeddings", None) or arguments.context_length
+    if getattr(config, "rope_parameters", None) is None:
+        return {}
+    texts, num_tokens = [], 0
+    for name in sources:
+        folder = arguments.documents / arguments.split / name
+        for _, text, _ in chosen_documents(folder, arguments.max_bytes_per_source):
+            length = len(encode_text(tokenizer, text)[0]) if len(text.encode()) > own_length else 0
+            if length > own_length and num_tokens < LONG_CONTEXTS * own_length:
+                texts.append(text)
+                num_tokens += length
+    entries = {}
+    for length in (int(factor * own_length) for factor in CONTEXT_FACTORS if texts):
+
+        def score(text: str, length: int = length) -> dict:
+            scores = score_documents(
+                model, tokenizer, [text], context_length=length, batch_size=arguments.batch_size, description=None
+            )
+            return vars(scores[0])
+
+        documents = work.map(f"context of {length}", texts, score, f"context of {length} tokens")
+        entries[str(length)] = summed(documents, {}, arguments.seed)
+    return entries
 
 
 @torch.inference_mode()
@@ -548,7 +590,7 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
         | {"tasks": list(tasks), "num_fewshot": own.num_fewshot, "generation": GENERATION}
         | {"decontamination_sha256": own.decontamination and file_sha256(own.decontamination)},
         "versions": versions,
-        "bits_per_byte": {"sources": {}, "domains": {}, "months": {}},
+        "bits_per_byte": {"sources": {}, "domains": {}, "months": {}, "context_lengths": {}},
         "tasks": {},
         "groups": {},
         "samples": [],

@@ -25,6 +25,8 @@ def show(run: RunFiles) -> Shown | None:
     values = {"results": results, "xz_names": XZ_NAMES, "xz_sentence": xz_sentence, "baselines": read_baselines(run)}
     months = results["bits_per_byte"].get("months", {})
     figures = {"months": (months_figure(months), "Bits per byte by month after the training text")} if months else {}
+    if lengths := results["bits_per_byte"].get("context_lengths", {}):
+        figures["context_lengths"] = (context_figure(lengths), "Bits per byte of long documents by context length")
     return Shown("Bits per byte of held-out text", values, figures, summarise(results))
 
 
@@ -38,6 +40,17 @@ def months_figure(months: dict[str, dict]) -> Figure:
     step = -(-len(months) // 12)
     axes.set_xticks(range(0, len(months), step), list(months)[::step])
     axes.set(xlabel="month of the text", ylabel="bits per byte")
+    return figure
+
+
+def context_figure(lengths: dict[str, dict]) -> Figure:
+    figure = Figure(figsize=(7, 3))
+    axes = figure.subplots()
+    tokens = [int(length) for length in lengths]
+    axes.plot(tokens, [entry["bits_per_byte"] for entry in lengths.values()], color=COLORS[0], marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, list(lengths))
+    axes.set(xlabel="tokens that the model reads at once", ylabel="bits per byte")
     return figure
 
 
@@ -64,5 +77,8 @@ def summarise(results: dict) -> list[str]:
     lines += table(["source", "domain", "bytes", "model", "xz each", "xz stream", "xz primed"], rows, left=2)
     lines.append(f"Split: {results['settings']['split']}. xz is xz -9e: each document alone, the text as one stream,")
     lines.append("and the text after the training text.")
+    if lengths := results["bits_per_byte"].get("context_lengths", {}):
+        read = ", ".join(f"{decimals(entry['bits_per_byte'])} with {count(int(n))}" for n, entry in lengths.items())
+        lines += ["", *textwrap.wrap(f"Documents longer than the context, by the tokens read at once: {read}.", 100)]
     sentences = [xz_sentence(plain(name), entry) for name, entry in sources.items()]
     return lines + [""] + [part for sentence in sentences if sentence for part in textwrap.wrap(sentence, 100)]

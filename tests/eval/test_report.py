@@ -152,6 +152,7 @@ def write_run(folder):
                 "wikipedia": entry("general", 2.13, (3.4, 2.0, None), None),
             },
             "domains": {"legal": entry("legal", 1.412), "general": entry("general", 2.13)},
+            "context_lengths": {length: entry("", bits) for length, bits in (("512", 1.4), ("1024", 1.9))},
         },
         "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)},
         "samples": [
@@ -248,7 +249,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         assert text in page
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 8
     links = set(re.findall(r'href="([^"]*)"', page))
     assert links == {*FILES.values(), "plan.json", *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
@@ -256,7 +257,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
 
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
-    names = ["benchmarks", "bits_per_byte", "funnel", "learning_rate", "loss", "mixture", "shares"]
+    names = ["benchmarks", "bits_per_byte", "context_lengths", "funnel", "learning_rate", "loss", "mixture", "shares"]
     assert [path.name for path in images] == [f"{name}.png" for name in names]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
@@ -309,6 +310,7 @@ def test_summary_is_what_a_newcomer_needs(run_folder):
     assert "but not xz -9e primed with the training text (1.100)." in unwrapped
     assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is within noise of chance" in unwrapped
     assert "general_agreement, acc: 0.710 (0.624 to 0.796) over 118 items is above chance" in unwrapped
+    assert "by the tokens read at once: 1.400 with 512, 1.900 with 1,024." in unwrapped
     assert "mens rea  m|ens| rea        men|s| re|a" in summary
     assert "[The licensee shall] not <script>" in unwrapped and "\x1b" not in summary
     assert str(run_folder / "report.html") in summary and str(run_folder / "model") in summary
@@ -431,7 +433,15 @@ def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
     (tmp_path / FILES["training"]).unlink()
     main([str(tmp_path)])
     names = sorted(path.stem for path in (tmp_path / "figures").iterdir())
-    assert names == ["benchmarks", "bits_per_byte", "funnel", "learning_rate", "loss", "scaling_law"]
+    assert names == [
+        "benchmarks",
+        "bits_per_byte",
+        "context_lengths",
+        "funnel",
+        "learning_rate",
+        "loss",
+        "scaling_law",
+    ]
 
 
 def test_resumed_metrics_count_once_and_a_torn_last_line_is_left_out(tmp_path):

@@ -124,6 +124,26 @@ def test_results_say_what_was_scored_and_how(evaluated, documents):
     assert all(sample["text"] for sample in results["samples"])
 
 
+def test_long_documents_are_scored_with_less_and_more_than_the_models_context(model, tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "documents" / "test" / "contracts"
+    folder.mkdir(parents=True)
+    short, long = "It is long ago.", " ".join(f"On day {day} the parties met for no good." for day in range(30))
+    rows = [{"id": f"{number:032x}", "text": text, "date": None} for number, text in enumerate((short, long, long))]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    arguments = parse_arguments(["--documents", str(tmp_path / "documents"), "--context_length", "64"])
+    scored = run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
+    assert list(scored) == ["64", "128", "256", "512"]
+    for length, entry in scored.items():
+        assert (entry["documents"], entry["bytes"]) == (2, 2 * len(long.encode()))
+        whole = score_documents(model, tokenizer, [long], context_length=int(length))[0]
+        assert entry["nats"] == pytest.approx(2 * whole.nats)
+    monkeypatch.setattr(run_eval, "LONG_CONTEXTS", 1)
+    first = run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
+    assert {entry["documents"] for entry in first.values()} == {1}, "enough text after one"
+    monkeypatch.setattr(model.config, "rope_parameters", None)
+    assert run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork()) == {}
+
+
 def test_clean_and_overlapping_items_are_scored_apart_and_few_are_only_counted(evaluated, decontamination):
     results = json.loads(evaluated[0])
     assert results["settings"]["decontamination_sha256"] == hashlib.sha256(decontamination.read_bytes()).hexdigest()
