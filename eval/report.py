@@ -6,6 +6,8 @@ In:  the files that the stages left in the run folder, each read by the section 
 Out: figures/*.png, report.html (one file, figures inside), summary.txt (also printed).
 
     python eval/report.py runs/legal-quickstart
+    python eval/report.py runs/legal-quickstart --save_reference curve.csv   # its curve, to compare later runs with
+    python eval/report.py runs/another --reference curve.csv                 # "2.1 % above the reference at step 400"
 
 Every number stands in one of those files; nothing is measured here. Text from data or a model is escaped.
 """
@@ -33,6 +35,7 @@ from sections import (
     personal_data,
     plan,
     preflight,
+    reference,
     samples,
     tokenizer,
     training,
@@ -53,6 +56,7 @@ SECTIONS = [
     mixture,
     tokenizer,
     curves,
+    reference,
     held_out_text,
     benchmarks,
     samples,
@@ -148,10 +152,17 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("run_folder", type=Path, help="run.output_dir of a recipe")
-    run = RunFiles(parser.parse_args(argv).run_folder)
+    parser.add_argument("--reference", type=Path, help="curve of an earlier run of the recipe, to compare this with")
+    parser.add_argument("--save_reference", type=Path, help="write this run's curve there too, as CSV")
+    arguments = parser.parse_args(argv)
+    run = RunFiles(arguments.run_folder, arguments.reference)
     if not run.folder.is_dir():
         raise SystemExit(f"{run.folder}: there is no such folder; give the run.output_dir of a recipe")
+    if run.reference is not None and not run.reference.is_file():
+        raise SystemExit(f"--reference: there is no file {run.reference}; --save_reference makes one")
     try:
+        if arguments.save_reference is not None:
+            replace_text(arguments.save_reference, reference.format_curve(reference.curve_of(run)))
         with style():
             shown = show_sections(run)
             if not shown:

@@ -26,10 +26,13 @@ class Shown:
 
 
 class RunFiles:
-    """Reads files of a run folder, each once. Paths are relative to the folder, as the report links them."""
+    """Reads files of a run folder, each once. Paths are relative to the folder, as the report links them.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args: reference: a curve of another run to compare with, which lies elsewhere.
+    """
+
+    def __init__(self, folder: Path, reference: Path | None = None):
+        self.folder, self.reference = folder, reference
         self._read: dict[str, object] = {}
 
     def has(self, path: str) -> bool:

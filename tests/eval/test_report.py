@@ -14,6 +14,7 @@ import pytest
 from figure_style import MAX_POINTS, thinned
 from report import SECTIONS, main
 from run_files import RunFiles
+from sections import reference
 from sections.benchmarks import task_sentence
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
@@ -216,7 +217,7 @@ def run_folder(tmp_path_factory):
 
 def test_report_holds_every_section_and_loads_nothing(run_folder):
     page = (run_folder / "report.html").read_text()
-    names = [module.__name__.removeprefix("sections.") for module in SECTIONS]
+    names = [module.__name__.removeprefix("sections.") for module in SECTIONS if module is not reference]
     assert re.findall(r'<section id="(\w+)">', page) == names
     assert "Not in this run folder" not in page
     for text in (
@@ -261,6 +262,56 @@ def test_figures_are_small_images(run_folder):
     assert [path.name for path in images] == [f"{name}.png" for name in names]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
+
+
+def write_curve(folder, steps, tokens_per_step, worse_fraction=0.0):
+    """Write metrics.jsonl of a run that is validated every 100 steps, in the end so much worse than another."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for step in range(1, steps + 1):
+        seen = {"step": step, "train/tokens_seen": step * tokens_per_step, "train/bytes_seen": 4 * step}
+        bits = 1.5 + 200 / (step * tokens_per_step + 100)
+        lines.append(
+            seen | {"train/loss": bits, "train/bits_per_byte": bits, "train/learning_rate": 1.0, "train/grad_norm": 1}
+        )
+        if step % 100 == 0:
+            lines.append(seen | {"eval/bits_per_byte": bits * (1 + worse_fraction * step / steps)})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_is_compared_with_the_curve_of_another_at_equal_tokens(tmp_path, capsys):
+    curve = tmp_path / "curve.csv"
+    write_curve(tmp_path / "earlier", steps=200, tokens_per_step=1000)
+    main([str(tmp_path / "earlier"), "--save_reference", str(curve)])
+    assert curve.read_text().splitlines()[:2] == [
+        "step,tokens,train_bits_per_byte,eval_bits_per_byte",
+        "1,1000,1.68182,",
+    ]
+    main([str(tmp_path / "earlier"), "--reference", str(curve)])
+    assert "Validation: 0.0 % above the reference at step 200 (" in " ".join(capsys.readouterr().out.split())
+    write_curve(tmp_path / "later", steps=400, tokens_per_step=500, worse_fraction=0.0212)
+    main([str(tmp_path / "later"), "--reference", str(curve)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Validation: 2.1 % above the reference at step 400 (1.533, reference 1.501)." in said
+    assert "Training: 0.0 % " in said and "learning rates fall" not in said
+    page = (tmp_path / "later" / "report.html").read_text()
+    assert '<section id="reference">' in page and "2.1 % above the reference" in page
+    write_curve(tmp_path / "later", steps=300, tokens_per_step=500)
+    main([str(tmp_path / "later"), "--reference", str(curve)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "saw 150,000 tokens and the reference 200,000, so their learning rates fall at different places" in said
+
+
+def test_a_reference_that_is_none_is_refused(tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(SystemExit, match="there is no file .*curve.csv; --save_reference makes one"):
+        main([str(tmp_path), "--reference", str(tmp_path / "curve.csv")])
+    (tmp_path / "curve.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit, match="no curve: its first line is not step,tokens"):
+        main([str(tmp_path), "--reference", str(tmp_path / "curve.csv")])
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="holds no validation, so it can be no reference"):
+        main([str(tmp_path), "--save_reference", str(tmp_path / "curve.csv")])
 
 
 def test_markup_in_a_sample_comes_out_as_text(run_folder):
@@ -333,7 +384,7 @@ def test_section_without_its_file_is_not_there_and_the_file_is_named(tmp_path, n
     (tmp_path / FILES[name]).unlink()
     main([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
-    names = [module.__name__.removeprefix("sections.") for module in SECTIONS]
+    names = [module.__name__.removeprefix("sections.") for module in SECTIONS if module is not reference]
     assert re.findall(r'<section id="(\w+)">', page) == [each for each in names if each not in SHOWN_FROM[name]]
     assert f"Not in this run folder, and so not shown: <code>{FILES[name]}</code>." in page
     assert f'href="{FILES[name]}"' not in page
