@@ -63,6 +63,14 @@ class Budget(Section):
     """Which of `shapes`, counted from 0."""
 
 
+class LearningRate(Section):
+    """The best learning rate as a power of the size."""
+
+    coefficient: PositiveFloat
+    exponent: float
+    """Over the parameters that a token is multiplied by; below 0."""
+
+
 class Experiment(Section):
     """The file that --config names."""
 
@@ -74,8 +82,8 @@ class Experiment(Section):
     """Runs whose loss is foretold and that no fit sees."""
     shapes: Annotated[list[Model], Field(min_length=4)]
     """Shapes of the models, as the section `model` of a recipe."""
-    learning_rate_factor: PositiveFloat = 1.0
-    """Over the rule's learning rate, which was made for models of 60M parameters and more."""
+    learning_rate: LearningRate | None = None
+    """Of every run. None: the planner's rule, which was made for models of 60M parameters and more."""
     resamples: Positive = 1000
     """Times that the fits are made again with other noise, for their intervals."""
     recipe: dict
@@ -169,12 +177,15 @@ def plan_run(experiment: Experiment, budget: Budget, shape: Model, origins: dict
     counts = count_parameters(shape, vocab_size)
     sequence_length = shared["training"]["sequence_length"]
     rule = olmo_rule(counts["multiplying"])
+    learning_rate = rule.learning_rate
+    if experiment.learning_rate is not None:
+        learning_rate = experiment.learning_rate.coefficient * counts["multiplying"] ** experiment.learning_rate.exponent
     micro_steps = math.ceil(rule.tokens_per_step / MAX_MICRO_BATCH_TOKENS)
     batch_size = max(1, round(rule.tokens_per_step / micro_steps / sequence_length))
     training = {
         "tokens_per_step": batch_size * sequence_length * micro_steps,
         "per_device_train_batch_size": batch_size,
-        "learning_rate": experiment.learning_rate_factor * rule.learning_rate,
+        "learning_rate": learning_rate,
     } | shared["training"]
     steps = budget.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * counts["multiplying"]) / training["tokens_per_step"]
     training["max_tokens"] = max(1, round(steps)) * training["tokens_per_step"]
