@@ -177,9 +177,9 @@ def plan_run(experiment: Experiment, budget: Budget, shape: Model, origins: dict
     counts = count_parameters(shape, vocab_size)
     sequence_length = shared["training"]["sequence_length"]
     rule = olmo_rule(counts["multiplying"])
-    learning_rate = rule.learning_rate
-    if experiment.learning_rate is not None:
-        learning_rate = experiment.learning_rate.coefficient * counts["multiplying"] ** experiment.learning_rate.exponent
+    learning_rate, power = rule.learning_rate, experiment.learning_rate
+    if power is not None:
+        learning_rate = power.coefficient * counts["multiplying"] ** power.exponent
     micro_steps = math.ceil(rule.tokens_per_step / MAX_MICRO_BATCH_TOKENS)
     batch_size = max(1, round(rule.tokens_per_step / micro_steps / sequence_length))
     training = {
