@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the arms of an experiment at the same compute, and put each result into one row of a table.
 
-In:   a file such as experiments/scratch_or_adapt.yaml: a recipe, what each arm lays over it, budgets, domain bytes,
-      seeds, and models that arms go on from, which are trained first.
-Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png. Runs lie in
-      <recipe.run.output_dir>.
+In:   a file such as experiments/scratch_or_adapt.yaml: a recipe, what each arm lays over it, sizes or budgets, domain
+      bytes, seeds, and models that arms go on from, which are trained first.
+Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; README.md, a table
+      of the rows. Runs lie in <recipe.run.output_dir>.
 
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --dry_run     # what it costs
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --max_runs 0  # only the figure
 
-Each run is the stages of a recipe as any recipe starts them, on documents that all arms share. A row is keyed by the
-hash of its resolved recipe; what has a row is not trained again, and a run that was killed goes on. Models that arms
-go on from are trained anew where their folder is gone, from their configuration.
+Each run is the stages of a recipe as any recipe starts them, on documents that all arms share, and on the same tokens
+where they ask for the same. A row is keyed by the hash of what the experiment states of its recipe, so state what you
+compare, in every arm or in `recipe`; what has a row is not trained again, and a run that was killed goes on. Models
+that arms go on from are trained anew where their folder is gone, from their configuration.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from fit_scaling_law import add_row, claimed, locked, read_experiment, read_rows
+from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
@@ -46,14 +49,16 @@ class Experiment(Section):
 
     results: str
     """Folder for runs.csv and the figure, beside the file."""
-    flops: Annotated[list[PositiveFloat], Field(min_length=1)]
+    flops: list[PositiveFloat] = []
     """Budgets: compute of each run, that of a model it goes on from not counted."""
+    sizes: dict[Name, dict] = {}
+    """In place of flops: name -> {flops, and what is laid over the recipe, such as model}."""
     domain_bytes: list[Positive] = []
     """Bytes of each source with a domain other than general that a run may read. Empty: all there is."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    """Seeds of the weights and the order."""
+    """Seeds of the weights and the order. An arm may have `seeds` of its own."""
     x: str
-    """Column that the figure's horizontal axis shows."""
+    """Column that the figure's horizontal axis shows, or `arm` for a row of points an arm."""
     bases: dict[Name, dict] = {}
     """Models that arms go on from: name -> {flops, and what is laid over the recipe}."""
     arms: Annotated[dict[Name, dict], Field(min_length=2)]
@@ -61,18 +66,28 @@ class Experiment(Section):
     recipe: dict
     """The recipe that all share, without training.max_tokens."""
 
+    def problems(self):
+        if bool(self.flops) == bool(self.sizes):
+            yield "flops", "give either flops or sizes, which have their own"
+        for name, over in self.sizes.items():
+            if not isinstance(over.get("flops"), (int, float)):
+                yield f"sizes.{name}.flops", "missing; the compute of each run of this size"
+        if self.x == "domain_bytes" and not self.domain_bytes:
+            yield "x", "domain_bytes is the axis, but there are none; list some, or choose another column"
+
 
 @dataclass(frozen=True)
 class Run:
     """One training run: of an arm, or of a base.
 
     Attributes:
-        arm, flops, domain_bytes: its place in the grid; domain_bytes is None for all there is.
+        arm, size, flops, domain_bytes: its place in the grid; domain_bytes is None for all there is.
         recipe: all of it.
         base: the base it goes on from.
     """
 
     arm: str
+    size: str | None
     flops: float
     domain_bytes: int | None
     recipe: Recipe
@@ -81,12 +96,13 @@ class Run:
     @property
     def name(self) -> str:
         limit = "" if self.domain_bytes is None else f", {self.domain_bytes / 1e6:g} MB of domain text"
-        return f"{self.arm}, {self.flops:.3g} FLOPs{limit}, seed {self.recipe.run.seed}"
+        size = "" if self.size is None else f"{self.size}, "
+        return f"{self.arm}, {size}{self.flops:.3g} FLOPs{limit}, seed {self.recipe.run.seed}"
 
     @property
     def key(self) -> str:
-        """The hash of the resolved recipe, which names the bases by their own."""
-        stated = self.recipe.model_dump(exclude={"run": {"output_dir"}, "hub": True, "plan": True})
+        """The hash of what is stated of the recipe, which names the bases by their own."""
+        stated = self.recipe.model_dump(exclude_unset=True, exclude={"run": {"output_dir"}, "hub": True, "plan": True})
         return hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -96,28 +112,51 @@ def load_experiment(path: Path) -> tuple[Experiment, dict[str, Run], list[Run]]:
     Raises: RecipeError: with every problem of the experiment, or of a recipe in it.
     """
     experiment, _ = read_experiment(path, Experiment)
-    if experiment.x == "domain_bytes" and not experiment.domain_bytes:
-        raise RecipeError(
-            f"{path}: x: domain_bytes is the axis, but there are none; list some, or choose another column"
-        )
+    if problems := [f"{path}: {key}: {text}" for key, text in experiment.problems()]:
+        raise RecipeError(*problems)
     bases = {}
     for name, over in experiment.bases.items():
         over = dict(over)
-        bases[name] = plan(path, experiment, name, over.pop("flops"), None, experiment.seeds[0], over, {})
+        bases[name] = plan(path, experiment, name, None, over.pop("flops"), None, experiment.seeds[0], over, {})
+    # None stands for the recipe's own size.
+    sizes = experiment.sizes or dict.fromkeys([None], {})
     runs = [
-        plan(path, experiment, arm, flops, limit, seed, over, bases)
-        for flops in experiment.flops
+        plan(
+            path,
+            experiment,
+            arm,
+            size,
+            flops,
+            limit,
+            seed,
+            merge(without(large, "flops"), without(over, "seeds")),
+            bases,
+        )
+        for size, large in sizes.items()
+        for flops in experiment.flops or [large["flops"]]
         for limit in experiment.domain_bytes or [None]
-        for seed in experiment.seeds
         for arm, over in experiment.arms.items()
+        for seed in over.get("seeds", experiment.seeds)
     ]
     return experiment, bases, runs
 
 
+def without(values: dict, key: str) -> dict:
+    return {name: value for name, value in values.items() if name != key}
+
+
 def plan(
-    path: Path, experiment: Experiment, arm: str, flops: float, limit: int | None, seed: int, over: dict, bases: dict
+    path: Path,
+    experiment: Experiment,
+    arm: str,
+    size: str | None,
+    flops: float,
+    limit: int | None,
+    seed: int,
+    over: dict,
+    bases: dict,
 ) -> Run:
-    """Make one run's recipe: the arm laid over the shared one, and as many tokens as the budget pays for."""
+    """Make one run's recipe: what the arm lays over the shared one, and as many tokens as the budget pays for."""
     values = merge(merge(experiment.recipe, over), {"run": {"seed": seed}})
     shares = values["data"].pop("shares", {}) if "shares" in values["data"] else {}
     values["data"] = {**values["data"], "sources": [dict(source) for source in values["data"]["sources"]]}
@@ -148,8 +187,7 @@ def plan(
     )
     if problems:
         raise RecipeError(*(f"{path}: arms.{arm}: {problem}" for problem in problems))
-    recipe.data.extract_text = recipe.data.extract_text or str(ROOT / "recipes" / "custom" / "data.py")
-    return Run(arm, flops, limit, recipe, next(iter(used), None))
+    return Run(arm, size, flops, limit, recipe, next(iter(used), None))
 
 
 def flops_per_token(recipe: Recipe) -> float:
@@ -168,32 +206,34 @@ def folder_of(run: Run, experiment: Experiment) -> str:
 
 def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     """Run the stages up to the model in the run's folder, and return its row without the key."""
-    folder = Path(folder_of(run, experiment))
-    folder.mkdir(parents=True, exist_ok=True)
-    run.recipe.run.output_dir = str(folder)
-    # What was read and cleaned once is the same for all runs of as many bytes.
-    documents = Path(experiment.recipe["run"]["output_dir"]) / f"documents-{run.domain_bytes or 'all'}"
-    documents.mkdir(parents=True, exist_ok=True)
+    folder, shared = Path(folder_of(run, experiment)), Path(experiment.recipe["run"]["output_dir"])
+    recipe = run.recipe.model_copy(deep=True)
+    recipe.run.output_dir = str(folder)
+    recipe.data.extract_text = recipe.data.extract_text or str(ROOT / "recipes" / "custom" / "data.py")
+    # What was read and cleaned once is the same for all runs of as many bytes, and the tokens for all that ask for the
+    # same ones.
+    documents = shared / f"documents-{run.domain_bytes or 'all'}"
+    asked = json.dumps([STAGES[name].settings(recipe) for name in ("prepare", "tokenizer", "tokenize")], default=str)
+    tokens = shared / f"tokens-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    for place in (folder, documents, tokens):
+        place.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(run.recipe.dump_yaml(), encoding="utf-8")
-    for name in ("prepare", "tokenizer", "tokenize", "pretrain"):
-        command = launch if name == "pretrain" else [sys.executable]
-        command = [*command, str(ROOT / STAGES[name].script), "--config", str(config)]
-        if name == "prepare":
-            command.append(f"--run.output_dir={documents}")
-        with locked(documents / ".lock"), (folder / "log.txt").open("a", encoding="utf-8") as log:
-            result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-        if result.returncode:
-            last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-5:]
-            raise SystemExit(f"compare_arms: {run.name} stopped in {name}:\n" + "\n".join(last))
-        if name == "prepare" and not (folder / "documents").exists():
-            (folder / "documents").symlink_to((documents / "documents").resolve(), target_is_directory=True)
+    config.write_text(recipe.dump_yaml(), encoding="utf-8")
+    with locked(documents / ".lock"):
+        run_stage("prepare", [sys.executable], config, documents, run.name)
+        link(tokens, documents, "documents")
+        run_stage("tokenizer", [sys.executable], config, tokens, run.name)
+        run_stage("tokenize", [sys.executable], config, tokens, run.name)
+    for name in ("documents", "tokenizer", "tokens"):
+        link(folder, tokens, name)
+    run_stage("pretrain", launch, config, folder, run.name)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     metrics = [line for line in lines if "eval/bits_per_byte" in line][-1]
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]
     row: dict[str, Any] = {
         "arm": run.arm,
+        "size": run.size or "",
         "budget_flops": f"{run.flops:.6g}",
         "domain_bytes": run.domain_bytes or "all",
         "seed": run.recipe.run.seed,
@@ -213,15 +253,89 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     return row | {"seconds": f"{training['seconds']:.1f}", "device": training["device"]}
 
 
+def run_stage(name: str, launch: list[str], config: Path, output_dir: Path, run_name: str) -> None:
+    """Run a stage of config's recipe in output_dir; what it says goes to log.txt there."""
+    command = [*launch, str(ROOT / STAGES[name].script), "--config", str(config), f"--run.output_dir={output_dir}"]
+    with (output_dir / "log.txt").open("a", encoding="utf-8") as log:
+        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if result.returncode:
+        last = (output_dir / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-5:]
+        raise SystemExit(f"compare_arms: {run_name} stopped in {name}:\n" + "\n".join(last))
+
+
+def link(folder: Path, to: Path, name: str) -> None:
+    """Have folder/name lead to what is in another folder."""
+    if not (folder / name).is_symlink():
+        (folder / name).symlink_to((to / name).resolve(), target_is_directory=True)
+
+
+def labels_of(rows: list[dict]) -> list[str]:
+    return [name.removesuffix("_bits_per_byte") for name in rows[0] if name.endswith("_bits_per_byte")]
+
+
+def draw_arms(rows: list[dict], path: Path) -> None:
+    """Draw a row of points an arm: bits per byte of each label, by size and seed."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels, arms = labels_of(rows), list(dict.fromkeys(row["arm"] for row in rows))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    figure, axes = pyplot.subplots(
+        len(sizes), len(labels), figsize=(5 * len(labels), (1 + 0.3 * len(arms)) * len(sizes)), squeeze=False
+    )
+    for of_size, size in zip(axes, sizes, strict=True):
+        for axis, label in zip(of_size, labels, strict=True):
+            chosen = [row for row in rows if row["size"] == size]
+            bits = [float(row[f"{label}_bits_per_byte"]) for row in chosen]
+            axis.plot(bits, [arms.index(row["arm"]) for row in chosen], "o", alpha=0.7)
+            axis.set_yticks(range(len(arms)), arms, fontsize="small")
+            axis.set(xlabel=f"bits per byte of held-out text, {label}", title=size, ylim=(len(arms) - 0.5, -0.5))
+            axis.grid(axis="y", linewidth=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write_page(experiment: Experiment, rows: list[dict], path: Path) -> None:
+    """Write README.md of the results: each arm's mean over its seeds, and how far they lie apart."""
+    labels = labels_of(rows)
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["size"], row["parameters"], row["tokens"], row["domain_bytes"]), []).append(
+            row
+        )
+    lines = [
+        f"# {experiment.results.replace('_', ' ').capitalize()}",
+        "",
+        "Written by `recipes/compare_arms.py` from [runs.csv](runs.csv). Bits per byte of validation text, lower is",
+        "better; of several seeds the mean, and in brackets how far the highest is above the lowest.",
+        "",
+        "![bits per byte](curve.png)",
+        "",
+        "| arm | size | parameters | tokens | bytes of domain text | seeds | " + " | ".join(labels) + " |",
+        "|---|---|--:|--:|--:|--:|" + "--:|" * len(labels),
+    ]
+    for (arm, size, parameters, tokens, domain_bytes), group in groups.items():
+        cells = [arm, size, f"{int(parameters):,}", f"{int(tokens):,}", domain_bytes, str(len(group))]
+        for label in labels:
+            bits = [float(row[f"{label}_bits_per_byte"]) for row in group]
+            apart = f" ({max(bits) - min(bits):.3f})" if len(bits) > 1 else ""
+            cells.append(f"{sum(bits) / len(bits):.3f}{apart}")
+        lines.append(f"| {' | '.join(cells)} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def draw(experiment: Experiment, rows: list[dict], path: Path) -> None:
     """Draw bits per byte of each label over the column that the experiment names, a line for each arm or one for all.
 
     Arms that are points of one line, as shares are, share it; where the axis is a budget, each arm has its own.
     """
+    if experiment.x == "arm":
+        return draw_arms(rows, path)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels = [name.removesuffix("_bits_per_byte") for name in rows[0] if name.endswith("_bits_per_byte")]
+    labels = labels_of(rows)
     figure, axes = pyplot.subplots(1, len(labels), figsize=(5 * len(labels), 4), squeeze=False)
     by_arm = experiment.x in ("budget_flops", "domain_bytes")
     for axis, label in zip(axes[0], labels, strict=True):
@@ -264,6 +378,20 @@ def train_all(
         yield run.name
 
 
+def estimate(flops: float, rows: list[dict]) -> str:
+    """Say how long training of so many FLOPs takes, by the rows there are, or else by this machine's processor."""
+    if rows:
+        pace, source = (
+            sum(float(row["flops"]) / float(row["seconds"]) for row in rows) / len(rows),
+            "the pace of the rows",
+        )
+    else:
+        pace = measure_products()["fp32"] * UTILISATION_FRACTION
+        cores = len(os.sched_getaffinity(0))
+        source = f"{UTILISATION_FRACTION:.0%} of the fp32 product of {cores} cores here, measured now"
+    return f"about {flops / pace / 60:.0f} minutes of training at {source}"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="the experiment")
@@ -278,13 +406,9 @@ def main(argv: list[str] | None = None) -> None:
     waiting = [run for run in runs if run.key not in done]
     needed = {run.base for run in waiting if run.base}
     compute = sum(run.flops for run in waiting) + sum(bases[name].flops for name in needed)
-    seconds = [float(row["seconds"]) / float(row["flops"]) for row in done.values()]
-    pace = (
-        f", about {compute * sum(seconds) / len(seconds) / 60:.0f} minutes at the pace of the rows" if seconds else ""
-    )
     print(
         f"compare_arms: {len(runs)} runs, {len(runs) - len(waiting)} with a row; the others and {len(needed)} models "
-        f"to go on from take {compute:.3g} FLOPs{pace}"
+        f"to go on from take {compute:.3g} FLOPs, {estimate(compute, list(done.values()))}"
     )
     if options.dry_run:
         return
@@ -294,6 +418,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = list(read_rows(csv_file).values())
     if rows:
         draw(experiment, rows, csv_file.parent / "curve.png")
+        write_page(experiment, rows, csv_file.parent / "README.md")
         print(f"compare_arms: {len(rows)} rows in {csv_file}, drawn in {csv_file.parent / 'curve.png'}")
 
 

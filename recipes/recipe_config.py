@@ -447,7 +447,9 @@ class Model(Section):
     rms_norm_eps: PositiveFloat = 1e-5
     """Added to the variance in RMSNorm."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; residual outputs get it divided by sqrt(2 num_hidden_layers)."""
+    """Standard deviation of the initial weights."""
+    scaled_residual_init: bool = True
+    """Divide it by sqrt(2 num_hidden_layers) for what a layer adds to the residual stream."""
     attention_dropout: Fraction = 0.0
     """Fraction of the attention weights set to zero in training; for text that is repeated often."""
     tie_word_embeddings: bool = False

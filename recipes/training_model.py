@@ -67,7 +67,7 @@ class SummedLoss(nn.Module):
 
 def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
     """Build the model with its initial weights, in fp32."""
-    shape = recipe.model.model_dump(exclude={"rope_theta"})
+    shape = recipe.model.model_dump(exclude={"rope_theta", "scaled_residual_init"})
     config = LlamaConfig(
         **{name: value for name, value in shape.items() if value is not None},
         vocab_size=vocab_size,
@@ -82,7 +82,7 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
     # Each layer adds to the residual stream twice; scaled so, its variance does not grow with depth (GPT-2, section
     # 2.3). transformers leaves this out for Llama.
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters() if recipe.model.scaled_residual_init else ():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
     return model

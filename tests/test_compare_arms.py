@@ -64,6 +64,59 @@ def test_the_shipped_experiments_give_every_arm_the_same_compute():
     assert list(shares.values()) == [0, 0.25, 0.51, 0.75, 1]
 
 
+def test_the_ablations_change_one_thing_at_a_time_at_two_sizes():
+    experiment, _, runs = load_experiment(RECIPES / "experiments" / "ablations.yaml")
+    assert len({run.key for run in runs}) == len(runs) and {run.size for run in runs} == {"small", "medium"}
+    assert sum(run.flops for run in runs) < 180 * 60 * 50e9, "180 minutes of a core that multiplies at 50 GFLOP/s"
+    for size in experiment.sizes:
+        settings = {run.arm: flat(run.recipe.model_dump()) for run in runs if run.size == size}
+        base = settings.pop("muon-4e-3")
+        changed = {arm: {key for key in base if base[key] != values[key]} for arm, values in settings.items()}
+        assert changed["cosine"] == {"training.lr_scheduler_type"}
+        assert changed["unscaled-init"] == {"model.scaled_residual_init"}
+        assert changed["z-loss"] == {"training.z_loss"}
+        assert changed["no-document-masking"] == {"training.document_masking"}
+        assert {key for keys in changed.values() for key in keys} <= {
+            *("training.optimizer", "training.learning_rate", "training.lr_scheduler_type", "training.z_loss"),
+            *("training.document_masking", "model.scaled_residual_init"),
+        }
+        seeds = [run.recipe.run.seed for run in runs if (run.size, run.arm) == (size, "cosine")]
+        assert seeds == [0, 1, 2]
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    pairs = {f"{prefix}{key}": value for key, value in values.items()}
+    nested = [flat(value, f"{key}.") for key, value in pairs.items() if isinstance(value, dict)]
+    return {key: value for part in (pairs, *nested) for key, value in part.items() if not isinstance(value, dict)} | {
+        "run.seed": None
+    }
+
+
+def test_a_row_is_keyed_by_what_the_experiment_states_and_not_by_where_it_runs(tiny):
+    keys = [run.key for run in load_experiment(tiny)[2]]
+    tiny.write_text(tiny.read_text().replace("warmup_steps: 2", "warmup_steps: 2, optimizer: adamw"))
+    stated = [run.key for run in load_experiment(tiny)[2]]
+    assert stated[0] != keys[0], "a default may change, what is stated does not"
+    scratch = load_experiment(tiny)[2][0]
+    tiny.write_text(tiny.read_text().replace("output_dir: ", "output_dir: elsewhere/"))
+    assert load_experiment(tiny)[2][0].key == scratch.key
+
+
+def test_the_page_of_an_experiment_has_the_mean_of_the_seeds_and_how_far_they_lie_apart(tmp_path):
+    experiment, _, _ = load_experiment(RECIPES / "experiments" / "ablations.yaml")
+    shared = {"parameters": "1000", "tokens": "2000", "domain_bytes": "all", "size": "small"}
+    rows = [
+        shared | {"arm": arm, "seed": str(seed), "legal_bits_per_byte": bits, "general_bits_per_byte": "2.0"}
+        for arm, seed, bits in (("cosine", 0, "1.50"), ("cosine", 1, "1.60"), ("z-loss", 0, "1.40"))
+    ]
+    compare_arms.draw(experiment, rows, tmp_path / "curve.png")
+    compare_arms.write_page(experiment, rows, tmp_path / "README.md")
+    page = (tmp_path / "README.md").read_text()
+    assert "| cosine | small | 1,000 | 2,000 | all | 2 | 1.550 (0.100) | 2.000 (0.000) |" in page
+    assert "| z-loss | small | 1,000 | 2,000 | all | 1 | 1.400 | 2.000 |" in page
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
 def test_adapters_buy_more_tokens_and_new_entries_cost_some():
     _, _, runs = load_experiment(RECIPES / "experiments" / "scratch_or_adapt.yaml")
     tokens = {run.arm: run.recipe.training.max_tokens for run in runs[:5]}
@@ -76,7 +129,8 @@ def test_adapters_buy_more_tokens_and_new_entries_cost_some():
     [
         ('"base:general"', '"base:specific"', "arms.continued-extended: no base 'specific'; there are general"),
         ("extend_by: 4", "extend_bye: 4", "arms.continued-extended: recipe: tokenizer.extend_bye: unknown key"),
-        ("flops: [2e8]", "flops: []", "flops: List should have at least 1 item"),
+        ("flops: [2e8]", "flops: []", "flops: give either flops or sizes, which have their own"),
+        ("flops: [2e8]", "sizes: {small: {}}", "sizes.small.flops: missing; the compute of each run of this size"),
         ("x: domain_bytes\n", "", "x: Field required"),
         ("domain_bytes: [60_000]\n", "", "x: domain_bytes is the axis, but there are none"),
     ],

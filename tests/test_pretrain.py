@@ -226,6 +226,9 @@ def test_residual_outputs_start_smaller_and_norm_gains_do_not_decay(tiny_run):
     assert layer.self_attn.q_proj.weight.detach().std() == pytest.approx(0.02, rel=0.05)
     for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
         assert output.weight.detach().std() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.05)
+    unscaled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"scaled_residual_init": False})})
+    output = build_model(unscaled, 384, 0).model.layers[0].self_attn.o_proj
+    assert output.weight.detach().std() == pytest.approx(0.02, rel=0.05)
     for optimizer in ("adamw", "muon"):
         training = recipe.training.model_copy(update={"optimizer": optimizer})
         groups = [g for o in build_optimizers(SummedLoss(model, False), training) for g in o.param_groups]
