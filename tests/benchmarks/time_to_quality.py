@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds until the validation bits per byte that AdamW, a cosine and an uncompiled loop end with.
+
+    python tests/benchmarks/time_to_quality.py runs/legal-quickstart --max_tokens 2e6 --fractions 0.3 0.4 0.5
+
+The run folder lends its tokens and its recipe. The baseline trains for --max_tokens; the recipe as it stands trains
+for each of --fractions of them in turn, with its schedule planned for that length, until one ends at least as low. The
+ratio is of the seconds of these two runs, compiling and the last validation included.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from training_runs import command, finish, launch, metrics
+
+
+BASELINE = ["--training.optimizer=adamw", "--training.lr_scheduler_type=cosine", "--training.torch_compile=false"]
+
+
+def train(source: Path, max_tokens: int, overrides: list[str]) -> tuple[float, float]:
+    """Train a run to its end; return its seconds and its last validation bits per byte."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        fixed = [f"--training.max_tokens={max_tokens}", "--data.fit_to_corpus=false"]
+        fixed += ["--training.eval_steps=1_000_000", "--training.save_steps=1_000_000"]
+        training = finish(launch(command(source, folder, [*fixed, *overrides])), folder)
+        bits = [line["eval/bits_per_byte"] for line in metrics(folder) if "eval/bits_per_byte" in line][-1]
+    return training["seconds"], bits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, help="with tokens, tokenizer and recipe.yaml")
+    parser.add_argument("--max_tokens", type=float, default=2e6, help="of the baseline")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.65, 0.8, 1.0])
+    parser.add_argument(
+        "--baseline_learning_rate", type=float, nargs="+", default=[2e-3], help="the best of them counts"
+    )
+    options, overrides = parser.parse_known_args()
+    print("| run | tokens | seconds | bits per byte |\n|---|--:|--:|--:|")
+    best = None
+    for rate in options.baseline_learning_rate:
+        baseline = [*overrides, *BASELINE, f"--training.learning_rate={rate}"]
+        seconds, bits = train(options.run_folder, int(options.max_tokens), baseline)
+        print(f"| baseline, {rate:g} | {options.max_tokens:,.0f} | {seconds:.1f} | {bits:.4f} |", flush=True)
+        best = (seconds, bits) if best is None or bits < best[1] else best
+    for fraction in sorted(options.fractions):
+        seconds, bits = train(options.run_folder, int(fraction * options.max_tokens), overrides)
+        print(f"| recipe | {fraction * options.max_tokens:,.0f} | {seconds:.1f} | {bits:.4f} |", flush=True)
+        if bits <= best[1]:
+            print(f"\nseconds of the recipe / of the baseline: {seconds / best[0]:.2f}")
+            return
+    print("\nno fraction reached the baseline; name larger ones")
+
+
+if __name__ == "__main__":
+    main()
