@@ -187,8 +187,11 @@ def finqa(row: dict) -> dict:
     return {"context": "\n".join(part for part in parts if part), "answer": str(answer)}
 
 
-def ner(row: dict) -> dict:
-    """Words with tags in the BIO or IO scheme: the answer is `entity (TYPE)`, separated by commas, or `none`."""
+def ner(row: dict) -> dict | None:
+    """Words with tags in the BIO or IO scheme: the answer is `entity (TYPE)`, separated by commas.
+
+    As in BloombergGPT's appendix B, entities of type MISC do not count, and a text without others is no item.
+    """
     words = row["tokens"] if "tokens" in row else row["text"].split()
     tags = [str(tag) for tag in (row["tags"] if "tags" in row else row["label"])]
     entities: list[list[str]] = []
@@ -201,7 +204,9 @@ def ner(row: dict) -> dict:
                 entities.append([kind])
         if kind:
             entities[-1].append(word)
-    answer = ", ".join(f"{' '.join(entity[1:])} ({entity[0]})" for entity in entities) or "none"
+    answer = ", ".join(f"{' '.join(entity[1:])} ({entity[0]})" for entity in entities if entity[0] != "MISC")
+    if not answer:
+        return None
     return {"context": f"{' '.join(words)}\nExtract named entities:", "answer": answer}
 
 

@@ -86,6 +86,18 @@ def test_row_as_it_is_published_becomes_an_item_and_a_request(tmp_path, name):
     assert set(exported) == {"id", "context", "choices", "gold"} and exported["choices"][exported["gold"]].strip()
 
 
+def test_entities_of_no_type_and_sentences_without_others_are_left_out(tmp_path):
+    rows = [{"text": "Jane Doe signs", "label": ["B-PER", "I-PER", "O"]}, {"text": "It rained", "label": ["O", "O"]}]
+    rows += [{"text": "Nasdaq fell", "label": ["B-MISC", "O"]}]
+    rows += [{"text": "Nasdaq lists Acme", "label": ["B-MISC", "O", "B-ORG"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items, _, _ = load_items(BENCHMARKS["ner"], tmp_path / "rows.jsonl")
+    assert [(item["id"], item["answer"]) for item in items] == [
+        ("ner-00000", "Jane Doe (PER)"),
+        ("ner-00003", "Acme (ORG)"),
+    ]
+
+
 def test_every_reader_has_an_example():
     assert {BENCHMARKS[name].rows for name in ROWS} | {"items", "legalbench"} == set(READERS)
 
