@@ -46,6 +46,20 @@ def chunked_loss(
     return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, dtype)
 
 
+def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Return of each row the nats of its label, 0 for IGNORED_LABEL, and the likeliest token: fp32, (2, num_rows).
+
+    Not for training. Token ids are whole in fp32 up to 2 ** 24.
+    """
+    scores = []
+    rows = max(LEAST_ROWS, LOGITS_PER_CHUNK // len(weight))
+    for part, own in zip(hidden.split(rows), labels.split(rows), strict=True):
+        logits = F.linear(part, weight).float()
+        nats = F.cross_entropy(logits, own, ignore_index=IGNORED_LABEL, reduction="none")
+        scores.append(torch.stack([nats, logits.argmax(-1).float()]))
+    return torch.cat(scores, 1)
+
+
 class ChunkedLoss(torch.autograd.Function):
     """The gradient is made in the forward pass; the backward pass only scales it."""
 

@@ -31,7 +31,16 @@ from corpus.reading import pin_revisions, plan_parts, read_part
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import benchmarks_folder, discard, is_finished, new_output, why_unchecked, write_json
+from run_folder import (
+    benchmarks_folder,
+    discard,
+    exported_tasks,
+    is_finished,
+    new_output,
+    unexported_tasks,
+    why_unchecked,
+    write_json,
+)
 
 
 def prepare(recipe: Recipe) -> dict:
@@ -115,12 +124,13 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
     """
     if why_unchecked(recipe) is not None:
         return None
-    settings, folder, tasks = recipe.data.decontamination, benchmarks_folder(recipe), recipe.evaluation.tasks
-    missing = [task for task in tasks if not (folder / f"{task}.jsonl").exists()]
-    if missing and settings.benchmarks is None:
+    settings, folder, tasks = recipe.data.decontamination, benchmarks_folder(recipe), exported_tasks(recipe)
+    missing = unexported_tasks(recipe) if settings.benchmarks is None else []
+    if missing:
         raise RecipeError(
-            f"data.decontamination: {folder} lacks the items of {', '.join(missing)}, which evaluation.tasks names; "
-            f"write them with: python eval/run_eval.py --tasks {','.join(tasks)} --export_requests {folder}"
+            f"data.decontamination: {folder} lacks the items of {', '.join(missing)}, which evaluation.tasks or "
+            "training.eval_tasks names; recipes/run_recipe.py writes them, and of tasks that are no groups this does: "
+            f"python eval/run_eval.py --tasks {','.join(tasks)} --export_requests {folder}"
         )
     try:
         return BenchmarkIndex(folder, settings.ngram_words)

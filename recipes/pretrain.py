@@ -2,8 +2,9 @@
 """Stage 4: pretrain a Llama-style model on the mixture, from scratch or going on, on one or many devices.
 
 In:   <run.output_dir>/tokens/ and tokenizer/, model.* and training.* of the recipe.
-Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, training.json,
-      recipe.yaml (resolved), environment.json, status.json (how it ended) and chronicle.md (what happened to it).
+Out:  <run.output_dir>/model/ (loads with AutoModelForCausalLM), checkpoints/, metrics.jsonl, samples.jsonl,
+      training.json, recipe.yaml (resolved), environment.json, status.json (how it ended) and chronicle.md (what
+      happened to it).
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/pretrain.py \\
         --config recipes/legal/quickstart.yaml
@@ -21,7 +22,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from itertools import count
@@ -34,7 +35,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -73,7 +73,6 @@ from run_folder import (
     write_json,
 )
 from token_mixture import (
-    IGNORED_LABEL,
     TokenMixture,
     TokenShards,
     ValidationText,
@@ -81,6 +80,7 @@ from token_mixture import (
     token_byte_lengths,
 )
 from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
+from training_evaluation import continue_prompts, evaluate, load_benchmarks, score_benchmarks
 from training_length import SPEED_STEPS, fit_to_corpus, limit_repetitions, plan_steps, warmup_length
 from training_model import (
     Context,
@@ -93,8 +93,8 @@ from training_model import (
     refuse_combinations,
 )
 from training_record import (
-    append_metrics,
-    cut_metrics,
+    append_lines,
+    cut_records,
     delivered,
     describe_delivered,
     describe_phases,
@@ -104,7 +104,7 @@ from training_record import (
     write_run_files,
 )
 from training_stability import Decision, StabilityMonitor, in_rollback, step_where
-from utilisation import measure_utilisation, peak_flops
+from utilisation import measure_utilisation, peak_flops, peak_memory_bytes
 
 
 def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
@@ -143,47 +143,6 @@ def accumulation_steps(training: Training, num_processes: int) -> int:
 def scale_gradients(model: nn.Module, factor: Tensor) -> None:
     """Multiply every gradient by a number that is on the device, without waiting for it."""
     torch._foreach_mul_([parameter.grad for parameter in model.parameters() if parameter.grad is not None], factor)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    texts: dict[str, ValidationText],
-    batch_size: int,
-    accelerator: Accelerator,
-    stop: Callable[[], bool],
-) -> dict | None:
-    """Score the validation text of each source on all processes.
-
-    Returns: eval/loss/<source> (nats per token), eval/bits_per_byte/<source>, and eval/bits_per_byte over all bytes;
-        None where `stop`, asked before each batch, cut it short.
-    """
-    model.eval()
-    metrics, all_nats, all_bytes = {}, 0.0, 0
-    for name, text in texts.items():
-        nats = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        num_batches = -(-len(text.input_ids) // batch_size)
-        rounds = -(
-            -num_batches // accelerator.num_processes
-        )  # the same on all processes; the last batches may be empty
-        for number in range(accelerator.process_index, rounds * accelerator.num_processes, accelerator.num_processes):
-            if stop():
-                model.train()
-                return None
-            rows = slice(number * batch_size, (number + 1) * batch_size)
-            input_ids, labels = text.input_ids[rows], text.labels[rows]
-            missing = batch_size - len(input_ids)  # filled up with rows that are not scored: one shape, one graph
-            input_ids = torch.from_numpy(input_ids)
-            padded = F.pad(input_ids, (0, 0, 0, missing), value=text.eos_token_id)
-            labels = F.pad(torch.from_numpy(labels), (0, 0, 0, missing), value=IGNORED_LABEL)
-            positions = torch.from_numpy(document_positions(padded.numpy(), text.eos_token_id))
-            nats += model(*(tensor.to(accelerator.device) for tensor in (padded, positions, labels)))[1].double()
-        total_nats = accelerator.reduce(nats).item()
-        metrics[f"eval/loss/{name}"] = total_nats / int((text.labels != IGNORED_LABEL).sum())
-        metrics[f"eval/bits_per_byte/{name}"] = total_nats / math.log(2) / text.num_bytes
-        all_nats, all_bytes = all_nats + total_nats, all_bytes + text.num_bytes
-    model.train()
-    return metrics | {"eval/bits_per_byte": all_nats / math.log(2) / all_bytes}
 
 
 def find_missing_compiler() -> str | None:
@@ -279,6 +238,13 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     if missing:
         notes.append(f"training runs uncompiled, at about half the speed: {missing}")
 
+    absent = [name for name in training.eval_tasks if not (run / "benchmarks" / f"{name}.jsonl").is_file()]
+    if absent:
+        notes.append(
+            f"training.eval_tasks: not scored, since {run / 'benchmarks'} lacks them: {', '.join(absent)}; "
+            "recipes/run_recipe.py writes them, eval/run_eval.py --export_requests too"
+        )
+
     # The model, the same on every process and every number of them.
     set_seed(recipe.run.seed)
     compiled = training.torch_compile and not missing
@@ -332,20 +298,29 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             accelerator.print(f"pretrain: note: {note}")
         print_plan(accelerator, training, parameters, state, checkpoint)
         write_run_files(recipe, run)
-        cut_metrics(run, state["step"])
+        cut_records(run, state["step"])
         set_aside_later(run / "checkpoints", state["step"])
-    texts, texts_batch_size, utilisation = {}, batch_size, None  # of the phase
+    # Of the phase.
+    texts, benchmarks, evaluation_batch_size, utilisation = {}, {}, batch_size, None
     peak = peak_flops(accelerator.device) if is_main else None  # one of the processes of a machine measures it
     own_context = Context.of(language_model, training)
 
     def enter_phase(step: int) -> None:
         """Ready everything that knows a sequence length for the phase that a step is in."""
-        nonlocal texts, texts_batch_size, utilisation
+        nonlocal texts, benchmarks, evaluation_batch_size, utilisation
         context = own_context.in_phase([phase for phase in state["phases"] if phase["after_step"] < max(1, step)][-1])
         context.apply(language_model)
         length = context.sequence_length
         texts = {name: ValidationText(tokens, name, length, training.max_eval_bytes) for name in shares}
-        texts_batch_size = batch_size * training.sequence_length // length
+        benchmarks = load_benchmarks(
+            run / "benchmarks",
+            training.eval_tasks,
+            training.max_eval_items,
+            tokenizer,
+            length,
+            packed=training.document_masking,
+        )
+        evaluation_batch_size = batch_size * training.sequence_length // length
         utilisation = measure_utilisation(
             recipe.model, len(tokenizer), length, training.gradient_checkpointing, peak, num_processes
         )
@@ -368,7 +343,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
 
     def log(record: dict) -> None:
         if is_main:
-            append_metrics(run, record)
+            append_lines(run / "metrics.jsonl", [record])
         accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     def note_saved(step: int, folder: Path, seconds: float) -> None:
@@ -394,11 +369,23 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         status.update(step=state["step"])
 
     def validate() -> None:
-        """Score the validation text and look inside the model; cut short, it is due again."""
-        scores = evaluate(model, texts, texts_batch_size, accelerator, preemption.requested)
+        """Score the validation text and the tasks, and look inside the model; cut short, it is due again."""
+        scores = evaluate(model, texts, evaluation_batch_size, accelerator, preemption.requested)
+        if scores is not None:
+            on_tasks = score_benchmarks(
+                model, benchmarks, evaluation_batch_size, tokenizer.eos_token_id, accelerator, preemption.requested
+            )
+            scores = None if on_tasks is None else scores | on_tasks
         state["evaluation_due"] = scores is None
         if scores is None:
             return
+        prompts = recipe.evaluation.prompts
+        samples = continue_prompts(model, tokenizer, prompts, training.sequence_length, accelerator.device)
+        if is_main:
+            lines = zip(prompts, samples, strict=True)
+            append_lines(
+                run / "samples.jsonl", [{"step": state["step"], "prompt": one, "text": text} for one, text in lines]
+            )
         inside = probe(model, *probe_batch)
         parts = delivered(mixture, state)
         shown = {f"data/{key}/{name}": value for name, part in parts.items() for key, value in part.items()}
@@ -459,7 +446,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         enter_phase(state["step"])
         accelerator.wait_for_everyone()
         if is_main:
-            cut_metrics(run, state["step"])
+            cut_records(run, state["step"])
             set_aside_later(run / "checkpoints", state["step"])
         said = f"{decision.reason}: back to {earlier.name}, passing over steps {decision.first} to {decision.last}"
         said += f", learning rate times {factor:g}" if factor != 1 else ""
@@ -600,6 +587,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
                     "train/skipped_steps": sum(monitor.skipped.values()),
                     "train/tokens_per_second": speed,
                     "train/seconds": time.perf_counter() - started,
+                    "train/peak_memory_bytes": peak_memory_bytes(accelerator.device),
                 }
                 record |= utilisation.record(speed)
                 log(record | seen)

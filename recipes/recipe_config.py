@@ -563,6 +563,10 @@ class Training(Section):
     """Validation bits per byte every so many steps, and at the end."""
     max_eval_bytes: Positive = 1_000_000
     """Validation text scored each time, per source (bytes)."""
+    eval_tasks: list[Name] = []
+    """Tasks below eval/tasks/ (no groups) that are scored with it, by likelihood and without examples."""
+    max_eval_items: Positive = 100
+    """Items scored each time, per task."""
     save_steps: Positive = 500
     """A checkpoint every so many steps, and at the end."""
     save_total_limit: Positive = 2
@@ -679,7 +683,7 @@ class Evaluation(Section):
     tasks: list[Name] = []
     """Tasks below eval/tasks/ (lm-eval YAML)."""
     prompts: list[str] = []
-    """Beginnings that the trained model continues in the report and the card."""
+    """Beginnings that the model continues, at every validation and at the end, in the report and the card."""
     max_bytes_per_source: Positive = 2_000_000
     """Held-out text scored per source (bytes)."""
     batch_size: Positive = 8

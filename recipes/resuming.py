@@ -79,4 +79,5 @@ def start_again(recipe: Recipe) -> None:
     """Put away what an earlier training left, so that --overwrite begins at step 0."""
     run = Path(recipe.run.output_dir)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "metrics.jsonl").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run / name).unlink(missing_ok=True)

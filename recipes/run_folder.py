@@ -70,7 +70,7 @@ def why_unchecked(recipe: Recipe) -> str | None:
     decontamination = recipe.data.decontamination
     if decontamination is None:
         return "data.decontamination is not set"
-    if decontamination.benchmarks is None and not recipe.evaluation.tasks:
+    if decontamination.benchmarks is None and not exported_tasks(recipe):
         return "evaluation.tasks names no benchmark"
     if decontamination.benchmarks is None and not has_script("requests"):
         return "there was no eval/ folder beside recipes/ to take the benchmarks from"
@@ -90,14 +90,27 @@ def exported_benchmarks(recipe: Recipe) -> dict:
     """What the run took from evaluation.tasks: a benchmark that is added later makes no documents out of date."""
     if why_unchecked(recipe) is not None or recipe.data.decontamination.benchmarks is not None:
         return {}
-    tasks = dict.fromkeys(sorted(recipe.evaluation.tasks), "not exported")
-    return {"benchmarks": tasks | hash_items(benchmarks_folder(recipe))}
+    missing = dict.fromkeys(sorted(unexported_tasks(recipe)), "not exported")
+    return {"benchmarks": missing | hash_items(benchmarks_folder(recipe))}
+
+
+def exported_tasks(recipe: Recipe) -> list[str]:
+    """Return the tasks, groups and suites whose items the stage `requests` writes."""
+    return list(dict.fromkeys([*recipe.evaluation.tasks, *recipe.training.eval_tasks]))
+
+
+def unexported_tasks(recipe: Recipe) -> list[str]:
+    """Return those of exported_tasks whose items are not there; of a group only its record tells."""
+    folder = output_folder(recipe, "requests")
+    record = read_record(folder)
+    asked = record["settings"]["tasks"] if record else []
+    return [name for name in exported_tasks(recipe) if name not in asked and not (folder / f"{name}.jsonl").exists()]
 
 
 def requests_settings(recipe: Recipe) -> dict:
     files = sorted(path for path in (ROOT / "eval" / "tasks").glob("*/*") if path.suffix != ".md")
     hashes = {path.relative_to(ROOT).as_posix(): file_sha256(path) for path in files if path.is_file()}
-    return {"tasks": recipe.evaluation.tasks, "files": hashes}
+    return {"tasks": exported_tasks(recipe), "files": hashes}
 
 
 def base_content(path: str, revision: str | None = None) -> dict:
@@ -128,6 +141,8 @@ def training_settings(recipe: Recipe) -> dict:
         "logging_steps",
         "eval_steps",
         "max_eval_bytes",
+        "eval_tasks",
+        "max_eval_items",
         "save_steps",
         "save_total_limit",
         "keep_every_steps",

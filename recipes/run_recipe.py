@@ -5,7 +5,8 @@
 
 The plan is made for recipes with a budget in `plan`: before everything else where the recipe says how much text
 there is, and for the report, with the run in its charts. It is advice: where it cannot be made, the run goes on. The
-requests, for recipes with data.decontamination, are what the benchmarks ask, so that prepare can keep it out.
+requests are what the benchmarks ask: prepare keeps it out (data.decontamination), training is scored on it
+(training.eval_tasks).
 
 In:   one or more YAML files; the machine is described by a file of accelerate_configs/.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -34,13 +35,23 @@ from corpus.source_readers import list_all_units
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import ROOT, STAGES, has_script, hash_items, is_finished, new_output, output_folder, record_stage
+from run_folder import (
+    ROOT,
+    STAGES,
+    exported_tasks,
+    has_script,
+    hash_items,
+    is_finished,
+    new_output,
+    output_folder,
+    record_stage,
+)
 
 
 # What is left out without its script, and what then is lacking, which is said before work starts.
 OPTIONAL = {
     "plan": "nothing is planned",
-    "requests": "the text is not checked against the benchmarks",
+    "requests": "the text is not checked against the benchmarks, nor are these scored while training",
     "evaluate": "nothing is evaluated",
     "report": "there is no report",
 }
@@ -112,7 +123,7 @@ def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list
     arguments = ["--config", *map(str, options.config), *options.overrides]
     evaluation = recipe.evaluation
     if name == "requests":
-        return [sys.executable, script, "--tasks", ",".join(evaluation.tasks), "--export_requests"]
+        return [sys.executable, script, "--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
     if name == "evaluate":
         command = [sys.executable, script, "--model", str(run / "model"), "--documents", str(run / "documents")]
         command += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
@@ -140,7 +151,8 @@ def plan_stages(recipe: Recipe) -> list[str]:
     if recipe.plan.budgets():
         wanted.insert(wanted.index("report"), "plan")
     decontamination = recipe.data.decontamination
-    if decontamination is None or decontamination.benchmarks is not None or not recipe.evaluation.tasks:
+    checked = decontamination is not None and decontamination.benchmarks is None and recipe.evaluation.tasks
+    if not checked and not recipe.training.eval_tasks:
         wanted.remove("requests")
     absent = [name for name in wanted if not has_script(name)]
     missing = [name for name in absent if name not in OPTIONAL]
@@ -183,13 +195,15 @@ def note_unchecked(recipe: Recipe) -> None:
     exported = {} if recipe.data.decontamination.benchmarks else hash_items(output_folder(recipe, "requests"))
     unchecked = [
         task
-        for task in recipe.evaluation.tasks
+        for task in exported or recipe.evaluation.tasks
         if task not in checked or exported.get(task, checked[task]) != checked[task]
     ]
     if unchecked:
+        more = f" and {len(unchecked) - 5} more" if len(unchecked) > 5 else ""
         print(
-            f"run_recipe: note: the documents were not checked against {', '.join(unchecked)} as they are now, and "
-            "their results will say so; --overwrite prepares the documents anew, and then all that is made from them"
+            f"run_recipe: note: the documents were not checked against {', '.join(unchecked[:5])}{more} as they "
+            "are now, and their results will say so; --overwrite prepares the documents anew, and then all that is "
+            "made from them"
         )
 
 

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import is_flash_attn_2_available
 
-from chunked_loss import chunked_loss
+from chunked_loss import chunked_loss, token_scores
 from recipe_config import Recipe, RecipeError, Training
 
 
@@ -48,10 +48,15 @@ class SummedLoss(nn.Module):
         for module in (body.layers if by_layer else [body]) if compiled else []:
             module.compile(dynamic=False)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, by_token: bool = False) -> Tensor:
         """Return two sums over all labels that are not IGNORED_LABEL: what is minimised, and its nats.
 
-        Args: three int64 tensors (batch_size, sequence_length); labels are the tokens that follow, not shifted again.
+        Args:
+            input_ids: int64, (batch_size, sequence_length), as the other two.
+            position_ids: see document_positions.
+            labels: the tokens that follow, not shifted again.
+            by_token: return what token_scores does of each label instead, (2, batch_size, sequence_length); this is
+                not differentiated, but as much a forward pass of the module that Accelerate wraps.
         """
         if self.language_model.config._attn_implementation == "flash_attention_2":
             # It finds the borders of documents in a single row only; each row begins at position 0, so stays apart.
@@ -62,6 +67,8 @@ class SummedLoss(nn.Module):
             input_ids=input_ids, position_ids=position_ids if self.document_masking else None, use_cache=False
         ).last_hidden_state  # (batch_size, sequence_length, hidden_size)
         weight = self.language_model.lm_head.weight
+        if by_token:
+            return token_scores(hidden.flatten(0, 1), weight, labels.flatten()).view(2, *labels.shape)
         return torch.stack(chunked_loss(hidden.flatten(0, 1), weight, labels.flatten(), self.z_loss, self.compiled))
 
 

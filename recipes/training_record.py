@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run writes about itself: recipe.yaml, environment.json, metrics.jsonl and training.json."""
+"""What a training run writes about itself: its settings, its curves, its samples, its sums."""
 
 import json
 import platform
@@ -24,18 +24,18 @@ def write_run_files(recipe: Recipe, run: Path) -> None:
     write_json(run / "environment.json", environment)
 
 
-def append_metrics(run: Path, record: dict) -> None:
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def append_lines(path: Path, records: list[dict]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def cut_metrics(run: Path, step: int) -> None:
+def cut_records(run: Path, step: int) -> None:
     """Take back what was logged after the step that training goes on from, and a line that was cut short."""
-    metrics = run / "metrics.jsonl"
-    if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        replace_text(metrics, "".join(kept))
+    for path in (run / "metrics.jsonl", run / "samples.jsonl"):
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+            replace_text(path, "".join(kept))
 
 
 def summarize(

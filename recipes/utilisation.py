@@ -8,9 +8,12 @@
 B), and the forward pass once more where activations are recomputed | whoever tunes a step |
 
 The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run; on a processor that of
-bf16 or fp32, whichever is the faster there, measured at the start with the threads of the process.
+bf16 or fp32, whichever is the faster there, measured at the start with the threads of the process. Beside it stands
+`train/peak_memory_bytes`, of the first process.
 """
 
+import resource
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +44,13 @@ def peak_flops(device: torch.device) -> float | None:
         return measure_cpu().peak_flops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((DEVICES[key].peak_flops for part, key in CUDA_NAMES if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most that this process has held at once: on a GPU in tensors, on a processor resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,24 @@ from token_mixture import IGNORED_LABEL, TokenMixture, TokenShards, document_pos
 def trained_run(tokenized_run, tmp_path_factory):
     """The uninterrupted run of one process that others are compared with."""
     run = tokenized_run.copy(tmp_path_factory.mktemp("trained") / "run")
-    pretrain.main(run.argv())
+    write_phrases(run.output_dir / "benchmarks")
+    pretrain.main(run.argv(*SCORED))
     return run
+
+
+SCORED = ["--training.eval_tasks=[phrases, elsewhere]", "--training.max_eval_items=7"]
+
+
+def write_phrases(folder: Path) -> None:
+    """Write a benchmark as eval/ exports it: choices, of which one is of the text, and single continuations."""
+    folder.mkdir()
+    items = [
+        {"id": f"{number}", "context": f"{subject} shall", "choices": [" repay river", " indemnify the licensor"]}
+        | {"gold": 1}
+        for number, subject in enumerate(["The licensee", "Each party", "The court", "No tenant", "The plaintiff"] * 2)
+    ]
+    items += [{"id": "last", "context": "", "choices": ["The court denies any claim for good cause."], "gold": 0}]
+    (folder / "phrases.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 
 
 def weights(run, checkpoint="step_00000020") -> dict[str, torch.Tensor]:
@@ -58,11 +74,14 @@ def test_training_lowers_the_loss_from_that_of_a_uniform_model(trained_run):
 @pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-5), ("muon", 1e-3)])  # Muon iterates in bf16
 def test_two_processes_give_the_losses_of_one(optimizer, tolerance, trained_run, tokenized_run, tmp_path):
     alone, together = trained_run, tokenized_run.copy(tmp_path / "together")
-    chosen = f"--training.optimizer={optimizer}"
+    chosen = [f"--training.optimizer={optimizer}"]
     if optimizer != "adamw":
         alone = tokenized_run.copy(tmp_path / "alone")
-        pretrain.main(alone.argv(chosen))
-    result = launch(together, chosen, processes=2)
+        pretrain.main(alone.argv(*chosen))
+    else:
+        chosen += SCORED
+        write_phrases(together.output_dir / "benchmarks")
+    result = launch(together, *chosen, processes=2)
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((together.output_dir / "training.json").read_text())["num_processes"] == 2
     one, two = alone.losses(), together.losses()
@@ -73,6 +92,31 @@ def test_two_processes_give_the_losses_of_one(optimizer, tolerance, trained_run,
     for first, second in zip(*evaluations, strict=True):
         assert first["train/bytes_seen"] == second["train/bytes_seen"]
         assert first["eval/bits_per_byte"] == pytest.approx(second["eval/bits_per_byte"], abs=tolerance)
+        assert ("eval/phrases/accuracy" in first) == (optimizer == "adamw")
+        for key in (key for key in first if key.startswith("eval/phrases/")):
+            assert first[key] == pytest.approx(second[key], abs=tolerance), key
+    samples = [(run.output_dir / "samples.jsonl").read_text() for run in (alone, together)]
+    assert samples[0] == samples[1] or optimizer != "adamw"
+
+
+def test_tasks_are_scored_and_prompts_continued_at_each_evaluation(trained_run, capsys):
+    evaluations = [line for line in trained_run.metrics() if "eval/bits_per_byte" in line]
+    assert [line["step"] for line in evaluations] == [10, 20]
+    for line in evaluations:
+        assert line["eval/phrases/num_items"] == 7 and line["eval/phrases/chance"] == pytest.approx(3 / 7)
+        assert not [key for key in line if "elsewhere" in key]
+    first, last = (line["eval/phrases/gold_bits_per_byte"] for line in evaluations)
+    assert last < first
+    lines = [json.loads(line) for line in (trained_run.output_dir / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in lines] == [(10, "The court"), (20, "The court")]
+    notes = json.loads((trained_run.output_dir / "training.json").read_text())["notes"]
+    assert any("elsewhere" in note and "lacks" in note for note in notes)
+    # Greedily: what transformers' own generation writes after the exported model's prompt.
+    folder = trained_run.output_dir / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer("The court")["input_ids"]]])
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=32, pad_token_id=0)
+    assert lines[-1]["text"] == tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True) != ""
 
 
 def test_processes_whose_weights_drift_apart_are_stopped_before_they_are_saved(tiny_run, tmp_path):
@@ -113,6 +157,8 @@ def test_a_killed_run_goes_on_and_equals_the_uninterrupted_one_loss_for_loss(tra
     assert not (tiny_run.output_dir / "model").exists()
     pretrain.main(tiny_run.argv())
     assert tiny_run.losses() == trained_run.losses()
+    samples = [(run.output_dir / "samples.jsonl").read_text() for run in (tiny_run, trained_run)]
+    assert samples[0] == samples[1]
     assert (
         json.loads((tiny_run.output_dir / "training.json").read_text())["mixture"]
         == (json.loads((trained_run.output_dir / "training.json").read_text())["mixture"])
@@ -336,6 +382,7 @@ def test_bytes_seen_are_the_bytes_of_the_text_that_was_read(trained_run):
 def test_every_file_of_a_run_is_there(trained_run):
     names = {path.name for path in Path(trained_run.output_dir).iterdir() if not path.name.startswith(".")}
     assert names >= {"model", "checkpoints", "metrics.jsonl", "training.json", "recipe.yaml", "environment.json"}
+    assert "samples.jsonl" in names
     assert not [path for path in Path(trained_run.output_dir).iterdir() if path.name.startswith(".")]
 
 
@@ -346,10 +393,10 @@ def record_batches(monkeypatch, seen: list) -> None:
     """Note what each forward pass of training is given; validation is left out."""
 
     class Recording(SummedLoss):
-        def forward(self, input_ids, position_ids, labels):
+        def forward(self, input_ids, position_ids, labels, by_token=False):
             if self.training:
                 seen.append((input_ids.clone(), labels.clone()))
-            return super().forward(input_ids, position_ids, labels)
+            return super().forward(input_ids, position_ids, labels, by_token)
 
     monkeypatch.setattr(pretrain, "SummedLoss", Recording)
 

@@ -425,7 +425,7 @@ def test_validation_text_scores_each_token_of_its_documents_once_and_knows_their
 def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tokens):
     from accelerate import Accelerator
 
-    from pretrain import evaluate
+    from training_evaluation import evaluate
 
     class Uniform(torch.nn.Module):
         def forward(self, input_ids, position_ids, labels):
