@@ -501,7 +501,8 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         return grad_norm
 
     enter_phase(state["step"])
-    accelerator.init_trackers(run.name)
+    # A run that goes on stays one run where the tracker would begin another.
+    accelerator.init_trackers(run.name, init_kwargs={"trackio": {"name": run.name, "resume": "allow"}})
     monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
     probe_batch = make_probe_batch(mixture, accelerator)
     logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of the steps that were taken

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from recipe_config import Stability
 
@@ -144,18 +145,46 @@ class StabilityMonitor:
 
 
 def step_where(optimizers: list[torch.optim.Optimizer], ok: Tensor) -> None:
-    """Step optimizers if `ok`, a bool on their device, without waiting for it where the optimizer can.
+    """Step optimizers if `ok`, a bool on their device, without waiting for it.
 
-    A fused AdamW takes the flag along (torch's own way for overflows of a gradient scaler); the others, as Muon, have
-    the host wait for it. On a processor there is nothing to wait for.
+    A fused AdamW takes the flag along (torch's own way for overflows of a gradient scaler). On a processor there is
+    nothing to wait for.
     """
     for optimizer in optimizers:
         inner = getattr(optimizer, "optimizer", optimizer)
         if ok.is_cuda and inner.defaults.get("fused"):
             inner.grad_scale, inner.found_inf = None, (~ok).float()
             optimizer.step()
+        elif ok.is_cuda and isinstance(inner, torch.optim.Muon):
+            step_muon_where(inner, ok)
         elif ok:
             optimizer.step()
+
+
+@torch.no_grad()
+def step_muon_where(optimizer: torch.optim.Muon, ok: Tensor) -> None:
+    """Step Muon and take it back where not `ok`; no more than a matrix is held twice, as they are stepped one by one.
+
+    A gradient that equals the momentum leaves the momentum as it is, so only the weight has to be put back.
+    """
+    groups = optimizer.param_groups
+    try:
+        for group in groups:
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
+                momentum = optimizer.state[parameter].get("momentum_buffer")
+                weight, gradient = local_part(parameter), local_part(parameter.grad)
+                before = weight.clone()
+                gradient.copy_(torch.where(ok, gradient, 0.0 if momentum is None else local_part(momentum)))
+                optimizer.param_groups = [group | {"params": [parameter]}]
+                optimizer.step()
+                weight.copy_(torch.where(ok, weight, before))
+    finally:
+        optimizer.param_groups = groups
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, as a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def in_rollback(rollbacks: list[dict], step: int) -> bool:

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
 from checkpointing import list_checkpoints, load_state
@@ -16,7 +17,7 @@ from document_ledger import Ledger
 from model_probe import find_warnings
 from pretrain import SummedLoss
 from recipe_config import RecipeError, Stability
-from training_stability import StabilityMonitor, Verdict, step_where
+from training_stability import StabilityMonitor, Verdict, step_muon_where, step_where
 
 
 def monitor(**settings) -> StabilityMonitor:
@@ -110,6 +111,43 @@ def test_a_step_that_is_not_taken_changes_neither_the_weights_nor_the_optimizer(
     step_where([chosen], torch.tensor(False))
     assert torch.equal(layer.weight, before[0])
     assert all(torch.equal(a, b) for a, b in zip(chosen.state[layer.weight].values(), before[1], strict=True))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the calls that on a GPU have the host wait for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_muon_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits():
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 6, bias=False)) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    alone, watched = (torch.optim.Muon(layer.parameters(), lr=0.1, weight_decay=0.1) for layer in layers)
+    for step, harmed in enumerate((True, False, False, True, False)):
+        gradients = [torch.randn_like(parameter) for parameter in layers[0].parameters()]
+        for parameters in zip(*(layer.parameters() for layer in layers), gradients, strict=True):
+            parameters[0].grad = parameters[2].clone()
+            parameters[1].grad = parameters[2] * (math.nan if harmed else 1.0)
+        if not harmed:
+            alone.step()
+        with Waits() as waits:
+            step_muon_where(watched, torch.tensor(not harmed))
+        assert waits.count == 0
+        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
+            assert torch.equal(one, other), step
+            if one in alone.state:
+                assert torch.equal(alone.state[one]["momentum_buffer"], watched.state[other]["momentum_buffer"])
+    assert len(watched.param_groups) == 1 and len(watched.param_groups[0]["params"]) == 2
+    with Waits() as waits:
+        step_where([alone], torch.tensor(True))
+    assert waits.count == 1, "the count sees a wait where there is one"
 
 
 # --- in training, with the loss of chosen steps poisoned
