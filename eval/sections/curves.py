@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training curves, with what happened marked, and the speed: metrics.jsonl, chronicle.jsonl."""
+"""Training curves, with what happened marked, tasks scored on the way, and the use of the machine.
+
+metrics.jsonl, chronicle.jsonl.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -37,8 +40,14 @@ def show(run: RunFiles) -> Shown | None:
             "Learning rate and gradient norm over the optimizer steps",
         ),
     }
-    if any(line.get("train/tokens_per_second") for line in metrics["training"]):
-        figures["speed"] = (speed_figure(metrics["training"], events), "Speed over the optimizer steps")
+    if tasks := scored_tasks(metrics["evaluation"]):
+        figures["tasks"] = (tasks_figure(metrics["evaluation"], tasks), "Tasks scored in training, without examples")
+    panels = {key: drawn for key, drawn in MACHINE.items() if any(line.get(key) for line in metrics["training"])}
+    if panels:
+        figures["speed"] = (
+            machine_figure(metrics["training"], panels, events),
+            "Speed, use of the device's peak, and peak memory of the first process, over the optimizer steps",
+        )
     return Shown("Training curves", {"counts": Counter(entry["event"] for entry in events)}, figures)
 
 
@@ -84,12 +93,57 @@ def curves(metrics: dict, training_key: str, evaluation_key: str, label: str, ev
     return figure
 
 
-def speed_figure(lines: list[dict], events: list[dict]) -> Figure:
-    figure = Figure(figsize=(7, 3))
-    axes = figure.subplots()
-    axes.plot(*thinned(lines, "train/tokens_per_second", "step"), color=COLORS[0], linewidth=1)
-    mark(axes, events, lambda step: step)
-    axes.set(xlabel="optimizer step", ylabel="tokens per second", ylim=(0, None))
+def scored_tasks(lines: list[dict]) -> list[str]:
+    """Return the tasks that were scored in training."""
+    keys = {key for line in lines for key in line if key.startswith("eval/") and key.endswith("/accuracy")}
+    return sorted(key.removeprefix("eval/").removesuffix("/accuracy") for key in keys)
+
+
+def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
+    """Draw accuracy, with where 95 % of guessing models are, and gold-answer bits per byte over the bytes seen."""
+    figure = Figure(figsize=(7, 5))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    size, unit = byte_unit(lines[-1]["train/bytes_seen"])
+    for index, name in enumerate(tasks):
+        style = line_style(index)
+        for axes, key in ((upper, "accuracy"), (lower, "gold_bits_per_byte")):
+            x, y = thinned(lines, f"eval/{name}/{key}", "train/bytes_seen")
+            axes.plot([value / size for value in x], y, label=plain(name), **style)
+        last = next(line for line in reversed(lines) if f"eval/{name}/accuracy" in line)
+        chance, num_items = last[f"eval/{name}/chance"], last[f"eval/{name}/num_items"]
+        if chance:
+            spread = 1.96 * (chance * (1 - chance) / num_items) ** 0.5
+            upper.axhspan(chance - spread, chance + spread, color=style["color"], alpha=0.12, lw=0)
+            upper.axhline(chance, color=style["color"], linestyle=":", lw=1)
+    upper.set_ylabel("accuracy\n(dotted: chance)")
+    lower.set(ylabel="bits per byte of\nthe right answers", xlabel=f"text seen in training ({unit})")
+    upper.legend(fontsize="small")
+    return figure
+
+
+# Of metrics.jsonl: what is drawn, by what it is divided, and the panel that it is drawn in.
+MACHINE = {
+    "train/tokens_per_second": ("", 1.0, "tokens\nper second"),
+    "train/utilisation_hardware_fraction": ("all that is computed", 0.01, "% of the peak"),
+    "train/utilisation_6nd_fraction": ("6 N a token", 0.01, "% of the peak"),
+    "train/peak_memory_bytes": ("", 1e9, "peak memory\n(GB)"),
+}
+
+
+def machine_figure(lines: list[dict], panels: dict[str, tuple], events: list[dict]) -> Figure:
+    labels = list(dict.fromkeys(label for _, _, label in panels.values()))
+    figure = Figure(figsize=(7, 1 + 1.7 * len(labels)))
+    axes = dict(zip(labels, figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0], strict=True))
+    for index, (key, (name, unit, label)) in enumerate(panels.items()):
+        x, y = thinned(lines, key, "step")
+        dashes = "--" if key.endswith("6nd_fraction") else "-"
+        axes[label].plot(x, [value / unit for value in y], dashes, color=COLORS[index], lw=1.2, label=name or None)
+    for label, each in axes.items():
+        mark(each, [event for event in events if label == labels[0]], lambda step: step)
+        each.set(ylabel=label, ylim=(0, None))
+        if each.get_legend_handles_labels()[1]:
+            each.legend(fontsize="small")
+    axes[labels[-1]].set_xlabel("optimizer step")
     return figure
 
 

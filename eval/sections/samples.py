@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples: eval/results.json."""
+"""Samples: of the finished model in eval/results.json, of several points in training in samples.jsonl."""
 
 import textwrap
 
@@ -8,16 +8,31 @@ from wording import heading, plain
 
 
 SAMPLE_CHARACTERS = 300  # of a sample in summary.txt
+MOST_STEPS = 6  # of training that samples are shown of, spread evenly
 
 
 def show(run: RunFiles) -> Shown | None:
     results = run.json("eval/results.json")
-    if results is None or not results["samples"]:
+    samples = results["samples"] if results else []
+    growth = by_prompt(run.lines("samples.jsonl"))
+    if not samples and not growth:
         return None
     lines = heading("Samples")
-    for sample in results["samples"][:3]:
+    for sample in samples[:3]:
         lines += textwrap.wrap(f"[{shortened(sample['prompt'])}] {shortened(sample['text'])}", 100) + [""]
-    return Shown("Samples", {"samples": results["samples"]}, summary=lines[:-1])
+    return Shown("Samples", {"samples": samples, "growth": growth}, summary=lines[:-1] if samples else [])
+
+
+def by_prompt(lines: list[dict]) -> dict[str, list[dict]]:
+    """Return what was written after each prompt at the first, the last, and a few steps between."""
+    steps = sorted({line["step"] for line in lines})
+    last = len(steps) - 1
+    chosen = {steps[round(last * part / (MOST_STEPS - 1))] for part in range(MOST_STEPS)} if steps else set()
+    growth: dict[str, list[dict]] = {}
+    for line in lines:
+        if line["step"] in chosen:
+            growth.setdefault(line["prompt"], []).append(line)
+    return growth
 
 
 def shortened(text: str) -> str:

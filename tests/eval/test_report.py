@@ -18,6 +18,7 @@ from sections import reference
 from sections.benchmarks import task_sentence
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
+from sections.samples import by_prompt
 from sections.tokenizer import summarise
 from wording import table
 
@@ -32,6 +33,7 @@ FILES = {
     "preflight": "preflight.json",
     "metrics": "metrics.jsonl",
     "chronicle": "chronicle.jsonl",
+    "training_samples": "samples.jsonl",
     "results": "eval/results.json",
 }
 PLAN = {
@@ -58,7 +60,7 @@ SHOWN_FROM = {
     "training": ["training", "mixture"],
     "metrics": ["curves"],
     "chronicle": ["chronicle"],
-    "results": ["held_out_text", "benchmarks", "samples"],
+    "results": ["held_out_text", "benchmarks"],
 }
 HOSTILE_TEXT = " not <script>alert('x')</script> copy.\x1b[31m\n"
 
@@ -171,6 +173,11 @@ def write_run(folder):
         (folder / FILES[name]).write_text(json.dumps(content))
     (folder / "plan.json").write_text(json.dumps(PLAN))
     (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
+    written = [
+        {"step": step, "prompt": "The <i>court", "text": f" {'the ' * step}"[:40] + f"<b>{step}"}
+        for step in range(10, 90, 10)
+    ]
+    (folder / FILES["training_samples"]).write_text("".join(json.dumps(line) + "\n" for line in written))
     (folder / FILES["chronicle"]).write_text("".join(json.dumps(entry) + "\n" for entry in EVENTS))
     (folder / "model").mkdir()
 
@@ -190,10 +197,16 @@ def metric_lines(steps):
             "train/bits_per_byte": loss / 2.8,
             "train/grad_norm": 1.0,
             "train/learning_rate": rate,
+            "train/tokens_per_second": 3000 + step,
+            "train/utilisation_hardware_fraction": 0.41,
+            "train/utilisation_6nd_fraction": 0.38,
+            "train/peak_memory_bytes": 1.2e9 + step,
         }
         if step % 50 == 0:
             delivered = {"data/share/licenses": 0.7 - 0.5 / step, "data/share/wikipedia": 0.3 + 0.5 / step}
             delivered |= {"data/asked/licenses": 0.7, "data/asked/wikipedia": 0.3}
+            delivered |= {"eval/legal_sense/accuracy": 0.25 + step / 2000, "eval/legal_sense/chance": 0.25}
+            delivered |= {"eval/legal_sense/gold_bits_per_byte": 3 - step / 200, "eval/legal_sense/num_items": 96}
             delivered |= {"data/repetitions/licenses": step / 400, "data/repetitions/wikipedia": step / 100}
             yield (
                 seen
@@ -240,6 +253,8 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "1999 to 2024-02-29",
         "4.42",
         "m|ens| rea",
+        "After &ldquo;The &lt;i&gt;court&rdquo;",
+        "&lt;b&gt;80</td>",
         "1.412",
         "0.270",
         "12 min 34 s",
@@ -250,7 +265,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         assert text in page
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 10
     links = set(re.findall(r'href="([^"]*)"', page))
     assert links == {*FILES.values(), "plan.json", *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
@@ -259,6 +274,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
     names = ["benchmarks", "bits_per_byte", "context_lengths", "funnel", "learning_rate", "loss", "mixture", "shares"]
+    names += ["speed", "tasks"]
     assert [path.name for path in images] == [f"{name}.png" for name in names]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
@@ -312,6 +328,15 @@ def test_a_reference_that_is_none_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SystemExit, match="holds no validation, so it can be no reference"):
         main([str(tmp_path), "--save_reference", str(tmp_path / "curve.csv")])
+
+
+def test_samples_of_training_are_of_a_few_steps_from_first_to_last():
+    lines = [{"step": step, "prompt": prompt, "text": ""} for step in range(50, 5050, 50) for prompt in ("a", "b")]
+    shown = by_prompt(lines)
+    assert list(shown) == ["a", "b"]
+    assert [line["step"] for line in shown["b"]] == [50, 1050, 2050, 3000, 4000, 5000]
+    assert [line["step"] for line in by_prompt(lines[:4])["a"]] == [50, 100]
+    assert by_prompt([]) == {}
 
 
 def test_markup_in_a_sample_comes_out_as_text(run_folder):
@@ -444,6 +469,7 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
     (tmp_path / FILES["tokenizer"]).write_text(json.dumps(tokenizer))
     results = json.loads((tmp_path / FILES["results"]).read_text())
     results |= {"tasks": {}, "samples": []}
+    (tmp_path / FILES["training_samples"]).unlink()
     for source in results["bits_per_byte"]["sources"].values():
         source |= {"xz_documents": None, "xz_stream": None, "xz_primed": None}
     (tmp_path / FILES["results"]).write_text(json.dumps(results))
@@ -492,6 +518,8 @@ def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
         "learning_rate",
         "loss",
         "scaling_law",
+        "speed",
+        "tasks",
     ]
 
 
