@@ -15,12 +15,14 @@ from recipe_loading import load_recipe
 from run_folder import (
     StaleStageError,
     differences,
+    exported_tasks,
     is_finished,
     new_output,
     output_folder,
     read_record,
     record_stage,
     require,
+    unexported_tasks,
     why_unchecked,
 )
 
@@ -119,6 +121,18 @@ def test_a_folder_that_the_recipe_names_counts_by_its_content(texts, tmp_path):
         is_finished(recipes["other"], "prepare")
     with pytest.raises(StaleStageError, match="decontamination.benchmarks was"):
         is_finished(load(texts), "prepare")
+
+
+def test_a_group_of_tasks_is_exported_when_the_export_was_asked_for_it(texts):
+    recipe = load(texts, "--evaluation.tasks=[mmlu_legal, legal_sense]", "--training.eval_tasks=[legal_sense, fpb]")
+    assert exported_tasks(recipe) == ["mmlu_legal", "legal_sense", "fpb"] == unexported_tasks(recipe)
+    export(recipe, mmlu_international_law="a", mmlu_jurisprudence="b", legal_sense="c", fpb="d")
+    assert unexported_tasks(recipe) == []
+    assert unexported_tasks(load(texts, "--evaluation.tasks=[mmlu_medical]")) == ["mmlu_medical"]
+    once = read_record(output_folder(recipe, "requests"))["files"].keys()
+    prepare(recipe)
+    made = read_record(output_folder(recipe, "prepare"))["once"]["benchmarks"]
+    assert made.keys() == {name.removesuffix(".jsonl") for name in once} and "not exported" not in made.values()
 
 
 def test_to_turn_the_check_on_or_off_or_to_another_threshold_makes_documents_out_of_date(texts):

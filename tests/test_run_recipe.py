@@ -42,6 +42,7 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     config = folder / "repo" / "recipes" / "telecom" / "base.yaml"
     settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
     settings += ["--training.sequence_length=128", "--data.decontamination={}"]
+    settings += ["--training.eval_tasks=[general_agreement]"]
     settings += ["--plan.flops=1e13", "--plan.device=rtx-4090"]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
     return command, folder, run(command, folder)
@@ -69,6 +70,8 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     tokenizer = AutoTokenizer.from_pretrained(output / "release")
     model = AutoModelForCausalLM.from_pretrained(output / "release")
     assert len(tokenizer) == model.config.vocab_size
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["eval/general_agreement/num_items"] == 100
     assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
 
 

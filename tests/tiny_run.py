@@ -57,6 +57,7 @@ def tiny_settings(texts: Path, output_dir: Path) -> list[str]:
         "training.eval_steps": 10,
         "training.save_steps": 4,
         "training.torch_compile": False,
+        "training.eval_tasks": [],
         "evaluation.tasks": [],
         "evaluation.prompts": ["The court"],
     }
