@@ -140,7 +140,7 @@ def machine_figure(lines: list[dict], panels: dict[str, tuple], events: list[dic
         axes[label].plot(x, [value / unit for value in y], dashes, color=COLORS[index], lw=1.2, label=name or None)
     for label, each in axes.items():
         mark(each, [event for event in events if label == labels[0]], lambda step: step)
-        each.set(ylabel=label, ylim=(0, None))
+        each.set(ylabel=label, ylim=(0, 1.05 * each.dataLim.ymax))
         if each.get_legend_handles_labels()[1]:
             each.legend(fontsize="small")
     axes[labels[-1]].set_xlabel("optimizer step")
