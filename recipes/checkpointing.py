@@ -30,6 +30,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from process_agreement import from_main
 from recipe_config import RecipeError
 from run_folder import discard, file_sha256, read_json, sync, write_json
 
@@ -264,6 +265,14 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes * 1.01 > free:
         raise DiskFullError(f"{what} needs {needed_bytes:,} bytes and {folder} has {free:,} free")
+
+
+def refuse_full_disk(run: Path, keep: int, model: nn.Module, accelerator: Accelerator) -> None:
+    """Make sure before step 0 that there is room for the checkpoints, one beside those kept, and the model."""
+    size = checkpoint_bytes(model)
+    missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
+    what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
+    from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
 
 
 def refuse_not_finite(step: int, parts: dict[str, dict[str, Part]], accelerator: Accelerator) -> None:

@@ -18,13 +18,24 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from token_mixture import TokenMixture, document_positions
+
 
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # attention weights are held whole, layer by layer
 DEAD_UNIT = 1e-6  # of the layer's root mean square
+
+
+def make_probe_batch(mixture: TokenMixture, device: torch.device) -> list[Tensor]:
+    """Return the batch that is looked at inside the model: the beginnings of the first training sequences."""
+    tokens = np.stack([mixture.window(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
+    input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    positions = document_positions(input_ids, mixture.shards.eos_token_id)
+    return [torch.from_numpy(array).to(device) for array in (input_ids, positions, labels)]
 
 
 @torch.no_grad()

@@ -16,11 +16,8 @@ The recipe states the batch in tokens, so it is the same experiment on any numbe
 follows from the step alone.
 """
 
-import json
 import math
 import os
-import shutil
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,7 +25,6 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -41,20 +37,19 @@ from transformers import AutoTokenizer
 from checkpointing import (
     Checkpoints,
     check_replicas,
-    checkpoint_bytes,
     gather_tensors,
     list_checkpoints,
     load_state,
     load_tensors,
     newest_checkpoint,
-    require_space,
+    refuse_full_disk,
     restore_tensors,
 )
 from chronicle import Chronicle
 from continued_model import load_model, merge_adapters, with_shape_of
 from document_ledger import documents_of_step
-from mixture_shares import make_mixture, resolve_for_run, resolve_shares, schedule_phases
-from model_probe import PROBE_SEQUENCES, PROBE_TOKENS, find_warnings, probe
+from mixture_shares import make_mixture, schedule_phases
+from model_probe import find_warnings, make_probe_batch, probe
 from preemption import EXIT_PREEMPTED, Preemption, RunStatus
 from preflight import describe_plan, run_checks, show_preflight
 from process_agreement import from_main, held_run, refuse_differences
@@ -62,10 +57,8 @@ from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
-from resuming import check_state, choose_checkpoint, describe_identity, set_aside_later, start_again
+from resuming import check_state, choose_checkpoint, describe_identity, fresh_state, set_aside_later, start_again
 from run_folder import (
-    STAGES,
-    input_hashes,
     is_finished,
     new_output,
     read_record,
@@ -76,12 +69,11 @@ from token_mixture import (
     TokenMixture,
     TokenShards,
     ValidationText,
-    document_positions,
     token_byte_lengths,
 )
 from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
 from training_evaluation import continue_prompts, evaluate, load_benchmarks, score_benchmarks
-from training_length import SPEED_STEPS, fit_to_corpus, limit_repetitions, plan_steps, warmup_length
+from training_length import SPEED_STEPS, accumulation_steps, decide_length, learning_rate_at, plan_steps
 from training_model import (
     Context,
     SummedLoss,
@@ -89,6 +81,7 @@ from training_model import (
     build_optimizers,
     choose_attention,
     count_parameters,
+    find_missing_compiler,
     keep_sums_in_fp32,
     refuse_combinations,
 )
@@ -107,64 +100,9 @@ from training_stability import Decision, StabilityMonitor, in_rollback, step_whe
 from utilisation import measure_utilisation, peak_flops, peak_memory_bytes
 
 
-def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
-    """Return the learning rate of optimizer step `step`, 1 to max_steps."""
-    warmup_steps = warmup_length(max_steps, training)
-    if step <= warmup_steps:
-        return training.learning_rate * step / warmup_steps
-    if training.lr_scheduler_type == "cosine":
-        progress = (step - warmup_steps) / (max_steps - warmup_steps)
-        height = (1 + math.cos(math.pi * progress)) / 2
-    else:
-        decay_steps = max(1, round(training.decay_fraction * max_steps))
-        height = min(1.0, (max_steps - step + 1) / decay_steps)
-    least = training.min_learning_rate_fraction
-    return training.learning_rate * (least + (1 - least) * height)
-
-
-def accumulation_steps(training: Training, num_processes: int) -> int:
-    """Return how many micro-steps of all processes make a step.
-
-    Raises: RecipeError: tokens_per_step is no whole number of them, with the nearest that is.
-    """
-    batch_size, sequence_length = training.per_device_train_batch_size, training.sequence_length
-    micro_tokens = batch_size * sequence_length * num_processes
-    steps, rest = divmod(training.tokens_per_step, micro_tokens)
-    if rest:
-        nearest = " or ".join(str(k * micro_tokens) for k in (steps, steps + 1) if k)
-        raise RecipeError(
-            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
-            f"sequence_length * num_processes = {batch_size} * {sequence_length} * {num_processes} = {micro_tokens}; "
-            f"nearest: {nearest}"
-        )
-    return steps
-
-
 def scale_gradients(model: nn.Module, factor: Tensor) -> None:
     """Multiply every gradient by a number that is on the device, without waiting for it."""
     torch._foreach_mul_([parameter.grad for parameter in model.parameters() if parameter.grad is not None], factor)
-
-
-def find_missing_compiler() -> str | None:
-    """Return what torch.compile lacks on this machine, with the package that brings it, or None."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "no C++ compiler (g++) is on the PATH; install it with: apt-get install g++"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.exists():
-        return f"{header} is missing; install it with: apt-get install python3-dev"
-    return None
-
-
-def decide_length(recipe: Recipe, shards: TokenShards) -> tuple[Training, dict[str, float], list[str]]:
-    """Return the settings to train with, the shares of the sources, and a note for each setting that changed."""
-    data, training, notes = recipe.data, recipe.training, []
-    if data.fit_to_corpus:  # then the length gives way to the shares, not they to it
-        shares = resolve_shares(data, shards.train_bytes)
-        training, notes = fit_to_corpus(training, shards, shares)
-    else:
-        shares = resolve_for_run(data, training, shards)
-    training, more = limit_repetitions(training, data, shards, shares)
-    return training, shares, notes + more
 
 
 def build_summed_loss(
@@ -255,27 +193,9 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     keep_sums_in_fp32(accelerator)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
-    refuse_full_disk(recipe, model, accelerator)
+    refuse_full_disk(run, training.save_total_limit, model, accelerator)
 
-    state = {
-        "step": 0,
-        "trained_steps": 0,  # without those that data.skip passes over
-        "max_steps": training.max_steps,
-        "sequence_length": training.sequence_length,
-        "tokens_per_step": training.tokens_per_step,
-        "seconds": 0.0,
-        "bytes_seen": {name: 0 for name in shares},
-        "tokens_seen": {name: 0 for name in shares},
-        # With a time limit, no later phase begins before the length is known.
-        "phases": schedule_phases(data, shares, None if training.max_seconds else training.max_steps),
-        "skips": extend_skips([], data.skip, 0),
-        "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
-        "inputs": input_hashes(recipe, "pretrain"),
-        "evaluation_due": False,  # one that a signal cut short
-        "stability": None,
-        "rollbacks": [],
-        "learning_rate_factor": 1.0,
-    }
+    state = fresh_state(recipe, training, shares)
     checkpoint, passed_over = from_main(accelerator, lambda: choose_checkpoint(recipe))
     notes += [f"passed over {problem}" for problem in passed_over]
     chronicle = Chronicle(run, is_main)
@@ -504,7 +424,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     # A run that goes on stays one run where the tracker would begin another.
     accelerator.init_trackers(run.name, init_kwargs={"trackio": {"name": run.name, "resume": "allow"}})
     monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
-    probe_batch = make_probe_batch(mixture, accelerator)
+    probe_batch = make_probe_batch(mixture, accelerator.device)
     logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of the steps that were taken
     logged_seen = torch.zeros((len(shares), 2), dtype=torch.int64, device=accelerator.device)  # bytes, tokens
     started = time.perf_counter() - state["seconds"]
@@ -627,22 +547,6 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
 def seed_step(seed: int, step: int, process: int) -> None:
     """Seed what a step draws, as dropout does: a function of the step, so no generator's state has to be saved."""
     torch.manual_seed((seed << 40) + (step << 16) + process & (1 << 63) - 1)
-
-
-def make_probe_batch(mixture: TokenMixture, accelerator: Accelerator) -> list[Tensor]:
-    """Return the batch that is looked at inside the model: the beginnings of the first training sequences."""
-    tokens = np.stack([mixture.window(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
-    input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
-    positions = document_positions(input_ids, mixture.shards.eos_token_id)
-    return [torch.from_numpy(array).to(accelerator.device) for array in (input_ids, positions, labels)]
-
-
-def refuse_full_disk(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> None:
-    """Make sure before step 0 that there is room for the checkpoints, one beside those kept, and the model."""
-    run, size = Path(recipe.run.output_dir), checkpoint_bytes(model)
-    missing = max(1, recipe.training.save_total_limit + 1 - len(list_checkpoints(run / "checkpoints")))
-    what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
-    from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
 
 
 def main(argv: list[str] | None = None) -> None:

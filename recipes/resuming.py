@@ -8,8 +8,33 @@ from importlib.metadata import version
 from pathlib import Path
 
 from checkpointing import find_damage, list_checkpoints, load_state, newest_checkpoint
-from recipe_config import Recipe, RecipeError
-from run_folder import StaleStageError, compare
+from mixture_shares import schedule_phases
+from recipe_config import Recipe, RecipeError, Training
+from run_folder import STAGES, StaleStageError, compare, input_hashes
+from training_batches import extend_skips
+
+
+def fresh_state(recipe: Recipe, training: Training, shares: dict[str, float]) -> dict:
+    """Return what a run that begins writes into its checkpoints beside tensors, as JSON values."""
+    return {
+        "step": 0,
+        "trained_steps": 0,  # without those that data.skip passes over
+        "max_steps": training.max_steps,
+        "sequence_length": training.sequence_length,
+        "tokens_per_step": training.tokens_per_step,
+        "seconds": 0.0,
+        "bytes_seen": {name: 0 for name in shares},
+        "tokens_seen": {name: 0 for name in shares},
+        # With a time limit, no later phase begins before the length is known.
+        "phases": schedule_phases(recipe.data, shares, None if training.max_seconds else training.max_steps),
+        "skips": extend_skips([], recipe.data.skip, 0),
+        "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
+        "inputs": input_hashes(recipe, "pretrain"),
+        "evaluation_due": False,  # one that a signal cut short
+        "stability": None,
+        "rollbacks": [],
+        "learning_rate_factor": 1.0,
+    }
 
 
 def describe_identity(state: dict, num_processes: int) -> dict:

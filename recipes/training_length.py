@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a run trains: what a small corpus carries, how often a source may be repeated, what a time limit leaves."""
+"""How long a run trains and with what steps: what a small corpus carries, how often a source may be repeated, what a
+time limit leaves, micro-steps, the learning rate."""
 
 import math
 
-from mixture_shares import make_mixture, most_repetitions, schedule_phases
-from recipe_config import Data, RecipeError, Training
+from mixture_shares import make_mixture, most_repetitions, resolve_for_run, resolve_shares, schedule_phases
+from recipe_config import Data, Recipe, RecipeError, Training
 from token_mixture import TokenShards
 
 
 FIT_STEPS = 16  # a corpus that is fitted to gives at least so many steps a time round
 # The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
 SPEED_STEPS = range(4, 12)
+
+
+def decide_length(recipe: Recipe, shards: TokenShards) -> tuple[Training, dict[str, float], list[str]]:
+    """Return the settings to train with, the shares of the sources, and a note for each setting that changed."""
+    data, training, notes = recipe.data, recipe.training, []
+    if data.fit_to_corpus:  # then the length gives way to the shares, not they to it
+        shares = resolve_shares(data, shards.train_bytes)
+        training, notes = fit_to_corpus(training, shards, shares)
+    else:
+        shares = resolve_for_run(data, training, shards)
+    training, more = limit_repetitions(training, data, shards, shares)
+    return training, shares, notes + more
 
 
 def fit_to_corpus(training: Training, shards: TokenShards, shares: dict[str, float]) -> tuple[Training, list[str]]:
@@ -83,3 +96,36 @@ def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_step
     affordable = step + int(0.95 * left_seconds * len(measured) / sum(measured))
     least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
     return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
+
+
+def accumulation_steps(training: Training, num_processes: int) -> int:
+    """Return how many micro-steps of all processes make a step.
+
+    Raises: RecipeError: tokens_per_step is no whole number of them, with the nearest that is.
+    """
+    batch_size, sequence_length = training.per_device_train_batch_size, training.sequence_length
+    micro_tokens = batch_size * sequence_length * num_processes
+    steps, rest = divmod(training.tokens_per_step, micro_tokens)
+    if rest:
+        nearest = " or ".join(str(k * micro_tokens) for k in (steps, steps + 1) if k)
+        raise RecipeError(
+            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
+            f"sequence_length * num_processes = {batch_size} * {sequence_length} * {num_processes} = {micro_tokens}; "
+            f"nearest: {nearest}"
+        )
+    return steps
+
+
+def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
+    """Return the learning rate of optimizer step `step`, 1 to max_steps."""
+    warmup_steps = warmup_length(max_steps, training)
+    if step <= warmup_steps:
+        return training.learning_rate * step / warmup_steps
+    if training.lr_scheduler_type == "cosine":
+        progress = (step - warmup_steps) / (max_steps - warmup_steps)
+        height = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        decay_steps = max(1, round(training.decay_fraction * max_steps))
+        height = min(1.0, (max_steps - step + 1) / decay_steps)
+    least = training.min_learning_rate_fraction
+    return training.learning_rate * (least + (1 - least) * height)

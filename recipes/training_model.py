@@ -2,7 +2,11 @@
 """What pretrain.py trains: the module with its loss, its first weights, its optimizers; and what is refused."""
 
 import math
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -146,6 +150,16 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
         wanted = "sdpa_causal"
     model.set_attn_implementation(wanted)
+
+
+def find_missing_compiler() -> str | None:
+    """Return what torch.compile lacks on this machine, with the package that brings it, or None."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "no C++ compiler (g++) is on the PATH; install it with: apt-get install g++"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"{header} is missing; install it with: apt-get install python3-dev"
+    return None
 
 
 def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator) -> None:
