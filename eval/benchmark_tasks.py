@@ -273,7 +273,7 @@ def build_requests(
             "fewshot_split": "fewshot" if num_fewshot else None,
             "fewshot_config": {"sampler": "first_n" if benchmark.fewshot_order == "first" else "default"},
             "num_fewshot": num_fewshot,
-            "description": f"{benchmark.description}\n\n" if benchmark.description else "",
+            "description": benchmark.description,
             "target_delimiter": benchmark.target_delimiter,
             **LM_EVAL_KEYS[benchmark.kind if "contexts" not in items[0] else "contexts"],
         }

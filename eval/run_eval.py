@@ -10,6 +10,7 @@ Out: <output>/results.json; items/, what each item and document cost, which comp
         --output runs/legal-quickstart/eval --tasks legal_sense,general_agreement --xz
     python eval/run_eval.py --model HuggingFaceTB/SmolLM2-135M --output smollm2 --tasks legal,mmlu_law
     python eval/run_eval.py --model runs/mine/model --output scores --tasks arc_easy --task_data arc_easy=arc.jsonl
+    python eval/run_eval.py --model runs/mine/model --output scores --stock_tasks sciq --task_folder path/to/tasks
     accelerate launch --num_processes 8 eval/run_eval.py --model runs/mine/model --output scores --tasks finance
     python eval/run_eval.py --export_requests benchmarks
 
@@ -26,12 +27,10 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,26 +44,16 @@ from benchmark_tasks import (
     read_benchmarks,
     shots_at_hand,
 )
-from bits_per_byte import (
-    DTYPES,
-    bits_per_byte,
-    encode_text,
-    load_model,
-    score_documents,
-    start_token_id,
-    xz_baselines,
-)
-from item_scores import RESAMPLES, score_items
+from bits_per_byte import DTYPES, encode_text, load_model, start_token_id
+from held_out_scores import score_sources
+from item_scores import score_items
 from request_scoring import RequestScorer, score_requests
 from shared_work import SharedWork
+from stock_tasks import load_stock_tasks
 
 
 logger = logging.getLogger(__name__)
 
-XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
-PIECE_DOCUMENTS = 32  # scored together by one process
-# Long documents are read with this many times the model's own context, so far as so many of its contexts hold them.
-CONTEXT_FACTORS, LONG_CONTEXTS = (0.5, 1, 2, 4), 64
 # Of fewer items only the count is given: the standard error of guessing between two answers would be above 0.11.
 MIN_GROUP_ITEMS = 20
 OWN_FILES = {"results.json", "stage.json", "items", "baselines"}
@@ -89,6 +78,11 @@ def load_tasks(arguments: argparse.Namespace) -> dict[str, tuple]:
             loaded[name] = (benchmarks[name], *load_items(benchmarks[name], local))
         except Exception as error:  # whatever the Hub, the network or a file says
             problems.append(f"{name}: {type(error).__name__}: {error}")
+    try:
+        if arguments.stock_tasks:
+            loaded |= load_stock_tasks(arguments.stock_tasks, arguments.task_folder, arguments.num_fewshot)
+    except Exception as error:  # these are code
+        problems.append(f"--stock_tasks: {type(error).__name__}: {error}")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise SystemExit(f"tasks whose rows cannot be read; --task_data TASK=FILE reads a local copy:\n{listed}")
@@ -192,188 +186,6 @@ def overlap_groups(name: str, items: list[dict], decontamination: dict) -> list[
     ]
 
 
-def read_documents(folder: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Yield (id, text, date) of a source's parquet files, file by file."""
-    for path in sorted(folder.glob("*.parquet")):
-        file = pq.ParquetFile(path)
-        columns = [name for name in ("id", "text", "date") if name in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=columns, batch_size=256):
-            dates = batch["date"].to_pylist() if "date" in columns else [None] * len(batch)
-            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), dates, strict=True)
-
-
-def chosen_documents(folder: Path, max_bytes: int | None) -> list[tuple[str, str, str | None]]:
-    """Return a source's documents in the order of their ids; with max_bytes, the first that fit, at least one."""
-    chosen, total_bytes = [], 0
-    for document in sorted(read_documents(folder), key=lambda document: document[:2]):
-        total_bytes += len(document[1].encode())
-        if chosen and max_bytes is not None and total_bytes > max_bytes:
-            break
-        chosen.append(document)
-    return chosen
-
-
-def summarise(nats: np.ndarray, byte_counts: np.ndarray, tokens: int, sizes: dict, seed: int) -> dict:
-    """Return the entry of one source or domain.
-
-    The 95 % interval is that of the bootstrap over documents: each resample draws documents with their nats and bytes
-    together. It says how much the choice of documents matters, not the choice of a training seed; None for a single
-    document, which says nothing about it.
-
-    Args:
-        nats: (documents,), of each document.
-        byte_counts: (documents,), of each document.
-        tokens: of all documents.
-        sizes: compressed bytes of all documents under each of XZ_KINDS; a kind may be missing or None.
-        seed: of the bootstrap.
-    """
-    total_bytes = int(byte_counts.sum())
-    interval = None
-    if len(nats) > 1:
-        generator = np.random.default_rng(seed)
-        draws = (generator.integers(len(nats), size=len(nats)) for _ in range(RESAMPLES))
-        resampled = [bits_per_byte(nats[draw].sum(), byte_counts[draw].sum()) for draw in draws]
-        interval = [float(bound) for bound in np.percentile(resampled, [2.5, 97.5])]
-    return {
-        "documents": len(nats),
-        "bytes": total_bytes,
-        "tokens": tokens,
-        "nats": float(nats.sum()),
-        "bits_per_byte": bits_per_byte(float(nats.sum()), total_bytes),
-        "confidence_interval": interval,
-    } | {kind: None if sizes.get(kind) is None else 8 * sizes[kind] / total_bytes for kind in XZ_KINDS}
-
-
-def score_split(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: argparse.Namespace,
-    split: str,
-    work: SharedWork,
-) -> dict[str, list[dict]]:
-    """Score the held-out documents of every source of a split: {source: [{"id", "date", "nats", "bytes", ...}]}."""
-
-    def score(texts: list[str]) -> list:
-        settings = {"context_length": arguments.context_length, "stride": arguments.stride}
-        scores = score_documents(
-            model, tokenizer, texts, **settings, batch_size=arguments.batch_size, description=None
-        )
-        return [[each.nats, each.bytes, each.tokens, each.restored] for each in scores]
-
-    scored = {}
-    for folder in sorted(path for path in (arguments.documents / split).iterdir() if path.is_dir()):
-        documents = [each for each in chosen_documents(folder, arguments.max_bytes_per_source) if each[1]]
-        if not documents:
-            logger.warning("%s holds no text, so %s is left out", folder, folder.name)
-            continue
-        texts = [text for _, text, _ in documents]
-        pieces = [texts[start : start + PIECE_DOCUMENTS] for start in range(0, len(texts), PIECE_DOCUMENTS)]
-        costs = [cost for part in work.map("documents", pieces, score, folder.name) for cost in part]
-        scored[folder.name] = [
-            {"id": key, "date": date, "nats": nats, "bytes": size, "tokens": tokens, "restored": restored}
-            for (key, _, date), (nats, size, tokens, restored) in zip(documents, costs, strict=True)
-        ]
-        not_restored = sum(not each["restored"] for each in scored[folder.name])
-        if not_restored:
-            logger.warning("%s: tokens of %d documents do not decode back to the text", folder.name, not_restored)
-    return scored
-
-
-def summed(documents: list[dict], sizes: dict, seed: int) -> dict:
-    """Return the entry of some documents: what `summarise` returns, and how many their tokens do not give back."""
-    nats, sizes_of = (np.array([each[key] for each in documents]) for key in ("nats", "bytes"))
-    entry = summarise(nats, sizes_of, sum(each["tokens"] for each in documents), sizes, seed)
-    return entry | {"documents_not_restored": sum(not each["restored"] for each in documents)}
-
-
-def score_sources(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace, work: SharedWork
-) -> tuple[dict[str, dict], dict[str, list[dict]]]:
-    """Score the held-out documents.
-
-    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}; months are those of the dated
-        documents of the split `future`, which is later than all training text, where there is one; context_lengths
-        as `score_context_lengths` returns them; and the documents of each source.
-    """
-    stats = arguments.documents / "stats.json"
-    known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
-    scored = score_split(model, tokenizer, arguments, arguments.split, work)
-    sources, compressed, domains = {}, {}, {}
-    for name, documents in scored.items():
-        compressed[name] = {}
-        if arguments.xz:
-            held_out = chosen_documents(arguments.documents / arguments.split / name, arguments.max_bytes_per_source)
-            training = read_documents(arguments.documents / "train" / name)
-            compressed[name] = work.map(
-                "xz",
-                [[text for _, text, _ in held_out if text]],
-                lambda texts, training=training: xz_baselines(
-                    [text.encode() for text in texts], (text.encode() for _, text, _ in training)
-                ),
-                f"{name}: xz",
-            )[0]
-        domain = known.get(name, {}).get("domain") or name
-        sources[name] = {"domain": domain, **summed(documents, compressed[name], arguments.seed)}
-        domains.setdefault(domain, []).append(name)
-    by_domain = {}
-    for domain, names in sorted(domains.items()):
-        sizes = {
-            kind: sum(compressed[name][kind] for name in names)
-            for kind in XZ_KINDS
-            if all(compressed[name].get(kind) is not None for name in names)
-        }
-        documents = [each for name in names for each in scored[name]]
-        by_domain[domain] = {"domain": domain, **summed(documents, sizes, arguments.seed)}
-    months: dict[str, list[dict]] = {}
-    if arguments.split != "future" and any((arguments.documents / "future").glob("*/*.parquet")):
-        for name, documents in score_split(model, tokenizer, arguments, "future", work).items():
-            scored[f"future.{name}"] = documents
-            for each in documents:
-                if each["date"] and len(each["date"]) >= 7:
-                    months.setdefault(each["date"][:7], []).append(each)
-    by_month = {month: summed(documents, {}, arguments.seed) for month, documents in sorted(months.items())}
-    by_length = score_context_lengths(model, tokenizer, arguments, sorted(sources), work)
-    return {"sources": sources, "domains": by_domain, "months": by_month, "context_lengths": by_length}, scored
-
-
-def score_context_lengths(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: argparse.Namespace,
-    sources: list[str],
-    work: SharedWork,
-) -> dict[str, dict]:
-    """Score documents longer than the model's context, read with less of it, all of it, and more than it was made for.
-
-    Returns: {tokens of the context: entry}, the same documents in each; {} where none is so long, or where the model
-        cannot read beyond its context, as with learned positions.
-    """
-    config = model.config.get_text_config()
-    own_length = getattr(config, "max_position_embeddings", None) or arguments.context_length
-    if getattr(config, "rope_parameters", None) is None:
-        return {}
-    texts, num_tokens = [], 0
-    for name in sources:
-        folder = arguments.documents / arguments.split / name
-        for _, text, _ in chosen_documents(folder, arguments.max_bytes_per_source):
-            length = len(encode_text(tokenizer, text)[0]) if len(text.encode()) > own_length else 0
-            if length > own_length and num_tokens < LONG_CONTEXTS * own_length:
-                texts.append(text)
-                num_tokens += length
-    entries = {}
-    for length in (int(factor * own_length) for factor in CONTEXT_FACTORS if texts):
-
-        def score(text: str, length: int = length) -> dict:
-            scores = score_documents(
-                model, tokenizer, [text], context_length=length, batch_size=arguments.batch_size, description=None
-            )
-            return vars(scores[0])
-
-        documents = work.map(f"context of {length}", texts, score, f"context of {length} tokens")
-        entries[str(length)] = summed(documents, {}, arguments.seed)
-    return entries
-
-
 @torch.inference_mode()
 def generate_samples(
     model: PreTrainedModel,
@@ -459,6 +271,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="TASK=FILE",
         help="read the rows of a task or group from a local .jsonl, .json or .csv instead of the Hub",
     )
+    parser.add_argument(
+        "--stock_tasks", default="", help="comma-separated tasks that lm-eval ships; they are code of that package"
+    )
+    parser.add_argument(
+        "--task_folder",
+        type=Path,
+        help="folder of tasks in lm-eval's format, for --stock_tasks instead of lm-eval's own; its code is run",
+    )
     parser.add_argument("--num_fewshot", type=int, help="examples before each question; None: as each task says")
     parser.add_argument("--noncommercial", action="store_true", help="also tasks whose licence forbids commercial use")
     parser.add_argument("--baselines", nargs="*", default=[], help="models to score the same way, folders or Hub ids")
@@ -477,6 +297,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--export_requests", type=Path, help="write the tasks' items to this folder and stop")
     arguments = parser.parse_args(argv)
     arguments.tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    arguments.stock_tasks = [name.strip() for name in arguments.stock_tasks.split(",") if name.strip()]
     arguments.task_data = {name: Path(path) for name, _, path in (each.partition("=") for each in arguments.task_data)}
     return arguments
 
@@ -504,14 +325,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         for name, path in arguments.task_data.items()
         if not path.is_file()
     ]
+    if arguments.task_folder is not None and not (arguments.task_folder.is_dir() and arguments.stock_tasks):
+        problems.append(f"--task_folder: {arguments.task_folder} must be a folder, of which --stock_tasks names tasks")
     try:
         arguments.tasks = choose_tasks(arguments.tasks, read_benchmarks(), arguments.noncommercial)
     except ValueError as error:
         problems.append(f"--tasks: {error}")
     if arguments.export_requests is None:
         problems += [f"--{name} is needed" for name in ("model", "output") if getattr(arguments, name) is None]
-        if not (arguments.documents or arguments.tasks or arguments.prompts):
-            problems.append("nothing to do: give --documents, --tasks or --prompts")
+        if not (arguments.documents or arguments.tasks or arguments.stock_tasks or arguments.prompts):
+            problems.append("nothing to do: give --documents, --tasks, --stock_tasks or --prompts")
         for name, least in {"batch_size": 1, "max_bytes_per_source": 1, "context_length": 8, "stride": 1}.items():
             value = getattr(arguments, name)
             if value is not None and value < least:
@@ -640,7 +463,7 @@ def main(argv: list[str] | None = None) -> None:
     check_arguments(arguments)
     if arguments.export_requests is not None:
         own = [name for name, benchmark in read_benchmarks().items() if benchmark.dataset_path == "json"]
-        arguments.tasks = arguments.tasks or own
+        arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own)
         export_requests(arguments)
         return
     state = PartialState(cpu=not torch.cuda.is_available())

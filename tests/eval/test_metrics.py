@@ -71,6 +71,19 @@ def test_class_metrics_are_those_of_scikit_learn():
     assert METRICS["balanced_acc"](items)(every) == pytest.approx(balanced_accuracy_score(golds, chosen))
 
 
+def test_rouge_l_is_the_longest_common_subsequence_of_stemmed_words():
+    items = [
+        {
+            "prediction": "The court denied the motions",
+            "target": "the court denies a motion",
+        },  # 4 of 5 words, both ways
+        {"prediction": "nothing of that", "target": "relief"},
+    ]
+    assert METRICS["rouge_l"](items[:1])(np.arange(1)) == pytest.approx(0.8)
+    assert METRICS["rouge_l"](items)(np.arange(2)) == pytest.approx(0.4)
+    assert METRICS["rouge_l"](items)(np.array([1, 1])) == 0
+
+
 def test_tags_are_scored_one_by_one():
     items = choices([0, 0, 1, 1], [0, 0, 0, 0], classes=2)
     for item, tag in zip(items, ["up", "up", "down", "down"], strict=True):

@@ -20,13 +20,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+import held_out_scores
 import report
 import run_eval
 from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
 from item_scores import gold_bits, measured
 from request_scoring import RequestScorer
-from run_eval import RESAMPLES, load_tasks, main, overlap_groups, parse_arguments, run_task, summarise
+from run_eval import load_tasks, main, overlap_groups, parse_arguments, run_task
 from shared_work import SharedWork
 
 
@@ -131,17 +132,17 @@ def test_long_documents_are_scored_with_less_and_more_than_the_models_context(mo
     rows = [{"id": f"{number:032x}", "text": text, "date": None} for number, text in enumerate((short, long, long))]
     pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
     arguments = parse_arguments(["--documents", str(tmp_path / "documents"), "--context_length", "64"])
-    scored = run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
+    scored = held_out_scores.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
     assert list(scored) == ["64", "128", "256", "512"]
     for length, entry in scored.items():
         assert (entry["documents"], entry["bytes"]) == (2, 2 * len(long.encode()))
         whole = score_documents(model, tokenizer, [long], context_length=int(length))[0]
         assert entry["nats"] == pytest.approx(2 * whole.nats)
-    monkeypatch.setattr(run_eval, "LONG_CONTEXTS", 1)
-    first = run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
+    monkeypatch.setattr(held_out_scores, "LONG_CONTEXTS", 1)
+    first = held_out_scores.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork())
     assert {entry["documents"] for entry in first.values()} == {1}, "enough text after one"
     monkeypatch.setattr(model.config, "rope_parameters", None)
-    assert run_eval.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork()) == {}
+    assert held_out_scores.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork()) == {}
 
 
 def test_clean_and_overlapping_items_are_scored_apart_and_few_are_only_counted(evaluated, decontamination):
@@ -206,7 +207,7 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     limit = ["--max_bytes_per_source", "200", "--context_length", "64"]
     main(["--model", str(model_folder), "--documents", str(documents), "--output", str(tmp_path / "eval"), *limit])
     entry = json.loads((tmp_path / "eval/results.json").read_text())["bits_per_byte"]["sources"]["stories"]
-    texts = [text for _, text, _ in run_eval.chosen_documents(documents / "test/stories", None)]
+    texts = [text for _, text, _ in held_out_scores.chosen_documents(documents / "test/stories", None)]
     assert "number 2" in texts[0]  # the fixture's ids run against the rows
     scores = score_documents(model, tokenizer, texts[:1], context_length=64)
     assert (entry["documents"], entry["bytes"]) == (1, scores[0].bytes)
@@ -216,10 +217,10 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
 
 def test_interval_resamples_nats_and_bytes_of_a_document_together():
     byte_counts = np.array([10, 1000, 100, 5])
-    entry = summarise(np.log(2) * byte_counts * 1.5, byte_counts, 7, {}, seed=0)
+    entry = held_out_scores.summarise(np.log(2) * byte_counts * 1.5, byte_counts, 7, {}, seed=0)
     assert entry["bits_per_byte"] == pytest.approx(1.5)
     assert entry["confidence_interval"] == pytest.approx([1.5, 1.5])  # every document costs 1.5 bits a byte
-    assert RESAMPLES >= 1000
+    assert held_out_scores.RESAMPLES >= 1000
 
 
 def test_standard_error_of_a_ratio_matches_its_formula():
@@ -372,7 +373,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
     output = tmp_path / "eval"
     command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
     command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
-    scored, real = [], run_eval.score_documents
+    scored, real = [], held_out_scores.score_documents
 
     def stop_at_the_third(*arguments, **keywords):
         scored.append(1)
@@ -380,7 +381,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
             raise KeyboardInterrupt
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(run_eval, "score_documents", stop_at_the_third)
+    monkeypatch.setattr(held_out_scores, "score_documents", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         main(command)
     assert not output.exists() and len(list((tmp_path / ".eval.parts").glob("*.json"))) >= 2

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of lm-eval, by name and from a folder: asked as lm-eval asks them, and only where they are asked for."""
+
+from pathlib import Path
+
+import datasets
+import lm_eval.tasks
+import pytest
+from datasets import Dataset, DatasetDict
+from lm_eval.tasks import TaskManager
+
+from benchmark_tasks import build_requests, exported_items, read_benchmarks, shots_at_hand
+from request_scoring import RequestScorer
+from run_eval import load_tasks, main, parse_arguments, run_task
+from shared_work import SharedWork
+from stock_tasks import load_stock_tasks
+
+
+# Rows as the Hub has them, made up.
+ROWS = {
+    "allenai/ai2_arc": [
+        {
+            "id": str(number),
+            "question": f"Which of these is {word}?",
+            "choices": {"text": ["ice", word, "sand", "fire"], "label": ["A", "B", "C", "D"]},
+            "answerKey": "B",
+        }
+        for number, word in enumerate(["water", "rain", "snow"])
+    ],
+    "allenai/winogrande": [
+        {
+            "sentence": "The cup is in the box since _ is small.",
+            "option1": "the cup",
+            "option2": "the box",
+            "answer": "1",
+        }
+    ]
+    * 3,
+    "EleutherAI/lambada_openai": [{"text": "He opened the door and went through the door"}] * 3,
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that has ROWS in every split."""
+
+    def load(path, name=None, **_):
+        return DatasetDict({split: Dataset.from_list(ROWS[path]) for split in ("train", "validation", "test")})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_fewshot"), [("arc_easy", 0), ("arc_easy", 2), ("winogrande", 0), ("lambada_openai", 0)]
+)
+def test_a_stock_task_asks_what_lm_eval_asks(hub, name, num_fewshot):
+    folder = Path(lm_eval.tasks.__file__).parent / name.partition("_")[0]  # to index all of them takes a minute
+    ((key, (benchmark, items, shots, origin)),) = load_stock_tasks([name], folder, num_fewshot).items()
+    assert key == f"lm_eval-{name}" and origin["path"] in ROWS and origin["revision"] is None
+    ours = build_requests(benchmark, items, shots, shots_at_hand(benchmark, shots, num_fewshot), seed=0)
+    task = TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
+    task.set_config("num_fewshot", num_fewshot)
+    task.set_fewshot_seed(0)
+    task.build_all_requests(rank=0, world_size=1)
+    assert [tuple(pair) for entry in ours for pair in entry["requests"]] == [each.args for each in task.instances]
+    assert all(item["choices"][item["gold"]].strip() for item in exported_items(ours))
+    own = read_benchmarks()[name]
+    assert (benchmark.metrics[0], benchmark.kind) == (own.metrics[0], own.kind)
+
+
+def test_a_foreign_folder_is_read_only_where_it_is_named_and_is_scored_as_our_own(model, tokenizer, tmp_path):
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"question": "The keys", "right": "are here", "wrong": "is here"}\n' * 4)
+    (folder / "choices.py").write_text("def both(row):\n    return [row['wrong'], row['right']]\n")
+    (folder / "keys.yaml").write_text(
+        "task: keys\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\n"
+        "doc_to_text: question\ndoc_to_choice: !function choices.both\ndoc_to_target: 1\n"
+        "metric_list: [{metric: acc}, {metric: acc_norm}]\nmetadata: {version: 3.0}\n"
+    )
+    written = (folder / "keys.yaml").read_text().replace("task: keys", "task: written")
+    (folder / "written.yaml").write_text(written.replace("multiple_choice", "generate_until"))
+    export = ["--export_requests", str(tmp_path / "requests")]
+    with pytest.raises(SystemExit, match="not a task of this repository"):
+        main(["--tasks", "keys", *export])
+    asked = ["--task_folder", str(folder), "--stock_tasks"]
+    with pytest.raises(SystemExit, match="output_type generate_until, which only lm-eval's own command scores"):
+        main([*asked, "written", *export])
+    main([*asked, "keys", *export])
+    assert [path.name for path in (tmp_path / "requests").iterdir()] == ["lm_eval-keys.jsonl"]
+    arguments = parse_arguments([*asked, "keys"])
+    scorer = RequestScorer(model, tokenizer, context_length=64, batch_size=2, work=SharedWork())
+    entry, scored, _ = run_task(scorer, *load_tasks(arguments)["lm_eval-keys"][:3], arguments)
+    assert entry["num_items"] == 4 and entry["chance"] == 0.5 and entry["version"] == 3.0
+    assert set(entry["metrics"]) == {"acc", "acc_norm"} and len(scored[0]["nats"]) == 2
+
+
+@pytest.mark.long
+def test_a_stock_task_is_known_by_name_and_those_of_a_folder_are_not(hub):
+    assert load_stock_tasks(["lambada_openai"], None, None).keys() == {"lm_eval-lambada_openai"}
+    with pytest.raises(ValueError, match="keys: there is no such task in lm-eval"):
+        load_stock_tasks(["keys"], None, None)
+
+
+def test_a_folder_without_names_of_its_tasks_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--task_folder"):
+        main(["--task_folder", str(tmp_path), "--tasks", "legal_sense", "--export_requests", str(tmp_path / "x")])
