@@ -44,7 +44,7 @@ from corpus.document_files import write_documents
 from hub_transfer import git_sha1, is_same_file
 from publishing import release_checks, revision_queue
 from publishing.extra_releases import build_dataset_release, why_withheld
-from publishing.model_card import write_card
+from publishing.model_card import sum_checked, write_card
 from publishing.release_checks import refuse_odd_files, refuse_secrets
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
@@ -516,6 +516,30 @@ def test_weights_that_are_too_large_are_cut_into_files_and_load_as_before(recipe
     assert all((release / name).stat().st_size < 40_000 for name in shards)  # a tensor is never cut
     index = read(release / "model.safetensors.index.json")["weight_map"]
     assert set(index.values()) == set(shards) and ("lm_head.weight" in index) != tied
+
+
+def test_a_large_group_of_tasks_is_in_the_card_by_its_mean_and_a_small_one_task_by_task(recipe):
+    run = Path(recipe.run.output_dir)
+
+    def grow(content):
+        task = content["tasks"]["legal_sense"]
+        for group, size in (("legalbench", 12), ("mmlu_legal", 3)):
+            content["tasks"] |= {f"{group}_{number}": task | {"groups": [group]} for number in range(size)}
+        mean = {"score": "balanced_acc", "value": 0.512, "interval": [0.49, 0.53], "chance": 0.48}
+        content["groups"] = {"legalbench": mean | {"num_tasks": 12}, "mmlu_legal": mean | {"num_tasks": 3}}
+
+    rewrite(run / "eval" / "results.json", grow)
+    for stage in ("evaluate", "report"):
+        record_stage(recipe, stage)
+    card = (made(recipe) / "README.md").read_text()
+    assert "| legalbench | 12 | 0.480 | balanced\\_acc | 0.512 | 0.490 to 0.530 |" in card
+    assert "legalbench\\_1" not in card and "| mmlu\\_legal\\_2 | 96 | 0.250 | acc | 0.270 |" in card
+    found = json.loads((run / "documents" / "decontamination.json").read_text())["tasks"]["legal_sense"]
+    tasks = {f"legalbench_{number}": found for number in range(12)} | {"legal_sense": found}
+    rows = sum_checked({"tasks": tasks}, {f"legalbench_{number}": "legalbench" for number in range(12)})
+    one = {"items": 96, "checkable": 80, "overlapping_items": 42, "documents": 7, "left": 40}
+    assert rows == {"legalbench": {key: 12 * value for key, value in one.items()}, "legal_sense": one}
+    assert "mean of 12 tasks" in card and "the tasks one by one are in" in card
 
 
 def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(recipe, tmp_path):

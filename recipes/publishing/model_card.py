@@ -20,6 +20,7 @@ from run_folder import file_sha256
 
 
 RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
+MOST_TASKS = 10  # of a group that are listed one by one
 # The groups of items that results.json tells apart, and what they are for the model.
 OVERLAP_GROUPS = {
     "clean": "clean",
@@ -53,6 +54,8 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         meaning=LICENCE_KINDS[strictest][0],
         actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
         overlap_groups=OVERLAP_GROUPS,
+        folded=(folded := fold_tasks(files["results"])),
+        checked=sum_checked(files["decontamination"], folded),
         base=base_model(recipe),
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
         citation_key=re.sub(r"[^\w.-]", "-", title),
@@ -69,6 +72,25 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         **files,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def fold_tasks(results: dict | None) -> dict[str, str]:
+    """Return the tasks that only the average of their group stands for, and that group: a large one's."""
+    tasks = results["tasks"] if results else {}
+    sizes = Counter(group for task in tasks.values() for group in task.get("groups", []))
+    largest = {name: max(task.get("groups", []), key=sizes.get, default=None) for name, task in tasks.items()}
+    return {name: group for name, group in largest.items() if sizes[group] > MOST_TASKS}
+
+
+def sum_checked(decontamination: dict | None, folded: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Return what decontamination.json counts of each benchmark, those that are folded together."""
+    rows: dict[str, Counter] = {}
+    for name, task in (decontamination["tasks"] if decontamination else {}).items():
+        row = rows.setdefault(folded.get(name, name), Counter())
+        row.update({"documents": sum(removed["documents"] for removed in task["removed"].values())})
+        row.update({key: task[key] for key in ("items", "checkable", "overlapping_items")})
+        row.update({"left": task["overlapping_items_after_removal"]})
+    return rows
 
 
 def version_of(environment: dict, package: str) -> str | None:
@@ -111,6 +133,11 @@ def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:
         measured += [
             (name, name, [{"type": metric, "value": score["value"]} for metric, score in task["metrics"].items()])
             for name, task in results["tasks"].items()
+            if name not in fold_tasks(results)
+        ]
+        measured += [
+            (f"{name} (mean of {group['num_tasks']} tasks)", name, [{"type": group["score"], "value": group["value"]}])
+            for name, group in results.get("groups", {}).items()
         ]
     if measured:
         entries = [
