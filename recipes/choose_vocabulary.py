@@ -217,12 +217,12 @@ def train_small(recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_
 
 
 def sizes_to_train(recipe: Recipe) -> list[int]:
-    """Return vocabulary.trained_sizes, or the law's optimum for the small model, four times and sixteen times it."""
+    """Return vocabulary.trained_sizes, or the law's optimum for the small model and 4, 16 and 64 times it."""
     settings = recipe.vocabulary
     if settings.trained_sizes is not None:
         return settings.trained_sizes
     best = law_optima(settings.model, settings.flops)["approach_3"]
-    return [factor * round_size(best) for factor in (1, 4, 16)]
+    return [factor * round_size(best) for factor in (1, 4, 16, 64)]
 
 
 def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:

@@ -175,7 +175,7 @@ def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
     else:
         device_hours = {
             "device_hours": amount,
-            "hours": amount * plan.num_devices,
+            "hours": amount * plan.devices,
             "money": amount / (plan.price_per_device_hour or math.inf),
         }[kind]
         flops = device_hours * (1 - plan.reserve_fraction) * flops_per_hour
@@ -243,16 +243,16 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
     Returns: strategies (each with the bytes by part and the largest batch), chosen (None where none fits).
     """
     plan, length, muon = recipe.plan, recipe.training.sequence_length, recipe.training.optimizer == "muon"
-    single = plan.num_devices == 1 or plan.device == "cpu"
+    single = plan.devices == 1 or plan.device == "cpu"
     names = ["cpu.yaml" if plan.device == "cpu" else "single_gpu.yaml"] if single else list(STRATEGIES)[1:]
-    share = max(1, sequences // plan.num_devices)  # a device never needs more sequences at once
+    share = max(1, sequences // plan.devices)  # a device never needs more sequences at once
     strategies = []
     for checkpointing in (False, True):
         for name in names:
             if name == "deepspeed_zero3.yaml" and muon:
                 continue  # Accelerate hands DeepSpeed one optimizer of two
             kind = "single_gpu.yaml" if name == "cpu.yaml" else name
-            options = {"strategy": kind, "num_devices": plan.num_devices, "checkpointing": checkpointing, "muon": muon}
+            options = {"strategy": kind, "num_devices": plan.devices, "checkpointing": checkpointing, "muon": muon}
             batch = min(share, largest_batch(device.memory_bytes, model, vocab_size, length, **options))
             parts = memory_by_part(model, vocab_size, length, max(1, batch), **options)
             strategies.append(
@@ -343,6 +343,11 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     Raises: RecipeError: for what cannot be planned.
     """
     plan, assumptions, warnings = recipe.plan, [], []
+    if recipe.model.from_pretrained is not None:
+        raise RecipeError(
+            f"model.from_pretrained={recipe.model.from_pretrained}: its size is given, and a plan is of a new model; "
+            "plan without it to see what from scratch would take, and set training.max_tokens yourself"
+        )
     budget = read_budget(plan, device, assumptions)
     text, bytes_per_token, domain = read_text(recipe, plan, assumptions)
     flops = budget["model_flops"]
@@ -377,7 +382,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     if memory["chosen"] is None:
         needed = memory["strategies"][-1]["bytes"]["total"]
         warnings.append(
-            f"the model fits no {plan.device} even divided over {plan.num_devices} with activation checkpointing: "
+            f"the model fits no {plan.device} even divided over {plan.devices} with activation checkpointing: "
             f"{needed / 1e9:.0f} GB a device against {device.memory_bytes / 1e9:.0f}; take more or larger devices"
         )
     elif memory["chosen"]["activation_checkpointing"] and plan.recomputation_factor == 1:
@@ -395,7 +400,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     used = per_token * tokens
     return {
         "format": 1,
-        "budget": budget | {"device": plan.device, "num_devices": plan.num_devices, "device_source": device.source},
+        "budget": budget | {"device": plan.device, "num_devices": plan.devices, "device_source": device.source},
         "law": plan.law,
         "laws": {
             name: dict(zip(("parameters", "tokens"), law.optimum(flops), strict=True))
@@ -438,7 +443,7 @@ def plan_cost(plan: Plan, device: Device, budget: dict, used_flops: float) -> di
         device_hours = used_flops * plan.recomputation_factor / (device.peak_flops * utilisation * 3600)
         return {
             "device_hours": device_hours,
-            "hours": device_hours / plan.num_devices,
+            "hours": device_hours / plan.devices,
             "money": device_hours * plan.price_per_device_hour if plan.price_per_device_hour else None,
             "kilowatt_hours": device_hours * device.watts / 1000 if device.watts else None,
         }

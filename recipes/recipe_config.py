@@ -604,8 +604,8 @@ class Plan(Section):
 
     device: DeviceName = "h100-sxm"
     """Accelerator, of those in planning/devices.py; cpu is this machine, measured."""
-    num_devices: Positive = 8
-    """Devices that train together."""
+    num_devices: Positive | None = None
+    """Devices that train together. None: 8, and for cpu one."""
     flops: PositiveFloat | None = None
     """Budget as model FLOPs, about 6 * parameters * tokens; reserve and recomputation come on top."""
     device_hours: PositiveFloat | None = None
@@ -637,6 +637,10 @@ class Plan(Section):
     law: Literal["chinchilla_1", "chinchilla_2", "chinchilla_3", "besiroglu", "kaplan"] = "besiroglu"
     """Law that sets the size; scaling_laws.py. All are shown."""
 
+    @property
+    def devices(self) -> int:
+        return self.num_devices or (1 if self.device == "cpu" else 8)
+
     def budgets(self) -> dict[str, float]:
         """Return the budgets that are set."""
         values = {key: getattr(self, key) for key in ("flops", "device_hours", "hours", "money")}
@@ -664,7 +668,7 @@ class Vocabulary(Section):
     """Sizes that a tokenizer is trained with and measured; BloombergGPT tried 25,000 to 550,000."""
     trained_sizes: list[Annotated[Int, Field(ge=257)]] | None = None
     """Sizes that small models are trained with, at equal FLOPs; []: none. None: the one that the vocabulary law finds
-    best for the small model, at least 512, four times and sixteen times it."""
+    best for the small model, at least 512, and 4, 16 and 64 times it."""
     flops: PositiveFloat = 3e12
     """What each of these models is trained with."""
     model: Model = Model(

@@ -3,6 +3,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_run import RECIPES
@@ -181,6 +185,35 @@ def test_the_verdict_is_from_scratch_continued_pretraining_or_lora_as_budget_and
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (
+            {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 352},
+            ["--vocab_size=2048", "--sequence_length=512", "--batch_size=8"],
+        ),
+        (
+            {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 704, "tie_word_embeddings": True},
+            ["--vocab_size=8192", "--sequence_length=256", "--batch_size=16", "--bf16"],
+        ),
+        (
+            {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1376},
+            ["--vocab_size=8192", "--sequence_length=256", "--batch_size=4", "--optimizer=muon"],
+        ),
+    ],
+)
+def test_estimated_memory_is_within_a_tenth_of_what_steps_on_a_processor_take(shape, options):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of a process is read from /proc, which this system does not have")
+    # The C library gives back what is freed, instead of keeping it: else a process holds more than its tensors.
+    environment = os.environ | {"PYTHONPATH": str(RECIPES), "MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("step_memory.py")
+    command = [sys.executable, str(script), json.dumps(shape | {"num_hidden_layers": 3}), *options]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    found = json.loads(run.stdout)
+    assert found["estimated_bytes"] == pytest.approx(found["measured_bytes"], rel=0.1), found["parts"]
+
+
 def test_memory_falls_with_sharding_and_checkpointing_and_grows_with_the_batch():
     shape = Model(hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16)
 
@@ -194,6 +227,21 @@ def test_memory_falls_with_sharding_and_checkpointing_and_grows_with_the_batch()
     for device in DEVICES.values():
         batch = largest_batch(device.memory_bytes, shape, 32_768, 2048)
         assert not batch or total(batch) <= 0.9 * device.memory_bytes < total(2 * batch)
+
+
+def test_a_model_that_is_gone_on_from_is_not_planned(plan):
+    base = ["--model.from_pretrained=some/model", "--training.learning_rate=1e-4", "--training.tokens_per_step=65536"]
+    with pytest.raises(RecipeError, match="model.from_pretrained=some/model: its size is given"):
+        plan(*base, "--training.max_tokens=1e9", "--plan.hours=1", *TEXT)
+
+
+def test_this_machines_processor_is_one_device_and_is_measured(plan):
+    made = plan("--plan.device=cpu", "--plan.hours=2", "--plan.domain_bytes=27e6", "--plan.general_bytes=33e6")
+    assert made["budget"]["num_devices"] == 1 and "measured now" in made["budget"]["device_source"]
+    per_hour = made["budget"]["flops_per_device_hour"]
+    assert made["budget"]["model_flops"] == pytest.approx(2 * 0.7 * per_hour)
+    assert 1e9 * 3600 * 0.4 < per_hour < 1e14 * 3600 * 0.4
+    assert [one["accelerate_config"] for one in made["memory"]["strategies"]] == ["cpu.yaml"] * 2
 
 
 def test_the_command_writes_the_plan_its_figures_and_an_overlay_that_loads(tmp_path, capsys):
