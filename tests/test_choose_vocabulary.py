@@ -99,7 +99,7 @@ def test_without_sizes_the_small_models_stand_around_the_laws_optimum(tiny_run):
     recipe = recipe_of(tiny_run)
     parameters = 4 * (4 * 64 * 64 + 3 * 64 * 176) + 9 * 64
     best = optimal_vocab_size(parameters, 64, 3, recipe.vocabulary.flops)
-    assert best < 512 and choose_vocabulary.sizes_to_train(recipe) == [512, 2048, 8192]
+    assert best < 512 and choose_vocabulary.sizes_to_train(recipe) == [512, 2048, 8192, 32_768]
     recipe.vocabulary.flops = 1e15
     best = optimal_vocab_size(parameters, 64, 3, 1e15)
     assert choose_vocabulary.sizes_to_train(recipe)[0] == round(best / 128) * 128 > 512
