@@ -523,7 +523,15 @@ def test_nothing_a_recipe_or_a_run_folder_holds_is_executed(uninterrupted, tmp_p
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_what_lies_in_the_run_folder_leads_no_writing_out_of_it(tiny_run, tmp_path, link):
-    names = ["metrics.jsonl", "chronicle.jsonl", "chronicle.md", "status.json", "recipe.yaml", "training.json"]
+    names = [
+        "metrics.jsonl",
+        "samples.jsonl",
+        "chronicle.jsonl",
+        "chronicle.md",
+        "status.json",
+        "recipe.yaml",
+        "training.json",
+    ]
     for name in [*names, *(f".{name}.tmp" for name in names)]:
         (tmp_path / name).write_text("mine")
         link(tmp_path / name, tiny_run.output_dir / name)
