@@ -39,7 +39,7 @@ from planning.charts import COLORS, save
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
-from run_folder import ROOT, STAGES, is_finished, new_output, read_record, require, write_json
+from run_folder import ROOT, STAGES, is_finished, new_output, read_json_lines, read_record, require, write_json
 from run_recipe import launch_command
 from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_vocab_size
 from train_tokenizer import as_transformers, is_general, read_texts
@@ -199,8 +199,7 @@ def train_small(recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_
             trained = folder / "runs" / key
             trained.mkdir(parents=True, exist_ok=True)
             measured = train(run, trained, folder, launch)
-            lines = map(json.loads, (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-            scored = [line for line in lines if "eval/bits_per_byte" in line][-1]
+            scored = [line for line in read_json_lines(trained / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
             by_source = {
                 name.removeprefix("eval/").replace("/", "_"): f"{value:.6f}"
                 for name, value in scored.items()

@@ -13,7 +13,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from run_folder import replace_text
+from run_folder import read_json_lines, replace_text
 
 
 HEADER = "# Chronicle\n\nWhat happened to this run, in order; times are UTC. Written by training itself.\n\n"
@@ -47,11 +47,7 @@ class Chronicle:
 
 def read_chronicle(run: Path) -> list[dict]:
     """Return the entries of a run's chronicle without a last line that was cut short; empty where there is none."""
-    path = run / "chronicle.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    return read_json_lines(run / "chronicle.jsonl")
 
 
 def describe(entry: dict) -> str:

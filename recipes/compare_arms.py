@@ -36,7 +36,7 @@ from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
-from run_folder import ROOT, STAGES
+from run_folder import ROOT, STAGES, read_json_lines
 from run_recipe import launch_command
 
 
@@ -227,8 +227,7 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     for name in ("documents", "tokenizer", "tokens"):
         link(folder, tokens, name)
     run_stage("pretrain", launch, config, folder, run.name)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    metrics = [line for line in lines if "eval/bits_per_byte" in line][-1]
+    metrics = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]
     row: dict[str, Any] = {

@@ -45,7 +45,7 @@ from planning.law_fits import (
 from planning.model_shape import count_parameters
 from recipe_config import Model, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import read_yaml, run_command, validate
-from run_folder import ROOT, STAGES, output_folder, read_record, write_json
+from run_folder import ROOT, STAGES, output_folder, read_json_lines, read_record, write_json
 from run_recipe import launch_command
 from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, olmo_rule
 
@@ -273,8 +273,7 @@ def train(run: Run, folder: Path, shared: Path, launch: list[str]) -> dict:
     if result.returncode:
         last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-5:]
         raise SystemExit(f"fit_scaling_law: {run.name} stopped with status {result.returncode}:\n" + "\n".join(last))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    metrics = [line for line in lines if "eval/bits_per_byte" in line][-1]
+    metrics = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return {
         "budget_flops": f"{run.budget_flops:.6g}",

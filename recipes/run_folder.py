@@ -236,11 +236,21 @@ def has_script(name: str) -> bool:
 
 
 def read_record(folder: Path) -> dict | None:
-    """Return a finished stage's record, or None where there is none."""
+    """Return a finished stage's record, or None where there is none.
+
+    Raises: StaleStageError: it is not a record.
+    """
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not {"settings", "inputs", "sha256", "files"} <= record.keys():
+        raise StaleStageError(
+            f"{folder / RECORD} cannot be read. Bring it back from a copy, or delete {folder} and run its stage again"
+        )
+    return record
 
 
 def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
@@ -425,6 +435,16 @@ def read_json(path: Path) -> dict | None:
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Return the entries of a file of JSON lines, without a last one that was cut short; empty where there is none."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split(
+        "\n"
+    )  # splitlines cuts at U+2028 too, JSON does not
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def file_sha256(path: Path) -> str:

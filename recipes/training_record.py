@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from mixture_shares import expected_deviations
 from recipe_config import Recipe, Training
-from run_folder import replace_text, write_json
+from run_folder import read_json_lines, replace_text, write_json
 from token_mixture import TokenMixture
 
 
@@ -33,8 +33,7 @@ def cut_records(run: Path, step: int) -> None:
     """Take back what was logged after the step that training goes on from, and a line that was cut short."""
     for path in (run / "metrics.jsonl", run / "samples.jsonl"):
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+            kept = [json.dumps(entry) + "\n" for entry in read_json_lines(path) if entry["step"] <= step]
             replace_text(path, "".join(kept))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import checkpointing
 from checkpointing import list_checkpoints, strangers
 from recipe_loading import run_command
-from run_folder import RECORD, STAGES, find_damage, read_json, read_record
+from run_folder import RECORD, STAGES, StaleStageError, find_damage, read_json, read_record
 from run_lock import is_held
 
 
@@ -28,9 +28,10 @@ def check_stage(run: Path, name: str) -> tuple[str, bool]:
         return "not there", True
     if not (folder / RECORD).exists():
         return f"damaged: {RECORD} is missing", False
-    if read_json(folder / RECORD) is None:
+    try:
+        record = read_record(folder)
+    except StaleStageError:
         return f"damaged: {RECORD} cannot be read", False
-    record = read_record(folder)
     if damage := find_damage(folder):
         return f"damaged: {'; '.join(damage)}", False
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {RECORD}

@@ -2,6 +2,8 @@
 """Which change makes documents out of date, and which does not: benchmarks that are added later do not."""
 
 import json
+import os
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +21,43 @@ from run_folder import (
     is_finished,
     new_output,
     output_folder,
+    read_json_lines,
     read_record,
     record_stage,
     require,
     unexported_tasks,
     why_unchecked,
+    write_record,
 )
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap(folder: Path, one: str, other: str) -> None:
+    (folder / one).rename(folder / "held")
+    (folder / other).rename(folder / one)
+    (folder / "held").rename(folder / other)
+
+
+def swap_in_record(tokens: Path) -> None:
+    """Swap two shards, and what the record says of them too."""
+    one, other = "web/train-00000.ds", "web/train-00001.ds"
+    swap(tokens, one, other)
+    record = json.loads((tokens / "stage.json").read_text())
+    files = record["files"]
+    files[one], files[other] = files[other], files[one]
+    (tokens / "stage.json").write_text(json.dumps(record))
+
+
+def record_again(documents: Path) -> None:
+    """Make other documents, whole and recorded."""
+    (documents / "stats.json").write_text("{}")
+    record = read_record(documents)
+    write_record(documents, "prepare", {key: record[key] for key in ("settings", "inputs", "once")})
 
 
 class Killed(Exception):
@@ -246,3 +279,46 @@ def test_an_earlier_corpus_counts_by_its_content(texts, tmp_path):
         (folder / "stats.json").write_text("other")
     with pytest.raises(StaleStageError, match="near_duplicates.against.0 was"):
         is_finished(load(texts, *against), "prepare")
+
+
+# --- what is damaged
+
+
+def test_lines_of_json_end_at_line_ends_alone_and_one_cut_short_is_left_out(tmp_path):
+    entries = [{"text": f"one\u2028two\x85three{end}"} for end in ("\u2029", "\x1c", "")]
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+    (tmp_path / "lines.jsonl").write_text("".join(lines) + '{"text": "cut', encoding="utf-8")
+    assert read_json_lines(tmp_path / "lines.jsonl") == entries
+    assert read_json_lines(tmp_path / "absent.jsonl") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"[" * 100_000, pickle.dumps({"files": {}})])
+def test_a_record_that_is_none_is_refused_by_name(texts, content):
+    prepare(load(texts))
+    record = output_folder(load(texts), "prepare") / "stage.json"
+    record.write_bytes(content)
+    with pytest.raises(StaleStageError, match=rf"{record} cannot be read. Bring it back"):
+        require(load(texts), "prepare")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda run: flip(run / "tokenizer" / "tokenizer.json"), "tokenizer.json: its sha256 is not"),
+        (lambda run: flip(run / "tokenizer" / "tokenizer_config.json"), "tokenizer_config.json: its sha256 is not"),
+        (lambda run: os.truncate(run / "tokenizer" / "tokenizer.json", 100), "tokenizer.json: 100 bytes, .* when it"),
+        (lambda run: (run / "tokenizer" / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda run: flip(run / "tokens" / "manifest.json"), "manifest.json: its sha256 is not"),
+        (lambda run: flip(run / "tokens" / "law" / "train-00000.index"), "law/train-00000.index: its sha256 is not"),
+        (lambda run: swap(run / "tokens", "law/train-00000.ds", "web/train-00000.ds"), "law/train-00000.ds: .* bytes"),
+        (lambda run: swap(run / "tokens", "web/train-00000.ds", "web/train-00001.ds"), "web/train-0000[01].ds: "),
+        (lambda run: swap_in_record(run / "tokens"), "stage.json: the list of files is not the one"),
+        (lambda run: record_again(run / "documents"), "tokenizer is out of date: the output of prepare changed"),
+    ],
+)
+def test_what_training_reads_is_refused_by_name_when_damaged_swapped_or_stale(tiny_run, harm, reason):
+    harm(tiny_run.output_dir)
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+    with pytest.raises(StaleStageError, match=reason):
+        require(recipe, "tokenizer")
+        require(recipe, "tokenize")

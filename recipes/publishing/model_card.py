@@ -16,7 +16,7 @@ from corpus.personal_data import Redactor
 from corpus.source_readers import is_hub_dataset
 from publishing.notice import SHOWN_PACKAGES
 from recipe_config import Recipe
-from run_folder import file_sha256
+from run_folder import file_sha256, read_json_lines
 
 
 RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
@@ -36,8 +36,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
     for source in recipe.data.sources:  # as the recipe says now: a licence may be corrected after training
         files["data_stats"]["sources"][source.name] |= {"license": source.license, "url": source.url}
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    validation = [line for line in map(json.loads, lines) if "eval/bits_per_byte" in line]
+    validation = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line]
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
     bos_token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["bos_token"]
@@ -106,8 +105,7 @@ def base_model(recipe: Recipe) -> str | None:
 
 def count_events(chronicle: Path) -> dict[str, int]:
     """Return how often each kind of event is in a run's chronicle."""
-    lines = chronicle.read_text(encoding="utf-8").splitlines() if chronicle.exists() else []
-    return dict(Counter(json.loads(line)["event"] for line in lines))
+    return dict(Counter(entry["event"] for entry in read_json_lines(chronicle)))
 
 
 def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:

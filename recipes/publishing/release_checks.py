@@ -130,7 +130,7 @@ def find_other_content(path: Path) -> str | None:
     if path.suffix in TEXT:
         try:
             text = path.read_text(encoding="utf-8")
-            for document in {".json": [text], ".jsonl": text.splitlines()}.get(path.suffix, []):
+            for document in {".json": [text], ".jsonl": text.removesuffix("\n").split("\n")}.get(path.suffix, []):
                 json.loads(document)
         except ValueError as error:
             return f"is not what its name says ({error})"

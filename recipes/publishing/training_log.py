@@ -5,12 +5,13 @@ It is written from the metrics and not copied from training, because TensorBoard
 into the name of the file.
 """
 
-import json
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from run_folder import read_json_lines
 
 
 LOG_FILE = "runs/events.out.tfevents.0.training"  # the Hub shows files of this beginning
@@ -23,8 +24,7 @@ def write_tensorboard_log(folder: Path) -> None:
     with (folder / LOG_FILE).open("wb") as file:
         writer = RecordWriter(file)
         writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in read_json_lines(folder / "metrics.jsonl"):
             seconds = record.get("train/seconds", seconds)
             values = [
                 Summary.Value(tag=name, simple_value=value)
