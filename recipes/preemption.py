@@ -23,6 +23,7 @@ import platform
 import signal
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class RunStatus:
 
     Args:
         run: the run folder.
-        writes: whether this process keeps it up to date; any process may say that it failed.
+        writes: whether this process keeps it up to date; any may say how the run ended.
     """
 
     def __init__(self, run: Path, writes: bool):
@@ -61,13 +62,22 @@ class RunStatus:
             if self.writes:
                 write_json(self.path, self.values | {"updated": utc_now()})
 
-    def end(self, status: str, exit_code: int, reason: str) -> None:
-        """Say how the run ended. The first word of a launch stands: what follows a failure is its consequence."""
+    def end(self, status: str, exit_code: int, reason: str, alone: bool = False) -> None:
+        """Say how the run ended. The first word of a launch stands: what follows a failure is its consequence.
+
+        Args: alone: this process ends without the agreement of the others, so any may say it.
+        """
         with self.lock:
             found = read_json(self.path) or {}
-            if (self.writes or status == "failed") and found.get("status") == "running":
+            if (self.writes or alone) and found.get("status") == "running":
                 ended = {"status": status, "exit_code": exit_code, "reason": reason, "updated": utc_now()}
-                write_json(self.path, found | ended)
+                own = self.path.with_name(f".status.{os.environ.get('RANK', '0')}.json")  # others may write at once
+                write_json(own, found | ended)
+                os.replace(own, self.path)
+
+    def is_preempted(self) -> bool:
+        """Return whether a process of this launch has said that it was asked to leave."""
+        return (read_json(self.path) or {}).get("status") == "preempted"
 
 
 class Preemption:
@@ -124,7 +134,9 @@ class Preemption:
             said = f"{self.signal_name}, and saving took longer than {SAVE_SECONDS:g} s"
         else:
             said = f"{self.signal_name} before the first step since the start"
-        self.status.end("preempted", EXIT_PREEMPTED, f"{said}; the newest checkpoint is the one before it")
+        with suppress(OSError):  # a full disk is no reason to stay
+            reason = f"{said}; the newest checkpoint is the one before it"
+            self.status.end("preempted", EXIT_PREEMPTED, reason, alone=True)
         sys.stderr.write(f"pretrain: {said}; leaving\n")
         os._exit(EXIT_PREEMPTED)
 

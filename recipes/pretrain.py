@@ -590,11 +590,11 @@ def main(argv: list[str] | None = None) -> None:
             summary = train(recipe, accelerator, status, preemption)
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
-            if preemption.signal_name:  # the others left, or their launcher ended them
-                status.end("preempted", EXIT_PREEMPTED, f"{preemption.signal_name}; not saved: {reason}")
+            if preemption.signal_name or status.is_preempted():  # the others left, or their launcher ended them
+                status.end("preempted", EXIT_PREEMPTED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_PREEMPTED) from error
             Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-            status.end("failed", 1, reason)
+            status.end("failed", 1, reason, alone=True)
             raise
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")
