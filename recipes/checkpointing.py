@@ -185,7 +185,8 @@ class Checkpoints:
     def explain(self, error: Exception) -> Exception:
         """Turn an error of writing into one that says what is left and what to do."""
         full = isinstance(error, DiskFullError) or getattr(error, "errno", None) == errno.ENOSPC
-        if not full and not ("No space left" in str(error) or isinstance(error, OSError)):
+        full = full or "No space left" in str(error)  # safetensors has no errno
+        if not full and not isinstance(error, OSError):
             return error
         newest = next((path for _, path in list_checkpoints(self.folder)), None)
         left = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
