@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kills a process with SIGKILL just before its n-th change to the files below a folder, or writes down what they are.
+// Kills a process with SIGKILL just before its n-th change to the files below a folder, or has that change and those
+// after it fail as on a full disk, or writes down what they are.
 //
 //     cc -shared -fPIC -O1 -o crash_shim.so tests/crash_shim.c -ldl
 //     LD_PRELOAD=./crash_shim.so python ...
 //
 // The process itself says when counting begins: it calls crash_shim_watch(folder, n, trace) through ctypes, so that
-// one that has imported everything can fork a child for each n. With n = 0 nothing is killed; with a trace, one line
+// one that has imported everything can fork a child for each n. After crash_shim_refuse(errno) nothing is killed, and
+// what needs room (a write, a longer file, a sync, a new folder) fails with that error; deletions and renames do not.
+// With n = 0 nothing happens; with a trace, one line
 // "operation path" is written to that file for each change: the n-th line is what n would have come before.
 //
 // Seen is what goes through these functions of the C library: Python's file objects, Arrow's, most of Rust's. Not seen
@@ -15,6 +18,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,6 +32,12 @@ static char watched[4096];     // the folder; empty until crash_shim_watch
 static long kill_before;       // number of the change that never happens
 static long changes;           // so far
 static int trace_file = -1;
+static int refuse_with;        // errno in place of the kill; 0: kill
+
+void crash_shim_refuse(int error)
+{
+    refuse_with = error;
+}
 
 void crash_shim_watch(const char *folder, long before, const char *trace)
 {
@@ -37,20 +47,24 @@ void crash_shim_watch(const char *folder, long before, const char *trace)
     trace_file = trace[0] ? (int)syscall(SYS_openat, AT_FDCWD, trace, O_CREAT | O_WRONLY | O_TRUNC, 0644) : -1;
 }
 
-// Counts a change of an absolute path.
-static void count_path(const char *operation, const char *path)
+// Counts a change of an absolute path; returns -1 with errno set where it is to fail, else 0.
+static int count_path(const char *operation, const char *path)
 {
     size_t length = strlen(watched);
     if (length == 0 || strncmp(path, watched, length) != 0 || (path[length] != '/' && path[length] != 0))
-        return;
+        return 0;
     long number = __sync_add_and_fetch(&changes, 1);
-    if (number == kill_before)
+    if (number == kill_before && !refuse_with)
         syscall(SYS_kill, getpid(), SIGKILL);
     if (trace_file >= 0) {
         char line[8300];
         int size = snprintf(line, sizeof line, "%s %s\n", operation, path);
         syscall(SYS_write, trace_file, line, size);
     }
+    if (!refuse_with || kill_before == 0 || number < kill_before)
+        return 0;
+    errno = refuse_with;
+    return -1;
 }
 
 // Finds what a descriptor stands for; 0 where it is no file.
@@ -65,28 +79,29 @@ static int name_descriptor(int descriptor, char *path, size_t size)
     return 1;
 }
 
-static void count_descriptor(const char *operation, int descriptor)
+static int count_descriptor(const char *operation, int descriptor)
 {
     char path[4096];
     if (watched[0] && name_descriptor(descriptor, path, sizeof path))
-        count_path(operation, path);
+        return count_path(operation, path);
+    return 0;
 }
 
 // Counts a change of a path that may be relative to a folder's descriptor, as shutil.rmtree has them, or to the
 // working directory.
-static void count_at(const char *operation, int folder, const char *path)
+static int count_at(const char *operation, int folder, const char *path)
 {
     char whole[8200];
     if (!watched[0])
-        return;
+        return 0;
     if (path[0] == '/')
         whole[0] = 0;
     else if (folder == AT_FDCWD ? syscall(SYS_getcwd, whole, 4096) <= 0 : !name_descriptor(folder, whole, 4096))
-        return;
+        return 0;
     else
         strcat(whole, "/");
     strncat(whole, path, sizeof whole - strlen(whole) - 1);
-    count_path(operation, whole);
+    return count_path(operation, whole);
 }
 
 #define REAL(result, name, ...) \
@@ -97,35 +112,40 @@ static void count_at(const char *operation, int folder, const char *path)
 ssize_t write(int descriptor, const void *bytes, size_t size)
 {
     REAL(ssize_t, "write", int, const void *, size_t);
-    count_descriptor("write", descriptor);
+    if (count_descriptor("write", descriptor))
+        return -1;
     return real(descriptor, bytes, size);
 }
 
 ssize_t writev(int descriptor, const struct iovec *parts, int number)
 {
     REAL(ssize_t, "writev", int, const struct iovec *, int);
-    count_descriptor("write", descriptor);
+    if (count_descriptor("write", descriptor))
+        return -1;
     return real(descriptor, parts, number);
 }
 
 ssize_t pwrite64(int descriptor, const void *bytes, size_t size, off64_t offset)
 {
     REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
-    count_descriptor("write", descriptor);
+    if (count_descriptor("write", descriptor))
+        return -1;
     return real(descriptor, bytes, size, offset);
 }
 
 int ftruncate64(int descriptor, off64_t size)
 {
     REAL(int, "ftruncate64", int, off64_t);
-    count_descriptor("truncate", descriptor);
+    if (count_descriptor("truncate", descriptor))
+        return -1;
     return real(descriptor, size);
 }
 
 int fsync(int descriptor)
 {
     REAL(int, "fsync", int);
-    count_descriptor("fsync", descriptor);
+    if (count_descriptor("fsync", descriptor))
+        return -1;
     return real(descriptor);
 }
 
@@ -139,7 +159,8 @@ int rename(const char *from, const char *to)
 int mkdir(const char *path, mode_t mode)
 {
     REAL(int, "mkdir", const char *, mode_t);
-    count_at("mkdir", AT_FDCWD, path);
+    if (count_at("mkdir", AT_FDCWD, path))
+        return -1;
     return real(path, mode);
 }
 
