@@ -199,7 +199,7 @@ STAGES = {
         "tokenizer",
         tokenizer_settings,
         ("prepare",),
-        descriptions=("report.json", "README.md"),
+        descriptions=("report.json", "speed.json", "README.md"),
     ),
     "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
     "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
@@ -255,15 +255,19 @@ def read_record(folder: Path) -> dict | None:
 
 def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
     """Return the hash of each input's files; None where that stage was not run, as results may be left out."""
-    hashes = {}
-    for upstream in STAGES[name].inputs:
-        record = read_record(output_folder(recipe, upstream))
-        if record and not STAGES[name].derived:
-            read = {path: file for path, file in record["files"].items() if path not in STAGES[upstream].descriptions}
-            hashes[upstream] = hash_files(read)
-        else:
-            hashes[upstream] = record and record["sha256"]
-    return hashes
+    return {
+        upstream: hash_input(read_record(output_folder(recipe, upstream)), upstream, name)
+        for upstream in STAGES[name].inputs
+    }
+
+
+def hash_input(record: dict | None, upstream: str, name: str) -> str | None:
+    """Return the hash of what a stage reads of another's output, given its record."""
+    if record is None or STAGES[name].derived:
+        return record and record["sha256"]
+    return hash_files(
+        {path: file for path, file in record["files"].items() if path not in STAGES[upstream].descriptions}
+    )
 
 
 def differences(recipe: Recipe, name: str, once: bool = False) -> list[str] | None:
@@ -441,9 +445,7 @@ def read_json_lines(path: Path) -> list[dict]:
     """Return the entries of a file of JSON lines, without a last one that was cut short; empty where there is none."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split(
-        "\n"
-    )  # splitlines cuts at U+2028 too, JSON does not
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines cuts at U+2028 too
     return [json.loads(line) for line in lines[:-1]]
 
 

@@ -14,8 +14,8 @@ recipe one of the same kind and size is trained on general text only, as the yar
 tokenizer.from_pretrained that tokenizer is taken instead, with new entries where tokenizer.extend_by says so.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
-on validation text, terms {term: {tokenizer: pieces}}, card: what vocabulary/report_card.py measured of each, and speed
-{tokenizer: bytes and megabytes_per_second on one thread}, the one thing in it that differs from run to run.
+on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
+speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
 import json
@@ -241,10 +241,10 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 for term in settings.terms
             },
             "card": card,
-            "speed": {
-                name: encoding_speed(one, chain.from_iterable(read_texts(documents, "validation", n) for n in shares))
-                for name, one in (tokenizers | others).items()
-            },
+        }
+        speed = {
+            name: encoding_speed(one, chain.from_iterable(read_texts(documents, "validation", n) for n in shares))
+            for name, one in (tokenizers | others).items()
         }
         if taken is None:
             end_of_text = settings.special_tokens[0]
@@ -252,6 +252,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
             wrapped.save_pretrained(output)
             write_tokenizer_card(recipe, card, output)
         write_json(output / "report.json", report)
+        write_json(output / "speed.json", speed)
     return report
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import checkpointing
 from checkpointing import list_checkpoints, strangers
 from recipe_loading import run_command
-from run_folder import RECORD, STAGES, StaleStageError, find_damage, read_json, read_record
+from run_folder import RECORD, STAGES, StaleStageError, find_damage, hash_input, read_json, read_record
 from run_lock import is_held
 
 
@@ -40,7 +40,7 @@ def check_stage(run: Path, name: str) -> tuple[str, bool]:
     stale = [
         upstream
         for upstream, found in inputs.items()
-        if found is not None and found["sha256"] != record["inputs"][upstream]
+        if found is not None and hash_input(found, upstream, name) != record["inputs"][upstream]
     ]
     said = f"ok, {len(record['files'])} files, {sum(file['bytes'] for file in record['files'].values()):,} bytes"
     said += f"; made from another output of {', '.join(stale)}" if stale else ""

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections import namedtuple
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -245,6 +246,22 @@ def test_before_the_first_step_there_is_nothing_to_save_and_training_leaves_at_o
     assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
     assert "before the first step" in status["reason"] and number.name in status["reason"]
     assert not list_checkpoints(run.output_dir / "checkpoints")
+
+
+@pytest.mark.long
+def test_a_signal_in_the_compiler_has_training_leave_at_once(run, tmp_path):
+    process = start(run, *TRAINING, "--training.torch_compile=true", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/**/*.cpp")):  # which g++ is about to compile
+        assert process.poll() is None and time.monotonic() < deadline, read_log(run)
+        time.sleep(0.02)
+    assert not (run.output_dir / "metrics.jsonl").exists()
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_PREEMPTED, read_log(run)
+    assert time.monotonic() - sent < 20
+    status = read_status(run)
+    assert status["status"] == "preempted" and "before the first step" in status["reason"]
 
 
 def test_a_signal_in_an_evaluation_ends_it_and_the_evaluation_is_made_up_for(uninterrupted, run, tmp_path):
@@ -600,6 +617,38 @@ def test_a_disk_that_is_full_from_any_change_on_leaves_the_last_checkpoint_and_s
         if code:
             assert "DiskFullError: a checkpoint could not be written" in said and "bytes are free in" in said, result
             assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in said, result
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, for who may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_says_so(uninterrupted, small_disk, tmp_path):
+    fresh = TinyRun(uninterrupted.texts, uninterrupted.output_dir.parent / "fresh")
+    run = fresh.copy(small_disk / "run")
+    command = [sys.executable, str(slow(run, tmp_path)), *run.argv(*TRAINING)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    wait_for_step(run, 7, process)
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "No space left on device" in said or "are free in" in said, said[-3000:]
+    steps = [step for step, path in list_checkpoints(run.output_dir / "checkpoints") if not find_damage(path)]
+    assert steps and steps == [step for step, _ in list_checkpoints(run.output_dir / "checkpoints")]
+    (small_disk / "filler").unlink()
+    pretrain.main(run.argv(*TRAINING))
+    assert_same(run, uninterrupted)
 
 
 # --- looking a run over

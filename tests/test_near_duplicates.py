@@ -73,7 +73,8 @@ def write_earlier(folder: Path, **splits: list[str]) -> Path:
 
 def write_stage(folder: Path, stage: str) -> None:
     files = {path.relative_to(folder).as_posix(): {} for path in folder.rglob("*.parquet")}
-    (folder / "stage.json").write_text(json.dumps({"stage": stage, "files": files}))
+    record = {"stage": stage, "settings": {}, "inputs": {}, "sha256": "", "files": files}
+    (folder / "stage.json").write_text(json.dumps(record))
 
 
 def test_what_is_no_whole_documents_folder_is_refused_by_name(tmp_path):

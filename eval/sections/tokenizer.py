@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer's report card: tokenizer/report.json."""
+"""The tokenizer's report card: tokenizer/report.json, speed.json."""
 
 from matplotlib.figure import Figure
 
@@ -19,7 +19,12 @@ def show(run: RunFiles) -> Shown | None:
             card_figure(card["tokenizers"]),
             "Bytes per token of held-out text, words and terms that stay whole, by domain and tokenizer",
         )
-    return Shown("Tokenizer", {"tokenizer": report, "card": card}, figures, summarise(report))
+    return Shown(
+        "Tokenizer",
+        {"tokenizer": report, "card": card, "speed": run.json("tokenizer/speed.json")},
+        figures,
+        summarise(report),
+    )
 
 
 def summarise(report: dict) -> list[str]:
