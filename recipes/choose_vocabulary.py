@@ -168,9 +168,10 @@ def small_run(recipe: Recipe, vocab_size: int) -> Run:
 def run_key(run: Run, documents: Path) -> str:
     """Return the hash of all that decides a small model: its settings and the documents."""
     recipe = run.recipe
-    stated = recipe.model_dump(include={"model", "training", "tokenizer"})
+    # Without defaults, so that a key that is added to recipes later changes no row.
+    stated = recipe.model_dump(exclude_defaults=True, include={"model", "training", "tokenizer"})
     for observing in ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_compile"):
-        del stated["training"][observing]
+        stated["training"].pop(observing, None)
     shares = {source.name: source.share for source in recipe.data.sources}
     decides = {
         "recipe": stated,
