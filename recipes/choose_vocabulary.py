@@ -33,13 +33,13 @@ from matplotlib.figure import Figure  # by itself it draws with Agg, which needs
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from fit_scaling_law import Run, add_row, claimed, locked, read_rows, train
+from fit_scaling_law import Run, add_row, claimed, last_validation, locked, read_rows, train
 from mixture_shares import average_shares, resolve_shares
 from planning.charts import COLORS, save
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
-from run_folder import ROOT, STAGES, is_finished, new_output, read_json_lines, read_record, require, write_json
+from run_folder import ROOT, STAGES, is_finished, new_output, read_record, require, write_json
 from run_recipe import launch_command
 from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_vocab_size
 from train_tokenizer import as_transformers, is_general, read_texts
@@ -200,7 +200,7 @@ def train_small(recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_
             trained = folder / "runs" / key
             trained.mkdir(parents=True, exist_ok=True)
             measured = train(run, trained, folder, launch)
-            scored = [line for line in read_json_lines(trained / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
+            scored = last_validation(trained)
             by_source = {
                 name.removeprefix("eval/").replace("/", "_"): f"{value:.6f}"
                 for name, value in scored.items()

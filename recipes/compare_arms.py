@@ -31,12 +31,12 @@ import matplotlib
 from pydantic import Field
 from tqdm import tqdm
 
-from fit_scaling_law import add_row, claimed, locked, read_experiment, read_rows
+from fit_scaling_law import add_row, claimed, last_validation, locked, read_experiment, read_rows
 from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
-from run_folder import ROOT, STAGES, read_json_lines
+from run_folder import ROOT, STAGES
 from run_recipe import launch_command
 
 
@@ -227,7 +227,7 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     for name in ("documents", "tokenizer", "tokens"):
         link(folder, tokens, name)
     run_stage("pretrain", launch, config, folder, run.name)
-    metrics = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
+    metrics = last_validation(folder)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]
     row: dict[str, Any] = {

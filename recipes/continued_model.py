@@ -89,10 +89,8 @@ def load_model(
 
 def with_shape_of(settings: Model, config: LlamaConfig) -> Model:
     """Return the recipe's model section with the shape of the loaded model, as recipe.yaml of the run shows it."""
-    names = type(settings).model_fields.keys() - {
-        *("from_pretrained", "revision", "lora"),
-        *("rope_theta", "scaled_residual_init"),
-    }
+    not_of_shape = {"from_pretrained", "revision", "lora", "rope_theta", "scaled_residual_init"}
+    names = type(settings).model_fields.keys() - not_of_shape
     shape = {name: getattr(config, name) for name in names}
     return settings.model_copy(update=shape | {"rope_theta": float(config.rope_parameters["rope_theta"])})
 

@@ -273,7 +273,7 @@ def train(run: Run, folder: Path, shared: Path, launch: list[str]) -> dict:
     if result.returncode:
         last = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-5:]
         raise SystemExit(f"fit_scaling_law: {run.name} stopped with status {result.returncode}:\n" + "\n".join(last))
-    metrics = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
+    metrics = last_validation(folder)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return {
         "budget_flops": f"{run.budget_flops:.6g}",
@@ -294,6 +294,11 @@ def train(run: Run, folder: Path, shared: Path, launch: list[str]) -> dict:
         "device": training["device"],
         "mixed_precision": training["mixed_precision"],
     }
+
+
+def last_validation(run: Path) -> dict:
+    """Return the line of metrics.jsonl with the scores of the last validation."""
+    return [line for line in read_json_lines(run / "metrics.jsonl") if "eval/bits_per_byte" in line][-1]
 
 
 def read_rows(path: Path) -> dict[str, dict]:
