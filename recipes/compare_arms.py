@@ -36,7 +36,7 @@ from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
-from run_folder import ROOT, STAGES
+from run_folder import ROOT, STAGES, is_finished, new_output
 from run_recipe import launch_command
 
 
@@ -54,7 +54,7 @@ class Experiment(Section):
     sizes: dict[Name, dict] = {}
     """In place of flops: name -> {flops, and what is laid over the recipe, such as model}."""
     domain_bytes: list[Positive] = []
-    """Bytes of each source with a domain other than general that a run may read. Empty: all there is."""
+    """Bytes of each source with a domain other than general that a run may train on, the same held out. Empty: all."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     """Seeds of the weights and the order. An arm may have `seeds` of its own."""
     x: str
@@ -164,7 +164,7 @@ def plan(
         if source["name"] in shares:
             source["share"] = shares[source["name"]]
         if limit is not None and source.get("domain") != "general":
-            source["max_bytes"] = limit
+            source["max_training_bytes"] = limit
     used = set()
     for section in ("model", "tokenizer"):
         named = values.get(section, {}).get("from_pretrained") or ""
@@ -220,6 +220,9 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     config = folder / "config.yaml"
     config.write_text(recipe.dump_yaml(), encoding="utf-8")
     with locked(documents / ".lock"):
+        if recipe.training.eval_tasks:
+            export_tasks(recipe, documents, run.name)
+            link(folder, documents, "benchmarks")
         run_stage("prepare", [sys.executable], config, documents, run.name)
         link(tokens, documents, "documents")
         run_stage("tokenizer", [sys.executable], config, tokens, run.name)
@@ -249,12 +252,31 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
             f"{source.label}_bytes_per_token": f"{ratios['domain tokenizer'][source.name]:.4f}",
             f"{source.label}_repetitions": f"{part['repetitions']:.3f}",
         }
+    for task in run.recipe.training.eval_tasks:
+        row[f"{task}_accuracy"] = f"{metrics[f'eval/{task}/accuracy']:.4f}"
+        row[f"{task}_gold_bits_per_byte"] = f"{metrics[f'eval/{task}/gold_bits_per_byte']:.5f}"
     return row | {"seconds": f"{training['seconds']:.1f}", "device": training["device"]}
 
 
+def export_tasks(recipe: Recipe, documents: Path, run_name: str) -> None:
+    """Write the items of training.eval_tasks into documents/benchmarks, where prepare finds what to keep out."""
+    recipe = recipe.model_copy(deep=True)
+    recipe.run.output_dir = str(documents)
+    if not is_finished(recipe, "requests", overwrite=False):
+        script = str(ROOT / STAGES["requests"].script)
+        with new_output(recipe, "requests") as folder:
+            asked = ["--tasks", ",".join(recipe.training.eval_tasks), "--export_requests", str(folder)]
+            run_logged("requests", [sys.executable, script, *asked], documents, run_name)
+
+
 def run_stage(name: str, launch: list[str], config: Path, output_dir: Path, run_name: str) -> None:
-    """Run a stage of config's recipe in output_dir; what it says goes to log.txt there."""
+    """Run a stage of config's recipe in output_dir."""
     command = [*launch, str(ROOT / STAGES[name].script), "--config", str(config), f"--run.output_dir={output_dir}"]
+    run_logged(name, command, output_dir, run_name)
+
+
+def run_logged(name: str, command: list[str], output_dir: Path, run_name: str) -> None:
+    """Run a stage's command; what it says goes to output_dir/log.txt."""
     with (output_dir / "log.txt").open("a", encoding="utf-8") as log:
         result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
     if result.returncode:
@@ -269,7 +291,14 @@ def link(folder: Path, to: Path, name: str) -> None:
 
 
 def labels_of(rows: list[dict]) -> list[str]:
-    return [name.removesuffix("_bits_per_byte") for name in rows[0] if name.endswith("_bits_per_byte")]
+    ending = "_bits_per_byte"
+    return [
+        name.removesuffix(ending) for name in rows[0] if name.endswith(ending) and not name.endswith("_gold" + ending)
+    ]
+
+
+def tasks_of(rows: list[dict]) -> list[str]:
+    return [name.removesuffix("_accuracy") for name in rows[0] if name.endswith("_accuracy")]
 
 
 def draw_arms(rows: list[dict], path: Path) -> None:
@@ -297,7 +326,7 @@ def draw_arms(rows: list[dict], path: Path) -> None:
 
 def write_page(experiment: Experiment, rows: list[dict], path: Path) -> None:
     """Write README.md of the results: each arm's mean over its seeds, and how far they lie apart."""
-    labels = labels_of(rows)
+    labels, tasks = labels_of(rows), tasks_of(rows)
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["arm"], row["size"], row["parameters"], row["tokens"], row["domain_bytes"]), []).append(
@@ -307,19 +336,21 @@ def write_page(experiment: Experiment, rows: list[dict], path: Path) -> None:
         f"# {experiment.results.replace('_', ' ').capitalize()}",
         "",
         "Written by `recipes/compare_arms.py` from [runs.csv](runs.csv). Bits per byte of validation text, lower is",
-        "better; of several seeds the mean, and in brackets how far the highest is above the lowest.",
+        "better"
+        + ("; accuracy of tasks" if tasks else "")
+        + "; of several seeds the mean, and in brackets how far the highest is above the lowest.",
         "",
         "![bits per byte](curve.png)",
         "",
-        "| arm | size | parameters | tokens | bytes of domain text | seeds | " + " | ".join(labels) + " |",
-        "|---|---|--:|--:|--:|--:|" + "--:|" * len(labels),
+        "| arm | size | parameters | tokens | bytes of domain text | seeds | " + " | ".join(labels + tasks) + " |",
+        "|---|---|--:|--:|--:|--:|" + "--:|" * len(labels + tasks),
     ]
     for (arm, size, parameters, tokens, domain_bytes), group in groups.items():
         cells = [arm, size, f"{int(parameters):,}", f"{int(tokens):,}", domain_bytes, str(len(group))]
-        for label in labels:
-            bits = [float(row[f"{label}_bits_per_byte"]) for row in group]
-            apart = f" ({max(bits) - min(bits):.3f})" if len(bits) > 1 else ""
-            cells.append(f"{sum(bits) / len(bits):.3f}{apart}")
+        for column in [f"{label}_bits_per_byte" for label in labels] + [f"{task}_accuracy" for task in tasks]:
+            values = [float(row[column]) for row in group]
+            apart = f" ({max(values) - min(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.3f}{apart}")
         lines.append(f"| {' | '.join(cells)} |")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -334,18 +365,25 @@ def draw(experiment: Experiment, rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels = labels_of(rows)
-    figure, axes = pyplot.subplots(1, len(labels), figsize=(5 * len(labels), 4), squeeze=False)
+    measures = {f"{label}_bits_per_byte": f"bits per byte of held-out text, {label}" for label in labels_of(rows)}
+    measures |= {f"{task}_accuracy": f"accuracy, {task}" for task in tasks_of(rows)}
     by_arm = experiment.x in ("budget_flops", "domain_bytes")
-    for axis, label in zip(axes[0], labels, strict=True):
-        for arm in dict.fromkeys(row["arm"] for row in rows) if by_arm else [None]:
-            chosen = [row for row in rows if arm in (None, row["arm"])]
-            points = sorted((float(row[experiment.x]), float(row[f"{label}_bits_per_byte"])) for row in chosen)
-            axis.plot(*zip(*points, strict=True), marker="o", label=arm)
-        axis.set(xlabel=experiment.x, ylabel=f"bits per byte of held-out text, {label}")
-        if by_arm:
-            axis.set_xscale("log")
-            axis.legend()
+    # Lines over domain bytes are of one budget each: where two of them cross, one road becomes the better one.
+    budgets = sorted({float(row["budget_flops"]) for row in rows}) if experiment.x == "domain_bytes" else [None]
+    size = (4.6 * len(measures), 3.8 * len(budgets))
+    figure, axes = pyplot.subplots(len(budgets), len(measures), figsize=size, squeeze=False)
+    for of_budget, budget in zip(axes, budgets, strict=True):
+        shown = [row for row in rows if budget in (None, float(row["budget_flops"]))]
+        for axis, (column, title) in zip(of_budget, measures.items(), strict=True):
+            for arm in dict.fromkeys(row["arm"] for row in shown) if by_arm else [None]:
+                chosen = [row for row in shown if arm in (None, row["arm"])]
+                points = sorted((float(row[experiment.x]), float(row[column])) for row in chosen)
+                axis.plot(*zip(*points, strict=True), marker="o", label=arm)
+            axis.set(xlabel=experiment.x, ylabel=title, title="" if budget is None else f"{budget:.3g} FLOPs")
+            if by_arm:
+                axis.set_xscale("log")
+    if by_arm:
+        axes[0][0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

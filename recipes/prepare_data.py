@@ -24,7 +24,7 @@ from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_rep
 from corpus.data_card import write_data_card
 from corpus.document_files import write_documents
 from corpus.exact_duplicates import find_exact_duplicates
-from corpus.held_out import describe_dates, note_documents, plan_splits, write_splits
+from corpus.held_out import describe_dates, least_trained, note_documents, plan_splits, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.pipeline_executor import check_executor, run_pipeline, track
 from corpus.reading import pin_revisions, plan_parts, read_part
@@ -103,7 +103,9 @@ def prepare(recipe: Recipe) -> dict:
 
         held_out, families = plan_splits(work / "notes", work / "kept", data)
         write_json(work / "held_out.json", held_out)
-        write = partial(write_splits, folder=output, held_out=work / "held_out.json", splits=data.splits)
+        least_ids = least_trained(work / "notes", held_out, data)
+        chosen = {"held_out": work / "held_out.json", "least_ids": least_ids, "splits": data.splits}
+        write = partial(write_splits, folder=output, **chosen)
         run("split", [ParquetReader(str(work / "kept")), partial(write, counts=work / "counts")])
 
         stats = gather_stats(data.sources, work / "counts", describe_dates(work / "notes", names), families)

@@ -91,6 +91,9 @@ class Source(Section):
     """Commit of a Hub dataset, 40 hex digits. None: the head, whose commit documents/stats.json records."""
     max_bytes: Positive | None = None
     """Read no further than this many bytes of text (UTF-8)."""
+    max_training_bytes: Positive | None = None
+    """Of what is not held out, train on documents of no more than this many bytes, chosen by a hash of their content.
+    What is held out stays the same, so models of less and of more text are scored on the same one."""
     domain: Name | None = None
     """Label under which results are added up, such as legal or general. None: the source's own name."""
     share: Fraction | None = None

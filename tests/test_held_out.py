@@ -11,7 +11,7 @@ from tiny_run import make_text
 
 from corpus import held_out
 from corpus.document_files import document_id, write_documents
-from corpus.held_out import NOTE, describe_dates, is_future, note_documents, plan_splits
+from corpus.held_out import NOTE, describe_dates, is_future, least_trained, note_documents, plan_splits
 from recipe_config import Data, RecipeError, Splits
 
 
@@ -73,6 +73,25 @@ def test_a_document_stays_held_out_when_others_are_added(tmp_path, documents):
     few, _ = plan(tmp_path / "few", make_data(), [documents[:200]])
     more, _ = plan(tmp_path / "more", make_data(), [documents])
     assert sum(more.get(name) == split for name, split in few.items()) > 0.5 * len(few)
+
+
+def test_less_text_to_train_on_is_part_of_more_and_the_same_is_held_out(tmp_path, documents):
+    def train(max_training_bytes):
+        data = make_data()
+        data.sources[0].max_training_bytes = max_training_bytes
+        chosen, _ = plan(tmp_path, data, [documents])
+        least = least_trained(tmp_path / "notes", chosen, data).get("law", "")
+        trained = [one for one in documents if one.id not in chosen and one.id >= least]
+        return chosen, {one.id: len(one.text.encode()) for one in trained if one.metadata["source"] == "law"}
+
+    found = [train(most) for most in (None, 10**9, 8_000, 4_000)]
+    assert all(chosen == found[0][0] for chosen, _ in found), "held out"
+    kept = [set(sizes) for _, sizes in found]
+    assert kept[0] == kept[1] > kept[2] > kept[3]
+    for most, (_, sizes) in zip((8_000, 4_000), found[2:], strict=True):
+        assert 0.7 * most < sum(sizes.values()) <= most
+    with pytest.raises(RecipeError, match="law: max_training_bytes=10 is less than the"):
+        train(10)
 
 
 def test_a_document_larger_than_the_share_stays_in_training(tmp_path, documents):

@@ -151,6 +151,29 @@ def choose(pool: np.ndarray, labels: np.ndarray, total_bytes: np.ndarray, data: 
     return {pool["id"][position].decode(): split for position, split in held_out.items()}
 
 
+def least_trained(notes: Path, held_out: dict[str, str], data: Data) -> dict[str, str]:
+    """Return, of each source with more text than its max_training_bytes, the least id that is trained on.
+
+    Held-out text has the least ids and training begins at the greatest, so more bytes only add documents.
+    """
+    least = {}
+    for index, source in enumerate(data.sources):
+        if source.max_training_bytes is None:
+            continue
+        own = [found[found["source"] == index] for found in map(np.load, sorted(notes.glob("*.npy")))]
+        own = np.sort(np.concatenate(own), order="id")[::-1]
+        own = own[past_documents(own, data.splits) & [note.decode() not in held_out for note in own["id"]]]
+        fits = np.cumsum(own["num_bytes"]) <= source.max_training_bytes
+        if not fits[0]:
+            raise RecipeError(
+                f"data.sources: {source.name}: max_training_bytes={source.max_training_bytes:,} is less than the "
+                f"{own['num_bytes'][0]:,} bytes of the document that comes first; allow more"
+            )
+        if not fits.all():
+            least[source.name] = own["id"][fits][-1].decode()
+    return least
+
+
 def count_families(pool: np.ndarray, labels: np.ndarray, data: Data) -> dict[str, int]:
     pairs = Counter(source for _, source in set(zip(labels.tolist(), pool["source"].tolist(), strict=True)))
     return {source.name: pairs[index] for index, source in enumerate(data.sources)}
@@ -172,9 +195,16 @@ def describe_dates(notes: Path, sources: list[str]) -> dict[str, dict]:
 
 
 def write_splits(
-    documents, rank: int, world_size: int, folder: Path, held_out: Path, splits: Splits, counts: Path
+    documents,
+    rank: int,
+    world_size: int,
+    folder: Path,
+    held_out: Path,
+    least_ids: dict[str, str],
+    splits: Splits,
+    counts: Path,
 ) -> None:
-    """Write each document below its split and source."""
+    """Write each document below its split and source, but those of train with an id below `least_trained`."""
     chosen: dict[str, str] = json.loads(held_out.read_text())
     writers: dict[tuple[str, str], DocumentWriter] = {}
     tally = Tally(counts, "split", rank)
@@ -182,6 +212,9 @@ def write_splits(
         source = document.metadata["source"]
         future = is_future(document.metadata.get("date"), splits)
         split = "future" if future else chosen.get(document.id, "train")
+        if split == "train" and document.id < least_ids.get(source, ""):
+            tally.add(f"{source}/dropped:max_training_bytes", len(document.text.encode()))
+            continue
         if (split, source) not in writers:
             writers[split, source] = DocumentWriter(folder / split / source / f"{rank:05d}.parquet")
         writers[split, source].write(document)
