@@ -268,9 +268,9 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         raise DiskFullError(f"{what} needs {needed_bytes:,} bytes and {folder} has {free:,} free")
 
 
-def refuse_full_disk(run: Path, keep: int, model: nn.Module, accelerator: Accelerator) -> None:
+def refuse_full_disk(run: Path, keep: int, parameters: int, accelerator: Accelerator) -> None:
     """Make sure before step 0 that there is room for the checkpoints, one beside those kept, and the model."""
-    size = checkpoint_bytes(model)
+    size = 12 * parameters  # the weights and AdamW's two moments, in fp32
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
     from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
@@ -462,11 +462,6 @@ def check_replicas(model: nn.Module, accelerator: Accelerator) -> None:
             f"process 0 and processes {differing} hold different weights, so what they train is not one model; "
             "nothing was saved at this step. Go on from the last checkpoint, on other devices if it happens again."
         )
-
-
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Return the bytes of a checkpoint with AdamW: the weights and two moments, in fp32."""
-    return 12 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from token_mixture import TokenMixture, document_positions
 
@@ -67,8 +66,13 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         hidden = output[0] if isinstance(output, tuple) else output
         seen["hidden"].append(rms(hidden))
 
+    def watch_gain(module, _) -> None:
+        # Before its forward pass every process has it whole; after it, its memory is taken back.
+        seen["gain"] = [module.weight.to(torch.float32, copy=True)]
+
     layers = language_model.model.layers
     hooks = [language_model.model.norm.register_forward_hook(watch_logits)]  # the loss never holds them all
+    hooks.append(layers[0].input_layernorm.register_forward_pre_hook(watch_gain))
     for layer in layers:
         hooks.append(layer.self_attn.register_forward_hook(watch_attention))
         hooks.append(layer.mlp.down_proj.register_forward_pre_hook(watch_units))
@@ -81,9 +85,7 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         model.train()
         for hook in hooks:
             hook.remove()
-    gain = layers[0].input_layernorm.weight
-    gain = (gain.full_tensor() if isinstance(gain, DTensor) else gain).float()
-    hidden, entropy = torch.stack(seen["hidden"]), torch.stack(seen["entropy"])
+    gain, hidden, entropy = seen["gain"][0], torch.stack(seen["hidden"]), torch.stack(seen["entropy"])
     values = {
         "first_norm_gain_mean": gain.mean(),
         "first_norm_gain_min": gain.min(),

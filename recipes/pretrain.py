@@ -20,7 +20,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -29,21 +28,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from checkpointing import (
     Checkpoints,
-    check_replicas,
-    gather_tensors,
     list_checkpoints,
     load_state,
     load_tensors,
     newest_checkpoint,
     refuse_full_disk,
-    restore_tensors,
 )
 from chronicle import Chronicle
 from continued_model import load_model, merge_adapters, with_shape_of
@@ -52,6 +47,7 @@ from mixture_shares import make_mixture, schedule_phases
 from model_probe import find_warnings, make_probe_batch, probe
 from preemption import EXIT_PREEMPTED, Preemption, RunStatus
 from preflight import describe_plan, run_checks, show_preflight
+from prepared_model import PreparedModel
 from process_agreement import from_main, held_run, refuse_differences
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
@@ -96,13 +92,9 @@ from training_record import (
     summarize,
     write_run_files,
 )
-from training_stability import Decision, StabilityMonitor, in_rollback, step_where
+from training_stability import Decision, StabilityMonitor, in_rollback
 from utilisation import measure_utilisation, peak_flops, peak_memory_bytes
-
-
-def scale_gradients(model: nn.Module, factor: Tensor) -> None:
-    """Multiply every gradient by a number that is on the device, without waiting for it."""
-    torch._foreach_mul_([parameter.grad for parameter in model.parameters() if parameter.grad is not None], factor)
+from zero_stage3 import ZeroStage3Model
 
 
 def build_summed_loss(
@@ -186,14 +178,20 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     # The model, the same on every process and every number of them.
     set_seed(recipe.run.seed)
     compiled = training.torch_compile and not missing
+    if compiled and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        compiled = False
+        notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
     model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled)
     language_model = model.language_model
     parameters = count_parameters(language_model)
     optimizers = build_optimizers(model, training)
     keep_sums_in_fp32(accelerator)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    plain_optimizers = [optimizer.optimizer for optimizer in optimizers]
-    refuse_full_disk(run, training.save_total_limit, model, accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        prepared: PreparedModel = ZeroStage3Model(model, optimizers, accelerator, batch_size)
+    else:
+        prepared = PreparedModel(model, optimizers, accelerator)
+    model = prepared.module
+    refuse_full_disk(run, training.save_total_limit, parameters["total"], accelerator)
 
     state = fresh_state(recipe, training, shares)
     checkpoint, passed_over = from_main(accelerator, lambda: choose_checkpoint(recipe))
@@ -201,7 +199,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     chronicle = Chronicle(run, is_main)
     if checkpoint is not None:
         state, changes = check_state(checkpoint, state)
-        restore_tensors(checkpoint, model, plain_optimizers)
+        prepared.restore(checkpoint)
         changes += describe_changes(state["skips"], data.skip, state["step"], list_checkpoints(run / "checkpoints"))
         state["skips"] = extend_skips(state["skips"], data.skip, state["step"])
         chronicle.note(
@@ -283,9 +281,8 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
     )
 
     def save() -> None:
-        check_replicas(model, accelerator)
         state["stability"] = monitor.state()
-        checkpoints.save(state["step"], gather_tensors(model, plain_optimizers), state)
+        checkpoints.save(state["step"], prepared.gather(), state)
         status.update(step=state["step"])
 
     def validate() -> None:
@@ -360,7 +357,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         factor *= training.stability.rollback.learning_rate_factor
         entry = {"at_step": at_step, "to_step": state["step"], "skipped_steps": [decision.first, decision.last]}
         state |= {"rollbacks": [*rollbacks, entry], "learning_rate_factor": factor}
-        restore_tensors(earlier, model, plain_optimizers)
+        prepared.restore(earlier)
         monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
         mixture, batches = open_mixture()
         enter_phase(state["step"])
@@ -397,26 +394,17 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            # Gradients are averaged over processes once a step, not once a micro-step; under FSDP2 that would keep
-            # them whole on every process.
-            last = micro_step == gradient_accumulation_steps - 1
-            last = last or accelerator.distributed_type == DistributedType.FSDP
-            with nullcontext() if last else accelerator.no_sync(model):
-                minimised, nats = model(**batch).unbind()
-                # Every token of the step weighs the same. DDP averages over processes, hence the factor.
-                accelerator.backward(minimised * (num_processes / training.tokens_per_step))
-            step_nats += nats.detach()
+            # Every token of the step weighs the same. Gradients are averaged over processes, hence the factor.
+            factor, last = num_processes / training.tokens_per_step, micro_step == gradient_accumulation_steps - 1
+            step_nats += prepared.add_gradients(batch, factor, last)
         logged_seen.add_(seen)
         step_loss = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
         targets = step_loss[2].clamp(min=1)
         if skipped_documents.ranges:
-            scale_gradients(model, training.tokens_per_step / targets)
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+            prepared.scale_gradients(training.tokens_per_step / targets)
+        grad_norm = prepared.clip_grad_norm(training.max_grad_norm)
         ok = monitor.judge(step, step_loss[0] / targets, grad_norm)
-        step_where(optimizers, ok)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        prepared.step_where(ok)
         logged_loss.add_(torch.where(ok, step_loss, 0.0))
         return grad_norm
 
@@ -450,8 +438,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             enter_phase(step)
             monitor.forget()
         learning_rate = learning_rate_at(step, state["max_steps"], training) * state["learning_rate_factor"]
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate
+        prepared.set_learning_rate(learning_rate)
         passed_over = passes_over(step)
         if not passed_over:
             grad_norm = train_step()
@@ -535,9 +522,8 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
             export = accelerator.unwrap_model(model).language_model
             merge_adapters(export)
             # Of a model in parts the last checkpoint has the whole.
-            in_parts = any(isinstance(parameter, DTensor) for parameter in export.parameters())
             last = run / "checkpoints" / f"step_{state['step']:08d}"
-            export.save_pretrained(output, state_dict=load_tensors(last, "model") if in_parts else None)
+            export.save_pretrained(output, state_dict=load_tensors(last, "model") if prepared.in_parts else None)
             tokenizer.save_pretrained(output)
     chronicle.note("finish", state["step"], f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s")
     accelerator.wait_for_everyone()

@@ -169,19 +169,27 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
     """
     problems, parallelism = [], accelerator.parallelism_config
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        problems.append(
-            "DeepSpeed takes the step inside the backward pass, before it can be judged and clipped, and holds "
-            "weights where checkpoints do not find them; accelerate_configs/fsdp2.yaml divides the same things"
-        )
+        stage = accelerator.state.deepspeed_plugin.zero_stage
+        if stage != 3:
+            problems.append(
+                f"DeepSpeed with zero_stage {stage}: its gradients are elsewhere, and steps would be judged without "
+                "them; set zero_stage: 3, or take accelerate_configs/ddp.yaml"
+            )
         if training.optimizer == "muon":
             problems.append(
                 "training.optimizer=muon under DeepSpeed: of Muon and the AdamW beside it Accelerate keeps only the "
-                "last, and the layers would not be trained"
+                "last, and the layers would not be trained; set training.optimizer: adamw, or take fsdp2.yaml"
             )
-    if lora and accelerator.distributed_type == DistributedType.FSDP:
+        offload = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        if any(
+            (offload.get(key) or {}).get("device") not in (None, "none")
+            for key in ("offload_optimizer", "offload_param")
+        ):
+            problems.append("DeepSpeed with offloading: its gradients are elsewhere; set offload_*_device: none")
+    if lora and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         problems.append(
-            "model.lora under FSDP2: adapters are merged into whole weights at the end, and no process holds those; "
-            "use accelerate_configs/ddp.yaml"
+            "model.lora under FSDP2 or DeepSpeed: adapters are merged into whole weights at the end, and no process "
+            "holds those; use accelerate_configs/ddp.yaml"
         )
     if parallelism is not None and parallelism.cp_enabled and training.document_masking:
         problems.append(

@@ -75,6 +75,7 @@ def summarize(
         "not trained, attention scores left out",
         "device": device,
         "num_processes": accelerator.num_processes,
+        "distributed_type": str(accelerator.distributed_type.value),
         "mixed_precision": accelerator.mixed_precision,
         "compiled": compiled,
         "notes": notes,

@@ -72,8 +72,9 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     siblings = {script.stem for script in folder.glob("*.py")}
     siblings |= set(PACKAGES if folder == RECIPES else EVAL_PACKAGES)
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    listed.append("gradio")  # the page that uses it says how to install it
-    packages = importlib.metadata.packages_distributions() | {"gradio": ["gradio"]}
+    optional = ("gradio", "deepspeed")  # what uses them says how to install them
+    listed += optional
+    packages = importlib.metadata.packages_distributions() | {name: [name] for name in optional}
     for name in imports(path) - siblings - set(sys.stdlib_module_names):
         distributions = {d.lower().replace("_", "-") for d in packages.get(name, [])}
         assert distributions & {d.lower().replace("_", "-") for d in listed}, f"{path.name}: {name}"

@@ -184,8 +184,10 @@ def test_two_processes_that_each_hold_a_part_of_the_weights_give_the_losses_of_o
 @pytest.mark.parametrize(
     ("kind", "parallelism", "changes", "reason"),
     [
-        (DistributedType.DEEPSPEED, None, {}, "step inside the backward pass.*fsdp2.yaml"),
         (DistributedType.DEEPSPEED, None, {"optimizer": "muon"}, "keeps only the last"),
+        (DistributedType.DEEPSPEED, None, {"zero_stage": 2}, "zero_stage 2: .* judged without"),
+        (DistributedType.DEEPSPEED, None, {"offload": "cpu"}, "with offloading"),
+        (DistributedType.DEEPSPEED, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2), {"document_masking": False}, "with cp: .* same batch"),
@@ -195,6 +197,11 @@ def test_two_processes_that_each_hold_a_part_of_the_weights_give_the_losses_of_o
 def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, reason, tokenized_run):
     class Accelerated:
         distributed_type, parallelism_config = kind, parallelism
+
+        class state:
+            class deepspeed_plugin:
+                zero_stage = changes.pop("zero_stage", 3)
+                deepspeed_config = {"zero_optimization": {"offload_param": {"device": changes.pop("offload", "none")}}}
 
     lora = changes.pop("lora", False)
     training = recipe_of(tokenized_run).training.model_copy(update=changes)
