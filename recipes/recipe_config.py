@@ -523,8 +523,9 @@ class Training(Section):
     """Sequences in one forward pass on one device."""
     max_seconds: PositiveFloat | None = None
     """Train for about this long: max_tokens is cut to it once, from the speed of the first steps (seconds)."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon: torch.optim.Muon for the matrices of the layers and AdamW for the rest."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """adamw; or muon: torch.optim.Muon for the matrices of the layers and AdamW for the rest. None: muon for a new
+    model (experiments/README.md), adamw where one is gone on from."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate. None: by the rule for the model's size in planning/training_rules.py."""
     min_learning_rate_fraction: Fraction = 0.0

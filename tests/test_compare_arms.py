@@ -80,6 +80,7 @@ def test_the_ablations_change_one_thing_at_a_time_at_two_sizes():
         assert {key for keys in changed.values() for key in keys} <= {
             *("training.optimizer", "training.learning_rate", "training.lr_scheduler_type", "training.z_loss"),
             *("training.document_masking", "model.scaled_residual_init"),
+            *("training.warmup_steps", "training.decay_fraction"),
         }
 
 

@@ -35,8 +35,10 @@ def rule_learning_rate(multiplying_parameters: float) -> float:
 
 
 def fill_in_training(recipe: Recipe) -> None:
-    """Set training.tokens_per_step and training.learning_rate by the rules where the recipe leaves them out."""
+    """Set training.optimizer, tokens_per_step and learning_rate by the rules where the recipe leaves them out."""
     training = recipe.training
+    if training.optimizer is None:
+        training.optimizer = "muon" if recipe.model.from_pretrained is None else "adamw"
     if recipe.model.from_pretrained is not None:  # the rules are for new models
         return
     counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
