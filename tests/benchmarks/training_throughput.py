@@ -82,7 +82,11 @@ def make_ours(options) -> Callable[[], None]:
 
     masked = options.side == "ours_masked"
     training = Training(
-        max_tokens=1_000_000, sequence_length=options.sequence_length, learning_rate=1e-3, document_masking=masked
+        max_tokens=1_000_000,
+        sequence_length=options.sequence_length,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        document_masking=masked,
     )
     language_model = llama(options)
     choose_attention(language_model, training, type("Accelerated", (), {"device": torch.device("cpu")}))
