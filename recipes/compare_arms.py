@@ -36,8 +36,8 @@ from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
-from run_folder import ROOT, STAGES, is_finished, new_output
-from run_recipe import launch_command
+from run_folder import ROOT, STAGES, exported_tasks, is_finished, new_output
+from run_recipe import launch_command, requests_command
 
 
 BASE_PREFIX = "base:"  # `from_pretrained: base:general` is the model of the base `general`
@@ -220,7 +220,7 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
     config = folder / "config.yaml"
     config.write_text(recipe.dump_yaml(), encoding="utf-8")
     with locked(documents / ".lock"):
-        if recipe.training.eval_tasks:
+        if exported_tasks(recipe):
             export_tasks(recipe, documents, run.name)
             link(folder, documents, "benchmarks")
         run_stage("prepare", [sys.executable], config, documents, run.name)
@@ -259,14 +259,12 @@ def train(run: Run, experiment: Experiment, launch: list[str]) -> dict:
 
 
 def export_tasks(recipe: Recipe, documents: Path, run_name: str) -> None:
-    """Write the items of training.eval_tasks into documents/benchmarks, where prepare finds what to keep out."""
+    """Write the items of the recipe's tasks into documents/benchmarks, where prepare finds what to keep out."""
     recipe = recipe.model_copy(deep=True)
     recipe.run.output_dir = str(documents)
     if not is_finished(recipe, "requests", overwrite=False):
-        script = str(ROOT / STAGES["requests"].script)
         with new_output(recipe, "requests") as folder:
-            asked = ["--tasks", ",".join(recipe.training.eval_tasks), "--export_requests", str(folder)]
-            run_logged("requests", [sys.executable, script, *asked], documents, run_name)
+            run_logged("requests", [*requests_command(recipe), str(folder)], documents, run_name)
 
 
 def run_stage(name: str, launch: list[str], config: Path, output_dir: Path, run_name: str) -> None:

@@ -119,11 +119,11 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
 
 def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list[str]:
     """Return the command line of one stage."""
+    if name == "requests":
+        return requests_command(recipe)
     script, run = str(ROOT / STAGES[name].script), Path(recipe.run.output_dir)
     arguments = ["--config", *map(str, options.config), *options.overrides]
     evaluation = recipe.evaluation
-    if name == "requests":
-        return [sys.executable, script, "--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
     if name == "evaluate":
         command = [sys.executable, script, "--model", str(run / "model"), "--documents", str(run / "documents")]
         command += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
@@ -137,6 +137,12 @@ def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list
         return [sys.executable, script, str(run)]
     overwrite = ["--overwrite"] if options.overwrite else []
     return [*(launch if name == "pretrain" else [sys.executable]), script, *arguments, *overwrite]
+
+
+def requests_command(recipe: Recipe) -> list[str]:
+    """Return the command line of the stage `requests`, without the folder that it writes to, which comes last."""
+    script = str(ROOT / STAGES["requests"].script)
+    return [sys.executable, script, "--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
 
 
 def plan_stages(recipe: Recipe) -> list[str]:

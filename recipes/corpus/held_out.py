@@ -164,7 +164,7 @@ def least_trained(notes: Path, held_out: dict[str, str], data: Data) -> dict[str
         own = np.sort(np.concatenate(own), order="id")[::-1]
         own = own[past_documents(own, data.splits) & [note.decode() not in held_out for note in own["id"]]]
         fits = np.cumsum(own["num_bytes"]) <= source.max_training_bytes
-        if not fits[0]:
+        if len(fits) and not fits[0]:
             raise RecipeError(
                 f"data.sources: {source.name}: max_training_bytes={source.max_training_bytes:,} is less than the "
                 f"{own['num_bytes'][0]:,} bytes of the document that comes first; allow more"
