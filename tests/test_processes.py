@@ -36,24 +36,12 @@ def main(plan: str) -> None:
     `poisoned` has NaN in the loss of process 1 at step 3.
     """
     sys.path.insert(0, str(RECIPES))
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from divided_models import fsdp2
 
     import pretrain
 
     pretrain.Accelerator.end_training = lambda self: None  # it would end the process group, which the next run needs
     real, plain, seed_step = pretrain.Accelerator, pretrain.SummedLoss, pretrain.seed_step
-
-    def sharded(**options):
-        accelerator = real(**options)
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-        )
-        return accelerator
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
@@ -65,7 +53,7 @@ def main(plan: str) -> None:
         seed_step(seed, step, process)
 
     for name, argv in json.loads(Path(plan).read_text()):
-        pretrain.Accelerator = sharded if name.startswith("sharded") else real
+        pretrain.Accelerator = fsdp2 if name.startswith("sharded") else real
         pretrain.SummedLoss = Poisoned if name == "poisoned" else plain
         pretrain.seed_step = note_step if name == "poisoned" else seed_step
         pretrain.main(argv)

@@ -25,36 +25,18 @@ from token_mixture import document_positions
 
 
 FSDP2 = f"""
-import os, sys
-sys.path.insert(0, {str(RECIPES)!r})
-import torch
+import sys
+sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
 import pretrain
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from divided_models import fsdp2
 from torch.distributed.tensor import DTensor
-
-def accelerator(**arguments):
-    \"\"\"Without a GPU, Accelerate takes FSDP for DDP whatever it is told, so it is told once more.\"\"\"
-    made = Accelerator(**arguments)
-    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
-        shared["distributed_type"] = DistributedType.FSDP
-    made.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-        cpu_ram_efficient_loading=False,
-    )
-    if made.mixed_precision == "bf16":
-        made.state.fsdp_plugin.set_mixed_precision("bf16")  # as Accelerate does where it takes FSDP for FSDP
-    return made
 
 class Checked(pretrain.SummedLoss):
     def forward(self, *args, **batch):
         assert all(isinstance(parameter, DTensor) for parameter in self.language_model.model.layers.parameters())
         return super().forward(*args, **batch)
 
-pretrain.Accelerator, pretrain.SummedLoss = accelerator, Checked
+pretrain.Accelerator, pretrain.SummedLoss = fsdp2, Checked
 pretrain.main()
 """
 

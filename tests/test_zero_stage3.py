@@ -19,26 +19,13 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install
 SETTINGS = ["--model.intermediate_size=52", "--training.save_total_limit=9"]  # of 20 steps, saved every fourth
 TRAIN = f"""
 import sys
-sys.path.insert(0, {str(RECIPES)!r})
+sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
 import pretrain
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType
-
-def accelerator(**arguments):
-    \"\"\"Without a GPU, Accelerate takes DeepSpeed for DDP whatever it is told, so it is told once more.\"\"\"
-    made = Accelerator(**arguments)
-    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
-        shared["distributed_type"] = DistributedType.DEEPSPEED
-    plugin = made.state.deepspeed_plugins = DeepSpeedPlugin()  # of what the launcher hands on
-    plugin.set_mixed_precision(made.mixed_precision)
-    plugin.select(_from_accelerator_state=True)
-    return made
-
-sys.path.insert(0, {str(ROOT / "tests")!r})
+from divided_models import zero_stage3
 from test_zero_stage3 import poison
+
 poison(pretrain, setattr)
-pretrain.Accelerator = accelerator
+pretrain.Accelerator = zero_stage3
 pretrain.main()
 """
 
