@@ -2,10 +2,10 @@
 """The output projection and the loss, some rows at a time, so that the logits of a batch are never held.
 
 A vocabulary of 131,072 on 8 sequences of 2,048 tokens is 2.1e9 logits: 4 GB in bf16, with the softmax and its gradient
-in fp32 some 20 GB. Here a chunk of rows is projected, scored and turned into its gradient at once, in one compiled
-function that serves all chunks; what is kept for the backward pass is the gradient with respect to the hidden states
-and the weight. So nothing is projected twice, as it is where chunks are recomputed in the backward pass (Liger's
-kernel does the same, https://huggingface.co/papers/2410.10989, section 3.2).
+in fp32 some 20 GB. Here a chunk of rows is projected, scored and turned into its gradient at once, in memory that all
+chunks share; what is kept for the backward pass is the gradient with respect to the hidden states and the weight. So
+nothing is projected twice, as it is where chunks are recomputed in the backward pass (Liger's kernel does the same,
+https://huggingface.co/papers/2410.10989, section 3.2).
 
 `F.linear_cross_entropy` of torch 2.13 is no replacement: without `options` it is the plain projection, with them it
 leaves the compiled graph, and it gives no log-sum-exp.
@@ -32,7 +32,7 @@ def chunked_loss(
         weight: (vocab_size, hidden_size), of the output projection.
         labels: int64, (num_tokens,).
         z_loss: coefficient of the squared log-sum-exp (PaLM, https://huggingface.co/papers/2204.02311, section 5).
-        compiled: by torch.compile, the chunk's function.
+        compiled: by torch.compile, what turns logits into the loss and its gradient.
 
     Returns:
         What is differentiated, nats + z_loss * log-sum-exp squared; and the nats alone. Both fp32, 0-dim.
@@ -91,40 +91,50 @@ def over_chunks(hidden, weight, labels, z_loss, compiled, hidden_gradient, weigh
     num_rows, vocab_size = len(hidden), len(weight)
     num_chunks = -(-num_rows // max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
     rows = -(-num_rows // num_chunks)  # as even as can be: one shape, one graph
-    function = compiled_chunk if compiled else chunk_loss
+    with_gradient = hidden_gradient is not None or weight_gradient is not None
+    function = compiled_score if compiled else score_chunk
     nats = squares = torch.zeros((), device=hidden.device)
+    # All chunks share these logits, which become their own gradient in place: on a processor, fresh memory for each
+    # would cost a tenth of the time in page faults. The products are outside the graph, which would copy the sum.
+    buffer = hidden.new_empty(rows, vocab_size)
     for start in range(0, num_rows, rows):
         part = slice(start, start + rows)
-        more_nats, more_squares, gradient = function(
-            hidden[part], weight, labels[part], z_loss, hidden_gradient is not None, weight_gradient
-        )
+        of_part, labels_of_part = hidden[part], labels[part]
+        logits = torch.mm(of_part, weight.T, out=buffer[: len(of_part)])
+        more_nats, more_squares, label_slope = function(logits, labels_of_part, z_loss, with_gradient)
         nats, squares = nats + more_nats, squares + more_squares
+        if with_gradient:
+            slope = logits.scatter_(1, labels_of_part.clamp(min=0)[:, None], label_slope)
         if hidden_gradient is not None:
-            hidden_gradient[part] = gradient
+            torch.mm(slope, weight, out=hidden_gradient[part])
+        if weight_gradient is not None and weight_gradient.dtype == slope.dtype:
+            weight_gradient.addmm_(slope.T, of_part)
+        elif weight_gradient is not None:
+            weight_gradient.add_(slope.T @ of_part)
     return nats, squares
 
 
-def chunk_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, with_gradient: bool, weight_gradient: Tensor | None
+def score_chunk(
+    logits: Tensor, labels: Tensor, z_loss: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return sums of nats and squared log-sum-exps of some rows, and the gradient of `hidden`; add `weight`'s up."""
-    logits = F.linear(hidden, weight).float()  # (rows, vocab_size)
-    log_sum_exp = logits.logsumexp(-1)
+    """Return sums of nats and squared log-sum-exps of some rows.
+
+    With the gradient, each logit becomes its slope in place, but for those of the labels: their slopes are returned,
+    (rows, 1), as writing them afterwards is cheaper than asking of each logit whether it is one.
+    """
+    exact = logits.float()  # (rows, vocab_size)
+    log_sum_exp = exact.logsumexp(-1)
     scored = labels != IGNORED_LABEL
-    of_label = logits.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
+    of_label = exact.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
     nats = torch.where(scored, log_sum_exp - of_label, 0.0).sum()
     squares = torch.where(scored, log_sum_exp.square(), 0.0).sum()
-    hidden_gradient = None
-    if with_gradient or weight_gradient is not None:
-        # d nats = softmax - one-hot;  d log_sum_exp ** 2 = 2 log_sum_exp softmax.
-        slope = (logits - log_sum_exp[:, None]).exp() * (1 + 2 * z_loss * log_sum_exp)[:, None]
-        is_label = torch.arange(len(weight), device=labels.device) == labels[:, None]
-        slope = torch.where(scored[:, None], slope - is_label.float(), 0.0).to(hidden.dtype)
-        if with_gradient:
-            hidden_gradient = slope @ weight
-        if weight_gradient is not None:
-            weight_gradient.add_(slope.T @ hidden)
-    return nats, squares, hidden_gradient
+    if not with_gradient:
+        return nats, squares, None
+    # d nats = softmax - one-hot;  d log_sum_exp ** 2 = 2 log_sum_exp softmax.
+    factor = torch.where(scored, 1 + 2 * z_loss * log_sum_exp, 0.0)
+    label_slope = (of_label - log_sum_exp).exp() * factor - scored.float()
+    logits.copy_((exact - log_sum_exp[:, None]).exp() * factor[:, None])
+    return nats, squares, label_slope[:, None].to(logits.dtype)
 
 
-compiled_chunk = torch.compile(chunk_loss, dynamic=False)
+compiled_score = torch.compile(score_chunk, dynamic=False)

@@ -89,9 +89,10 @@ def memory_by_part(
     else:
         activations = tokens * model.num_hidden_layers * per_token
     ends = tokens * model.hidden_size * (3 * FP32 + compute_bytes)  # last norm, its input's and the loss's gradient
-    # Of a chunk: compiled, the logits and their slope as the products have them; else some five tensors in fp32.
+    # Of a chunk: the logits, which become their slope in place; uncompiled, two or three tensors in fp32 beside them.
     rows = min(tokens, max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
-    chunk = rows * vocab_size * (2 * compute_bytes if compiled else 4 * FP32 + 1)
+    in_fp32 = 0 if compiled else 2 * FP32 + (FP32 if compute_bytes < FP32 else 0)
+    chunk = rows * vocab_size * (compute_bytes + in_fp32)
     return {
         "parameters": FP32 * counts["total"] / shares["parameters"],
         "working_weights": working,
