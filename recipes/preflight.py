@@ -183,15 +183,14 @@ def run_checks(
 
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(parameter) for group in groups for parameter in group["params"]]
-    wanted = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     gains = sum(p.numel() for group in groups if group["weight_decay"] for p in group["params"] if p.ndim < 2)
     matrices = sum(p.numel() for group in groups if not group["weight_decay"] for p in group["params"] if p.ndim >= 2)
-    complete = sorted(held) == sorted(wanted)
+    complete = sorted(held) == sorted(trained)
     text = f"{gains:,} gains decay, {matrices:,} of matrices do not; " + ("" if complete else "not ")
-    right = complete and not gains and (not matrices or not training.weight_decay)
-    check(
-        "decay groups", right, f"{text}every weight is in one group", "matrices decay, gains do not, none is missing"
-    )
+    right = complete and (training.decay_gains or not gains) and (not matrices or not training.weight_decay)
+    expected = "matrices decay, gains " + ("too" if training.decay_gains else "do not") + ", none is missing"
+    check("decay groups", right, f"{text}every weight is in one group", expected)
 
     before, after = overfit(model, inputs[:1], positions[:1], labels[:1])
     text = f"{before:.3f} to {after:.3f} nats per token in {OVERFIT_STEPS} steps"

@@ -537,7 +537,9 @@ class Training(Section):
     decay_fraction: Fraction = 0.2
     """Last fraction of the steps over which warmup_stable_decay falls."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decay of matrices and embeddings; norm gains never decay."""
+    """Decay of matrices and embeddings."""
+    decay_gains: bool = False
+    """Have the gains of the norms decay as well."""
     adam_beta1: Fraction = 0.9
     """AdamW's first decay rate."""
     adam_beta2: Fraction = 0.95

@@ -224,14 +224,15 @@ def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
 
 
 def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
-    """Make AdamW, or Muon for the layers' matrices and AdamW for the rest. Gains of the norms never decay."""
+    """Make AdamW, or Muon for the layers' matrices and AdamW for the rest."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     in_layers = {name for name, parameter in named.items() if ".layers." in name and parameter.ndim == 2}
     muon = in_layers if training.optimizer == "muon" else set()
     decayed = [parameter for name, parameter in named.items() if name not in muon and parameter.ndim == 2]
     gains = [parameter for name, parameter in named.items() if parameter.ndim < 2]
+    gain_decay = training.weight_decay if training.decay_gains else 0.0
     adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": gains, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": gains, "weight_decay": gain_decay}],
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

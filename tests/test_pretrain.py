@@ -281,6 +281,9 @@ def test_residual_outputs_start_smaller_and_norm_gains_do_not_decay(tiny_run):
         assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.parameters())
         for group in groups:
             assert {parameter.ndim >= 2 for parameter in group["params"]} == {group["weight_decay"] > 0}
+        training.decay_gains = True
+        groups = [g for o in build_optimizers(SummedLoss(model, False), training) for g in o.param_groups]
+        assert {group["weight_decay"] for group in groups} == {training.weight_decay}
 
 
 @pytest.mark.parametrize("shape", ["warmup_stable_decay", "cosine"])
