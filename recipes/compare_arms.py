@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import matplotlib
@@ -356,7 +357,8 @@ def write_page(experiment: Experiment, rows: list[dict], path: Path) -> None:
 def draw(experiment: Experiment, rows: list[dict], path: Path) -> None:
     """Draw bits per byte of each label over the column that the experiment names, a line for each arm or one for all.
 
-    Arms that are points of one line, as shares are, share it; where the axis is a budget, each arm has its own.
+    Of several seeds the line is the mean, and each is a point. Arms that are points of one line, as shares are, share
+    it; where the axis is a budget, each arm has its own.
     """
     if experiment.x == "arm":
         return draw_arms(rows, path)
@@ -374,9 +376,14 @@ def draw(experiment: Experiment, rows: list[dict], path: Path) -> None:
         shown = [row for row in rows if budget in (None, float(row["budget_flops"]))]
         for axis, (column, title) in zip(of_budget, measures.items(), strict=True):
             for arm in dict.fromkeys(row["arm"] for row in shown) if by_arm else [None]:
-                chosen = [row for row in shown if arm in (None, row["arm"])]
-                points = sorted((float(row[experiment.x]), float(row[column])) for row in chosen)
-                axis.plot(*zip(*points, strict=True), marker="o", label=arm)
+                seeds: dict[float, list[float]] = {}
+                for row in shown:
+                    if arm in (None, row["arm"]):
+                        seeds.setdefault(float(row[experiment.x]), []).append(float(row[column]))
+                places = sorted(seeds)
+                (line,) = axis.plot(places, [mean(seeds[place]) for place in places], label=arm)
+                every = [(place, value) for place in places for value in seeds[place]]
+                axis.plot(*zip(*every, strict=True), "o", color=line.get_color(), alpha=0.6)
             axis.set(xlabel=experiment.x, ylabel=title, title="" if budget is None else f"{budget:.3g} FLOPs")
             if by_arm:
                 axis.set_xscale("log")
