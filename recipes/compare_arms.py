@@ -448,10 +448,11 @@ def main(argv: list[str] | None = None) -> None:
     waiting = [run for run in runs if run.key not in done]
     needed = {run.base for run in waiting if run.base}
     compute = sum(run.flops for run in waiting) + sum(bases[name].flops for name in needed)
-    print(
-        f"compare_arms: {len(runs)} runs, {len(runs) - len(waiting)} with a row; the others and {len(needed)} models "
-        f"to go on from take {compute:.3g} FLOPs, {estimate(compute, list(done.values()))}"
-    )
+    if options.max_runs != 0:
+        print(
+            f"compare_arms: {len(runs)} runs, {len(runs) - len(waiting)} with a row; the others and {len(needed)} "
+            f"models to go on from take {compute:.3g} FLOPs, {estimate(compute, list(done.values()))}"
+        )
     if options.dry_run:
         return
     total = len(waiting) if options.max_runs is None else min(options.max_runs, len(waiting))
