@@ -114,6 +114,20 @@ def test_the_numbers_of_metrics_jsonl_reach_tensorboard(tiny_run):
     assert logged == pytest.approx({line["step"]: line["train/loss"] for line in lines})
 
 
+def test_the_numbers_of_metrics_jsonl_reach_trackio(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="Trackio is a package of its own: pip install trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    pretrain.main(tiny_run.argv("--training.report_to=['trackio']", "--training.max_tokens=1280"))
+    lines = [line for line in tiny_run.metrics() if "train/loss" in line]
+    (project,) = SQLiteStorage.get_projects()
+    (run,) = SQLiteStorage.get_run_records(project)
+    kept = SQLiteStorage.get_logs(project, run["name"], run_id=run["id"])
+    logged = {line["step"]: line["train/loss"] for line in kept if "train/loss" in line}
+    assert logged == pytest.approx({line["step"]: line["train/loss"] for line in lines})
+
+
 def test_a_tracker_that_is_not_installed_is_refused(tiny_run, monkeypatch):
     monkeypatch.setattr(pretrain, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(RecipeError, match="not installed: trackio"):

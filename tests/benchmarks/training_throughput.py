@@ -20,6 +20,7 @@ between the sides.
 """
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -238,8 +239,8 @@ def measure_peak(precision: str) -> float:
 def run_side(options) -> None:
     """Measure one side in this process and print it as JSON."""
     import torch
-    import transformers  # noqa: F401  what libraries take is no memory of a step
 
+    importlib.import_module("litgpt.model" if options.side == "litgpt" else "transformers")  # is no memory of a step
     torch.set_num_threads(1)
     imported_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     makers = {"eager": make_eager, "litgpt": make_litgpt}
