@@ -227,7 +227,8 @@ def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: 
         "learning_rate": learning_rate,
         "weight_decay": 0.1,
         "warmup_steps": max(1, min(steps // 20, round(rule.warmup_tokens / tokens_per_step))),
-        "source": f"{rule.source}, AdamW; batch a power of two of sequences, warm-up at most 5 % of the steps",
+        "source": f"{rule.source}, for AdamW, and for Muon, whose updates are scaled alike; batch a power of two of "
+        "sequences, warm-up at most 5 % of the steps",
         "by_other_rules": {
             other.source: {"tokens_per_step": other.tokens_per_step, "learning_rate": other.learning_rate},
             "Power Lines": {

@@ -90,7 +90,7 @@ def test_recomputing_activations_leaves_loss_and_gradients_as_they_are(tokenized
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_a_fixed_shape_is_compiled_once_for_training_and_once_for_validation_and_tasks(tokenized_run, batch, monkeypatch):
+def test_a_fixed_shape_is_compiled_once_for_training_and_once_for_what_is_scored(tokenized_run, batch, monkeypatch):
     counter = CompileCounter()
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **kw: compile_module(m, backend=counter, **kw))
