@@ -52,8 +52,9 @@ def tiny(tmp_path):
 def test_the_shipped_experiments_give_every_arm_the_same_compute():
     for name, arms in (("mixture_share", 5), ("scratch_or_adapt", 5), ("scratch_or_adapt_legal", 5)):
         experiment, bases, runs = load_experiment(RECIPES / "experiments" / f"{name}.yaml")
-        places = {(run.arm, run.flops, run.domain_bytes) for run in runs}
-        assert len(places) == arms * len(experiment.flops) * max(1, len(experiment.domain_bytes))
+        seeds = [len(over.get("seeds", experiment.seeds)) for over in experiment.arms.values()]
+        assert len(seeds) == arms
+        assert len(runs) == sum(seeds) * len(experiment.flops) * max(1, len(experiment.domain_bytes))
         assert len({run.key for run in runs}) == len(runs)
         for run in runs:
             spent = compare_arms.flops_per_token(run.recipe) * run.recipe.training.max_tokens
