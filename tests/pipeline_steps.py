@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of pipelines for tests, in a module of their own that a worker anywhere can import."""
 
+import atexit
 import os
 import signal
 import time
@@ -44,4 +45,10 @@ def be_killed(documents, rank: int, world_size: int, bad: int, unless: Path):
     """Die as by the kernel's hand for want of memory, unless a file is there."""
     if rank == bad and not unless.exists():
         os.kill(os.getpid(), signal.SIGKILL)
+    return documents
+
+
+def abort_at_exit(documents, rank: int, world_size: int):
+    """Have the interpreter abort when it is taken down, as it does when a thread of Arrow's wants it then."""
+    atexit.register(os.abort)
     return documents

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datatrove.pipeline.readers import ParquetReader
-from pipeline_steps import be_killed, break_down, refuse, wait_for, write
+from pipeline_steps import abort_at_exit, be_killed, break_down, refuse, wait_for, write
 from slurm_stand_in import install
 from tiny_run import RECIPES, ROOT, TinyRun, write_tiny_texts
 
@@ -231,6 +231,12 @@ def test_a_job_array_writes_the_bytes_that_one_machine_writes(work, expected, sl
     (work.logs / "completions" / "00002").unlink()
     work.run(ON_SLURM)
     assert work.runs()[TASKS:] == [2] and len(states(slurm, 101)) == 1
+
+
+def test_an_element_whose_work_is_done_has_not_failed_where_a_library_aborts_at_its_exit(work, expected, slurm):
+    work.run(ON_SLURM, abort_at_exit)
+    until(lambda: set(states(slurm, 100)) == {"COMPLETED"})
+    assert work.files() == expected and jobs(slurm) == 1
 
 
 def test_the_submitted_script_says_what_the_recipe_says_and_holds_no_secret(work, slurm):

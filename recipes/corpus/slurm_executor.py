@@ -110,6 +110,17 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         if asked.returncode:
             raise RecipeError(f"data.slurm: sbatch refuses such a job: {asked.stderr.strip()}")
 
+    def run(self) -> None:
+        """Run an element's tasks, inside the job, and end the process there.
+
+        An interpreter that is taken down while one of Arrow's threads lets go of a Python file aborts at times
+        (apache/arrow issue 34314), and Slurm then takes an element for failed that has done its work.
+        """
+        super().run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
         """Run a task inside the job, leaving a note for the waiting process if it fails."""
         try:
