@@ -152,11 +152,15 @@ class Checkpoints:
             error, self.error = self.error, None
             raise error
 
-    def finish(self) -> None:
-        """Wait until the checkpoint that is being written is in its place."""
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is in its place, or raise why it is not."""
+        self.wait()
         self.check()
 
     def _write(self, step: int, partial: Path, copies: dict, state: dict, rank: int, writers: int) -> None:

@@ -70,9 +70,9 @@ class RunStatus:
         with self.lock:
             found = read_json(self.path) or {}
             if (self.writes or alone) and found.get("status") == "running":
-                ended = {"status": status, "exit_code": exit_code, "reason": reason, "updated": utc_now()}
+                self.values = found | {"status": status, "exit_code": exit_code, "reason": reason}
                 own = self.path.with_name(f".status.{os.environ.get('RANK', '0')}.json")  # others may write at once
-                write_json(own, found | ended)
+                write_json(own, self.values | {"updated": utc_now()})
                 os.replace(own, self.path)
 
     def is_preempted(self) -> bool:

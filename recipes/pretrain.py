@@ -20,6 +20,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -150,8 +151,13 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
         raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))
 
 
-def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption) -> dict:
-    """Run the stage on every process and return training.json's content."""
+def train(
+    recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption, closing: ExitStack
+) -> dict:
+    """Run the stage on every process and return training.json's content.
+
+    Args: closing: closed by the caller however training ends, before it lets go of the run.
+    """
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
     # The processes of a machine share the reading of what they were given.
     part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -279,6 +285,7 @@ def train(recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemptio
         accelerator,
         note_saved,
     )
+    closing.callback(checkpoints.wait)
 
     def save() -> None:
         state["stability"] = monitor.state()
@@ -561,7 +568,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
     status = RunStatus(run, is_main)
-    with held_run(run, accelerator) as left_by, Preemption(status) as preemption:
+    with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as closing:
         status.begin()
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which is gone")
@@ -573,7 +580,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
         try:
-            summary = train(recipe, accelerator, status, preemption)
+            summary = train(recipe, accelerator, status, preemption, closing)
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if preemption.signal_name or status.is_preempted():  # the others left, or their launcher ended them

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import checkpointing
 import pretrain
 import verify_run
 from checkpointing import find_damage, list_checkpoints
@@ -471,6 +472,27 @@ def test_a_second_run_on_a_folder_is_refused_with_the_first_named_and_a_lock_of_
 
 
 # --- killed, or out of room, at every change that a save makes
+
+
+def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_written(tiny_run, monkeypatch):
+    real_commit, real_seed = checkpointing.commit, pretrain.seed_step
+
+    def commit_slowly(*arguments):
+        time.sleep(1)
+        return real_commit(*arguments)
+
+    def break_down(seed, step, process):
+        if step == 4:
+            raise ValueError("step 4 breaks down")
+        real_seed(seed, step, process)
+
+    monkeypatch.setattr(checkpointing, "commit", commit_slowly)
+    monkeypatch.setattr(pretrain, "seed_step", break_down)
+    with pytest.raises(ValueError, match="step 4 breaks down"):
+        pretrain.main(tiny_run.argv("--training.save_steps=3"))
+    status = json.loads((tiny_run.output_dir / "status.json").read_text())
+    assert (status["status"], status["checkpoint_step"]) == ("failed", 3), "the later word does not undo the first"
+    assert [step for step, _ in checkpointing.list_checkpoints(tiny_run.output_dir / "checkpoints")] == [3]
 
 
 @dataclass(frozen=True)
