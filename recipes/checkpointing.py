@@ -451,20 +451,31 @@ def load_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
 
 
 def check_replicas(model: nn.Module, accelerator: Accelerator) -> None:
-    """Make sure that all processes hold the same weights, bit for bit, before one of them writes them down.
+    """Make sure that all copies of the weights are the same, bit for bit, before one of them is written down.
 
-    Raises: RuntimeError: they do not; the gradients were not averaged, or a device computes wrongly.
+    Under DDP each process has a copy, under FSDP2 with replicas each group of processes.
+
+    Raises: RuntimeError: they are not; the gradients were not averaged, or a device computes wrongly.
     """
-    parameters = [p.detach() for p in model.parameters() if not isinstance(p, DTensor)]
-    if accelerator.num_processes == 1 or not parameters:
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    divided = next((parameter for parameter in parameters if isinstance(parameter, DTensor)), None)
+    copies = accelerator.num_processes
+    if divided is not None:  # the dimensions of the mesh that hold copies come first
+        sizes = zip(divided.device_mesh.shape, divided.placements, strict=True)
+        copies = math.prod(size for size, placement in sizes if placement.is_replicate())
+    if copies == 1:
         return
-    sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in parameters]
-    checksums = accelerator.gather(torch.stack(sums).unsqueeze(0))  # (num_processes, num_parameters)
+    held = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+    sums = torch.stack([one.view(torch.int32).sum(dtype=torch.int64) for one in held])
+    of_processes = accelerator.gather(sums.unsqueeze(0))  # (num_processes, num_parameters)
+    checksums = of_processes.view(copies, -1, len(sums)).sum(1)  # of the parts of a copy
     differing = (checksums != checksums[0]).any(dim=1).nonzero().flatten().tolist()
     if differing:
+        groups = torch.arange(accelerator.num_processes).view(copies, -1)
         raise RuntimeError(
-            f"process 0 and processes {differing} hold different weights, so what they train is not one model; "
-            "nothing was saved at this step. Go on from the last checkpoint, on other devices if it happens again."
+            f"processes {groups[0].tolist()} and {groups[differing].flatten().tolist()} hold different weights, so "
+            "what they train is not one model; nothing was saved at this step. Go on from the last checkpoint, on "
+            "other devices if it happens again."
         )
 
 

@@ -4,7 +4,7 @@
 Without a GPU, Accelerate takes FSDP and DeepSpeed for DDP whatever it is told, so it is told once more.
 """
 
-from accelerate import Accelerator
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
@@ -26,6 +26,14 @@ def fsdp2(**options) -> Accelerator:
     )
     if made.mixed_precision == "bf16":
         made.state.fsdp_plugin.set_mixed_precision("bf16")  # as Accelerate does where it takes FSDP for FSDP
+    return made
+
+
+def replicated_fsdp2(**options) -> Accelerator:
+    """Four processes in two groups; each group holds the model once, divided."""
+    made = fsdp2(**options)
+    made.state.parallelism_config = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
+    made.state.device_mesh = made.parallelism_config.get_device_mesh("cpu")
     return made
 
 

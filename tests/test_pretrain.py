@@ -141,7 +141,7 @@ pretrain.main()
     )
     result = launch(tiny_run, processes=2, script=script)
     assert result.returncode != 0
-    assert "processes [1] hold different weights" in result.stderr
+    assert "processes [0] and [1] hold different weights" in result.stderr
     assert not list(tiny_run.output_dir.glob("checkpoints/step_*"))
 
 
