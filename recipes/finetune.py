@@ -34,7 +34,8 @@ from trl import SFTConfig, SFTTrainer
 
 from card_text import render_card
 from continued_model import lora_config
-from corpus.source_readers import Unreadable, list_units, read_unit
+from corpus.source_readers import Unreadable, read_unit
+from corpus.source_units import list_units
 from recipe_config import Finetune, Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import read_record, write_json

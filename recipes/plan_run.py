@@ -16,7 +16,6 @@ training, memory, cost, loss, verdict, assumptions and warnings; a unit is in th
 
 import json
 import math
-import textwrap
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -29,6 +28,7 @@ from planning.devices import UTILISATION_FRACTION, UTILISATION_INTERVAL, Device,
 from planning.known_models import OPEN_MODELS
 from planning.memory import STRATEGIES, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
+from planning.plan_table import describe
 from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
 from recipe_config import Model, Plan, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
@@ -472,119 +472,6 @@ def write_overlay(plan: dict, path: Path) -> None:
     yaml.dump(values, stream)
     first = "# Written by plan_run.py; give it after the recipe: --config recipe.yaml planned.yaml\n"
     path.write_text(first + stream.getvalue(), encoding="utf-8")
-
-
-def describe(plan: dict) -> str:
-    """Return the plan as the table that the terminal shows."""
-    budget, text, training = plan["budget"], plan["text"], plan["training"]
-    model, counts, cost, loss = plan["model"], plan["parameters"], plan["cost"], plan["loss"]
-    heads = f"{model['num_attention_heads']} heads"
-    if "num_key_value_heads" in model:
-        heads += f" ({model['num_key_value_heads']} for keys and values)"
-    expected, least, most = cost["expected"], cost["least"], cost["most"]
-    rows = [
-        ("budget", f"{budget['kind']} {budget['amount']:,g}: {budget['model_flops']:.3g} model FLOPs"),
-        ("devices", f"{budget['num_devices']} x {budget['device']} ({budget['device_source']})"),
-        ("", f"{budget['utilisation_fraction']:.0%} of the peak"),
-        (
-            "text at hand",
-            f"{size(text['domain_bytes'])} {text['domain']}, {size(text['general_bytes'])} other; "
-            f"{text['bytes_per_token']:.2f} bytes a token",
-        ),
-        *((f"law {name}", describe_law(law, name == plan["law"])) for name, law in plan["laws"].items()),
-        (
-            "model",
-            f"{counts['total']:,} parameters ({counts['non_embedding']:,} without the embedding): "
-            f"{model['num_hidden_layers']} layers, {model['hidden_size']} wide, {heads}, "
-            f"feed-forward {model['intermediate_size']}, {plan['vocab_size']:,} entries"
-            + (", tied" if model["tie_word_embeddings"] else ""),
-        ),
-        (
-            "tokens",
-            f"{plan['tokens']:.4g} = {size(plan['bytes'])}, {plan['tokens_per_parameter']['total']:.1f} a parameter "
-            f"({plan['tokens_per_parameter']['non_embedding']:.1f} without the embedding)",
-        ),
-        (
-            "mixture",
-            f"{text['domain_share']:.1%} {text['domain']} ({text['domain_epochs']:.2f} times), other "
-            f"{text['general_epochs']:.2f} times; worth {text['worth_tokens']:.4g} new tokens",
-        ),
-        (
-            "training",
-            f"{training['steps']:,} steps of {training['tokens_per_step']:,} tokens, learning rate "
-            f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}, warm-up "
-            f"{training['warmup_steps']:,} steps ({training['source']})",
-        ),
-        *describe_memory(plan["memory"]),
-        (
-            "time",
-            f"{expected['hours']:,.3g} h on the clock ({least['hours']:,.3g} to {most['hours']:,.3g}), "
-            f"{expected['device_hours']:,.4g} device-hours",
-        ),
-        (
-            "cost",
-            "set plan.price_per_device_hour"
-            if expected["money"] is None
-            else f"{expected['money']:,.0f} ({least['money']:,.0f} to {most['money']:,.0f})",
-        ),
-        (
-            "energy",
-            "unknown for this device"
-            if expected["kilowatt_hours"] is None
-            else f"{expected['kilowatt_hours']:,.3g} kWh ({least['kilowatt_hours']:,.3g} to "
-            f"{most['kilowatt_hours']:,.3g})",
-        ),
-        (
-            "predicted loss",
-            f"{loss['nats_per_token']:.3f} ({loss['interval'][0]:.3f} to {loss['interval'][1]:.3f}) {loss['meaning']}",
-        ),
-        *(
-            (
-                key.replace("with_", "").replace("_", " "),
-                f"{loss[key]['nats_per_token']:.3f} with {loss[key]['parameters']:.3g} parameters and "
-                f"{loss[key]['tokens']:.3g} tokens",
-            )
-            for key in ("with_half_the_budget", "with_twice_the_budget")
-        ),
-        ("verdict", f"{plan['verdict']['choice']}: {plan['verdict']['reason']}"),
-        *(("assumed", one) for one in plan["assumptions"]),
-        *(("warning", one) for one in plan["warnings"]),
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = []
-    for name, value in rows:
-        wrapped = textwrap.wrap(value, 118 - width)
-        lines += [f"{name if number == 0 else '':{width}}  {line}" for number, line in enumerate(wrapped)]
-    return "\n".join(lines)
-
-
-def describe_law(law: dict, followed: bool) -> str:
-    ratio = law["tokens"] / law["parameters"]
-    return (
-        f"{law['parameters']:.4g} parameters ({law['counts']}), {law['tokens']:.4g} tokens, {ratio:.1f} a parameter"
-        + (" <- followed" if followed else "")
-    )
-
-
-def describe_memory(memory: dict) -> list[tuple[str, str]]:
-    rows = []
-    for one in memory["strategies"]:
-        parts = ", ".join(f"{name.replace('_', ' ')} {number / 1e9:.2f}" for name, number in one["bytes"].items())
-        name = one["accelerate_config"].removesuffix(".yaml")
-        recomputed = " + activation checkpointing" if one["activation_checkpointing"] else ""
-        batch = one["per_device_train_batch_size"]
-        fits = f"batch {batch} a device" if batch else "does not fit"
-        chosen = " <- chosen" if one == memory["chosen"] else ""
-        rows.append(("memory", f"{name}{recomputed}: {fits}; GB: {parts}{chosen}"))
-    return rows
-
-
-def size(num_bytes: float) -> str:
-    """Show an amount of text in the decimal unit in which it reads best."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.4g} {name}"
-    return f"{num_bytes / 1e3:.4g} kB"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpus.source_readers import source_fingerprint
+from corpus.source_units import source_fingerprint
 from recipe_config import Recipe, RecipeError
 
 

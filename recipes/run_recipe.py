@@ -31,7 +31,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from corpus.source_readers import list_all_units
+from corpus.source_units import list_all_units
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command

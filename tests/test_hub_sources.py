@@ -20,7 +20,8 @@ import zstandard
 from mini_hub import ask_hub, hub_environment, start_hub
 from tiny_run import TinyRun, make_text
 
-from corpus.source_readers import Unreadable, list_units, read_unit
+from corpus.source_readers import Unreadable, read_unit
+from corpus.source_units import list_units
 from recipe_config import Source
 
 

@@ -27,10 +27,9 @@ from corpus.source_readers import (
     Unreadable,
     WholeFile,
     document_date,
-    list_units,
     read_unit,
-    source_fingerprint,
 )
+from corpus.source_units import list_units, source_fingerprint
 from recipe_config import RecipeError, Source
 from run_folder import read_record
 
@@ -288,7 +287,8 @@ def test_a_connection_that_ends_early_is_no_damage(error):
 BOUNDS = """
 import sys
 from pathlib import Path
-from corpus.source_readers import Unreadable, list_units, read_unit
+from corpus.source_readers import Unreadable, read_unit
+from corpus.source_units import list_units
 from recipe_config import Source
 
 source, kept, reason = Source(name="a", path=sys.argv[1]), 0, None

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from card_text import render_card
 from corpus.personal_data import Redactor
-from corpus.source_readers import is_hub_dataset
+from corpus.source_units import is_hub_dataset
 from recipe_config import Recipe, Source
 
 

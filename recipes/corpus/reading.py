@@ -14,15 +14,8 @@ from corpus.document_files import document_id
 from corpus.language import LanguageFilter
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
-from corpus.source_readers import (
-    Unit,
-    Unreadable,
-    document_date,
-    is_hub_dataset,
-    list_all_units,
-    named_errors,
-    read_unit,
-)
+from corpus.source_readers import Unreadable, document_date, read_unit
+from corpus.source_units import Unit, is_hub_dataset, list_all_units, named_errors
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, Source, Splits
