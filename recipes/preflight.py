@@ -12,21 +12,57 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from mixture_shares import make_mixture, schedule_phases
 from planning.devices import UTILISATION_FRACTION
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
-from recipe_config import Recipe, Training
-from token_mixture import IGNORED_LABEL, document_positions
-from training_batches import MicroBatches
+from recipe_config import Recipe, RecipeError, Training
+from run_folder import require, write_json
+from token_mixture import IGNORED_LABEL, TokenShards, document_positions, token_byte_lengths
+from training_batches import MicroBatches, SkippedDocuments
+from training_length import accumulation_steps, decide_length, learning_rate_at
+from training_model import build_optimizers, build_summed_loss, find_missing_compiler
 from utilisation import peak_flops
 
 
 CHECKED_TOKENS = 256  # of a sequence; what is checked does not depend on more
 OVERFIT_STEPS = 40
 BORDERS, BORDER_BATCHES = 8, 512  # as many are looked at, in at most so many batches
+
+
+def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Build everything, print the plan and check it on this machine; writes nothing but preflight.json.
+
+    Raises: RecipeError: a check failed.
+    """
+    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
+    training, shares, notes = decide_length(recipe, shards)
+    micro_steps = accumulation_steps(training, accelerator.num_processes)
+    phases = schedule_phases(recipe.data, shares, training.max_steps)
+    mixture = make_mixture(shards, phases, training.tokens_per_step // training.sequence_length, recipe.run.seed)
+    skipped, byte_lengths = SkippedDocuments(shards, recipe.data.skip.documents), token_byte_lengths(tokenizer_folder)
+    batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
+    set_seed(recipe.run.seed)
+    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled=False).to(accelerator.device)
+    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
+    rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
+    plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}
+    from_scratch = recipe.model.from_pretrained is None
+    checks = run_checks(
+        model, build_optimizers(model, training), batches, tokenizer, training, rates, from_scratch=from_scratch
+    )
+    show_preflight(plan, checks, accelerator)
+    if accelerator.is_main_process:
+        write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
+    failed = [check for check in checks if not check["passed"]]
+    if failed:
+        raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))
 
 
 def describe_plan(

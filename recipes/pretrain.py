@@ -19,8 +19,7 @@ follows from the step alone.
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -29,7 +28,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -42,17 +40,17 @@ from checkpointing import (
     refuse_full_disk,
 )
 from chronicle import Chronicle
-from continued_model import load_model, merge_adapters, with_shape_of
+from continued_model import merge_adapters
 from document_ledger import documents_of_step
 from mixture_shares import make_mixture, schedule_phases
 from model_probe import find_warnings, make_probe_batch, probe
 from preemption import EXIT_PREEMPTED, Preemption, RunStatus
-from preflight import describe_plan, run_checks, show_preflight
+from preflight import dry_run
 from prepared_model import PreparedModel
 from process_agreement import from_main, held_run, refuse_differences
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
-from recipe_config import Recipe, RecipeError, Training
+from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from resuming import check_state, choose_checkpoint, describe_identity, fresh_state, set_aside_later, start_again
 from run_folder import (
@@ -63,7 +61,6 @@ from run_folder import (
     write_json,
 )
 from token_mixture import (
-    TokenMixture,
     TokenShards,
     ValidationText,
     token_byte_lengths,
@@ -73,10 +70,8 @@ from training_evaluation import continue_prompts, evaluate, load_benchmarks, sco
 from training_length import SPEED_STEPS, accumulation_steps, decide_length, learning_rate_at, plan_steps
 from training_model import (
     Context,
-    SummedLoss,
-    build_model,
     build_optimizers,
-    choose_attention,
+    build_summed_loss,
     count_parameters,
     find_missing_compiler,
     keep_sums_in_fp32,
@@ -98,251 +93,371 @@ from utilisation import measure_utilisation, peak_flops, peak_memory_bytes
 from zero_stage3 import ZeroStage3Model
 
 
-def build_summed_loss(
-    recipe: Recipe, training: Training, tokenizer_folder: Path, accelerator: Accelerator, compiled: bool
-) -> SummedLoss:
-    """Build what is trained, as the recipe says; of a model that is gone on from, recipe.model gets the shape."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    if recipe.model.from_pretrained is None:
-        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
-    else:
-        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
-        recipe.model = with_shape_of(recipe.model, language_model.config)
-    choose_attention(language_model, training, accelerator)
-    if training.gradient_checkpointing:
-        language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return SummedLoss(
-        language_model,
-        compiled,
-        by_layer=accelerator.distributed_type == DistributedType.FSDP,
-        document_masking=training.document_masking,
-        z_loss=training.z_loss,
-    )
+class Pretraining:
+    """A run on one of its processes, from the state that it begins or goes on with to the model that it writes.
 
-
-def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Build everything, print the plan and check it on this machine; writes nothing but preflight.json.
-
-    Raises: RecipeError: a check failed.
+    Attributes:
+        state: what a checkpoint holds besides tensors, as JSON values; see resuming.fresh_state.
+        mixture, batches: what training reads from the step after state["step"] on.
+        texts, evaluation_batch_size, utilisation: of the phase that training is in.
     """
-    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
-    training, shares, notes = decide_length(recipe, shards)
-    micro_steps = accumulation_steps(training, accelerator.num_processes)
-    phases = schedule_phases(recipe.data, shares, training.max_steps)
-    mixture = make_mixture(shards, phases, training.tokens_per_step // training.sequence_length, recipe.run.seed)
-    skipped, byte_lengths = SkippedDocuments(shards, recipe.data.skip.documents), token_byte_lengths(tokenizer_folder)
-    batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
-    set_seed(recipe.run.seed)
-    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled=False).to(accelerator.device)
-    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
-    rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
-    plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}
-    from_scratch = recipe.model.from_pretrained is None
-    checks = run_checks(
-        model, build_optimizers(model, training), batches, tokenizer, training, rates, from_scratch=from_scratch
-    )
-    show_preflight(plan, checks, accelerator)
-    if accelerator.is_main_process:
-        write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
-    failed = [check for check in checks if not check["passed"]]
-    if failed:
-        raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))
 
-
-def train(
-    recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption, closing: ExitStack
-) -> dict:
-    """Run the stage on every process and return training.json's content.
-
-    Args: closing: closed by the caller however training ends, before it lets go of the run.
-    """
-    run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
-    # The processes of a machine share the reading of what they were given.
-    part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    data = recipe.data
-    shards = TokenShards(tokens, [source.name for source in data.sources], recipe.training.sequence_length)
-
-    training, shares, notes = decide_length(recipe, shards)
-    skipped_documents = SkippedDocuments(shards, data.skip.documents)
-    batch_size, num_processes = training.per_device_train_batch_size, accelerator.num_processes
-    gradient_accumulation_steps = accumulation_steps(training, num_processes)
-    missing = find_missing_compiler() if training.torch_compile else None
-    if missing:
-        notes.append(f"training runs uncompiled, at about half the speed: {missing}")
-
-    absent = [name for name in training.eval_tasks if not (run / "benchmarks" / f"{name}.jsonl").is_file()]
-    if absent:
-        notes.append(
-            f"training.eval_tasks: not scored, since {run / 'benchmarks'} lacks them: {', '.join(absent)}; "
-            "recipes/run_recipe.py writes them, eval/run_eval.py --export_requests too"
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption):
+        self.recipe, self.accelerator, self.status, self.preemption = recipe, accelerator, status, preemption
+        self.run, self.is_main = Path(recipe.run.output_dir), accelerator.is_main_process
+        # The processes of a machine share the reading of what they were given.
+        part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        self.tokens, self.tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        self.byte_lengths = token_byte_lengths(self.tokenizer_folder)
+        names = [source.name for source in recipe.data.sources]
+        self.shards = TokenShards(self.tokens, names, recipe.training.sequence_length)
+        self.training, self.shares, self.notes = decide_length(recipe, self.shards)
+        self.skipped_documents = SkippedDocuments(self.shards, recipe.data.skip.documents)
+        self.sequences_per_step = self.training.tokens_per_step // self.training.sequence_length
+        self.gradient_accumulation_steps = accumulation_steps(self.training, accelerator.num_processes)
+        self.build()
+        checkpoint = self.begin()
+        # Their rows stay as long in every phase: a text has one to itself where documents see each other.
+        self.benchmarks = load_benchmarks(
+            self.run / "benchmarks",
+            self.training.eval_tasks,
+            self.training.max_eval_items,
+            self.tokenizer,
+            self.training.sequence_length,
+            packed=self.training.document_masking,
         )
-
-    # The model, the same on every process and every number of them.
-    set_seed(recipe.run.seed)
-    compiled = training.torch_compile and not missing
-    if compiled and accelerator.distributed_type == DistributedType.DEEPSPEED:
-        compiled = False
-        notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
-    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled)
-    language_model = model.language_model
-    parameters = count_parameters(language_model)
-    optimizers = build_optimizers(model, training)
-    keep_sums_in_fp32(accelerator)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        prepared: PreparedModel = ZeroStage3Model(model, optimizers, accelerator, batch_size)
-    else:
-        prepared = PreparedModel(model, optimizers, accelerator)
-    model = prepared.module
-    refuse_full_disk(run, training.save_total_limit, parameters["total"], accelerator)
-
-    state = fresh_state(recipe, training, shares)
-    checkpoint, passed_over = from_main(accelerator, lambda: choose_checkpoint(recipe))
-    notes += [f"passed over {problem}" for problem in passed_over]
-    chronicle = Chronicle(run, is_main)
-    if checkpoint is not None:
-        state, changes = check_state(checkpoint, state)
-        prepared.restore(checkpoint)
-        changes += describe_changes(state["skips"], data.skip, state["step"], list_checkpoints(run / "checkpoints"))
-        state["skips"] = extend_skips(state["skips"], data.skip, state["step"])
-        chronicle.note(
-            "resume", state["step"], f"from {checkpoint} on {num_processes} processes", passed_over=passed_over
+        self.saved_step = None if checkpoint is None else self.state["step"]
+        self.checkpoints = Checkpoints(
+            self.run / "checkpoints",
+            self.training.save_total_limit,
+            self.training.keep_every_steps,
+            describe_identity(self.state, accelerator.num_processes),
+            accelerator,
+            self.note_saved,
         )
-        for change in changes:
-            chronicle.note("config_change", state["step"], change)
-        notes += changes
-    else:
-        chronicle.note("start", 0, f"{parameters['total']:,} parameters on {num_processes} processes")
-    status.update(step=state["step"], max_steps=state["max_steps"], checkpoint=checkpoint and str(checkpoint))
-    if is_main:
-        for note in notes:
-            accelerator.print(f"pretrain: note: {note}")
-        print_plan(accelerator, training, parameters, state, checkpoint)
-        write_run_files(recipe, run)
-        cut_records(run, state["step"])
-        set_aside_later(run / "checkpoints", state["step"])
-    # Of the phase.
-    texts, benchmarks, evaluation_batch_size, utilisation = {}, {}, batch_size, None
-    peak = peak_flops(accelerator.device) if is_main else None  # one of the processes of a machine measures it
-    own_context = Context.of(language_model, training)
+        self.peak_flops = peak_flops(accelerator.device) if self.is_main else None  # a machine's first measures it
+        self.open_mixture()
+        self.enter_phase(self.state["step"])
+        self.monitor = StabilityMonitor(self.training.stability, accelerator.device, self.state["stability"])
+        self.probe_batch = make_probe_batch(self.mixture, accelerator.device)
+        # Since the last line of metrics.jsonl: nats, bytes and tokens of the steps taken; bytes and tokens by source.
+        self.logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        self.logged_seen = torch.zeros((len(self.shares), 2), dtype=torch.int64, device=accelerator.device)
 
-    def enter_phase(step: int) -> None:
-        """Ready everything that knows a sequence length for the phase that a step is in."""
-        nonlocal texts, benchmarks, evaluation_batch_size, utilisation
-        context = own_context.in_phase([phase for phase in state["phases"] if phase["after_step"] < max(1, step)][-1])
-        context.apply(language_model)
-        length = context.sequence_length
-        texts = {name: ValidationText(tokens, name, length, training.max_eval_bytes) for name in shares}
-        benchmarks = load_benchmarks(
-            run / "benchmarks",
-            training.eval_tasks,
-            training.max_eval_items,
-            tokenizer,
-            length,
-            packed=training.document_masking,
-        )
-        evaluation_batch_size = batch_size * training.sequence_length // length
-        utilisation = measure_utilisation(
-            recipe.model, len(tokenizer), length, training.gradient_checkpointing, peak, num_processes
-        )
+    def build(self) -> None:
+        """Build the model and its optimizers, the same on every process and every number of them."""
+        recipe, accelerator, training = self.recipe, self.accelerator, self.training
+        set_seed(recipe.run.seed)
+        missing = find_missing_compiler() if training.torch_compile else None
+        if missing:
+            self.notes.append(f"training runs uncompiled, at about half the speed: {missing}")
+        self.compiled = training.torch_compile and not missing
+        divided_by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.compiled and divided_by_deepspeed:
+            self.compiled = False
+            self.notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
+        model = build_summed_loss(recipe, training, self.tokenizer_folder, accelerator, self.compiled)
+        self.language_model, self.parameters = model.language_model, count_parameters(model.language_model)
+        optimizers = build_optimizers(model, training)
+        keep_sums_in_fp32(accelerator)
+        if divided_by_deepspeed:
+            batch_size = training.per_device_train_batch_size
+            self.prepared: PreparedModel = ZeroStage3Model(model, optimizers, accelerator, batch_size)
+        else:
+            self.prepared = PreparedModel(model, optimizers, accelerator)
+        self.model = self.prepared.module
+        refuse_full_disk(self.run, training.save_total_limit, self.parameters["total"], accelerator)
 
-    byte_lengths = token_byte_lengths(tokenizer_folder)
-    sequences_per_step = training.tokens_per_step // training.sequence_length
-
-    def passes_over(step: int) -> bool:
-        return is_skipped(state["skips"], step) or in_rollback(state["rollbacks"], step)
-
-    def open_mixture() -> tuple[TokenMixture, Iterator[dict]]:
-        mixture = make_mixture(shards, state["phases"], sequences_per_step, recipe.run.seed)
-        dataset = MicroBatches(
-            mixture, skipped_documents, byte_lengths, batch_size, accelerator.process_index, num_processes
-        )
-        steps = (step for step in count(state["step"] + 1) if not passes_over(step))
-        return mixture, read_batches(dataset, steps, gradient_accumulation_steps, accelerator.device.type == "cpu")
-
-    mixture, batches = open_mixture()
-
-    def log(record: dict) -> None:
-        if is_main:
-            append_lines(run / "metrics.jsonl", [record])
-        accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
-
-    def note_saved(step: int, folder: Path, seconds: float) -> None:
-        chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
-        status.update(checkpoint=str(folder), checkpoint_step=step)
-        if problem := queue_revision(recipe, folder, language_model.config):
-            chronicle.note("warning", step, problem)
-            bar.write(f"pretrain: note: {problem}")
-
-    checkpoints = Checkpoints(
-        run / "checkpoints",
-        training.save_total_limit,
-        training.keep_every_steps,
-        describe_identity(state, num_processes),
-        accelerator,
-        note_saved,
-    )
-    closing.callback(checkpoints.wait)
-
-    def save() -> None:
-        state["stability"] = monitor.state()
-        checkpoints.save(state["step"], prepared.gather(), state)
-        status.update(step=state["step"])
-
-    def validate() -> None:
-        """Score the validation text and the tasks, and look inside the model; cut short, it is due again."""
-        scores = evaluate(model, texts, evaluation_batch_size, accelerator, preemption.requested)
-        if scores is not None:
-            on_tasks = score_benchmarks(
-                model, benchmarks, evaluation_batch_size, tokenizer.eos_token_id, accelerator, preemption.requested
+    def begin(self) -> Path | None:
+        """Take up the state of a checkpoint, which is returned, or a fresh one; and say what will be done."""
+        recipe, accelerator, training = self.recipe, self.accelerator, self.training
+        absent = [name for name in training.eval_tasks if not (self.run / "benchmarks" / f"{name}.jsonl").is_file()]
+        if absent:
+            self.notes.append(
+                f"training.eval_tasks: not scored, since {self.run / 'benchmarks'} lacks them: {', '.join(absent)}; "
+                "recipes/run_recipe.py writes them, eval/run_eval.py --export_requests too"
             )
+        state = fresh_state(recipe, training, self.shares)
+        checkpoint, passed_over = from_main(accelerator, lambda: choose_checkpoint(recipe))
+        self.notes += [f"passed over {problem}" for problem in passed_over]
+        self.chronicle = Chronicle(self.run, self.is_main)
+        if checkpoint is not None:
+            state, changes = check_state(checkpoint, state)
+            self.prepared.restore(checkpoint)
+            skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
+            changes += describe_changes(state["skips"], skip, state["step"], earlier)
+            state["skips"] = extend_skips(state["skips"], skip, state["step"])
+            text = f"from {checkpoint} on {accelerator.num_processes} processes"
+            self.chronicle.note("resume", state["step"], text, passed_over=passed_over)
+            for change in changes:
+                self.chronicle.note("config_change", state["step"], change)
+            self.notes += changes
+        else:
+            text = f"{self.parameters['total']:,} parameters on {accelerator.num_processes} processes"
+            self.chronicle.note("start", 0, text)
+        self.state = state
+        self.status.update(step=state["step"], max_steps=state["max_steps"], checkpoint=checkpoint and str(checkpoint))
+        if self.is_main:
+            for note in self.notes:
+                accelerator.print(f"pretrain: note: {note}")
+            print_plan(accelerator, training, self.parameters, state, checkpoint)
+            write_run_files(recipe, self.run)
+            cut_records(self.run, state["step"])
+            set_aside_later(self.run / "checkpoints", state["step"])
+        self.own_context = Context.of(self.language_model, training)
+        return checkpoint
+
+    def open_mixture(self) -> None:
+        """Ready what training reads from here on."""
+        state, accelerator = self.state, self.accelerator
+        self.mixture = make_mixture(self.shards, state["phases"], self.sequences_per_step, self.recipe.run.seed)
+        dataset = MicroBatches(
+            self.mixture,
+            self.skipped_documents,
+            self.byte_lengths,
+            self.training.per_device_train_batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        steps = (step for step in count(state["step"] + 1) if not self.passes_over(step))
+        on_cpu = accelerator.device.type == "cpu"
+        self.batches = read_batches(dataset, steps, self.gradient_accumulation_steps, on_cpu)
+
+    def passes_over(self, step: int) -> bool:
+        return is_skipped(self.state["skips"], step) or in_rollback(self.state["rollbacks"], step)
+
+    def enter_phase(self, step: int) -> None:
+        """Ready everything that knows a sequence length for the phase that a step is in."""
+        training = self.training
+        phase = [phase for phase in self.state["phases"] if phase["after_step"] < max(1, step)][-1]
+        context = self.own_context.in_phase(phase)
+        context.apply(self.language_model)
+        length = context.sequence_length
+        self.texts = {name: ValidationText(self.tokens, name, length, training.max_eval_bytes) for name in self.shares}
+        self.evaluation_batch_size = training.per_device_train_batch_size * training.sequence_length // length
+        self.utilisation = measure_utilisation(
+            self.recipe.model,
+            len(self.tokenizer),
+            length,
+            training.gradient_checkpointing,
+            self.peak_flops,
+            self.accelerator.num_processes,
+        )
+
+    def train(self) -> dict:
+        """Train to the end, write the model, and return training.json's content."""
+        state, training = self.state, self.training
+        # A run that goes on stays one run where the tracker would begin another.
+        options = {"trackio": {"name": self.run.name, "resume": "allow"}}
+        self.accelerator.init_trackers(self.run.name, init_kwargs=options)
+        self.started = time.perf_counter() - state["seconds"]
+        self.step_ended: list[float] = []  # of the first steps of this process, to plan training.max_seconds with
+        self.restart_clock()
+        self.bar = tqdm(
+            total=state["max_steps"],
+            initial=state["step"],
+            desc="pretrain",
+            unit=" steps",
+            leave=False,
+            disable=not self.is_main,
+        )
+        self.model.train()
+        if state["evaluation_due"]:
+            self.validate()
+        while self.state["step"] < self.state["max_steps"]:
+            if self.preemption.requested():
+                self.leave()
+            step = self.state["step"] + 1
+            if step - 1 in (phase["after_step"] for phase in self.state["phases"][1:]):
+                self.enter_phase(step)
+                self.monitor.forget()
+            factor = self.state["learning_rate_factor"]
+            learning_rate = learning_rate_at(step, self.state["max_steps"], training) * factor
+            self.prepared.set_learning_rate(learning_rate)
+            passed_over = self.passes_over(step)
+            if not passed_over:
+                self.train_step(step)
+                self.state["trained_steps"] += 1
+            self.state["step"] = step
+            self.preemption.anything_to_save = True
+            self.checkpoints.check()
+            self.bar.update()
+            verdicts = self.monitor.settle(last=step == self.state["max_steps"])
+            if (decision := self.follow(verdicts)) is not None:
+                self.go_back(decision)
+                continue
+            if training.max_seconds and "planned_steps" not in self.state and not passed_over:
+                self.plan_length()
+            done = step == self.state["max_steps"]
+            evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
+            logging = step == 1 or step % training.logging_steps == 0 or evaluating or saving
+            if logging:
+                self.log_progress(learning_rate)
+            if evaluating:
+                self.validate()
+            if saving and not self.state["evaluation_due"]:
+                self.state["seconds"] = time.perf_counter() - self.started
+                self.save()
+                self.saved_step = step
+            if logging:  # after validation and saving, which are not the speed of training
+                self.restart_clock()
+        if self.state["evaluation_due"]:  # the signal came in the last evaluation
+            self.leave()
+        self.checkpoints.finish()
+        self.bar.close()
+        return self.export()
+
+    def train_step(self, step: int) -> None:
+        """Train on the next batches, with the learning rate that is set."""
+        accelerator, tokens_per_step = self.accelerator, self.training.tokens_per_step
+        seen, step_nats = torch.zeros_like(self.logged_seen), torch.zeros_like(self.logged_loss[0])
+        seed_step(self.recipe.run.seed, step, accelerator.process_index)
+        for micro_step in range(self.gradient_accumulation_steps):
+            batch = next(self.batches)
+            seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            # Every token of the step weighs the same. Gradients are averaged over processes, hence the factor.
+            factor = accelerator.num_processes / tokens_per_step
+            step_nats += self.prepared.add_gradients(batch, factor, micro_step == self.gradient_accumulation_steps - 1)
+        self.logged_seen.add_(seen)
+        step_loss = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
+        targets = step_loss[2].clamp(min=1)
+        if self.skipped_documents.ranges:
+            self.prepared.scale_gradients(tokens_per_step / targets)
+        self.grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
+        ok = self.monitor.judge(step, step_loss[0] / targets, self.grad_norm)
+        self.prepared.step_where(ok)
+        self.logged_loss.add_(torch.where(ok, step_loss, 0.0))
+
+    def plan_length(self) -> None:
+        """Once the first steps have shown the speed, fix the length that training.max_seconds allows."""
+        state, training, now = self.state, self.training, time.perf_counter()
+        self.step_ended.append(now)
+        if len(self.step_ended) < SPEED_STEPS.stop:
+            return
+        left_seconds = training.max_seconds - (now - self.started)
+        planned = [plan_steps(self.step_ended, state["step"], left_seconds, state["max_steps"], training)]
+        state["planned_steps"] = state["max_steps"] = self.bar.total = broadcast_object_list(planned)[0]
+        if state["max_steps"] < training.max_steps:
+            self.notes.append(
+                f"training.max_seconds={training.max_seconds:g} gives {state['max_steps']:,} steps, "
+                f"not the {training.max_steps:,} of training.max_tokens"
+            )
+            self.say(f"note: {self.notes[-1]}")
+        if self.recipe.data.phases:
+            shares = state["phases"][0]["shares"]
+            state["phases"] = schedule_phases(self.recipe.data, shares, state["max_steps"], state["step"])
+            self.open_mixture()
+            if self.is_main:
+                self.bar.write(describe_phases(state["phases"]))
+
+    def log_progress(self, learning_rate: float) -> None:
+        """Count what was read since the last line of metrics.jsonl, and write the next."""
+        state, training = self.state, self.training
+        counts = self.accelerator.reduce(self.logged_seen).tolist()
+        for name, (num_bytes, num_tokens) in zip(self.shares, counts, strict=True):
+            state["bytes_seen"][name] += num_bytes
+            state["tokens_seen"][name] += num_tokens
+        nats, step_bytes, step_tokens = self.logged_loss.tolist()
+        if step_tokens:  # not where data.skip left nothing since the last line
+            processed_tokens = (state["trained_steps"] - self.logged_steps) * training.tokens_per_step
+            speed = processed_tokens / (time.perf_counter() - self.logged_at)
+            record = {
+                "step": state["step"],
+                "train/loss": nats / step_tokens,
+                "train/bits_per_byte": nats / math.log(2) / max(1, step_bytes),
+                "train/grad_norm": self.grad_norm.item(),
+                "train/learning_rate": learning_rate,
+                "train/skipped_steps": sum(self.monitor.skipped.values()),
+                "train/tokens_per_second": speed,
+                "train/seconds": time.perf_counter() - self.started,
+                "train/peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            }
+            record |= self.utilisation.record(speed) | self.seen()
+            self.log(record)
+            self.bar.set_postfix_str(describe_step(record), refresh=False)
+        self.logged_loss.zero_()
+        self.logged_seen.zero_()
+
+    def restart_clock(self) -> None:
+        """Measure the speed of training from here on."""
+        self.logged_at, self.logged_steps = time.perf_counter(), self.state["trained_steps"]
+
+    def log(self, record: dict) -> None:
+        if self.is_main:
+            append_lines(self.run / "metrics.jsonl", [record])
+        shown = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(shown, step=record["step"])
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            self.bar.write(f"pretrain: {text}")
+
+    def seen(self) -> dict[str, int]:
+        return {f"train/{key}": sum(self.state[key].values()) for key in ("tokens_seen", "bytes_seen")}
+
+    def save(self) -> None:
+        self.state["stability"] = self.monitor.state()
+        self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
+        self.status.update(step=self.state["step"])
+
+    def note_saved(self, step: int, folder: Path, seconds: float) -> None:
+        """Write down that a checkpoint is in its place, and put it in line for the Hub."""
+        self.chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
+        self.status.update(checkpoint=str(folder), checkpoint_step=step)
+        if problem := queue_revision(self.recipe, folder, self.language_model.config):
+            self.chronicle.note("warning", step, problem)
+            self.say(f"note: {problem}")
+
+    def validate(self) -> None:
+        """Score the validation text and the tasks, and look inside the model; cut short, it is due again."""
+        state, accelerator, asked_to_leave = self.state, self.accelerator, self.preemption.requested
+        batch_size, end = self.training.per_device_train_batch_size, self.tokenizer.eos_token_id
+        scores = evaluate(self.model, self.texts, self.evaluation_batch_size, accelerator, asked_to_leave)
+        if scores is not None:
+            on_tasks = score_benchmarks(self.model, self.benchmarks, batch_size, end, accelerator, asked_to_leave)
             scores = None if on_tasks is None else scores | on_tasks
         state["evaluation_due"] = scores is None
         if scores is None:
             return
-        prompts = recipe.evaluation.prompts
-        samples = continue_prompts(model, tokenizer, prompts, training.sequence_length, accelerator.device)
-        if is_main:
+        prompts, length = self.recipe.evaluation.prompts, self.training.sequence_length
+        samples = continue_prompts(self.model, self.tokenizer, prompts, length, accelerator.device)
+        if self.is_main:
             lines = zip(prompts, samples, strict=True)
-            append_lines(
-                run / "samples.jsonl", [{"step": state["step"], "prompt": one, "text": text} for one, text in lines]
-            )
-        inside = probe(model, *probe_batch)
-        parts = delivered(mixture, state)
+            lines = [{"step": state["step"], "prompt": one, "text": text} for one, text in lines]
+            append_lines(self.run / "samples.jsonl", lines)
+        inside = probe(self.model, *self.probe_batch)
+        parts = delivered(self.mixture, state)
         shown = {f"data/{key}/{name}": value for name, part in parts.items() for key, value in part.items()}
-        seen = {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
-        log({"step": state["step"], **seen, **scores, **inside, **shown})
+        self.log({"step": state["step"], **self.seen(), **scores, **inside, **shown})
         text = f"{scores['eval/bits_per_byte']:.4f} bits per byte; {describe_delivered(parts)}"
-        chronicle.note("evaluation", state["step"], text)
+        self.chronicle.note("evaluation", state["step"], text)
         for warning in find_warnings(inside, state.get("probe")):
-            chronicle.note("warning", state["step"], warning)
+            self.chronicle.note("warning", state["step"], warning)
         state["probe"] = inside
-        if is_main:
-            bar.write(f"pretrain: step {state['step']:,}: {describe_delivered(parts)}")
+        self.say(f"step {state['step']:,}: {describe_delivered(parts)}")
 
-    def follow(verdicts: list) -> Decision | None:
+    def follow(self, verdicts: list) -> Decision | None:
         """Write down which steps were skipped, and return what else the policy asks for.
 
         Raises: FloatingPointError: it asks to stop; with the documents of the steps.
         """
         for verdict in verdicts:
-            decision = monitor.decide(verdict, len(state["rollbacks"]))
+            decision = self.monitor.decide(verdict, len(self.state["rollbacks"]))
             if verdict.kind != "taken":
-                chronicle.note("skip", verdict.step, verdict.describe())
-                if is_main:
-                    bar.write(f"pretrain: {verdict.describe()}")
+                self.chronicle.note("skip", verdict.step, verdict.describe())
+                self.say(verdict.describe())
             if decision is not None and decision.action == "rollback":
                 return decision
             if decision is not None:
                 documents = [
                     f"{piece['document']} ({piece['source']}, step {number})"
                     for number in decision.steps
-                    for piece in documents_of_step(mixture, sequences_per_step, number)
+                    for piece in documents_of_step(self.mixture, self.sequences_per_step, number)
                 ]
-                before = [path for number, path in list_checkpoints(run / "checkpoints") if number < decision.steps[0]]
+                checkpoints = list_checkpoints(self.run / "checkpoints")
+                before = [path for number, path in checkpoints if number < decision.steps[0]]
                 raise FloatingPointError(
                     f"{decision.reason}; the documents of the steps: {', '.join(dict.fromkeys(documents))}. Pass over "
                     f"them with --data.skip.steps=[[{decision.steps[0]}, {decision.steps[-1]}]] and "
@@ -351,190 +466,83 @@ def train(
                 )
         return None
 
-    def go_back(decision: Decision) -> None:
+    def go_back(self, decision: Decision) -> None:
         """Go back to the newest checkpoint before the first step that is to be passed over."""
-        nonlocal state, monitor, mixture, batches, saved_step, logged_at, logged_steps
-        checkpoints.finish()
-        earlier, _ = from_main(accelerator, lambda: newest_checkpoint(run / "checkpoints", below=decision.first))
+        self.checkpoints.finish()
+        folder = self.run / "checkpoints"
+        earlier, _ = from_main(self.accelerator, lambda: newest_checkpoint(folder, below=decision.first))
         if earlier is None:
             raise RecipeError(f"{decision.reason}, and no checkpoint is from before step {decision.first}")
-        rollbacks, factor = state["rollbacks"], state["learning_rate_factor"]
-        at_step, seconds = state["step"], time.perf_counter() - started
-        state = load_state(earlier) | {"seconds": seconds, "settings": state["settings"]}
-        factor *= training.stability.rollback.learning_rate_factor
-        entry = {"at_step": at_step, "to_step": state["step"], "skipped_steps": [decision.first, decision.last]}
-        state |= {"rollbacks": [*rollbacks, entry], "learning_rate_factor": factor}
-        prepared.restore(earlier)
-        monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
-        mixture, batches = open_mixture()
-        enter_phase(state["step"])
-        accelerator.wait_for_everyone()
-        if is_main:
-            cut_records(run, state["step"])
-            set_aside_later(run / "checkpoints", state["step"])
+        left, state = self.state, load_state(earlier)
+        entry = {
+            "at_step": left["step"],
+            "to_step": state["step"],
+            "skipped_steps": [decision.first, decision.last],
+        }
+        factor = left["learning_rate_factor"] * self.training.stability.rollback.learning_rate_factor
+        state |= {"seconds": time.perf_counter() - self.started, "settings": left["settings"]}
+        state |= {"rollbacks": [*left["rollbacks"], entry], "learning_rate_factor": factor}
+        self.state, self.saved_step = state, state["step"]
+        self.prepared.restore(earlier)
+        self.monitor = StabilityMonitor(self.training.stability, self.accelerator.device, state["stability"])
+        self.open_mixture()
+        self.enter_phase(state["step"])
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            cut_records(self.run, state["step"])
+            set_aside_later(folder, state["step"])
         said = f"{decision.reason}: back to {earlier.name}, passing over steps {decision.first} to {decision.last}"
         said += f", learning rate times {factor:g}" if factor != 1 else ""
-        chronicle.note("rollback", at_step, said, **entry)
-        notes.append(f"step {at_step}: {said}")
-        if is_main:
-            bar.write(f"pretrain: {said}")
-            bar.n = state["step"]
-        logged_loss.zero_()
-        logged_seen.zero_()
-        logged_at, logged_steps, saved_step = time.perf_counter(), state["trained_steps"], state["step"]
+        self.chronicle.note("rollback", left["step"], said, **entry)
+        self.notes.append(f"step {left['step']}: {said}")
+        self.say(said)
+        self.bar.n = state["step"]
+        self.logged_loss.zero_()
+        self.logged_seen.zero_()
+        self.restart_clock()
 
-    def leave() -> None:
+    def leave(self) -> None:
         """Save what is not saved yet, and end this process."""
-        bar.close()
-        signal_name = preemption.signal_name or "a signal to another process"
-        if saved_step != state["step"] or state["evaluation_due"]:
-            save()
-        checkpoints.finish()
-        chronicle.note("preemption", state["step"], f"{signal_name}; saved")
-        preemption.leave(f"{signal_name} at step {state['step']}, which is saved")
+        self.bar.close()
+        step, signal_name = self.state["step"], self.preemption.signal_name or "a signal to another process"
+        if self.saved_step != step or self.state["evaluation_due"]:
+            self.save()
+        self.checkpoints.finish()
+        self.chronicle.note("preemption", step, f"{signal_name}; saved")
+        self.preemption.leave(f"{signal_name} at step {step}, which is saved")
 
-    def train_step() -> Tensor:
-        """Train on the next batches, with the learning rate that is set, and return the norm of the gradient."""
-        seen, step_nats = torch.zeros_like(logged_seen), torch.zeros_like(logged_loss[0])
-        seed_step(recipe.run.seed, step, accelerator.process_index)
-        for micro_step in range(gradient_accumulation_steps):
-            batch = next(batches)
-            seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            # Every token of the step weighs the same. Gradients are averaged over processes, hence the factor.
-            factor, last = num_processes / training.tokens_per_step, micro_step == gradient_accumulation_steps - 1
-            step_nats += prepared.add_gradients(batch, factor, last)
-        logged_seen.add_(seen)
-        step_loss = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
-        targets = step_loss[2].clamp(min=1)
-        if skipped_documents.ranges:
-            prepared.scale_gradients(training.tokens_per_step / targets)
-        grad_norm = prepared.clip_grad_norm(training.max_grad_norm)
-        ok = monitor.judge(step, step_loss[0] / targets, grad_norm)
-        prepared.step_where(ok)
-        logged_loss.add_(torch.where(ok, step_loss, 0.0))
-        return grad_norm
+    def export(self) -> dict:
+        """Write the model and training.json, whose content is returned."""
+        recipe, accelerator, state = self.recipe, self.accelerator, self.state
+        summary = summarize(
+            recipe,
+            self.training,
+            self.mixture,
+            self.byte_lengths,
+            state,
+            self.parameters,
+            accelerator,
+            self.notes,
+            self.compiled,
+        )
+        if self.is_main:
+            write_json(self.run / "training.json", summary)
+            with new_output(recipe, "pretrain") as output:
+                export = accelerator.unwrap_model(self.model).language_model
+                merge_adapters(export)
+                # Of a model in parts the last checkpoint has the whole.
+                last = self.run / "checkpoints" / f"step_{state['step']:08d}"
+                whole = load_tensors(last, "model") if self.prepared.in_parts else None
+                export.save_pretrained(output, state_dict=whole)
+                self.tokenizer.save_pretrained(output)
+        text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
+        self.chronicle.note("finish", state["step"], text)
+        accelerator.wait_for_everyone()
+        return summary
 
-    enter_phase(state["step"])
-    # A run that goes on stays one run where the tracker would begin another.
-    accelerator.init_trackers(run.name, init_kwargs={"trackio": {"name": run.name, "resume": "allow"}})
-    monitor = StabilityMonitor(training.stability, accelerator.device, state["stability"])
-    probe_batch = make_probe_batch(mixture, accelerator.device)
-    logged_loss = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of the steps that were taken
-    logged_seen = torch.zeros((len(shares), 2), dtype=torch.int64, device=accelerator.device)  # bytes, tokens
-    started = time.perf_counter() - state["seconds"]
-    step_ended = []  # of the first steps of this process, to plan training.max_seconds with
-    logged_at, logged_steps = time.perf_counter(), state["trained_steps"]
-    bar = tqdm(
-        total=state["max_steps"],
-        initial=state["step"],
-        desc="pretrain",
-        unit=" steps",
-        leave=False,
-        disable=not is_main,
-    )
-    model.train()
-    saved_step = state["step"] if checkpoint is not None else None
-    if state["evaluation_due"]:
-        validate()
-    while state["step"] < state["max_steps"]:
-        if preemption.requested():
-            leave()
-        step = state["step"] + 1
-        if step - 1 in (phase["after_step"] for phase in state["phases"][1:]):
-            enter_phase(step)
-            monitor.forget()
-        learning_rate = learning_rate_at(step, state["max_steps"], training) * state["learning_rate_factor"]
-        prepared.set_learning_rate(learning_rate)
-        passed_over = passes_over(step)
-        if not passed_over:
-            grad_norm = train_step()
-            state["trained_steps"] += 1
-        state["step"] = step
-        preemption.anything_to_save = True
-        checkpoints.check()
-        bar.update()
-        done = step == state["max_steps"]
-        if (decision := follow(monitor.settle(last=done))) is not None:
-            go_back(decision)
-            continue
-
-        now = time.perf_counter()
-        if training.max_seconds and "planned_steps" not in state and not passed_over:
-            step_ended.append(now)
-            if len(step_ended) == SPEED_STEPS.stop:
-                left_seconds = training.max_seconds - (now - started)
-                planned = broadcast_object_list(
-                    [plan_steps(step_ended, step, left_seconds, state["max_steps"], training)]
-                )
-                state["planned_steps"] = state["max_steps"] = bar.total = planned[0]
-                if state["max_steps"] < training.max_steps:
-                    notes.append(
-                        f"training.max_seconds={training.max_seconds:g} gives {state['max_steps']:,} steps, "
-                        f"not the {training.max_steps:,} of training.max_tokens"
-                    )
-                    if is_main:
-                        bar.write(f"pretrain: note: {notes[-1]}")
-                if data.phases:
-                    state["phases"] = schedule_phases(data, state["phases"][0]["shares"], state["max_steps"], step)
-                    mixture, batches = open_mixture()
-                    if is_main:
-                        bar.write(describe_phases(state["phases"]))
-        done = step == state["max_steps"]
-        evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
-        logging = step == 1 or step % training.logging_steps == 0 or evaluating or saving
-        if logging:
-            step_seen = dict(zip(shares, accelerator.reduce(logged_seen).tolist(), strict=True))
-            for name, (num_bytes, num_tokens) in step_seen.items():
-                state["bytes_seen"][name] += num_bytes
-                state["tokens_seen"][name] += num_tokens
-            nats, step_bytes, step_tokens = logged_loss.tolist()
-            seen = {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
-            if step_tokens:  # not where data.skip left nothing since the last line
-                processed_tokens = (state["trained_steps"] - logged_steps) * training.tokens_per_step
-                speed = processed_tokens / (time.perf_counter() - logged_at)
-                record = {
-                    "step": step,
-                    "train/loss": nats / step_tokens,
-                    "train/bits_per_byte": nats / math.log(2) / max(1, step_bytes),
-                    "train/grad_norm": grad_norm.item(),
-                    "train/learning_rate": learning_rate,
-                    "train/skipped_steps": sum(monitor.skipped.values()),
-                    "train/tokens_per_second": speed,
-                    "train/seconds": time.perf_counter() - started,
-                    "train/peak_memory_bytes": peak_memory_bytes(accelerator.device),
-                }
-                record |= utilisation.record(speed)
-                log(record | seen)
-                bar.set_postfix_str(describe_step(record | seen), refresh=False)
-            logged_loss.zero_()
-            logged_seen.zero_()
-        if evaluating:
-            validate()
-        if saving and not state["evaluation_due"]:
-            state["seconds"] = time.perf_counter() - started
-            save()
-            saved_step = step
-        if logging:  # after validation and saving, which are not the speed of training
-            logged_at, logged_steps = time.perf_counter(), state["trained_steps"]
-    if state["evaluation_due"]:  # the signal came in the last evaluation
-        leave()
-    checkpoints.finish()
-    bar.close()
-
-    summary = summarize(recipe, training, mixture, byte_lengths, state, parameters, accelerator, notes, compiled)
-    if is_main:
-        write_json(run / "training.json", summary)
-        with new_output(recipe, "pretrain") as output:
-            export = accelerator.unwrap_model(model).language_model
-            merge_adapters(export)
-            # Of a model in parts the last checkpoint has the whole.
-            last = run / "checkpoints" / f"step_{state['step']:08d}"
-            export.save_pretrained(output, state_dict=load_tensors(last, "model") if prepared.in_parts else None)
-            tokenizer.save_pretrained(output)
-    chronicle.note("finish", state["step"], f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s")
-    accelerator.wait_for_everyone()
-    return summary
+    def close(self) -> None:
+        """Wait for the thread that writes a checkpoint: nothing may write into a run that is let go of."""
+        self.checkpoints.wait()
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -568,7 +576,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
     status = RunStatus(run, is_main)
-    with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as closing:
+    with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as stack:
         status.begin()
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which is gone")
@@ -580,7 +588,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
         try:
-            summary = train(recipe, accelerator, status, preemption, closing)
+            summary = stack.enter_context(closing(Pretraining(recipe, accelerator, status, preemption))).train()
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if preemption.signal_name or status.is_preempted():  # the others left, or their launcher ended them

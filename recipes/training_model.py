@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import is_flash_attn_2_available
 
 from chunked_loss import chunked_loss, token_scores
+from continued_model import load_model, with_shape_of
 from recipe_config import Recipe, RecipeError, Training
 
 
@@ -150,6 +151,28 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
         wanted = "sdpa_causal"
     model.set_attn_implementation(wanted)
+
+
+def build_summed_loss(
+    recipe: Recipe, training: Training, tokenizer_folder: Path, accelerator: Accelerator, compiled: bool
+) -> SummedLoss:
+    """Build what is trained, as the recipe says; of a model that is gone on from, recipe.model gets the shape."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    if recipe.model.from_pretrained is None:
+        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+    else:
+        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
+        recipe.model = with_shape_of(recipe.model, language_model.config)
+    choose_attention(language_model, training, accelerator)
+    if training.gradient_checkpointing:
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return SummedLoss(
+        language_model,
+        compiled,
+        by_layer=accelerator.distributed_type == DistributedType.FSDP,
+        document_masking=training.document_masking,
+        z_loss=training.z_loss,
+    )
 
 
 def find_missing_compiler() -> str | None:

@@ -20,6 +20,7 @@ from continued_model import load_model
 from recipe_config import Lora, Model, RecipeError
 from recipe_loading import load_recipe
 from token_mixture import ValidationText, document_positions
+from training_model import SummedLoss
 
 
 SHORT = (f"--training.max_tokens={8 * 256}", "--training.learning_rate=3e-3", "--training.eval_steps=8")
@@ -113,7 +114,7 @@ def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     text = ValidationText(adapted.output_dir / "tokens", "law", 32, 1_000_000)
     positions = document_positions(text.input_ids, text.eos_token_id)
     with torch.no_grad():
-        module = pretrain.SummedLoss(model, compiled=False)
+        module = SummedLoss(model, compiled=False)
         _, nats = module(*(torch.from_numpy(array) for array in (text.input_ids, positions, text.labels)))
     assert float(nats) / (text.labels != -100).sum() == pytest.approx(validation["eval/loss/law"], rel=1e-5)
 

@@ -117,12 +117,12 @@ def slow(run: TinyRun, folder: Path, seconds: float = 0.15) -> Path:
     """Write a script that trains with a pause in each forward pass, so that a signal finds it at work."""
     script = folder / "slow.py"
     script.write_text(
-        f"import sys, time\nsys.path.insert(0, {str(RECIPES)!r})\nimport pretrain\n"
-        "class Slow(pretrain.SummedLoss):\n"
+        f"import sys, time\nsys.path.insert(0, {str(RECIPES)!r})\nimport pretrain, training_model\n"
+        "class Slow(training_model.SummedLoss):\n"
         "    def forward(self, *batch, **named):\n"
         f"        time.sleep({seconds} / 4)\n"
         "        return super().forward(*batch, **named)\n"
-        "pretrain.SummedLoss = Slow\n"
+        "training_model.SummedLoss = Slow\n"
         "pretrain.run_command(pretrain.main)\n"
     )
     return script

@@ -9,6 +9,7 @@ import torch
 
 import preflight
 import pretrain
+import training_model
 from planning.model_shape import training_flops_per_token
 from recipe_config import RecipeError
 from training_batches import MicroBatches
@@ -56,12 +57,13 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
             item["position_ids"] = torch.arange(item["input_ids"].shape[1]).expand_as(item["input_ids"]).contiguous()
         return item
 
-    class Wrong(pretrain.SummedLoss):
+    class Wrong(training_model.SummedLoss):
         def forward(self, input_ids, position_ids, labels):
             sums = super().forward(input_ids, position_ids, labels)
             return sums / len(input_ids) if planted == "accumulation" else sums
 
-    build_model, build_optimizers, rate = pretrain.build_model, pretrain.build_optimizers, pretrain.learning_rate_at
+    build_model, build_optimizers = training_model.build_model, training_model.build_optimizers
+    rate = preflight.learning_rate_at
 
     def misbuilt(*args):
         model = build_model(*args)
@@ -76,14 +78,14 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
         return optimizers
 
     monkeypatch.setattr(MicroBatches, "__getitem__", misread)
-    monkeypatch.setattr(pretrain, "SummedLoss", Wrong)
-    monkeypatch.setattr(pretrain, "build_model", misbuilt)
-    monkeypatch.setattr(pretrain, "build_optimizers", misgrouped)
+    monkeypatch.setattr(training_model, "SummedLoss", Wrong)
+    monkeypatch.setattr(training_model, "build_model", misbuilt)
+    monkeypatch.setattr(preflight, "build_optimizers", misgrouped)
     if planted == "documents apart":
         positions = preflight.document_positions
         monkeypatch.setattr(preflight, "document_positions", lambda t, eos: positions(t, -1))
     if planted == "learning rate":
-        monkeypatch.setattr(pretrain, "learning_rate_at", lambda *args: 2 * rate(*args))
+        monkeypatch.setattr(preflight, "learning_rate_at", lambda *args: 2 * rate(*args))
     with pytest.raises(RecipeError) as refused:
         pretrain.main([*tiny_run.argv(), "--dry_run"])
     assert any(problem.startswith(f"{planted}: ") for problem in refused.value.problems)

@@ -21,12 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, pipel
 import pretrain
 import tokenize_corpus
 import train_tokenizer
+import training_model
 from checkpointing import find_damage, newest_checkpoint
 from document_ledger import Ledger
-from pretrain import SummedLoss, accumulation_steps, build_model, build_optimizers, learning_rate_at
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from token_mixture import IGNORED_LABEL, TokenMixture, TokenShards, document_positions
+from training_length import accumulation_steps, learning_rate_at
+from training_model import SummedLoss, build_model, build_optimizers
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +128,16 @@ def test_processes_whose_weights_drift_apart_are_stopped_before_they_are_saved(t
 import os, sys
 sys.path.insert(0, {str(RECIPES)!r})
 import torch
-import pretrain
+import pretrain, training_model
 
-class Drifting(pretrain.SummedLoss):
+class Drifting(training_model.SummedLoss):
     def forward(self, *args, **batch):
         if os.environ["RANK"] == "1":
             with torch.no_grad():
                 self.language_model.model.norm.weight[0] += 1e-7
         return super().forward(*args, **batch)
 
-pretrain.SummedLoss = Drifting
+training_model.SummedLoss = Drifting
 pretrain.main()
 """
     )
@@ -350,7 +352,7 @@ def test_a_gradient_that_is_not_finite_stops_training_before_the_weights_are_tou
         def forward(self, *args, **batch):
             return super().forward(*args, **batch) * float("nan")
 
-    monkeypatch.setattr(pretrain, "SummedLoss", Poisoned)
+    monkeypatch.setattr(training_model, "SummedLoss", Poisoned)
     with pytest.raises(
         FloatingPointError, match=r"3 steps after each other .* documents of the steps: \w{32} \((law|web)"
     ):
@@ -401,7 +403,7 @@ def record_batches(monkeypatch, seen: list) -> None:
                 seen.append((input_ids.clone(), labels.clone()))
             return super().forward(input_ids, position_ids, labels, by_token)
 
-    monkeypatch.setattr(pretrain, "SummedLoss", Recording)
+    monkeypatch.setattr(training_model, "SummedLoss", Recording)
 
 
 def batches_of(monkeypatch, run, *overrides) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -39,9 +39,10 @@ def main(plan: str) -> None:
     from divided_models import fsdp2
 
     import pretrain
+    import training_model
 
     pretrain.Accelerator.end_training = lambda self: None  # it would end the process group, which the next run needs
-    real, plain, seed_step = pretrain.Accelerator, pretrain.SummedLoss, pretrain.seed_step
+    real, plain, seed_step = pretrain.Accelerator, training_model.SummedLoss, pretrain.seed_step
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
@@ -54,7 +55,7 @@ def main(plan: str) -> None:
 
     for name, argv in json.loads(Path(plan).read_text()):
         pretrain.Accelerator = fsdp2 if name.startswith("sharded") else real
-        pretrain.SummedLoss = Poisoned if name == "poisoned" else plain
+        training_model.SummedLoss = Poisoned if name == "poisoned" else plain
         pretrain.seed_step = note_step if name == "poisoned" else seed_step
         pretrain.main(argv)
 

@@ -16,8 +16,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from tiny_run import RECIPES, ROOT
 
 from benchmark_tasks import choose_tasks, read_benchmarks
-from pretrain import build_model, count_parameters
 from recipe_loading import load_recipe
+from training_model import build_model, count_parameters
 
 
 RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")

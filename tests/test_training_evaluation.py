@@ -9,14 +9,13 @@ from accelerate import Accelerator
 from tiny_run import RECIPES
 from transformers import AutoTokenizer
 
-from pretrain import build_model
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from request_scoring import RequestScorer, score_requests
 from run_eval import main as run_eval
 from shared_work import SharedWork
 from training_evaluation import continue_prompts, load_benchmarks, score_benchmarks
-from training_model import SummedLoss
+from training_model import SummedLoss, build_model
 
 
 TASKS = ["legal_sense", "general_agreement"]

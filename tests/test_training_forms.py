@@ -18,19 +18,19 @@ from transformers import AutoModelForCausalLM
 
 import pretrain
 from checkpointing import load_tensors
-from pretrain import SummedLoss, build_model, choose_attention, refuse_combinations
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from token_mixture import document_positions
+from training_model import SummedLoss, build_model, choose_attention, refuse_combinations
 
 
 FSDP2 = f"""
 import os, sys
 sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
-import divided_models, pretrain
+import divided_models, pretrain, training_model
 from torch.distributed.tensor import DTensor
 
-class Checked(pretrain.SummedLoss):
+class Checked(training_model.SummedLoss):
     def forward(self, *args, **batch):
         parameters = list(self.language_model.model.layers.parameters())
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
@@ -38,7 +38,7 @@ class Checked(pretrain.SummedLoss):
             parameters[0].to_local().data.view(-1)[0] += 1e-7
         return super().forward(*args, **batch)
 
-pretrain.Accelerator, pretrain.SummedLoss = getattr(divided_models, sys.argv.pop(1)), Checked
+pretrain.Accelerator, training_model.SummedLoss = getattr(divided_models, sys.argv.pop(1)), Checked
 pretrain.main()
 """
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
+import training_model
 from checkpointing import list_checkpoints, load_state
 from chronicle import read_chronicle
 from document_ledger import Ledger
 from model_probe import find_warnings
-from pretrain import SummedLoss
 from recipe_config import RecipeError, Stability
 from training_stability import StabilityMonitor, Verdict, step_muon_where, step_where
 
@@ -166,14 +166,14 @@ def poison(monkeypatch, harm: dict[int, float], times: int = 1) -> None:
         Poisoned.factor = harm[step] if step in harm and visits[step] <= times else 1.0
         real(seed, step, process)
 
-    class Poisoned(SummedLoss):
+    class Poisoned(training_model.SummedLoss):
         factor = 1.0
 
         def forward(self, *batch, **named):
             return super().forward(*batch, **named) * (Poisoned.factor if self.training else 1.0)
 
     monkeypatch.setattr(pretrain, "seed_step", note_step)
-    monkeypatch.setattr(pretrain, "SummedLoss", Poisoned)
+    monkeypatch.setattr(training_model, "SummedLoss", Poisoned)
 
 
 def skipped_in(run) -> list[int]:

@@ -76,9 +76,9 @@ def make_ours(options) -> Callable[[], None]:
     import torch
     from torch.nn import functional as F
 
-    from pretrain import SummedLoss, build_optimizers, choose_attention
     from recipe_config import Stability, Training
     from token_mixture import document_positions
+    from training_model import SummedLoss, build_optimizers, choose_attention
     from training_stability import StabilityMonitor, step_where
 
     masked = options.side == "ours_masked"
