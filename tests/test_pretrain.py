@@ -426,6 +426,26 @@ def skipping(tokenized_run, trained_run, tmp_path_factory):
     return overrides, document, run, batches
 
 
+def test_tasks_keep_their_rows_in_a_phase_of_longer_sequences(tiny_run, monkeypatch):
+    shapes = set()
+
+    class Recording(SummedLoss):
+        def forward(self, input_ids, position_ids, labels, by_token=False):
+            shapes.add((by_token, *input_ids.shape))
+            return super().forward(input_ids, position_ids, labels, by_token)
+
+    monkeypatch.setattr(training_model, "SummedLoss", Recording)
+    phase = {"start_fraction": 0.5, "shares": {"web": 1.0}, "sequence_length": 64}
+    phases = [f"--data.phases={json.dumps([phase])}", "--training.document_masking=false"]
+    train_tokenizer.main(tiny_run.argv(*phases, "--overwrite"))
+    tokenize_corpus.main(tiny_run.argv(*phases, "--overwrite"))
+    write_phrases(tiny_run.output_dir / "benchmarks")
+    pretrain.main(tiny_run.argv(*SCORED, *phases, "--evaluation.prompts=[]"))
+    assert shapes == {(False, 2, 32), (False, 1, 64), (True, 2, 32)}
+    scored = [line for line in tiny_run.metrics() if "eval/phrases/accuracy" in line]
+    assert [line["step"] for line in scored] == [10, 20]
+
+
 def test_an_unknown_document_to_skip_is_refused_by_name(tiny_run):
     with pytest.raises(RecipeError, match="data.skip.documents: 0123: not in the training split"):
         pretrain.main(tiny_run.argv("--data.skip.documents=['0123']"))
