@@ -118,7 +118,7 @@ class Pretraining:
         self.gradient_accumulation_steps = accumulation_steps(self.training, accelerator.num_processes)
         self.build()
         checkpoint = self.begin()
-        # Their rows stay as long in every phase: a text has one to itself where documents see each other.
+        # Of one shape in every phase, so that nothing is compiled anew.
         self.benchmarks = load_benchmarks(
             self.run / "benchmarks",
             self.training.eval_tasks,
@@ -413,10 +413,11 @@ class Pretraining:
     def validate(self) -> None:
         """Score the validation text and the tasks, and look inside the model; cut short, it is due again."""
         state, accelerator, asked_to_leave = self.state, self.accelerator, self.preemption.requested
-        batch_size, end = self.training.per_device_train_batch_size, self.tokenizer.eos_token_id
         scores = evaluate(self.model, self.texts, self.evaluation_batch_size, accelerator, asked_to_leave)
         if scores is not None:
-            on_tasks = score_benchmarks(self.model, self.benchmarks, batch_size, end, accelerator, asked_to_leave)
+            batch_tokens = self.training.per_device_train_batch_size * self.training.sequence_length
+            eos = self.tokenizer.eos_token_id
+            on_tasks = score_benchmarks(self.model, self.benchmarks, batch_tokens, eos, accelerator, asked_to_leave)
             scores = None if on_tasks is None else scores | on_tasks
         state["evaluation_due"] = scores is None
         if scores is None:

@@ -112,8 +112,9 @@ def load_benchmarks(
         names: of the tasks.
         max_items: of a task, spread evenly over it.
         tokenizer: the model's.
-        sequence_length: tokens of a row.
-        packed: several requests share a row, which they may where documents do not see each other.
+        sequence_length: tokens of a row at most.
+        packed: requests fill rows of that length together, which they may where documents do not see each other.
+            Otherwise each has a row of its own, as long as the longest of all needs, rounded up to a power of two.
 
     Raises: RecipeError: a file that holds something else.
     """
@@ -135,8 +136,11 @@ def load_benchmarks(
             ) from error
         kept = [item for item in encoded if item is not None]
         if kept:
-            loaded[name] = pack_rows(kept, tokenizer.eos_token_id, sequence_length, packed)
-    return loaded
+            loaded[name] = kept
+    if not packed:
+        lengths = [len(tokens) - 1 for items in loaded.values() for requests, _, _ in items for tokens, _ in requests]
+        sequence_length = min(sequence_length, 1 << (max(lengths, default=1) - 1).bit_length())
+    return {name: pack_rows(items, tokenizer.eos_token_id, sequence_length, packed) for name, items in loaded.items()}
 
 
 def encode_item(
@@ -205,12 +209,12 @@ def pack_rows(
 def score_benchmarks(
     model: nn.Module,
     tasks: dict[str, BenchmarkRows],
-    batch_size: int,
+    batch_tokens: int,
     eos_token_id: int,
     accelerator: Accelerator,
     stop: Callable[[], bool],
 ) -> dict | None:
-    """Score tasks by the likelihood of their choices, without examples, on all processes.
+    """Score tasks by the likelihood of their choices, without examples, on all processes, so many tokens at a time.
 
     Returns: of each task eval/<task>/accuracy (the likeliest choice is the right one; of a single choice, each of its
         tokens is the likeliest), gold_bits_per_byte, chance (of the accuracy) and num_items; None where `stop`, asked
@@ -221,6 +225,7 @@ def score_benchmarks(
     for name, task in tasks.items():
         # nats of each choice, and how many of its tokens are not the likeliest
         sums = torch.zeros((2, task.choices[-1].stop), dtype=torch.float64, device=accelerator.device)
+        batch_size = batch_tokens // task.input_ids.shape[1]
         for rows in shared_batches(len(task.input_ids), batch_size, accelerator):
             if stop():
                 model.train()

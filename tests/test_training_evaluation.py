@@ -42,7 +42,7 @@ def model(tokenized_run, tokenizer) -> SummedLoss:
 
 
 def score(model, tasks, tokenizer) -> dict:
-    return score_benchmarks(model, tasks, 4, tokenizer.eos_token_id, Accelerator(), stop=lambda: False)
+    return score_benchmarks(model, tasks, 4 * 256, tokenizer.eos_token_id, Accelerator(), stop=lambda: False)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -84,6 +84,20 @@ def test_a_limit_spreads_over_the_items_and_packing_uses_fewer_rows(tokenizer, b
     assert len(alone.input_ids) == 48 > len(few["legal_sense"].input_ids)
 
 
+def test_a_request_with_a_row_to_itself_has_no_longer_one_than_it_needs(model, tokenizer, benchmarks):
+    items = [{"id": "a", "context": "The court", "choices": [" denies the claim", " now"], "gold": 0}]
+    (benchmarks / "short.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    task = load_benchmarks(benchmarks, ["short"], 10, tokenizer, 256, packed=False)["short"]
+    used = (task.input_ids != tokenizer.eos_token_id).sum(1).max() + 1
+    rows, length = task.input_ids.shape
+    assert rows == 2 and length // 2 < used <= length <= 32
+    longer = load_benchmarks(benchmarks, ["short", "legal_sense"], 10**6, tokenizer, 256, packed=False)
+    assert len({each.input_ids.shape[1] for each in longer.values()}) == 1, "one shape for all"
+    assert score(model, {"short": task}, tokenizer) == pytest.approx(
+        score(model, {"short": longer["short"]}, tokenizer)
+    )
+
+
 def test_the_beginning_of_a_long_context_is_cut_and_a_longer_choice_is_left_out(tokenizer, tmp_path):
     items = [
         {"id": "a", "context": "The court denies the claim" * 40, "choices": [" of no tenant", " now"], "gold": 0},
@@ -115,4 +129,4 @@ def test_a_file_that_holds_no_items_is_refused_by_name(tokenizer, tmp_path, line
 
 def test_a_signal_cuts_the_scoring_short(model, tokenizer, benchmarks):
     tasks = load_benchmarks(benchmarks, TASKS, 10, tokenizer, 256, True)
-    assert score_benchmarks(model, tasks, 4, tokenizer.eos_token_id, Accelerator(), stop=lambda: True) is None
+    assert score_benchmarks(model, tasks, 4 * 256, tokenizer.eos_token_id, Accelerator(), stop=lambda: True) is None
