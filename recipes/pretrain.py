@@ -297,7 +297,6 @@ class Pretraining:
             if evaluating:
                 self.validate()
             if saving and not self.state["evaluation_due"]:
-                self.state["seconds"] = time.perf_counter() - self.started
                 self.save()
                 self.saved_step = step
             if logging:  # after validation and saving, which are not the speed of training
@@ -398,7 +397,7 @@ class Pretraining:
         return {f"train/{key}": sum(self.state[key].values()) for key in ("tokens_seen", "bytes_seen")}
 
     def save(self) -> None:
-        self.state["stability"] = self.monitor.state()
+        self.state |= {"seconds": time.perf_counter() - self.started, "stability": self.monitor.state()}
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
         self.status.update(step=self.state["step"])
 
