@@ -166,11 +166,10 @@ def test_any_number_of_workers_writes_the_same_bytes_and_a_rerun_does_only_what_
     assert work.files() == expected and work.runs()[TASKS:] == [1]
 
 
-def test_many_short_tasks_cost_little_each(work):
-    began = time.monotonic()
+def test_many_short_tasks_need_no_process_each(work):
     work.run(section(workers=1), tasks=64)
-    assert time.monotonic() - began < 64 * 0.02, "datatrove's own took 0.024 s a task on an idle machine"
-    assert work.runs() == list(range(64))
+    runs = [line.split() for line in (work.out / "runs").read_text().splitlines()]
+    assert runs == [[str(rank), str(os.getpid())] for rank in range(64)]
 
 
 def test_progress_is_noted_at_most_once_a_second_and_at_the_end(tmp_path):
