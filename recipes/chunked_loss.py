@@ -11,6 +11,9 @@ https://huggingface.co/papers/2410.10989, section 3.2).
 leaves the compiled graph, and it gives no log-sum-exp.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,7 +95,7 @@ def over_chunks(hidden, weight, labels, z_loss, compiled, hidden_gradient, weigh
     num_chunks = -(-num_rows // max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
     rows = -(-num_rows // num_chunks)  # as even as can be: one shape, one graph
     with_gradient = hidden_gradient is not None or weight_gradient is not None
-    function = compiled_score if compiled else score_chunk
+    function = compiled_score() if compiled else score_chunk
     nats = squares = torch.zeros((), device=hidden.device)
     # All chunks share these logits, which become their own gradient in place: on a processor, fresh memory for each
     # would cost a tenth of the time in page faults. The products are outside the graph, which would copy the sum.
@@ -137,4 +140,7 @@ def score_chunk(
     return nats, squares, label_slope[:, None].to(logits.dtype)
 
 
-compiled_score = torch.compile(score_chunk, dynamic=False)
+@cache
+def compiled_score() -> Callable:
+    """Return score_chunk compiled, the same each time; the first loads the compiler, which takes a second."""
+    return torch.compile(score_chunk, dynamic=False)
