@@ -192,9 +192,10 @@ def test_the_verdict_is_from_scratch_continued_pretraining_or_lora_as_budget_and
             {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 352},
             ["--vocab_size=2048", "--sequence_length=512", "--batch_size=8"],
         ),
-        (
+        pytest.param(
             {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 704, "tie_word_embeddings": True},
             ["--vocab_size=8192", "--sequence_length=256", "--batch_size=8", "--bf16"],
+            marks=pytest.mark.long,
         ),
         (
             {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1376},

@@ -132,9 +132,10 @@ def test_attention_that_needs_a_gpu_is_refused_without_one(name, tokenized_run):
 @pytest.mark.parametrize(
     ("kind", "processes", "optimizer", "precision", "within"),
     [
-        ("fsdp2", 2, "adamw", "no", 1e-5),
+        pytest.param("fsdp2", 2, "adamw", "no", 1e-5, marks=pytest.mark.long),
         ("fsdp2", 2, "muon", "bf16", 2e-2),
-        ("replicated_fsdp2", 4, "muon", "no", 2e-4),  # Muon iterates in bf16
+        ("replicated_fsdp2", 4, "adamw", "no", 1e-5),
+        pytest.param("replicated_fsdp2", 4, "muon", "no", 2e-4, marks=pytest.mark.long),  # it iterates in bf16
     ],
 )
 def test_processes_that_each_hold_a_part_of_the_weights_give_the_losses_of_one(
