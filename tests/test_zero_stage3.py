@@ -12,6 +12,7 @@ from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM
 
 import pretrain
+import training_model
 from checkpointing import list_checkpoints, load_tensors
 
 
@@ -24,23 +25,23 @@ import pretrain
 from divided_models import zero_stage3
 from test_zero_stage3 import poison
 
-poison(pretrain, setattr)
+poison(setattr)
 pretrain.Accelerator = zero_stage3
 pretrain.main()
 """
 
 
-def poison(module, set_attribute) -> None:
+def poison(set_attribute) -> None:
     """Have the loss of step 5 be NaN, which is therefore not taken."""
-    plain, seed_step, at = module.SummedLoss, module.seed_step, []
+    plain, seed_step, at = training_model.SummedLoss, pretrain.seed_step, []
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
             sums = super().forward(*batch, **named)
             return sums * float("nan") if self.training and at[-1] == 5 else sums
 
-    set_attribute(module, "SummedLoss", Poisoned)
-    set_attribute(module, "seed_step", lambda seed, step, process: [at.append(step), seed_step(seed, step, process)])
+    set_attribute(training_model, "SummedLoss", Poisoned)
+    set_attribute(pretrain, "seed_step", lambda seed, step, process: [at.append(step), seed_step(seed, step, process)])
 
 
 def train_in_two(run, script, *overrides: str) -> subprocess.CompletedProcess:
@@ -61,7 +62,7 @@ def train_in_two(run, script, *overrides: str) -> subprocess.CompletedProcess:
 @pytest.fixture(autouse=True, scope="module")
 def poisoned():
     with pytest.MonkeyPatch.context() as patch:
-        poison(pretrain, patch.setattr)
+        poison(patch.setattr)
         yield
 
 
