@@ -49,7 +49,8 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     skipped, byte_lengths = SkippedDocuments(shards, recipe.data.skip.documents), token_byte_lengths(tokenizer_folder)
     batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
     set_seed(recipe.run.seed)
-    model = build_summed_loss(recipe, training, tokenizer_folder, accelerator, compiled=False).to(accelerator.device)
+    model = build_summed_loss(recipe, training, tokenizer, tokenizer_folder, accelerator, compiled=False)
+    model.to(accelerator.device)
     plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
     plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}

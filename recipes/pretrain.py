@@ -117,7 +117,7 @@ class Pretraining:
         self.sequences_per_step = self.training.tokens_per_step // self.training.sequence_length
         self.gradient_accumulation_steps = accumulation_steps(self.training, accelerator.num_processes)
         self.build()
-        checkpoint = self.begin()
+        self.begin()
         # Of one shape in every phase, so that nothing is compiled anew.
         self.benchmarks = load_benchmarks(
             self.run / "benchmarks",
@@ -127,7 +127,6 @@ class Pretraining:
             self.training.sequence_length,
             packed=self.training.document_masking,
         )
-        self.saved_step = None if checkpoint is None else self.state["step"]
         self.checkpoints = Checkpoints(
             self.run / "checkpoints",
             self.training.save_total_limit,
@@ -157,7 +156,7 @@ class Pretraining:
         if self.compiled and divided_by_deepspeed:
             self.compiled = False
             self.notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
-        model = build_summed_loss(recipe, training, self.tokenizer_folder, accelerator, self.compiled)
+        model = build_summed_loss(recipe, training, self.tokenizer, self.tokenizer_folder, accelerator, self.compiled)
         self.language_model, self.parameters = model.language_model, count_parameters(model.language_model)
         optimizers = build_optimizers(model, training)
         keep_sums_in_fp32(accelerator)
@@ -169,8 +168,8 @@ class Pretraining:
         self.model = self.prepared.module
         refuse_full_disk(self.run, training.save_total_limit, self.parameters["total"], accelerator)
 
-    def begin(self) -> Path | None:
-        """Take up the state of a checkpoint, which is returned, or a fresh one; and say what will be done."""
+    def begin(self) -> None:
+        """Take up the state of a checkpoint, or a fresh one, and say what will be done."""
         recipe, accelerator, training = self.recipe, self.accelerator, self.training
         absent = [name for name in training.eval_tasks if not (self.run / "benchmarks" / f"{name}.jsonl").is_file()]
         if absent:
@@ -196,7 +195,7 @@ class Pretraining:
         else:
             text = f"{self.parameters['total']:,} parameters on {accelerator.num_processes} processes"
             self.chronicle.note("start", 0, text)
-        self.state = state
+        self.state, self.saved_step = state, None if checkpoint is None else state["step"]
         self.status.update(step=state["step"], max_steps=state["max_steps"], checkpoint=checkpoint and str(checkpoint))
         if self.is_main:
             for note in self.notes:
@@ -206,7 +205,6 @@ class Pretraining:
             cut_records(self.run, state["step"])
             set_aside_later(self.run / "checkpoints", state["step"])
         self.own_context = Context.of(self.language_model, training)
-        return checkpoint
 
     def open_mixture(self) -> None:
         """Ready what training reads from here on."""
@@ -298,7 +296,6 @@ class Pretraining:
                 self.validate()
             if saving and not self.state["evaluation_due"]:
                 self.save()
-                self.saved_step = step
             if logging:  # after validation and saving, which are not the speed of training
                 self.restart_clock()
         if self.state["evaluation_due"]:  # the signal came in the last evaluation
@@ -399,7 +396,8 @@ class Pretraining:
     def save(self) -> None:
         self.state |= {"seconds": time.perf_counter() - self.started, "stability": self.monitor.state()}
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
-        self.status.update(step=self.state["step"])
+        self.saved_step = self.state["step"]
+        self.status.update(step=self.saved_step)
 
     def note_saved(self, step: int, folder: Path, seconds: float) -> None:
         """Write down that a checkpoint is in its place, and put it in line for the Hub."""

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AttentionInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import is_flash_attn_2_available
@@ -154,10 +154,14 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
 
 
 def build_summed_loss(
-    recipe: Recipe, training: Training, tokenizer_folder: Path, accelerator: Accelerator, compiled: bool
+    recipe: Recipe,
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_folder: Path,
+    accelerator: Accelerator,
+    compiled: bool,
 ) -> SummedLoss:
     """Build what is trained, as the recipe says; of a model that is gone on from, recipe.model gets the shape."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if recipe.model.from_pretrained is None:
         language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
     else:
