@@ -37,8 +37,9 @@ from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
-from run_folder import ROOT, STAGES, exported_tasks, is_finished, new_output
+from run_folder import is_finished, new_output
 from run_recipe import launch_command, requests_command
+from stages import ROOT, STAGES, exported_tasks
 
 
 BASE_PREFIX = "base:"  # `from_pretrained: base:general` is the model of the base `general`

@@ -32,13 +32,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from atomic_files import read_record, write_json
 from card_text import render_card
-from continued_model import lora_config
-from corpus.source_readers import Unreadable, read_unit
-from corpus.source_units import list_units
+from model.continued import lora_config
 from recipe_config import Finetune, Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
-from run_folder import read_record, write_json
+from sources.readers import Unreadable, read_unit
+from sources.units import list_units
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
 
 
@@ -234,7 +234,7 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
         "tags": ["summarization", "trl", "sft"],
     }
     card = render_card(
-        Path(__file__).parent / "finetune_card.md",
+        Path(__file__).parent / "publishing" / "finetune_card.md",
         front_matter,
         settings=recipe.finetune,
         results=results,

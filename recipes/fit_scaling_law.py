@@ -31,6 +31,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
+from atomic_files import read_json_lines, read_record, write_json
 from planning.charts import draw_frontier, draw_isoflop
 from planning.law_fits import (
     Runs,
@@ -43,11 +44,11 @@ from planning.law_fits import (
     size_exponent,
 )
 from planning.model_shape import count_parameters
+from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, olmo_rule
 from recipe_config import Model, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import read_yaml, run_command, validate
-from run_folder import ROOT, STAGES, output_folder, read_json_lines, read_record, write_json
 from run_recipe import launch_command
-from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, olmo_rule
+from stages import ROOT, STAGES, output_folder
 
 
 MAX_MICRO_BATCH_TOKENS = 8_192  # on one device; what a small model needs to keep a processor busy

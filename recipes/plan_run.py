@@ -23,17 +23,14 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from scipy.optimize import minimize_scalar
 
+from atomic_files import write_json
 from planning.charts import draw_plan
 from planning.devices import UTILISATION_FRACTION, UTILISATION_INTERVAL, Device, find_device
 from planning.known_models import OPEN_MODELS
 from planning.memory import STRATEGIES, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
 from planning.plan_table import describe
-from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
-from recipe_config import Model, Plan, Recipe, RecipeError
-from recipe_loading import parse_command_line, run_command
-from run_folder import is_finished, new_output, output_folder, write_json
-from scaling_laws import (
+from planning.scaling_laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     LAWS,
     OLMO_PARAMETERS,
@@ -43,6 +40,11 @@ from scaling_laws import (
     olmo_rule,
     power_lines_weight_decay,
 )
+from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
+from recipe_config import Model, Plan, Recipe, RecipeError
+from recipe_loading import parse_command_line, run_command
+from run_folder import is_finished, new_output
+from stages import output_folder
 
 
 BYTES_PER_TOKEN = 4.4  # a byte-level BPE of 8,192 entries trained on legal text, on other legal text

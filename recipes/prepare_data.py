@@ -19,6 +19,7 @@ from functools import partial
 
 from datatrove.pipeline.readers import ParquetReader
 
+from atomic_files import discard, write_json
 from corpus.accounting import count_documents, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
@@ -31,16 +32,8 @@ from corpus.reading import pin_revisions, plan_parts, read_part
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import (
-    benchmarks_folder,
-    discard,
-    exported_tasks,
-    is_finished,
-    new_output,
-    unexported_tasks,
-    why_unchecked,
-    write_json,
-)
+from run_folder import is_finished, new_output
+from stages import benchmarks_folder, exported_tasks, unexported_tasks, why_unchecked
 
 
 def prepare(recipe: Recipe) -> dict:

@@ -31,53 +31,43 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from checkpointing import (
-    Checkpoints,
-    list_checkpoints,
-    load_state,
-    load_tensors,
-    newest_checkpoint,
-    refuse_full_disk,
-)
-from chronicle import Chronicle
-from continued_model import merge_adapters
-from document_ledger import documents_of_step
-from mixture_shares import make_mixture, schedule_phases
-from model_probe import find_warnings, make_probe_batch, probe
-from preemption import EXIT_PREEMPTED, Preemption, RunStatus
-from preflight import dry_run
-from prepared_model import PreparedModel
-from process_agreement import from_main, held_run, refuse_differences
+from atomic_files import read_record, write_json
+from mixture.batches import MicroBatches, read_batches
+from mixture.fitting import decide_length
+from mixture.ledger import documents_of_step
+from mixture.phases import make_mixture, schedule_phases
+from mixture.shards import TokenShards, token_byte_lengths
+from mixture.skips import SkippedDocuments, describe_changes, extend_skips, in_rollback, is_skipped
+from mixture.validation_text import ValidationText
+from model.continued import merge_adapters
+from model.llama import Context, count_parameters
+from model.probe import find_warnings, make_probe_batch, probe
+from model.summed_loss import build_summed_loss, find_missing_compiler
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from resuming import check_state, choose_checkpoint, describe_identity, fresh_state, set_aside_later, start_again
-from run_folder import (
-    is_finished,
-    new_output,
-    read_record,
-    require,
-    write_json,
+from recovery.agreement import from_main, refuse_differences
+from recovery.checkpoints import Checkpoints, refuse_full_disk
+from recovery.chronicle import Chronicle, RunStatus
+from recovery.preemption import EXIT_PREEMPTED, Preemption
+from recovery.resuming import (
+    check_state,
+    choose_checkpoint,
+    describe_identity,
+    fresh_state,
+    set_aside_later,
+    start_again,
 )
-from token_mixture import (
-    TokenShards,
-    ValidationText,
-    token_byte_lengths,
-)
-from training_batches import MicroBatches, SkippedDocuments, describe_changes, extend_skips, is_skipped, read_batches
-from training_evaluation import continue_prompts, evaluate, load_benchmarks, score_benchmarks
-from training_length import SPEED_STEPS, accumulation_steps, decide_length, learning_rate_at, plan_steps
-from training_model import (
-    Context,
-    build_optimizers,
-    build_summed_loss,
-    count_parameters,
-    find_missing_compiler,
-    keep_sums_in_fp32,
-    refuse_combinations,
-)
-from training_record import (
+from recovery.run_lock import held_run
+from recovery.stored_tensors import list_checkpoints, load_state, load_tensors, newest_checkpoint
+from run_folder import is_finished, new_output, require
+from training.evaluation import continue_prompts, evaluate, load_benchmarks, score_benchmarks
+from training.optimizers import build_optimizers
+from training.parallelism import keep_sums_in_fp32, refuse_combinations
+from training.preflight import dry_run
+from training.prepared import PreparedModel
+from training.record import (
     append_lines,
     cut_records,
     delivered,
@@ -88,9 +78,10 @@ from training_record import (
     summarize,
     write_run_files,
 )
-from training_stability import Decision, StabilityMonitor, in_rollback
-from utilisation import measure_utilisation, peak_flops, peak_memory_bytes
-from zero_stage3 import ZeroStage3Model
+from training.schedule import SPEED_STEPS, accumulation_steps, learning_rate_at, plan_steps
+from training.stability import Decision, StabilityMonitor
+from training.utilisation import measure_utilisation, peak_flops, peak_memory_bytes
+from training.zero_stage3 import ZeroStage3Model
 
 
 class Pretraining:

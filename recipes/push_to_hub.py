@@ -21,15 +21,16 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from hub_transfer import run_transfer
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release
+from publishing.hub_transfer import run_transfer
 from publishing.release_files import LISTS, build_release, describe_files, read_if_there
 from publishing.repositories import list_jobs
 from publishing.revision_queue import list_waiting
 from publishing.revision_sending import send_revisions
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import is_finished, output_folder
+from run_folder import is_finished
+from stages import output_folder
 
 
 PARTS = ("model", "tokenizer", "dataset", "revisions")

@@ -31,21 +31,13 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from corpus.source_units import list_all_units
+from atomic_files import hash_items
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_folder import (
-    ROOT,
-    STAGES,
-    exported_tasks,
-    has_script,
-    hash_items,
-    is_finished,
-    new_output,
-    output_folder,
-    record_stage,
-)
+from run_folder import is_finished, new_output, record_stage
+from sources.units import list_all_units
+from stages import ROOT, STAGES, exported_tasks, has_script, output_folder
 
 
 # What is left out without its script, and what then is lacking, which is said before work starts.

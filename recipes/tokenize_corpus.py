@@ -17,12 +17,13 @@ from functools import partial
 
 import numpy as np
 
+from atomic_files import discard, file_sha256, write_json
 from corpus.pipeline_executor import check_executor, run_pipeline
+from mixture.shard_writer import end_of_text, load_tokenizer, token_dtype, write_shard
+from mixture.shards import DOCUMENT_RECORD
 from recipe_config import Recipe
 from recipe_loading import parse_command_line, run_command
-from run_folder import discard, file_sha256, is_finished, new_output, require, write_json
-from token_mixture import DOCUMENT_RECORD
-from token_shards import end_of_text, load_tokenizer, token_dtype, write_shard
+from run_folder import is_finished, new_output, require
 
 
 MANIFEST_FORMAT = 1

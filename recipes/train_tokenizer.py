@@ -30,11 +30,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from atomic_files import write_json
 from corpus.local_executor import available_cores
-from mixture_shares import average_shares, resolve_shares
+from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
-from run_folder import is_finished, new_output, require, write_json
+from run_folder import is_finished, new_output, require
 from vocabulary.byte_level_bpe import train_bpe
 from vocabulary.new_entries import choose_entries
 from vocabulary.report_card import CONTEXT, encoding_speed, pieces, read_terms, report_card, write_tokenizer_card

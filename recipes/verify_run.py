@@ -14,11 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import checkpointing
-from checkpointing import list_checkpoints, strangers
+from atomic_files import RECORD, StaleStageError, read_json, read_record
 from recipe_loading import run_command
-from run_folder import RECORD, STAGES, StaleStageError, find_damage, hash_input, read_json, read_record
-from run_lock import is_held
+from recovery import stored_tensors
+from recovery.run_lock import is_held
+from recovery.stored_tensors import list_checkpoints, strangers
+from run_folder import find_damage, hash_input
+from stages import STAGES
 
 
 def check_stage(run: Path, name: str) -> tuple[str, bool]:
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{run}: no such folder")
     lines = [(name, *check_stage(run, name)) for name in STAGES]
     for step, checkpoint in sorted(list_checkpoints(run / "checkpoints")):
-        problem = checkpointing.find_damage(checkpoint)
+        problem = stored_tensors.find_damage(checkpoint)
         lines.append((f"checkpoint {step:,}", problem or "ok", problem is None))
     lines += [(f"checkpoints/{path.name}", "not of this program", True) for path in strangers(run / "checkpoints")]
     lines.append(("training", *check_training(run)))

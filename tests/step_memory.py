@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.summed_loss import SummedLoss
 from planning.memory import memory_by_part
 from recipe_config import Model, Training
-from training_model import SummedLoss, build_optimizers
+from training.optimizers import build_optimizers
 
 
 MICRO_STEPS = 2  # so that gradients are there while activations are, as in any step but the simplest

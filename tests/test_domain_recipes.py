@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import prepare_data
 import tokenize_corpus
 import train_tokenizer
+from model.llama import build_model, count_parameters
 from recipe_loading import load_recipe
-from training_model import build_model, count_parameters
 
 
 DOMAINS = ("legal", "finance", "medical")

@@ -2,6 +2,7 @@
 """The repository keeps its own rules: what is shipped loads, what is documented exists, what is copied runs."""
 
 import ast
+import graphlib
 import importlib.metadata
 import importlib.util
 import re
@@ -16,12 +17,48 @@ from accelerate.commands.config.config_args import load_config_from_file
 from tiny_run import RECIPES, ROOT
 
 from benchmark_tasks import choose_tasks, read_benchmarks
+from model.llama import build_model, count_parameters
 from recipe_loading import load_recipe
-from training_model import build_model, count_parameters
 
 
 RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")
-PACKAGES = ("corpus", "planning", "publishing", "vocabulary")
+# What each room and each file that every command reads may import of the others, from the bottom up. Commands may
+# import all of these, and nothing imports a command.
+ARROWS = {
+    "recipe_config": set(),
+    "atomic_files": {"recipe_config"},
+    "card_text": {"recipe_config"},
+    "sources": {"recipe_config"},
+    "summaries": {"recipe_config"},
+    "planning": {"recipe_config"},
+    "recipe_loading": {"planning", "recipe_config"},
+    "stages": {"atomic_files", "recipe_config", "sources"},
+    "run_folder": {"atomic_files", "recipe_config", "stages"},
+    "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
+    "vocabulary": {"card_text", "corpus", "recipe_config"},
+    "mixture": {"corpus", "recipe_config"},
+    "model": {"mixture", "recipe_config", "vocabulary"},
+    "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
+    "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
+    "publishing": {
+        "atomic_files",
+        "card_text",
+        "corpus",
+        "planning",
+        "recipe_config",
+        "recovery",
+        "run_folder",
+        "sources",
+        "stages",
+    },
+}
+# Functions that a constant may be computed with when a script is imported.
+COMPUTING = re.compile(
+    "array|bytes|chr|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|isalnum|items|join|range|replace|"
+    "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
+    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump"
+)
+PACKAGES = sorted(path.parent.name for path in RECIPES.glob("*/__init__.py"))
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
 EVAL_PACKAGES = ("metrics", "sections")
 SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).rglob("[!_]*.py"))
@@ -80,11 +117,27 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
         assert distributions & {d.lower().replace("_", "-") for d in listed}, f"{path.name}: {name}"
 
 
-def test_no_script_is_named_like_a_module():
-    for path in SCRIPTS:
-        assert path.stem not in sys.stdlib_module_names and path.stem not in {"utils", "common", "helpers"}
-        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({path.stem!r}) is not None)"
-        assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0, path.stem
+def test_imports_run_one_way():
+    rooms = {name for name in ARROWS if name in PACKAGES}
+    assert rooms == set(PACKAGES)
+    tuple(graphlib.TopologicalSorter(ARROWS).static_order())  # raises where arrows form a circle
+    ours = set(PACKAGES) | {path.stem for path in RECIPES.glob("*.py")}
+    found: dict[str, set[str]] = {name: set() for name in ARROWS}
+    for path in [*RECIPES.glob("*.py"), *STEPS]:
+        importer = path.parent.name if path in STEPS else path.stem
+        for imported in (imports(path) & ours) - {importer}:
+            if importer in ARROWS:
+                assert imported in ARROWS[importer], f"{relative(path)}: {importer} may not import {imported}"
+                found[importer].add(imported)
+    assert found == ARROWS, "an arrow that no import needs any more"
+
+
+def test_no_script_or_room_is_named_like_a_module():
+    names = {path.stem for path in SCRIPTS} | {*PACKAGES, *EVAL_PACKAGES}
+    assert not names & {"utils", "common", "helpers", *sys.stdlib_module_names}
+    code = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+    command = [sys.executable, "-I", "-c", code, *sorted(names)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == []
 
 
 def test_recipes_and_eval_import_nothing_from_each_other():
@@ -95,13 +148,17 @@ def test_recipes_and_eval_import_nothing_from_each_other():
             assert not imports(path) & others, path
 
 
-def test_importing_a_script_runs_nothing():
+def test_importing_a_script_defines_and_does_nothing():
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
     for path in SCRIPTS:
-        allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
         for node in ast.parse(path.read_text()).body[1:]:
             assert isinstance(node, allowed), f"{path}:{node.lineno}"
             if isinstance(node, ast.If):
                 assert ast.unparse(node.test) == "__name__ == '__main__'", f"{path}:{node.lineno}"
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                calls = [ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
+                for name in (call.rpartition(".")[2] for call in calls):  # a class, or a function that only computes
+                    assert name[0].isupper() or COMPUTING.fullmatch(name), f"{path}:{node.lineno}: {name}"
 
 
 def test_nothing_downloaded_is_run_or_unpickled():

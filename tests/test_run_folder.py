@@ -11,24 +11,12 @@ from pathlib import Path
 import pytest
 from tiny_run import RECIPES, ROOT
 
-import run_folder
+import stages
+from atomic_files import StaleStageError, read_json_lines, read_record
 from recipe_config import Recipe
 from recipe_loading import load_recipe
-from run_folder import (
-    StaleStageError,
-    differences,
-    exported_tasks,
-    is_finished,
-    new_output,
-    output_folder,
-    read_json_lines,
-    read_record,
-    record_stage,
-    require,
-    unexported_tasks,
-    why_unchecked,
-    write_record,
-)
+from run_folder import differences, is_finished, new_output, record_stage, require, write_record
+from stages import exported_tasks, output_folder, unexported_tasks, why_unchecked
 
 
 def flip(path: Path) -> None:
@@ -180,14 +168,14 @@ def test_the_reason_for_not_checking_is_known_before_work_starts(texts, monkeypa
     assert why_unchecked(load(texts)) is None
     assert why_unchecked(load(texts, "--data.decontamination=null")) == "data.decontamination is not set"
     assert why_unchecked(load(texts, "--evaluation.tasks=[]")) == "evaluation.tasks names no benchmark"
-    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
     assert "no eval/ folder" in why_unchecked(load(texts))
     assert why_unchecked(load(texts, "--data.decontamination.benchmarks=mine")) is None
 
 
 def test_documents_made_without_eval_stay_when_it_is_copied_there_later(texts, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "ROOT", tmp_path)
+        patch.setattr(stages, "ROOT", tmp_path)
         prepare(load(texts))
         assert is_finished(load(texts), "prepare", overwrite=True)
     assert is_finished(load(texts), "prepare")
@@ -196,7 +184,7 @@ def test_documents_made_without_eval_stay_when_it_is_copied_there_later(texts, m
 
 def test_exported_benchmarks_are_exported_again_when_a_task_changes(texts, monkeypatch, tmp_path):
     shutil.copytree(ROOT / "eval", tmp_path / "eval", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
     recipe = load(texts)
     export(recipe, legal_sense="first")
     (tmp_path / "eval/tasks/legal/README.md").write_text("What a page says changes no item.")

@@ -15,9 +15,10 @@ from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_recipe
+from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
-from run_folder import STAGES, file_sha256
+from stages import STAGES
 
 
 def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:

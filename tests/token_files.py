@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from token_mixture import DOCUMENT_RECORD, TokenShards
+from mixture.shards import DOCUMENT_RECORD, TokenShards
 
 
 def write_tokens(

@@ -27,8 +27,8 @@ import numpy as np
 import xxhash
 from datatrove.data import Document
 
+from atomic_files import file_sha256, write_json
 from corpus.document_families import WORD
-from run_folder import file_sha256, write_json
 
 
 MIN_WORDS = 8

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from card_text import render_card
 from corpus.personal_data import Redactor
-from corpus.source_units import is_hub_dataset
 from recipe_config import Recipe, Source
+from sources.units import is_hub_dataset
 
 
 # The strictest first: what the kind asks, and the names of its licences as `licence_kind` spells them.

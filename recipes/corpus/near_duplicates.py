@@ -34,11 +34,11 @@ from datatrove.data import Document
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from atomic_files import read_record
 from corpus.accounting import Tally
 from corpus.benchmark_overlap import BASE, ngram_hashes
 from corpus.document_families import WORD
 from recipe_config import NearDuplicates, RecipeError
-from run_folder import read_record
 
 
 NEAR, NEAR_EARLIER = "near_duplicate", "near_duplicate_of_earlier"

@@ -9,17 +9,17 @@ from pathlib import Path
 from datatrove.data import Document
 from huggingface_hub import HfApi
 
+from atomic_files import write_json
 from corpus.accounting import Tally
 from corpus.document_files import document_id
 from corpus.language import LanguageFilter
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
-from corpus.source_readers import Unreadable, document_date, read_unit
-from corpus.source_units import Unit, is_hub_dataset, list_all_units, named_errors
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, Source, Splits
-from run_folder import write_json
+from sources.readers import Unreadable, document_date, read_unit
+from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
 
 
 # A source is read by at least so many tasks, where it has so many files, and by one more for each so many bytes.

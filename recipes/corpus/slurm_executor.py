@@ -23,9 +23,9 @@ from typing import NamedTuple
 from datatrove.executor import SlurmPipelineExecutor
 from loguru import logger
 
+from atomic_files import write_json
 from corpus.local_executor import RECIPES, TaskRunner
 from recipe_config import Data, RecipeError
-from run_folder import write_json
 
 
 MAX_ARRAY_ELEMENTS = (

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure  # by itself it draws with Agg, which needs
 
 from planning.known_models import KNOWN_MODELS
 from planning.law_fits import Parabola, Runs
-from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
+from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
 
 
 # Okabe and Ito's colours, which the common kinds of colour blindness leave apart (https://jfly.uni-koeln.de/color).

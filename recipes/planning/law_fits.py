@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LossLaw, PowerLaw, fit_power_law
+from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LossLaw, PowerLaw, fit_power_law
 
 
 HUBER_DELTA = 1e-3  # on the log of the loss, as Hoffmann et al. 2022, section 3.3

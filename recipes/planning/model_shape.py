@@ -3,8 +3,8 @@
 
 import math
 
+from planning.scaling_laws import optimal_vocab_size
 from recipe_config import Model
-from scaling_laws import optimal_vocab_size
 
 
 MATMUL_FLOPS = 2  # a multiplication and an addition for each weight and token

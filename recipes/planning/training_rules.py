@@ -4,8 +4,8 @@
 import math
 
 from planning.model_shape import count_parameters
+from planning.scaling_laws import OLMO_PARAMETERS, olmo_rule
 from recipe_config import Recipe
-from scaling_laws import OLMO_PARAMETERS, olmo_rule
 
 
 LEAST_STEPS = 100  # with fewer optimizer steps a schedule has no shape

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.personal_data import Redactor
 from publishing.notice import write_notice
@@ -28,7 +29,7 @@ from publishing.release_files import (
     without_home,
 )
 from recipe_config import Recipe
-from run_folder import discard, require, sync
+from run_folder import require
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from atomic_files import file_sha256, read_json_lines
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import Redactor
-from corpus.source_units import is_hub_dataset
 from publishing.notice import SHOWN_PACKAGES
 from recipe_config import Recipe
-from run_folder import file_sha256, read_json_lines
+from sources.units import is_hub_dataset
 
 
 RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")

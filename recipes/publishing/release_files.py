@@ -16,13 +16,15 @@ from huggingface_hub.serialization._base import parse_size_to_int
 from huggingface_hub.utils import yaml_dump
 from safetensors import safe_open
 
+from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
 from publishing.model_card import write_card
 from publishing.notice import write_notice
 from publishing.release_checks import check_model, home_folder, refuse_odd_files, refuse_secrets
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
-from run_folder import RECORD, ROOT, file_sha256, new_output, output_folder, read_record, require, write_json
+from run_folder import new_output, require
+from stages import ROOT, output_folder
 
 
 # The allow-list: what of the run folder is published, and under which name. Model files and figures keep theirs.

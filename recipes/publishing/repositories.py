@@ -6,10 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from hub_transfer import Job, Limits, run_transfer
 from planning.model_shape import count_parameters
+from publishing.hub_transfer import Job, Limits, run_transfer
 from recipe_config import Recipe, RecipeError
-from run_folder import output_folder
+from stages import output_folder
 
 
 BYTES_PER_PARAMETER = 4  # weights are exported in fp32

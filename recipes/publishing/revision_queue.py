@@ -19,10 +19,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from atomic_files import discard
 from card_text import render_card
-from checkpointing import load_state, load_tensors
 from recipe_config import Recipe
-from run_folder import discard, output_folder
+from recovery.stored_tensors import load_state, load_tensors
+from stages import output_folder
 
 
 MAX_WAITING = 8  # revisions; each keeps a checkpoint's weights on the disk

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from hub_transfer import Job, Limits, run_transfer
+from atomic_files import discard
+from publishing.hub_transfer import Job, Limits, run_transfer
 from publishing.release_checks import check_tensors
 from publishing.release_files import seal, write_weights
 from publishing.revision_queue import list_waiting, lock
 from recipe_config import Recipe, RecipeError
-from run_folder import discard
 
 
 TRIES = 2  # of a revision; the next save and the end of the run try again

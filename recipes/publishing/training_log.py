@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from run_folder import read_json_lines
+from atomic_files import read_json_lines
 
 
 LOG_FILE = "runs/events.out.tfevents.0.training"  # the Hub shows files of this beginning

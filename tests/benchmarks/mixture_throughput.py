@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from token_mixture import TokenMixture, TokenShards, document_positions
-from training_batches import MicroBatches, SkippedDocuments
+from mixture.batches import MicroBatches, document_positions
+from mixture.order import TokenMixture
+from mixture.shards import TokenShards
+from mixture.skips import SkippedDocuments
 
 
 VOCAB_SIZE = 32_768

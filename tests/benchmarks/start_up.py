@@ -40,7 +40,8 @@ def seconds_to_step(script: list[str], folder: Path, step: int) -> float:
 def move_checkpoint(folder: Path, step: int) -> None:
     """Make of the newest checkpoint the only one, of another step."""
     sys.path.insert(0, str(RECIPES))
-    from checkpointing import commit, describe_file, list_checkpoints
+    from recovery.checkpoints import commit, describe_file
+    from recovery.stored_tensors import list_checkpoints
 
     checkpoints = folder / "checkpoints"
     newest = list_checkpoints(checkpoints)[0][1]

@@ -76,10 +76,12 @@ def make_ours(options) -> Callable[[], None]:
     import torch
     from torch.nn import functional as F
 
+    from mixture.batches import document_positions
+    from model.attention import choose_attention
+    from model.summed_loss import SummedLoss
     from recipe_config import Stability, Training
-    from token_mixture import document_positions
-    from training_model import SummedLoss, build_optimizers, choose_attention
-    from training_stability import StabilityMonitor, step_where
+    from training.optimizers import build_optimizers, step_where
+    from training.stability import StabilityMonitor
 
     masked = options.side == "ours_masked"
     training = Training(

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process reads in training: micro-batches of the mixture, with positions and labels."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixture.labels import IGNORED_LABEL
+from mixture.order import TokenMixture
+from mixture.skips import SkippedDocuments
+
+
+def document_positions(input_ids: np.ndarray, eos_token_id: int) -> np.ndarray:
+    """Number the tokens of each document from 0, where a document begins with the end-of-text token before it.
+
+    Args: input_ids: (batch_size, sequence_length).  eos_token_id: what stands between documents.
+    Returns: position_ids of the same shape; attention and rotary positions start anew at every 0.
+    """
+    begins = input_ids == eos_token_id
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins).tolist()
+    numbers, positions = np.arange(input_ids.shape[1]), np.empty(begins.size, dtype=np.int64)
+    for start, end in zip(starts, [*starts[1:], begins.size], strict=True):
+        positions[start:end] = numbers[: end - start]
+    return positions.reshape(begins.shape)
+
+
+class MicroBatches(Dataset):
+    """The batches that one process reads: item k is its k-th since the beginning of training.
+
+    Of the windows of a micro-step, which are consecutive over all processes, each process takes the next batch_size,
+    as one sequence each or, in a phase with longer ones, several in one. Window i thus belongs to step
+    i // sequences_per_step whatever the processes and the phase.
+    """
+
+    def __init__(
+        self,
+        mixture: TokenMixture,
+        skipped: SkippedDocuments,
+        byte_lengths: np.ndarray,
+        batch_size: int,
+        process_index: int,
+        num_processes: int,
+    ):
+        self.mixture, self.skipped, self.byte_lengths = mixture, skipped, byte_lengths.astype(np.uint16)
+        self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        shards = self.mixture.shards
+        first = (k * self.num_processes + self.process_index) * self.batch_size
+        windows = self.mixture.windows_at(first)  # of a sequence
+        sequence_length = windows * shards.sequence_length
+        locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size, windows)]
+        tokens = np.empty((len(locations), sequence_length + 1), dtype=np.int64)
+        for row, location in zip(tokens, locations, strict=True):
+            row[:] = shards.read(location, windows)
+        input_ids, labels = tokens[:, :-1], tokens[:, 1:]
+        num_bytes = self.byte_lengths.take(tokens)[:, 1:]
+        num_targets = np.full(len(locations), sequence_length)
+        if self.skipped.ranges:
+            labels = labels.copy()  # the inputs stay
+            for row, location in enumerate(locations):
+                for stretch in self.skipped.labels_in(location, sequence_length):
+                    labels[row, stretch], num_bytes[row, stretch] = IGNORED_LABEL, 0
+            num_targets = np.count_nonzero(labels != IGNORED_LABEL, axis=1)
+        seen = np.zeros((len(shards.names), 2), dtype=np.int64)
+        np.add.at(seen, [location.source for location in locations], np.stack([num_bytes.sum(axis=1), num_targets], 1))
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "position_ids": torch.from_numpy(document_positions(input_ids, shards.eos_token_id)),
+            "labels": torch.from_numpy(labels),
+            "seen": torch.from_numpy(seen),  # (num_sources, 2): of the labels of each source, UTF-8 bytes and number
+        }
+
+
+def read_batches(dataset: MicroBatches, steps: Iterable[int], micro_steps: int, on_cpu: bool) -> Iterator[dict]:
+    """Yield the micro-batches of optimizer steps in order, read ahead by two workers where a GPU would wait."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=((step - 1) * micro_steps + micro_step for step in steps for micro_step in range(micro_steps)),
+        num_workers=0 if on_cpu else 2,
+        pin_memory=not on_cpu,
+        generator=torch.Generator(),  # an iterator draws its seed from the global generator otherwise
+    )
+    return iter(loader)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token shards of a run: memory-mapped tokens of each source, and the index of the documents in them."""
+
+import json
+from bisect import bisect_right
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from recipe_config import RecipeError
+
+
+# Of each document: where its end-of-text token stands in the shard, its UTF-8 bytes, and its id.
+DOCUMENT_RECORD = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("id", "S32")])
+RECORDS_AT_ONCE = 1 << 16  # of an index that is searched, to hold no more of it in memory
+
+
+class Location(NamedTuple):
+    """Where a training sequence is: tokens [start, start + sequence_length] of a shard of a source."""
+
+    source: int
+    shard: int
+    start: int
+
+
+class TokenShards:
+    """The training shards of the sources, mapped and cut into windows; nothing is read until it is asked for.
+
+    Args:
+        tokens: the tokens/ folder of a run.
+        names: its sources, in the order in which they are numbered.
+        sequence_length: tokens in a window, beside the one after them.
+
+    Attributes:
+        num_windows: windows of each source.
+        bytes_per_sequence: mean UTF-8 bytes of a window of each source, float64 of shape (num_sources,).
+        train_bytes: source name -> UTF-8 bytes of its training text.
+        remainder_tokens: source name -> tokens at the ends of its shards that no window reaches.
+
+    Raises: RecipeError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
+    """
+
+    def __init__(self, tokens: Path, names: list[str], sequence_length: int):
+        manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self.folder, self.names, self.sequence_length = tokens, list(names), sequence_length
+        self.eos_token_id = manifest["eos_token_id"]
+        self.files, self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], [], []
+        self.remainder_tokens, self.train_bytes = {}, {}
+        for name in self.names:
+            train = manifest["sources"][name]["train"]
+            windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
+            if not sum(windows):
+                raise RecipeError(
+                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
+                    f"{sequence_length}; lower training.sequence_length or add text"
+                )
+            self.files.append([tokens / shard["file"] for shard in train["shards"]])
+            self.shards.append([open_shard(tokens, shard, dtype) for shard in train["shards"]])
+            self.first_windows.append(np.cumsum([0, *windows]).tolist())
+            self.num_windows.append(sum(windows))
+            self.train_bytes[name] = train["bytes"]
+            self.remainder_tokens[name] = train["tokens"] - len(windows) - sum(windows) * sequence_length
+            bytes_per_sequence.append(train["bytes"] / train["tokens"] * sequence_length)
+        self.bytes_per_sequence = np.array(bytes_per_sequence)
+
+    def __reduce__(self):
+        # A process that is sent a copy maps the files itself; the tokens would be sent along otherwise.
+        return TokenShards, (self.folder, self.names, self.sequence_length)
+
+    def sequence_shares(self, shares: dict[str, float]) -> np.ndarray:
+        """Turn shares of bytes into shares of sequences, through the bytes that a sequence of each source holds."""
+        quotas = np.array([shares[name] for name in self.names]) / self.bytes_per_sequence
+        return quotas / quotas.sum()
+
+    def place(self, source: int, window: int) -> Location:
+        """Return where a source's window is."""
+        shard = bisect_right(self.first_windows[source], window) - 1
+        return Location(source, shard, (window - self.first_windows[source][shard]) * self.sequence_length)
+
+    def read(self, location: Location, num_windows: int = 1) -> np.ndarray:
+        """Return the tokens of the windows from a location on, and the one after them, as a view of the file."""
+        source, shard, start = location
+        return self.shards[source][shard][start : start + num_windows * self.sequence_length + 1]
+
+    def index(self, source: int, shard: int) -> np.ndarray:
+        """Return the document index of a shard, mapped: DOCUMENT_RECORDs in the order of their text."""
+        file = self.files[source][shard].with_suffix(".index")
+        return (
+            np.memmap(file, dtype=DOCUMENT_RECORD, mode="r") if file.stat().st_size else np.empty(0, DOCUMENT_RECORD)
+        )
+
+    def find_documents(self, ids: list[str]) -> dict[str, list[tuple[int, int, int, int]]]:
+        """Look documents up by id, in one pass over the index: in time that grows with the documents at hand.
+
+        Returns: id -> (source, shard, first token, token after its end-of-text) of each place; none: not there.
+        """
+        found: dict[str, list] = {document: [] for document in ids}
+        wanted = np.array([document.encode() for document in found], dtype=DOCUMENT_RECORD["id"])
+        for source, files in enumerate(self.files):
+            for shard in range(len(files)):
+                index = self.index(source, shard)
+                for first in range(0, len(index), RECORDS_AT_ONCE):
+                    matches = np.isin(index[first : first + RECORDS_AT_ONCE]["id"], wanted)
+                    for number in (first + np.flatnonzero(matches)).tolist():
+                        place = (source, shard, document_start(index, number), int(index[number]["end"]) + 1)
+                        found[index[number]["id"].decode()].append(place)
+        return found
+
+
+def document_start(index: np.ndarray, number: int) -> int:
+    """Return where the first token of a shard's document stands in it."""
+    return int(index[number - 1]["end"]) + 1 if number else 1
+
+
+def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
+    """Map a shard after checking its size: a truncated one would be read as a shorter one without an error."""
+    path, expected = tokens / shard["file"], shard["tokens"] * dtype.itemsize
+    found = path.stat().st_size if path.exists() else 0
+    if found != expected:
+        raise RecipeError(f"{path}: {found:,} bytes where the manifest says {expected:,}; rerun tokenize_corpus.py")
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # slices of a plain array cost less
+
+
+def token_byte_lengths(tokenizer_folder: Path) -> np.ndarray:
+    """Return the bytes of text that each token stands for, int64 of shape (vocab_size,); 0 for control tokens.
+
+    A token of a byte-level vocabulary is written with one character a byte.
+    """
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    control = set(tokenizer.get_added_tokens_decoder())
+    numbers = tokenizer.get_vocab()
+    lengths = np.zeros(1 + max(numbers.values()), dtype=np.int64)  # a vocabulary of others may have holes
+    for token, token_id in numbers.items():
+        lengths[token_id] = 0 if token_id in control else len(token)
+    return lengths

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validation text of a source, in windows that score each token once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mixture.labels import IGNORED_LABEL
+from mixture.shards import DOCUMENT_RECORD, open_shard
+
+
+class ValidationText:
+    """The first documents of a source's validation split, laid out in sequences, each token predicted once.
+
+    The end of a document is no text and is not scored; the last sequence is filled up with ends. A document that
+    does not fit goes on in the next sequence without what was before, so the numbers are a little above those of
+    eval/bits_per_byte.py, whose window slides.
+
+    Attributes:
+        input_ids, labels: (num_sequences, sequence_length), int64; labels are IGNORED_LABEL where nothing is scored.
+        num_bytes: UTF-8 bytes of the documents.
+    """
+
+    def __init__(self, tokens: Path, source: str, sequence_length: int, max_bytes: int):
+        manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self.eos_token_id, self.num_bytes = manifest["eos_token_id"], 0
+        parts = []
+        for shard in manifest["sources"][source]["validation"]["shards"]:
+            index = np.fromfile((tokens / shard["file"]).with_suffix(".index"), dtype=DOCUMENT_RECORD)
+            below = np.cumsum(index["num_bytes"]) - index["num_bytes"] < max_bytes - self.num_bytes
+            index = index[below]
+            if len(index):
+                parts.append(open_shard(tokens, shard, dtype)[: int(index["end"][-1])].astype(np.int64))
+                self.num_bytes += int(index["num_bytes"].sum())
+        stream = np.concatenate(parts)
+        num_sequences = -(-len(stream) // sequence_length)
+        padded = np.full(num_sequences * sequence_length + 1, self.eos_token_id)
+        padded[: len(stream)] = stream
+        self.input_ids = padded[:-1].reshape(num_sequences, sequence_length)
+        labels = padded[1:].reshape(num_sequences, sequence_length)
+        self.labels = np.where(labels == self.eos_token_id, IGNORED_LABEL, labels)

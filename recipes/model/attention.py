@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention function of training.attn_implementation."""
+
+from accelerate import Accelerator
+from transformers import AttentionInterface, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import is_flash_attn_2_available
+
+from recipe_config import RecipeError, Training
+
+
+def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:
+    """Set the attention function of training.attn_implementation.
+
+    Raises: RecipeError: it does not run here, with what does.
+    """
+    wanted, device = training.attn_implementation, accelerator.device.type
+    if wanted != "sdpa" and device == "cpu":
+        raise RecipeError(f"training.attn_implementation={wanted} needs a GPU and this is {device}; use sdpa")
+    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
+        raise RecipeError("training.attn_implementation=flash_attention_2 needs: pip install flash-attn; or use sdpa")
+    if wanted == "sdpa" and not training.document_masking:
+        # Under torch.compile transformers builds the mask of the borders whether there are any or not. For a function
+        # that it knows no mask of, it makes none, and SDPA's causal kernel skips the half above the diagonal.
+        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
+        wanted = "sdpa_causal"
+    model.set_attn_implementation(wanted)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Llama model: its initial weights, how far it sees in each phase, and its parameter counts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from recipe_config import Recipe, Training
+
+
+def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
+    """Build the model with its initial weights, in fp32."""
+    shape = recipe.model.model_dump(exclude={"rope_theta", "scaled_residual_init"})
+    config = LlamaConfig(
+        **{name: value for name, value in shape.items() if value is not None},
+        vocab_size=vocab_size,
+        max_position_embeddings=recipe.training.sequence_length,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=None,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    # Each layer adds to the residual stream twice; scaled so, its variance does not grow with depth (GPT-2, section
+    # 2.3). transformers leaves this out for Llama.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters() if recipe.model.scaled_residual_init else ():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
+    return model
+
+
+@dataclass(frozen=True)
+class Context:
+    """How far a model sees: what a phase may raise.
+
+    Attributes:
+        sequence_length: of training (tokens).
+        max_position_embeddings, rope_parameters: LlamaConfig's.
+    """
+
+    sequence_length: int
+    max_position_embeddings: int
+    rope_parameters: dict
+
+    @staticmethod
+    def of(model: LlamaForCausalLM, training: Training) -> "Context":
+        """Return that of a model before the first phase."""
+        config = model.config
+        return Context(training.sequence_length, config.max_position_embeddings, dict(config.rope_parameters))
+
+    def in_phase(self, phase: dict) -> "Context":
+        """Return that of a phase, as mixture_shares.schedule_phases gives it."""
+        length = phase.get("sequence_length", self.sequence_length)
+        rope_parameters = phase.get("rope_parameters", self.rope_parameters)
+        return Context(length, max(length, self.max_position_embeddings), rope_parameters)
+
+    def apply(self, model: LlamaForCausalLM) -> None:
+        """Set it in a model, whose config then says so to whoever loads the export."""
+        config = model.config
+        config.max_position_embeddings = self.max_position_embeddings
+        if config.rope_parameters != self.rope_parameters:
+            config.rope_parameters = dict(self.rope_parameters)
+            device = model.model.rotary_emb.inv_freq.device
+            model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+
+
+def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
+    """Count parameters: in all, in the input embedding (the projection too when tied), the rest, and the trained."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight.numel()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"total": total, "embedding": embedding, "non_embedding": total - embedding, "trained": trained}

@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring a repository of the Hub to what a folder holds, in one commit that is read back; or say why it cannot be.
+
+In:   folders with a manifest.json, as push_to_hub.py makes them, and a token of `hf auth login` or HF_TOKEN.
+Out:  repositories that hold the same files, and a record of what was published, with which a second try goes on.
+
+`run_transfer` does it in a process of its own, so that it ends at a deadline whatever it hangs in: huggingface_hub
+waits for ever for an answer, obeys `Retry-After: 86400`, and repeats a 409 without a pause. That process imports no
+torch, ends when its parent does, and is this file:
+
+    run_transfer starts `main` in a process of its own, with one task as a line of JSON on its standard input.
+
+Xet, the Hub's chunked storage, is used where it is installed; HF_HUB_DISABLE_XET=1 turns it off.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+    set_client_factory,
+)
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
+
+from atomic_files import file_sha256, write_json
+
+
+KEPT_REMOTE = ".gitattributes"  # the Hub's own
+READ_BACK = ("manifest.json", "config.json", "README.md")  # downloaded; of the others the Hub's hashes are compared
+KNOWN_STATES = 4  # of a repository that are remembered as this run's own
+GRACE_SECONDS = 30.0  # after the deadline, for the process to say what it hung in
+SLOWEST_BYTES_PER_SECOND = 1e6  # an upload gets the time that its bytes take at this speed, and SPARE_SECONDS
+SPARE_SECONDS = 900.0
+# What to do about an answer of the Hub, and whether it may be another one when asked again.
+REMEDIES = {
+    400: (
+        "the Hub does not take what was sent, for the reason it gave: often the front matter of the card",
+        False,
+    ),
+    401: (
+        "the token is wrong or has expired: make one with write access at https://huggingface.co/settings/tokens and "
+        "run: hf auth login",
+        False,
+    ),
+    402: ("the account's storage or plan does not allow it: see https://huggingface.co/settings/billing", False),
+    403: (
+        "the token may not write there, or the storage is used up: use a token with write access to it, or set "
+        "hub.repo_id to a name of your own",
+        False,
+    ),
+    404: ("there is no such repository, or the token may not see it: check hub.repo_id and the token", False),
+    408: ("the Hub waited too long for the request; check the connection", True),
+    409: ("another operation on the repository or the account is in progress; wait until it is done", True),
+    410: ("the repository was deleted or disabled: check hub.repo_id", False),
+    412: ("someone else committed meanwhile: look at what changed there first", True),
+    413: ("a file is too large for the Hub: lower hub.max_shard_size", False),
+    422: ("the Hub does not take these names or values: check hub.repo_id and the card", False),
+    429: ("the Hub limits how often it is asked, by account and by address; wait, then run again", True),
+    451: ("the repository is not available for legal reasons", False),
+}
+HUB_TROUBLE = ("the trouble may be the Hub's: see https://status.huggingface.co", True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long anything may take.
+
+    Attributes:
+        request_seconds: without an answer or a byte of it.
+        wait_seconds: between two tries, and the longest pause that the Hub may ask for.
+        first_wait_seconds: before the second try; doubled before each further one.
+        tries: of a task, each beginning with a look at what is there.
+        total_seconds: of a task with all its tries; None gives a job the time its bytes take.
+    """
+
+    request_seconds: float = 60.0
+    wait_seconds: float = 60.0
+    first_wait_seconds: float = 2.0
+    tries: int = 5
+    total_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One repository, or a branch of it, that is to hold what a folder does.
+
+    Attributes:
+        folder: its files; manifest.json among them lists the others.
+        repo_id: user-or-org/name.
+        record: a JSON file, by key what this run published; where the repository holds something else, it is not ours.
+        key: of this job in the record.
+        repo_type: model or dataset.
+        revision: the branch; any but main is made where it is not there.
+        private: whether the repository stays private. It is made private and opened when everything is there.
+        replace: whether to replace what others committed.
+        message: of the commit.
+    """
+
+    folder: str
+    repo_id: str
+    record: str
+    key: str = "model"
+    repo_type: str = "model"
+    revision: str = "main"
+    private: bool = True
+    replace: bool = False
+    message: str = "Publish the release"
+
+
+class RefusalError(Exception):
+    """The token, the folder or the repository is not such that anything may be done: what is wrong, and the remedy."""
+
+
+class PatienceError(Exception):
+    """The Hub takes, or asks for, more time than it may."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a try failed, what to do, whether the next may succeed, and whether the Hub could not even be reached."""
+
+    what: str
+    remedy: str
+    passes: bool
+    unreachable: bool = False
+
+
+# The process that asks for it
+
+
+def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> dict:
+    """Carry out "publish" or "check" for jobs in a process of its own.
+
+    Returns: {"done": [of each job what `publish` returned]}, with {"failed": message, "unreachable": bool} where one
+        failed; those after it were not tried.
+    """
+    limits = limits or Limits()
+    total_seconds = limits.total_seconds or sum(time_for(job) for job in jobs if task == "publish") + SPARE_SECONDS
+    limits = Limits(**asdict(limits) | {"total_seconds": total_seconds})
+    line = json.dumps({"task": task, "jobs": [asdict(job) for job in jobs], "limits": asdict(limits)})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    recipes = str(Path(__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {recipes!r}); from publishing.hub_transfer import main; main()"
+    with subprocess.Popen([sys.executable, "-P", "-c", code], **pipes) as process:
+        timer = threading.Timer(total_seconds + GRACE_SECONDS, process.kill)
+        timer.start()
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()  # and left open: where it closes, the process ends
+        answers = [json.loads(answer) for answer in process.stdout if answer.endswith("}\n")]
+        timer.cancel()
+    result = {"done": [answer["done"] for answer in answers if "done" in answer]}
+    if answers and "failed" in answers[-1]:
+        return result | answers[-1]
+    if len(result["done"]) < len(jobs):
+        what = f"it was not done within {total_seconds:,.0f} s" if process.returncode == -9 else "the transfer died"
+        result |= {"failed": f"{what}; check the connection, or set HF_HUB_DISABLE_XET=1", "unreachable": False}
+    return result
+
+
+def time_for(job: Job) -> float:
+    """Return the seconds that a folder's bytes may take."""
+    manifest = json.loads((Path(job.folder) / "manifest.json").read_text(encoding="utf-8"))
+    return sum(file["bytes"] for file in manifest["files"].values()) / SLOWEST_BYTES_PER_SECOND
+
+
+# The process that does it
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    limits, jobs = Limits(**request["limits"]), [Job(**job) for job in request["jobs"]]
+    deadline = time.monotonic() + limits.total_seconds
+    for job in jobs:
+        try:
+            done = with_retries(publish if request["task"] == "publish" else check, job, limits, deadline)
+        except TransferError as error:
+            answer({"failed": str(error), "unreachable": error.unreachable})
+            sys.exit(1)
+        answer({"done": done})
+
+
+def answer(value: dict) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: nothing would hear what comes of it."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+class TransferError(Exception):
+    """A job failed for good: one sentence with what to do."""
+
+    def __init__(self, message: str, unreachable: bool):
+        super().__init__(message)
+        self.unreachable = unreachable
+
+
+def with_retries(step: Callable[[Job], dict], job: Job, limits: Limits, deadline: float) -> dict:
+    """Try `publish` or `check` until it succeeds, cannot, or takes too long. Raises: TransferError."""
+    set_client_factory(lambda: bounded_client(limits, deadline))
+    for attempt in count(1):
+        try:
+            return step(job)
+        except Exception as error:
+            trouble = explain(error)
+        wait = min(limits.first_wait_seconds * 2 ** (attempt - 1), limits.wait_seconds)
+        if not trouble.passes or attempt == limits.tries or time.monotonic() + wait > deadline:
+            times = f" ({attempt} times)" if attempt > 1 else ""
+            key = {"tokenizer": "hub.tokenizer_repo_id", "dataset": "hub.dataset_repo_id"}.get(job.key, "hub.repo_id")
+            message = f"{key}={job.repo_id}: {trouble.what}{times}; {trouble.remedy}"
+            raise TransferError(message, trouble.unreachable)
+        sys.stderr.write(f"publish: {job.repo_id}: {trouble.what}; trying again in {wait:g} s\n")
+        time.sleep(wait)
+
+
+def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
+    """Return huggingface_hub's client with a time limit for each request, for all of them, and for what they ask."""
+    client = default_client_factory()
+    conflicts = count()
+
+    def before(request: httpx2.Request) -> None:
+        left_seconds = deadline - time.monotonic()
+        if left_seconds <= 0:
+            raise PatienceError(f"it was not done within {limits.total_seconds:,.0f} s")
+        # Not by the client's own timeout, which huggingface_hub overrides with None where it looks at a repository.
+        request.extensions["timeout"] = httpx2.Timeout(min(limits.request_seconds, left_seconds)).as_dict()
+
+    def after(response: httpx2.Response) -> None:
+        asked = [int(number) for number in re.findall(r"^\s*(\d+)\s*$", response.headers.get("Retry-After", ""))]
+        asked += [int(number) for number in re.findall(r"r=0;\s*t=(\d+)", response.headers.get("ratelimit", ""))]
+        if response.status_code >= 400 and max(asked, default=0) > limits.wait_seconds:
+            raise PatienceError(f"the Hub answered {response.status_code} and asks to wait {max(asked):,} s")
+        if response.status_code == 409 and is_repeated(response):
+            number = next(conflicts)
+            if number >= limits.tries:
+                raise PatienceError(f"the Hub answered 409 ({' '.join(response.text.split())[:100]}) {number} times")
+            time.sleep(min(limits.first_wait_seconds * 2**number, limits.wait_seconds))
+
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks["request"], before], "response": [*hooks["response"], after]}
+    return client
+
+
+def is_repeated(response: httpx2.Response) -> bool:
+    """Return whether huggingface_hub repeats what got a 409 for ever and without a pause, as `create_repo` does."""
+    response.read()
+    return "conflicting operation" in response.text
+
+
+def explain(error: BaseException) -> Trouble:
+    """Say in one sentence what went wrong, and what to do about it."""
+    chain = []
+    while error is not None and error not in chain:  # an upload that fails is an error about the file, from another
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for error in chain:
+        response = getattr(error, "response", None)
+        if isinstance(error, RefusalError):
+            return Trouble(*error.args, passes=False)
+        if isinstance(error, HFValidationError):
+            return Trouble(str(error), "choose another name", passes=False)
+        if isinstance(error, PatienceError):
+            return Trouble(str(error), "wait, then run again; see https://status.huggingface.co", passes=False)
+        if isinstance(error, OfflineModeIsEnabled):
+            remedy = "unset HF_HUB_OFFLINE on a machine with a network"
+            return Trouble("HF_HUB_OFFLINE is set, so nothing is asked of the Hub", remedy, False, unreachable=True)
+        if response is not None:
+            remedy, passes = REMEDIES.get(response.status_code, HUB_TROUBLE)
+            said = getattr(error, "server_message", None) or response.reason_phrase
+            what = f"the Hub answered {response.status_code} ({' '.join(str(said).split())[:300]})"
+            return Trouble(what, remedy, passes, unreachable=response.status_code >= 500)
+        if isinstance(error, httpx2.TransportError):
+            what = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
+            return Trouble(what, "check the connection, the proxy, and HF_ENDPOINT", passes=True, unreachable=True)
+    error = chain[0]
+    if any(isinstance(error, json.JSONDecodeError) for error in chain):
+        remedy = "a proxy or a login page may have answered in its place: open it in a browser"
+        return Trouble(f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True)
+    if isinstance(error, FileNotFoundError):
+        return Trouble(
+            f"{error.filename}: {error.strerror}", "run again with --overwrite to make it anew", passes=False
+        )
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    if "xet" in what.lower() or "xet" in type(error).__module__.lower():
+        return Trouble(what, "set HF_HUB_DISABLE_XET=1 to upload without Xet", passes=False)
+    return Trouble(f"the Hub's answer was not understood ({what})", "look for a newer huggingface_hub", passes=True)
+
+
+# What is done to a repository
+
+
+def check(job: Job) -> dict:
+    """Find out whether a job could be done later: token, its role, the name, and what lies there now.
+
+    A repository that is not there is made, private and empty, so that nobody else takes the name meanwhile.
+    """
+    if get_token() is None:
+        raise RefusalError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
+    api = HfApi()
+    who = api.whoami()
+    refuse_role(who, job.repo_id)
+    url, _, head = open_repository(api, job)
+    refuse_foreign(job, head, list_files(api, job, head), read_record(job))
+    return {"repo_id": job.repo_id, "url": url, "user": who["name"]}
+
+
+def refuse_role(who: dict, repo_id: str) -> None:
+    """Refuse a token that is seen not to write to the repository's owner; where that cannot be seen, the Hub will."""
+    owner, token = repo_id.split("/")[0], who.get("auth", {}).get("accessToken", {})
+    settings = "https://huggingface.co/settings/tokens"
+    if token.get("role") == "read":
+        raise RefusalError(f"the token of {who['name']} can only read", f"make one that can write at {settings}")
+    if owner not in {who["name"], *(org.get("name") for org in who.get("orgs", []))}:
+        raise RefusalError(f"{who['name']} is not a member of {owner}", f"name a repository {who['name']}/...")
+    scoped = token.get("fineGrained", {}).get("scoped")
+    if token.get("role") == "fineGrained" and scoped is not None:
+        owned = [scope for scope in scoped if str(scope.get("entity", {}).get("name", "")).split("/")[0] == owner]
+        if not any("repo.write" in scope.get("permissions", []) for scope in owned):
+            what = f"the fine-grained token may not write to repositories of {owner}"
+            raise RefusalError(what, f"allow it at {settings}")
+
+
+def publish(job: Job) -> dict:
+    """Do a job, from wherever an earlier try left it.
+
+    Returns: repo_id, repo_type, url, commit, tag (of main), private, manifest_sha256, and is_new: whether this try, or
+        an earlier one that could not record it, committed something.
+    """
+    if get_token() is None:
+        raise RefusalError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
+    folder, api, record = Path(job.folder), HfApi(), read_record(job)
+    wanted = describe_folder(folder)
+    url, is_private, head = open_repository(api, job)
+    tree = list_files(api, job, head)
+    if find_differences(wanted, tree):
+        refuse_foreign(job, head, tree, record)
+        size_bytes = sum(file["bytes"] for file in wanted.values())
+        sys.stderr.write(f"publish: {len(wanted)} files, {size_bytes / 1e6:.1f} MB, go to {url}\n")
+        # Before the commit: whoever is killed after it knows it for this run's own.
+        known = [state for state in record.get("known", []) if state != wanted]
+        record = write_record(job, record | {"known": [*known, wanted][-KNOWN_STATES:]})
+        operations = [CommitOperationAdd(name, folder / name) for name in sorted(wanted)]
+        operations += [CommitOperationDelete(name) for name in sorted(tree.keys() - wanted.keys())]
+        commit = api.create_commit(
+            job.repo_id,
+            operations,
+            commit_message=job.message,
+            repo_type=job.repo_type,
+            revision=job.revision,
+            parent_commit=head,
+        )
+        head = commit.oid
+        tree = list_files(api, job, head)
+        if wrong := find_differences(wanted, tree):
+            raise ValueError(f"{url} does not hold what was uploaded: {', '.join(wrong)}")
+    read_back(job, head, wanted)
+    done = {"repo_id": job.repo_id, "repo_type": job.repo_type, "url": url, "revision": job.revision, "commit": head}
+    done |= {"manifest_sha256": wanted["manifest.json"]["sha256"]}
+    if job.revision == "main":
+        done["tag"] = tag_commit(api, job, head)
+        if is_private and not job.private:
+            api.update_repo_settings(job.repo_id, private=False, repo_type=job.repo_type)
+    done["private"] = job.private
+    is_new = {name: record.get(name) for name in done} != done
+    if is_new:
+        write_record(job, record | done | {"known": [wanted]})
+    return done | {"is_new": is_new}
+
+
+def read_record(job: Job) -> dict:
+    """Return what this run knows of a job's repository; nothing where the record is of another one."""
+    path = Path(job.record)
+    record = json.loads(path.read_text(encoding="utf-8")).get(job.key, {}) if path.exists() else {}
+    return record if record.get("repo_id") == job.repo_id else {}
+
+
+def write_record(job: Job, record: dict) -> dict:
+    path = Path(job.record)
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, records | {job.key: {"repo_id": job.repo_id} | record})
+    return record
+
+
+def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:
+    """Make the repository and the branch where they are not there.
+
+    Returns: its address, whether it is private, and the commit that the branch is at.
+    Raises: RefusalError: it is public and should not be.
+    """
+    url = str(api.create_repo(job.repo_id, repo_type=job.repo_type, private=True, exist_ok=True))
+    info = api.repo_info(job.repo_id, repo_type=job.repo_type)
+    if job.private and not info.private:
+        raise RefusalError(f"{url} is public, but hub.private is true", "set hub.private=false, or make it private")
+    if job.revision == "main":
+        return url, info.private, info.sha
+    branches = api.list_repo_refs(job.repo_id, repo_type=job.repo_type).branches
+    if job.revision not in {branch.name for branch in branches}:
+        api.create_branch(job.repo_id, branch=job.revision, repo_type=job.repo_type, exist_ok=True)
+    return url, info.private, api.repo_info(job.repo_id, repo_type=job.repo_type, revision=job.revision).sha
+
+
+def refuse_foreign(job: Job, head: str, tree: dict[str, RepoFile], record: dict) -> None:
+    """Refuse to touch what someone else put there.
+
+    A branch other than main that this run has just made holds what main does.
+    """
+    if job.replace or job.revision != "main" or not tree.keys() - {"README.md"}:
+        return
+    if any(not find_differences(state, tree) for state in record.get("known", [])):
+        return
+    since = f" since commit {record['commit'][:12]}" if "commit" in record else ""
+    files = ", ".join(sorted(tree)[:5]) + (", ..." if len(tree) > 5 else "")
+    raise RefusalError(
+        f"it holds what this run did not publish, someone else's commit {head[:12]}{since} ({files})",
+        "look at it there, and run again with --overwrite to replace it",
+    )
+
+
+def describe_folder(folder: Path) -> dict[str, dict]:
+    """Return size, sha256 and git's sha1 of a folder's files, by name: the Hub lists the one or the other.
+
+    Raises: RefusalError: it is not what its manifest says.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if there - {"stage.json"} != {*manifest, "manifest.json"} or any(path.is_symlink() for path in folder.rglob("*")):
+        raise FileNotFoundError(2, "not the files of its manifest", str(folder))
+    described = {}
+    for name in [*manifest, "manifest.json"]:
+        size, sha256 = (folder / name).stat().st_size, file_sha256(folder / name)
+        described[name] = {"bytes": size, "sha256": sha256, "sha1": git_sha1(folder / name)}
+        if name in manifest and manifest[name] != {"bytes": size, "sha256": sha256}:
+            raise FileNotFoundError(2, "changed after it was checked", str(folder / name))
+    return described
+
+
+def git_sha1(path: Path) -> str:
+    """Return git's name of a file's content."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_files(api: HfApi, job: Job, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(job.repo_id, repo_type=job.repo_type, revision=revision, recursive=True)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path != KEPT_REMOTE}
+
+
+def find_differences(wanted: dict[str, dict], tree: dict[str, RepoFile]) -> list[str]:
+    """Return the names of files that are missing, too many, or of another content, by what the Hub lists."""
+    return sorted(
+        name
+        for name in wanted.keys() | tree.keys()
+        if name not in wanted or name not in tree or not is_same_file(wanted[name], tree[name])
+    )
+
+
+def is_same_file(file: dict, entry: RepoFile) -> bool:
+    """Compare size and content with what the Hub lists: the sha256 of an LFS file, git's sha1 of any other."""
+    if entry.lfs is not None:
+        return (entry.size, entry.lfs.sha256) == (file["bytes"], file["sha256"])
+    return (entry.size, entry.blob_id) == (file["bytes"], file["sha1"])
+
+
+def read_back(job: Job, commit: str, wanted: dict[str, dict]) -> None:
+    """Download small files as a reader would, and compare. Raises: ValueError: one is not what was uploaded."""
+    with tempfile.TemporaryDirectory() as cache:
+        for name in READ_BACK:
+            if name in wanted:
+                place = {"repo_type": job.repo_type, "revision": commit, "cache_dir": cache}
+                if file_sha256(Path(hf_hub_download(job.repo_id, name, **place))) != wanted[name]["sha256"]:
+                    raise ValueError(f"{name} reads back as something else than was uploaded")
+
+
+def tag_commit(api: HfApi, job: Job, commit: str) -> str:
+    """Return the version that a commit is tagged with, v1, v2 and so on, after giving it one where it has none."""
+    refs = api.list_repo_refs(job.repo_id, repo_type=job.repo_type).tags
+    versions = {int(ref.name[1:]): ref.target_commit for ref in refs if re.fullmatch(r"v\d+", ref.name)}
+    for number, target in versions.items():
+        if target == commit:
+            return f"v{number}"
+    tag = f"v{max(versions, default=0) + 1}"
+    api.create_tag(job.repo_id, tag=tag, revision=commit, repo_type=job.repo_type)
+    return tag
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event log of a run (`chronicle`) and how it stands now (`status.json`).
+
+| file | what it holds |
+|---|---|
+| `chronicle.jsonl` | a line an event: `time` (UTC), `event`, `step`, `text`, and what else the event is about |
+| `chronicle.md` | the same for a person |
+| `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
+|  | `reason` and `exit_code` of the end, `pid`, `host`, `started`, `updated` |
+
+Events: start, resume, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in the
+order in which they happened; a step that was trained twice, before and after a kill, is there twice. A launcher exits
+with 1 whatever its processes return, so `status.json` is what to read. "running" while nobody holds the run's lock
+means killed."""
+
+import json
+import os
+import platform
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atomic_files import read_json, read_json_lines, replace_text, write_json
+
+
+HEADER = "# Chronicle\n\nWhat happened to this run, in order; times are UTC. Written by training itself.\n\n"
+
+
+class RunStatus:
+    """`status.json` of a run.
+
+    Args:
+        run: the run folder.
+        writes: whether this process keeps it up to date; any may say how the run ended.
+    """
+
+    def __init__(self, run: Path, writes: bool):
+        self.path, self.writes, self.lock = run / "status.json", writes, threading.RLock()
+        self.values: dict = {}
+
+    def begin(self) -> None:
+        self.update(status="running", pid=os.getpid(), host=platform.node(), started=utc_now())
+
+    def update(self, **values) -> None:
+        """Write down what changed."""
+        with self.lock:
+            self.values |= values
+            if self.writes:
+                write_json(self.path, self.values | {"updated": utc_now()})
+
+    def end(self, status: str, exit_code: int, reason: str, alone: bool = False) -> None:
+        """Say how the run ended. The first word of a launch stands: what follows a failure is its consequence.
+
+        Args: alone: this process ends without the agreement of the others, so any may say it.
+        """
+        with self.lock:
+            found = read_json(self.path) or {}
+            if (self.writes or alone) and found.get("status") == "running":
+                self.values = found | {"status": status, "exit_code": exit_code, "reason": reason}
+                own = self.path.with_name(f".status.{os.environ.get('RANK', '0')}.json")  # others may write at once
+                write_json(own, self.values | {"updated": utc_now()})
+                os.replace(own, self.path)
+
+    def is_preempted(self) -> bool:
+        """Return whether a process of this launch has said that it was asked to leave."""
+        return (read_json(self.path) or {}).get("status") == "preempted"
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Chronicle:
+    """Appends to the chronicle of a run.
+
+    Args:
+        run: the run folder.
+        writes: whether this process is the one that writes; the others' notes go nowhere.
+    """
+
+    def __init__(self, run: Path, writes: bool):
+        self.lines, self.page, self.writes = run / "chronicle.jsonl", run / "chronicle.md", writes
+        if writes:
+            entries = read_chronicle(run)  # a kill can leave half a line, and the page behind
+            replace_text(self.lines, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+            replace_text(self.page, HEADER + "".join(map(describe, entries)))
+
+    def note(self, event: str, step: int, text: str, **details) -> None:
+        """Add an event; details are JSON values beside the text."""
+        if not self.writes:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        entry = {"time": now, "event": event, "step": step, "text": text, **details}
+        for path, line in ((self.lines, json.dumps(entry, ensure_ascii=False) + "\n"), (self.page, describe(entry))):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+
+
+def read_chronicle(run: Path) -> list[dict]:
+    """Return the entries of a run's chronicle without a last line that was cut short; empty where there is none."""
+    return read_json_lines(run / "chronicle.jsonl")
+
+
+def describe(entry: dict) -> str:
+    text = " ".join(str(entry["text"]).split())
+    return f"- {entry['time']}, step {entry['step']:,}, **{entry['event']}**: {text}\n"

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaving in time: a signal ends training with a checkpoint.
+
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 (Slurm's warning) ask the launcher or one process to leave, at any moment. The
+processes agree at the next step or validation batch, save, and exit within SAVE_SECONDS of the signal. Before the
+first step after a start there is nothing to save, and they leave at once.
+
+| exit code | meaning |
+|---|---|
+| 0 | finished |
+| 1 | stopped by an error, which is printed and in status.json |
+| 2 | the recipe is wrong; nothing was done |
+| 75 | stopped by a signal; the same command resumes from the newest checkpoint |"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+from recovery.chronicle import RunStatus
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+SAVE_SECONDS = 20.0  # torchrun kills what is still there 30 s after it passed a signal on
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class Preemption:
+    """Signals that ask to leave, and the agreement of all processes on them; to be used in a `with` block.
+
+    A signal wakes a thread, since the main one may be in a compiler or wait for another process: where there is
+    nothing to save the thread ends the process, and it does so too when saving takes longer than SAVE_SECONDS. A
+    second signal changes nothing.
+    """
+
+    def __init__(self, status: RunStatus):
+        self.status, self.signal_name = status, None
+        self.anything_to_save, self.left = False, threading.Event()
+        self.group, self.pending = None, None
+
+    def __enter__(self) -> "Preemption":
+        read_end, self.wakeup = os.pipe()
+        os.set_blocking(self.wakeup, False)
+        self.before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self.wakeup_before = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
+        self.owner = os.getpid()
+        os.register_at_fork(after_in_child=self.forget)
+        if sys.platform.startswith("linux"):  # a launcher that is killed takes its processes along
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        threading.Thread(target=self.watch, args=(read_end,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.left.set()
+        signal.set_wakeup_fd(self.wakeup_before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        os.close(self.wakeup)
+
+    def forget(self) -> None:
+        """Give a child, such as one that reads data, back what signals do by default."""
+        if not self.left.is_set() and self.owner != os.getpid():
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+
+    def watch(self, read_end: int) -> None:
+        """Wait for a signal, note it, and see to it that the process ends in time."""
+        while received := os.read(read_end, 1):
+            if received[0] in SIGNALS:
+                break
+        if not received:  # the block ended
+            os.close(read_end)
+            return
+        self.signal_name = signal.Signals(received[0]).name
+        if self.anything_to_save:
+            if self.left.wait(SAVE_SECONDS):
+                return
+            said = f"{self.signal_name}, and saving took longer than {SAVE_SECONDS:g} s"
+        else:
+            said = f"{self.signal_name} before the first step since the start"
+        with suppress(OSError):  # a full disk is no reason to stay
+            reason = f"{said}; the newest checkpoint is the one before it"
+            self.status.end("preempted", EXIT_PREEMPTED, reason, alone=True)
+        sys.stderr.write(f"pretrain: {said}; leaving\n")
+        os._exit(EXIT_PREEMPTED)
+
+    def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
+        """Open a channel beside the one of the gradients, so that agreeing never waits for a device."""
+        if accelerator.num_processes > 1:
+            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+    def requested(self) -> bool:
+        """Return whether any process was asked to leave, the same on all; every process must ask as often.
+
+        With several, the answer is that to the question before: it had a whole step to arrive, and nothing waits.
+        """
+        if self.group is None:
+            return self.signal_name is not None
+        answer = False
+        if self.pending is not None:
+            work, asked = self.pending
+            work.wait()
+            answer = bool(asked)
+        asked = torch.tensor(int(self.signal_name is not None))
+        self.pending = (distributed.all_reduce(asked, distributed.ReduceOp.MAX, self.group, async_op=True), asked)
+        return answer
+
+    def leave(self, reason: str) -> None:
+        """End this process after it has saved.
+
+        Raises: SystemExit: always, with EXIT_PREEMPTED.
+        """
+        self.status.end("preempted", EXIT_PREEMPTED, reason)
+        if self.group is not None:
+            distributed.barrier(self.group)  # who leaves first has the launcher end the others
+        raise SystemExit(EXIT_PREEMPTED)

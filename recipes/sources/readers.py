@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a source of the recipe to its examples: files, folders, archives, URLs and Hub datasets read the same way.
+
+A source is a list of units (a file, a member of an archive, a data file of a Hub dataset), in an order that depends on
+their names alone. Each unit yields examples, mappings that `extract_text` of the recipe's data.py turns into
+documents: the rows of JSON lines, JSON or Parquet as they are, any other file as `{"text": its content}`. Each carries
+the name of its unit as `path`. A text stays the text that was written, also where it looks like a date or a number.
+
+What cannot be read is yielded as an `Unreadable`, never dropped in silence: of JSON lines the line, of Parquet the
+row or what is left of the row group, of a packed file what comes after the damage, else the file. A connection that
+fails is no damage: the file systems try again for a bounded time, then reading ends with an error.
+
+Memory, whatever a file unpacks to: about 10 * MAX_ROW_BYTES = 1.3 GB at the worst (a row with a character outside the
+basic plane, of which Python holds four bytes a character, as read, as parsed and as handed on), 5 * MAX_ROW_BYTES for
+plain ASCII, a few MB for rows of usual length. Parquet: twice its largest page, which writers keep to 1 MB or 1,024
+rows. Formats that are left to `datasets` (CSV, Arrow ...) have its bounds.
+"""
+
+import copy
+import dataclasses
+import gzip
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import BinaryIO
+
+import fsspec
+import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from recipe_config import Source
+from sources.units import Unit, load_builder, named_errors, open_archive, suffix
+
+
+# A longer row or file is refused, whatever it unpacks to.
+MAX_ROW_BYTES = 128 << 20
+# So is a row of more values: `[[],[],` takes three bytes a value in a file, and seventy in Python.
+MAX_ROW_VALUES = 10_000_000
+# Rows of a Parquet file that are held at a time: a dictionary of one text can stand for any number of them.
+PARQUET_BATCH_ROWS = 4
+# A Parquet file that is packed better than text ever is may have no page larger than MAX_ROW_BYTES.
+MAX_PACKING = 100
+# What the readers raise on a file that is damaged, cut short or not of its type.
+DAMAGED = (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, zstandard.ZstdError) + (
+    pa.ArrowException,
+)
+# What else `datasets` raises on one.
+DAMAGED_FOR_DATASETS = (*DAMAGED, ValueError, TypeError, KeyError, tarfile.TarError)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A piece of a unit that is not what its format says, with where it stands and why."""
+
+    position: str
+    reason: str
+    size_bytes: int
+
+
+def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
+    """Yield the examples of one unit; what is damaged in it as `Unreadable`, the rest all the same."""
+    examples = read_with_datasets(source, unit) if unit.by_datasets else read_file(unit)
+    number = 0
+    with named_errors(source):
+        while True:
+            number += 1
+            try:
+                example = next(examples, None)
+            except Exception as error:
+                if not is_damage(error, DAMAGED_FOR_DATASETS if unit.by_datasets else DAMAGED):
+                    raise
+                yield Unreadable(f"{unit.name}: row {number}", say_damaged(error), unit.size_bytes)
+                return
+            if example is None:
+                return
+            yield {**example, "path": unit.name} if isinstance(example, dict) else example
+
+
+def is_damage(error: Exception, kinds: tuple[type[Exception], ...] = DAMAGED) -> bool:
+    """Tell a damaged file from what failed on the way to it."""
+    if isinstance(error, OSError | httpx2.HTTPError) and not isinstance(error, gzip.BadGzipFile):
+        # Arrow's decoders raise a bare OSError; one of the operating system has a number, one of a client its type.
+        return type(error) is OSError and error.errno is None
+    return isinstance(error, kinds)
+
+
+def say_damaged(error: Exception) -> str:
+    return f"damaged or cut short: {(str(error) or type(error).__name__).splitlines()[0]}"
+
+
+def read_with_datasets(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
+    """Stream one data file of a Hub dataset through the `datasets` library."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.packaged_modules.json.json import Json
+
+    builder = copy.copy(load_builder(source))
+    whole = builder.config.data_files[source.split]
+    one = DataFilesList([unit.path], [whole.origin_metadata[whole.index(unit.path)]])
+    builder.config = dataclasses.replace(builder.config, data_files=DataFilesDict({source.split: one}))
+    builder.info = builder.info.copy()  # what is inferred from one file must not decide how another is read
+    from_json = isinstance(builder, Json)
+    for number, example in enumerate(builder.as_streaming_dataset(split=source.split), start=1):
+        position, reason = f"{unit.name}: row {number}", why_unfit(example)
+        if reason is not None:
+            yield Unreadable(position, reason, len(repr(example)))
+        elif from_json and any(isinstance(value, date) for value in example.values()):
+            yield Unreadable(position, "a text that looks like a date was read as one", len(repr(example)))
+        else:
+            yield example
+
+
+@contextmanager
+def open_unit(unit: Unit) -> Iterator[BinaryIO]:
+    """Open a file or a member of an archive, unpacked."""
+    with ExitStack() as opened:
+        if unit.member:
+            try:
+                stream = opened.enter_context(
+                    open_archive(unit.path, os.stat(unit.path).st_mtime_ns).open(unit.member)
+                )
+            except RuntimeError as error:  # encrypted, or packed in a way that Python does not know
+                raise zipfile.BadZipFile(str(error)) from error
+        elif "://" in unit.path:
+            remote = opened.enter_context(fsspec.open(unit.path, "rb"))
+            stream = io.BufferedReader(WholeFile(remote, unit.size_bytes), 1 << 20)
+        else:
+            stream = opened.enter_context(open(unit.path, "rb"))
+        if unit.name.endswith(".gz"):
+            stream = opened.enter_context(gzip.GzipFile(fileobj=stream))
+        elif unit.name.endswith(".zst"):
+            stream = io.BufferedReader(ZstdStream(stream), 1 << 20)
+        yield stream
+
+
+class WholeFile(io.RawIOBase):
+    """A file of any fsspec file system whose end comes after its size; an earlier one is a broken connection.
+
+    Whatever a client raises becomes a ConnectionError, so that nothing of it is taken for damage of the file.
+    """
+
+    def __init__(self, file, size_bytes: int):
+        self.file, self.size_bytes = file, size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer) -> int:
+        try:
+            content = self.file.read(len(buffer))
+        except Exception as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        if not content and self.file.tell() < self.size_bytes:
+            raise ConnectionError(f"the connection ended at byte {self.file.tell():,} of {self.size_bytes:,}")
+        buffer[: len(content)] = content
+        return len(content)
+
+
+class ZstdStream(io.RawIOBase):
+    """The content of a .zst file; one that is cut short is an error, where zstandard's own reader just ends.
+
+    It is fed in pieces of 1 KiB, which can unpack to at most 32 MiB.
+    """
+
+    def __init__(self, packed):
+        self.packed, self.frame = packed, zstandard.ZstdDecompressor().decompressobj()
+        self.unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self.unpacked:
+            chunk = self.frame.unused_data if self.frame.eof else self.packed.read(1 << 10)
+            if self.frame.eof:
+                chunk = chunk or self.packed.read(1 << 10)
+                if not chunk:
+                    return 0
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            elif not chunk:
+                raise EOFError("the file ends inside a frame")
+            self.unpacked = memoryview(self.frame.decompress(chunk))
+        size = min(len(buffer), len(self.unpacked))
+        buffer[:size], self.unpacked = self.unpacked[:size], self.unpacked[size:]
+        return size
+
+
+def read_file(unit: Unit) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a file, or the file as one row."""
+    kind = suffix(unit.name)
+    if kind == ".json" and holds_json_lines(unit):
+        kind = ".jsonl"
+    with open_unit(unit) as stream:
+        if kind == ".parquet":
+            yield from read_parquet(stream, unit.name)
+        elif kind == ".jsonl":
+            yield from read_json_lines(stream, unit.name)
+        elif kind == ".json":
+            yield from read_json(stream, unit.name)
+        else:
+            text = decode(read_bounded(stream), unit.name)
+            yield text if isinstance(text, Unreadable) else {"text": text}
+
+
+def read_bounded(stream: BinaryIO) -> bytearray:
+    """Read all of a stream, or what is enough to see that it is longer than MAX_ROW_BYTES."""
+    content = bytearray()
+    while len(content) <= MAX_ROW_BYTES and (piece := stream.read(1 << 20)):
+        content += piece
+    return content
+
+
+def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        too_long = len(line) > MAX_ROW_BYTES and not line.endswith(b"\n")
+        if not line.isspace():
+            row = check_row(parse_json(line, f"{name}:{number}"), f"{name}:{number}", len(line))
+            del line
+            yield row
+        while too_long:
+            rest = stream.readline(1 << 20)
+            too_long = rest and not rest.endswith(b"\n")
+
+
+def holds_json_lines(unit: Unit) -> bool:
+    """Whether a .json file is JSON lines, as many on the Hub are: one of its first two lines is a whole object."""
+    with open_unit(unit) as stream:
+        first, second = stream.readline(MAX_ROW_BYTES + 1), stream.readline(MAX_ROW_BYTES + 1)
+    if first.lstrip()[:1] != b"{" or not second.strip():
+        return False
+    return any(isinstance(parse_json(line, ""), dict) for line in (first, second))
+
+
+def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
+    """Yield the elements of a list or the values of an object of objects; any other object is one row."""
+    content = read_bounded(stream)
+    value, size = parse_json(content, name), len(content)
+    del content
+    if isinstance(value, dict) and 2 * sum(isinstance(row, dict) for row in value.values()) > len(value):
+        value = list(value.values())
+    if not isinstance(value, list):
+        yield check_row(value, name, size)
+        return
+    for number, row in enumerate(value, start=1):
+        yield check_row(row, f"{name}: row {number}", 0)
+
+
+def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
+    """Yield the rows; of a row group that is damaged the rows up to there, then those of the next.
+
+    A page is unpacked as a whole, and its header alone says to how much. Writers end one at 1 MB, but look at its size
+    every 1,024 rows only. What this comes to is only refused in a file that is packed as no text is: one with many
+    long documents looks the same.
+    """
+    size_bytes = stream.seek(0, io.SEEK_END)
+    file = pq.ParquetFile(stream, buffer_size=1 << 20, page_checksum_verification=True)
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    suspicious = sum(group.total_byte_size for group in groups) > MAX_PACKING * size_bytes
+    if (promised := file.metadata.num_rows) != (listed := sum(group.num_rows for group in groups)):
+        yield Unreadable(name, f"damaged or cut short: {promised:,} rows, of which {listed:,} are listed", 0)
+    number = 0
+    for index, group in enumerate(groups):
+        last = number + group.num_rows
+        page_bytes = int(group.total_byte_size * min(1, 1024 / max(group.num_rows, 1)))
+        if suspicious and page_bytes > MAX_ROW_BYTES:
+            reason = f"unpacks to pages of {page_bytes:,} bytes, from a file of {size_bytes:,}"
+            yield Unreadable(f"{name}: rows {number + 1} to {last}", reason, group.total_byte_size)
+            number = last
+            continue
+        try:
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[index], use_threads=False):
+                for row in range(len(batch)):
+                    number += 1
+                    yield convert_row(batch.slice(row, 1), f"{name}: row {number}")
+            if number < last:
+                raise EOFError("these rows are missing")
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            yield Unreadable(f"{name}: rows {number + 1} to {last}", say_damaged(error), group.total_byte_size)
+        number = last
+
+
+def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
+    """Turn a batch of one row into an example."""
+    if row.nbytes > MAX_ROW_BYTES:
+        return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", row.nbytes)
+    try:
+        example = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return Unreadable(position, "not UTF-8", row.nbytes)
+    except (ValueError, OverflowError) as error:
+        return Unreadable(position, f"holds a value out of range: {error}", row.nbytes)
+    reason = why_unfit(example)
+    return example if reason is None else Unreadable(position, reason, row.nbytes)
+
+
+def decode(content: bytes | bytearray, position: str) -> str | Unreadable:
+    """Decode UTF-8 text that a document can hold: of bounded length, without NUL."""
+    if len(content) > MAX_ROW_BYTES:
+        return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", len(content))
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Unreadable(f"{position}: byte {error.start}", "not UTF-8", len(content))
+    return Unreadable(position, "holds NUL", len(content)) if "\0" in text else text
+
+
+def parse_json(content: bytes | bytearray, position: str) -> object:
+    """Parse JSON, or return an `Unreadable`."""
+    text = decode(content, position)
+    if isinstance(text, Unreadable):
+        return text
+    if text.count(",") > MAX_ROW_VALUES:
+        return Unreadable(position, f"more than {MAX_ROW_VALUES:,} commas", len(content))
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return Unreadable(position, "broken JSON", len(content))
+
+
+def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadable:
+    """Return a row that was parsed, or why it is none. A size of 0 is measured where it is needed."""
+    if isinstance(value, Unreadable):
+        return value
+    reason = why_unfit(value) if isinstance(value, dict) else "not a JSON object"
+    return value if reason is None else Unreadable(position, reason, size_bytes or len(json.dumps(value)))
+
+
+def why_unfit(example: object) -> str | None:
+    """Say why no document can hold a row: NUL or a lone surrogate, which UTF-8 cannot hold, in any of its texts."""
+    waiting = [example]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str):
+            if "\0" in value:
+                return "holds NUL"
+            try:
+                value.isascii() or value.encode()
+            except UnicodeEncodeError:
+                return "lone surrogate"
+    return None
+
+
+DAY = re.compile(
+    r"(\d{4})(-?)(\d\d)\2(\d\d)"
+    r"([T ]\d\d:?\d\d(:?\d\d([.,]\d+)?)? ?(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)?)?",
+    re.ASCII,
+)
+MONTH_OR_YEAR = re.compile(r"(\d{4})(?:-(\d\d))?", re.ASCII)
+
+
+def document_date(example: dict, field: str) -> str | None:
+    """Return the day, month or year in a field of an example, as precise as it is given: 2023-05-31, 2023-05 or 2023.
+
+    Taken are a date or time of Python (as from Parquet), a year as a number, and as text those three forms, 20230531,
+    and a time in any zone, which is cut to the day it is there. None where the field is missing, null or blank.
+
+    Raises: ValueError: anything else, such as 31/05/2023, which is another day elsewhere, or 2023-02-30.
+    """
+    value = example.get(field)
+    if isinstance(value, date):  # a datetime, or the Timestamp of pandas, is one
+        return date(value.year, value.month, value.day).isoformat()
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    text = value.strip() if isinstance(value, str) else repr(value)
+    try:
+        if found := DAY.fullmatch(text):
+            return date(int(found[1]), int(found[3]), int(found[4])).isoformat()
+        if found := MONTH_OR_YEAR.fullmatch(text):
+            date(int(found[1]), int(found[2] or 1), 1)
+            return text
+    except ValueError:
+        pass  # a form that is taken, of a day that is none
+    raise ValueError(f"{field}: {text[:40]!r} is not a day, month or year such as 2023-05-31, 2023-05 or 2023")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the model is trained: optimizers, schedule, stability, evaluation, records."""

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss in chunks is the plain loss, in value and gradient, and never holds the logits of the batch."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixture.labels import IGNORED_LABEL
+from model import chunked_loss
+
+
+ROWS, WIDTH, VOCAB = 1100, 16, 300  # an uneven last chunk
+
+
+@pytest.fixture
+def problem(monkeypatch):
+    monkeypatch.setattr(chunked_loss, "LOGITS_PER_CHUNK", 512 * VOCAB)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
+    weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
+    labels = torch.randint(0, VOCAB, (ROWS,), generator=generator)
+    labels[5:300] = IGNORED_LABEL
+    return hidden, weight, labels
+
+
+def plain_loss(hidden, weight, labels, z_loss):
+    logits = F.linear(hidden, weight).float()
+    nats = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return nats + z_loss * logits.logsumexp(-1)[labels != IGNORED_LABEL].square().sum(), nats
+
+
+def value_and_gradients(function, hidden, weight, scale=0.25):
+    hidden.grad = weight.grad = None
+    minimised, nats = function()
+    (minimised * scale).backward()
+    return minimised.detach(), nats.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_value_and_gradients_are_those_of_the_plain_loss(problem, z_loss):
+    expected = value_and_gradients(lambda: plain_loss(*problem, z_loss), *problem[:2])
+    found = value_and_gradients(lambda: chunked_loss.chunked_loss(*problem, z_loss), *problem[:2])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(torch.stack(chunked_loss.chunked_loss(*problem, z_loss)), torch.stack(found[:2]))
+    assert not problem[0].grad[5:300].any(), "what is not scored has no gradient"
+
+
+def test_under_autocast_it_is_as_near_to_the_fp32_loss_as_the_plain_one(problem):
+    exact = value_and_gradients(lambda: plain_loss(*problem, 0.0), *problem[:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = value_and_gradients(lambda: plain_loss(*problem, 0.0), *problem[:2])
+        ours = value_and_gradients(lambda: chunked_loss.chunked_loss(*problem), *problem[:2])
+    for mine, other, truth in zip(ours, plain, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - truth).norm() <= 1.2 * (other - truth).norm() + 1e-6 * truth.norm()
+
+
+def test_a_frozen_projection_gets_no_gradient_and_the_hidden_states_the_same(problem):
+    hidden, weight, labels = problem
+    chunked_loss.chunked_loss(hidden, weight, labels)[0].backward()
+    both, hidden.grad, weight.grad = hidden.grad, None, None
+    weight.requires_grad_(False)
+    chunked_loss.chunked_loss(hidden, weight, labels)[0].backward()
+    assert torch.equal(hidden.grad, both) and weight.grad is None
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that an operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_no_tensor_is_as_large_as_the_logits_of_the_batch(problem):
+    with LargestTensor() as largest:
+        chunked_loss.chunked_loss(*problem)[0].backward()
+    assert largest.elements <= 512 * VOCAB < ROWS * VOCAB
+    with LargestTensor() as largest:
+        plain_loss(*problem, 0.0)[0].backward()
+    assert largest.elements == ROWS * VOCAB

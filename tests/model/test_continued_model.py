@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going on from a model: strict loading, the old tokenizer or an extended one, every weight or adapters only."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import RECIPES, ROOT, TinyRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import pretrain
+import tokenize_corpus
+import train_tokenizer
+from mixture.batches import document_positions
+from mixture.validation_text import ValidationText
+from model.continued import load_model
+from model.summed_loss import SummedLoss
+from recipe_config import Lora, Model, RecipeError
+from recipe_loading import load_recipe
+
+
+SHORT = (f"--training.max_tokens={8 * 256}", "--training.learning_rate=3e-3", "--training.eval_steps=8")
+
+
+@pytest.fixture(scope="module")
+def base(tokenized_run, tmp_path_factory):
+    """A run whose model others go on from."""
+    run = tokenized_run.copy(tmp_path_factory.mktemp("base") / "run")
+    pretrain.main(run.argv())
+    return run
+
+
+def go_on(base: TinyRun, folder, *overrides: str, stages=(train_tokenizer, tokenize_corpus, pretrain)) -> TinyRun:
+    """Train on from the base's model in a run folder of its own, with the base's documents."""
+    run = TinyRun(base.texts, folder)
+    shutil.copytree(base.output_dir / "documents", folder / "documents")
+    for stage in stages:
+        stage.main(run.argv(*continuing(base, *overrides)))
+    return run
+
+
+def continuing(base: TinyRun, *overrides: str) -> tuple[str, ...]:
+    return (f"--model.from_pretrained={base.output_dir / 'model'}", *SHORT, *overrides)
+
+
+ADAPTERS = "--model.lora={rank: 2, targets: [q_proj, down_proj]}"
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    return go_on(base, tmp_path_factory.mktemp("adapted") / "run", ADAPTERS, "--training.save_steps=4")
+
+
+@pytest.fixture(scope="module")
+def extended(base, tmp_path_factory):
+    return go_on(base, tmp_path_factory.mktemp("extended") / "run", "--tokenizer.extend_by=10")
+
+
+def test_training_begins_where_the_base_ended_and_with_its_tokenizer(base, tmp_path):
+    run = go_on(base, tmp_path / "run")
+    tokenizers = [
+        json.loads((folder.output_dir / "tokenizer" / "tokenizer.json").read_text()) for folder in (base, run)
+    ]
+    assert tokenizers[0]["model"] == tokenizers[1]["model"]
+    assert abs(run.losses()[1] - base.losses()[20]) < 0.15, "not from new weights, which begin at 5.95"
+    assert run.losses()[8] < run.losses()[1]
+    shape = (run.output_dir / "recipe.yaml").read_text()
+    assert "hidden_size: 32" in shape and f"from_pretrained: {base.output_dir / 'model'}" in shape
+
+
+def test_an_extended_tokenizer_shortens_the_text_and_leaves_other_encodings_and_rows_alone(base, extended):
+    before, after = (AutoTokenizer.from_pretrained(run.output_dir / "tokenizer") for run in (base, extended))
+    pieces = json.loads((extended.output_dir / "tokenizer" / "new_entries.json").read_text())
+    assert len(after) == len(before) + 10 and list(map(int, pieces)) == list(range(len(before), len(after)))
+    assert before.decode(before(" zebra-crossing 12")["input_ids"]) == " zebra-crossing 12"
+    assert after(" zebra-crossing 12")["input_ids"] == before(" zebra-crossing 12")["input_ids"]
+    report = json.loads((extended.output_dir / "tokenizer" / "report.json").read_text())["bytes_per_token"]
+    for source, ratio in report["domain tokenizer"].items():
+        assert ratio > 1.05 * report["general tokenizer"][source]
+
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], extended.argv(*continuing(base))[3:])
+    fresh = load_model(recipe.model, after, extended.output_dir / "tokenizer", 32)
+    old = AutoModelForCausalLM.from_pretrained(base.output_dir / "model").get_input_embeddings().weight
+    rows = fresh.get_input_embeddings().weight
+    assert torch.equal(rows[: len(before)], old)
+    number, parts = next(iter(pieces.items()))
+    assert torch.allclose(rows[int(number)], old[parts].mean(dim=0))
+    model = AutoModelForCausalLM.from_pretrained(extended.output_dir / "model")
+    assert model.config.vocab_size == len(after) and not torch.equal(model.get_input_embeddings().weight, rows)
+
+
+def test_adapters_change_their_targets_by_a_matrix_of_their_rank_and_nothing_else(base, adapted):
+    before, after = (load_file(run.output_dir / "model" / "model.safetensors") for run in (base, adapted))
+    assert before.keys() == after.keys(), "the release has the base's names, adapters merged"
+    for name, weight in before.items():
+        rank = torch.linalg.matrix_rank(after[name] - weight, rtol=1e-3) if weight.ndim == 2 else 0
+        if "q_proj" in name or "down_proj" in name:
+            assert 1 <= rank <= 2, name
+        else:
+            assert torch.equal(after[name], weight), name
+    summary = json.loads((adapted.output_dir / "training.json").read_text())
+    trained = 2 * (2 * (32 + 32) + 2 * (64 + 32))  # layers * (rank * (in + out) of q_proj and of down_proj)
+    assert summary["parameters"]["trained"] == trained
+    assert summary["parameters"]["total"] == trained + sum(weight.numel() for weight in before.values())
+
+
+def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
+    validation = adapted.metrics()[-1]
+    model = AutoModelForCausalLM.from_pretrained(adapted.output_dir / "model").eval()
+    text = ValidationText(adapted.output_dir / "tokens", "law", 32, 1_000_000)
+    positions = document_positions(text.input_ids, text.eos_token_id)
+    with torch.no_grad():
+        module = SummedLoss(model, compiled=False)
+        _, nats = module(*(torch.from_numpy(array) for array in (text.input_ids, positions, text.labels)))
+    assert float(nats) / (text.labels != -100).sum() == pytest.approx(validation["eval/loss/law"], rel=1e-5)
+
+
+def test_adapters_go_on_from_a_checkpoint_as_if_they_had_not_stopped(base, adapted, tmp_path):
+    shutil.copytree(adapted.output_dir, tmp_path / "run")
+    run = TinyRun(adapted.texts, tmp_path / "run")
+    shutil.rmtree(run.output_dir / "model")
+    shutil.rmtree(run.output_dir / "checkpoints" / "step_00000008")
+    pretrain.main(run.argv(*continuing(base, ADAPTERS, "--training.save_steps=4")))
+    assert run.losses() == adapted.losses()
+    after, again = (load_file(r.output_dir / "model" / "model.safetensors") for r in (adapted, run))
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_two_processes_train_adapters_and_new_entries_with_the_losses_of_one(base, tmp_path):
+    overrides = ("--tokenizer.extend_by=10", ADAPTERS)
+    alone = go_on(base, tmp_path / "alone", *overrides)
+    together = go_on(base, tmp_path / "together", *overrides, stages=(train_tokenizer, tokenize_corpus))
+    config = ["--config_file", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *config, "--mixed_precision", "no"]
+    command += [str(RECIPES / "pretrain.py"), *together.argv(*continuing(base, *overrides))]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = alone.losses(), together.losses()
+    assert one.keys() == two.keys() and all(abs(one[step] - two[step]) < 1e-5 for step in one)
+    model = AutoModelForCausalLM.from_pretrained(together.output_dir / "model")
+    kept = load_file(base.output_dir / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    assert not torch.equal(model.get_input_embeddings().weight[: len(kept)], kept), "with new entries they are trained"
+
+
+def refusal(base: TinyRun, tmp_path, **settings) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(base.output_dir / "tokenizer")
+    model = Model(from_pretrained=str(tmp_path / "model"), **settings)
+    with pytest.raises(RecipeError) as refused:
+        load_model(model, tokenizer, base.output_dir / "tokenizer", 32)
+    return str(refused.value)
+
+
+def test_a_model_that_does_not_fit_its_config_is_refused_with_the_tensors(base, tmp_path):
+    shutil.copytree(base.output_dir / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    gate = weights.pop("model.layers.1.mlp.gate_proj.weight")
+    save_file(weights | {"model.layers.7.mlp.gate_proj.weight": gate}, tmp_path / "model" / "model.safetensors")
+    message = refusal(base, tmp_path)
+    assert "missing keys: model.layers.1.mlp.gate_proj.weight" in message
+    assert "unexpected keys: model.layers.7.mlp.gate_proj.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "is of type 'gpt2'; training knows llama"),
+        ({"max_position_embeddings": 16}, "was made for 16 tokens, which is less than training.sequence_length=32"),
+        ({"intermediate_size": 48}, "does not fit its config.json: mismatched keys"),
+    ],
+)
+def test_a_model_that_cannot_be_gone_on_from_is_refused(change, message, base, tmp_path):
+    shutil.copytree(base.output_dir / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    assert message in refusal(base, tmp_path)
+
+
+def test_adapters_for_projections_that_are_not_there_are_refused_with_those_that_are(base, tmp_path):
+    shutil.copytree(base.output_dir / "model", tmp_path / "model")
+    message = refusal(base, tmp_path, lora=Lora(targets=["query", "q_proj"]))
+    assert "model.lora.targets: no query; the layers have down_proj, gate_proj" in message
+
+
+def test_a_folder_that_is_no_model_is_refused(base, tmp_path):
+    (tmp_path / "model").mkdir()
+    assert "cannot be loaded" in refusal(base, tmp_path)
+
+
+def test_another_base_makes_what_was_made_from_it_stale(base, adapted, tmp_path):
+    shutil.copytree(base.output_dir / "model", tmp_path / "model")
+    (tmp_path / "model" / "stage.json").unlink()
+    argv = adapted.argv(f"--model.from_pretrained={tmp_path / 'model'}", *SHORT, ADAPTERS, "--training.save_steps=4")
+    with pytest.raises(RecipeError, match=r"base.from_pretrained was .*; base.content was .*--overwrite"):
+        train_tokenizer.main(argv)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["--model.from_pretrained=x", "--training.learning_rate=null"],
+            "training.learning_rate: missing; the rule that sets it is for new models",
+        ),
+        (["--model.lora={}"], "model.lora: there is nothing it could apply to; set model.from_pretrained"),
+        (["--tokenizer.extend_by=5"], "tokenizer.extend_by: there is no tokenizer to extend"),
+        (["--model.hidden_size=null"], "model.hidden_size: missing; it says: Width. Or set model.from_pretrained"),
+        (["--model.from_pretrained=x", "--model.lora={}"], "training.optimizer: muon is for full matrices"),
+        (
+            ["--model.from_pretrained=x", "--model.lora.rank=0"],
+            "lora.rank: input should be greater than or equal to 1",
+        ),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(overrides, message):
+    with pytest.raises(RecipeError) as refused:
+        load_recipe([RECIPES / "custom" / "base.yaml"], overrides)
+    assert message in str(refused.value)

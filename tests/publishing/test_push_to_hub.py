@@ -1,0 +1,971 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release of a small run: what may go in, what is refused, what its card says, and what the Hub gets."""
+
+import importlib
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import load_dataset
+from datatrove.data import Document
+from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
+from huggingface_hub.hf_api import RepoFile
+from mini_hub import ask_hub, git_oid, hub_environment, start_hub
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TinyRun
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import pretrain
+from atomic_files import file_sha256, write_json
+from card_text import escape_markdown
+from corpus.document_files import write_documents
+from publishing import release_checks, revision_queue
+from publishing.extra_releases import build_dataset_release, why_withheld
+from publishing.hub_transfer import git_sha1, is_same_file
+from publishing.model_card import sum_checked, write_card
+from publishing.release_checks import refuse_odd_files, refuse_secrets
+from publishing.release_files import build_release
+from publishing.repositories import check_repositories
+from publishing.revision_queue import queue_revision, take_weights
+from push_to_hub import build, main
+from recipe_config import Recipe, RecipeError
+from recipe_loading import load_recipe
+from run_folder import record_stage
+from stages import output_folder
+
+
+TOKEN = "hf_" + "aB3" * 11  # put together here, so that this file holds none
+HOSTILE = "CC <script>alert(1)</script> | --- | ![x](http://evil.example/y.png)\n---\n# heading `code` [a](b)"
+SOURCES = {"contracts": "legal", "stories": "general"}
+KINDS = ("xz_documents", "xz_stream", "xz_primed")
+PLANNED_HOURS = {"expected": 2.0, "least": 1.0, "most": 4.0}
+TRAINING = ["--training.save_steps=4", "--training.max_tokens=4096"]
+
+
+# A run folder as the stages leave it
+
+
+def write_model(folder: Path, **settings: object) -> LlamaForCausalLM:
+    """Write a model of 2 layers and a tokenizer of the 256 bytes and <|endoftext|>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(
+        **shape, **settings, vocab_size=len(vocabulary), max_position_embeddings=128, bos_token_id=0, eos_token_id=0
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def write_run(run: Path) -> None:
+    """Write what the stages write, with a hostile licence and sample."""
+    parameters = sum(parameter.numel() for parameter in write_model(run / "model").parameters())
+    embedding = 257 * 32
+
+    def counted(documents: int) -> dict:
+        return {"documents": documents, "bytes": 1000 * documents}
+
+    splits = {"train": counted(31), "validation": counted(3), "test": counted(2)}
+    source = {"url": None, "revision": None, "documents_in": 41, "bytes_in": 41000, "families": None}
+    source |= {"dated_documents": 12, "first_date": "1999-01-02", "last_date": "2023-05-31"}
+    source |= {"dropped": {"near_duplicate": counted(4), "too_short": counted(1)}, "kept": splits}
+    source["personal_data"] = {"email": 21}
+    stats = {name: source | {"domain": domain, "license": None, "path": name} for name, domain in SOURCES.items()}
+    report = {"vocab_size": 257, "train_bytes": dict.fromkeys(SOURCES, 31000), "terms": {}}
+    ratios = {"domain tokenizer": {"contracts": 4.42, "stories": 3.71}, "general tokenizer": {"contracts": 2.79}}
+    ratios["general tokenizer"]["stories"] = 3.96
+    training = {
+        "parameters": {"total": parameters, "embedding": embedding, "non_embedding": parameters - embedding},
+        "sequence_length": 128,
+        "tokens_per_step": 256,
+        "max_steps": 20,
+        "tokens_seen": 5120,
+        "seconds": 61.5,
+        "tokens_per_second": 83.3,
+        "flops": 1.4e9,
+        "flops_convention": "6 * parameters * tokens",
+        "device": "cpu, 2 threads",
+        "num_processes": 1,
+        "mixed_precision": "no",
+        "compiled": False,
+        "notes": [f"passed over {run.absolute()}/checkpoints/step_00000010"],
+        "mixture": {
+            name: {"asked_fraction": share, "delivered_fraction": share, "bytes_seen": 9000, "tokens_seen": 2560}
+            | {"repetitions": 0.29}
+            for name, share in (("contracts", 0.6), ("stories", 0.4))
+        },
+    }
+    metrics = [{"step": 20, "train/loss": 2.5}, {"step": 20, "eval/bits_per_byte": 2.345}]
+    metrics[1] |= {"eval/bits_per_byte/contracts": 2.123, "eval/bits_per_byte/stories": 2.567}
+    entry = {"documents": 2, "bytes": 2000, "tokens": 2000, "nats": 2000.0, "confidence_interval": [1.31, 1.52]}
+    scores = {
+        "contracts": entry | {"domain": "legal", "bits_per_byte": 1.412, **dict.fromkeys(KINDS, 1.777)},
+        "stories": entry | {"domain": "general", "bits_per_byte": 2.13, **dict.fromkeys(KINDS)},
+    }
+    task = {"metrics": {"acc": {"value": 0.27, "stderr": 0.044}}, "chance": 0.25, "num_items": 96, "version": 1.0}
+    task["gold_bits_per_byte"] = {"value": 1.234, "stderr": 0.056}
+    apart = {"clean": 0.24, "overlapping": 0.33}
+    task["by_overlap"] = {
+        group: {"num_items": 40, "chance": 0.25, "metrics": {"acc": {"value": value, "stderr": 0.07}}}
+        for group, value in apart.items()
+    }
+    task["by_overlap"]["not_checkable"] = {"num_items": 16, "chance": 0.25, "metrics": None}
+    checked = {"items": 96, "checkable": 80, "not_checkable": {"too_short": [], "template": []}, "overlaps": []}
+    checked |= {"overlapping_items": 42, "overlapping_items_after_removal": 40, "removed": {"contracts": counted(7)}}
+    settings = {"min_overlap_fraction": 0.5, "ngram_words": 13, "sha256": {"legal_sense": "0" * 64}}
+    decontamination = {"settings": settings, "removed": {"contracts": counted(7)}, "tasks": {"legal_sense": checked}}
+    results = {
+        "format": 1,
+        "model": str(run / "model"),
+        "settings": {"split": "test", "context_length": 128},
+        "bits_per_byte": {"sources": scores, "domains": {}},
+        "tasks": {"legal_sense": task},
+        "samples": [{"prompt": "The court", "text": HOSTILE}],
+    }
+    contents = {"documents/stats.json": {"sources": stats}, "tokenizer/report.json": report, "training.json": training}
+    contents |= {"eval/results.json": results, "tokens/manifest.json": {"format": 1}}
+    contents["documents/decontamination.json"] = decontamination
+    report["bytes_per_token"] = ratios
+    for name, content in contents.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        write_json(run / name, content)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    for name in SOURCES:
+        rows = [Document(f"A story, {index}.", f"{index:032x}", metadata={"source": name}) for index in range(3)]
+        for split in ("train", "validation", "test"):
+            (run / "documents" / split / name).mkdir(parents=True)
+            write_documents(rows, 0, 1, run / "documents" / split / name)
+    (run / "tokenizer" / "README.md").write_text("---\nlicense: mit\n---\n# A tokenizer\n")
+    for path in (run / "model").glob("tokenizer*.json"):
+        shutil.copyfile(path, run / "tokenizer" / path.name)
+    (run / "figures").mkdir()
+    (run / "figures" / "bits_per_byte.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    linked = ("documents/stats.json", "documents/decontamination.json", "eval/results.json", "documents/other.json")
+    links = "".join(f'<a href="{path}"><code>{path}</code></a>' for path in linked)
+    (run / "report.html").write_text(f"<!DOCTYPE html><title>run</title>{links}")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with a recipe, its texts and its run in `run/`, complete up to the report."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in SOURCES:
+        (folder / f"{name}.txt").write_text(f"The text of {name}.")
+    (folder / "data.py").write_text("def extract_text(example, source):\n    return example['text']\n")
+    shares = zip(SOURCES.items(), (0.6, 0.4), strict=True)
+    sources = [{"name": n, "path": str(folder / f"{n}.txt"), "domain": d, "share": s} for (n, d), s in shares]
+    sources[list(SOURCES).index("contracts")] |= {"license": HOSTILE, "url": "https://example.org/contracts_v1"}
+    recipe = {
+        "run": {"output_dir": str(folder / "run")},
+        "data": {"sources": sources, "personal_data": {"profile": "general", "actions": {"ip": "leave"}}},
+        "model": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "training": {"max_tokens": 5120, "tokens_per_step": 256, "sequence_length": 128, "learning_rate": 0.01},
+        "hub": {"license": "mit", "language": ["no", "en"]},
+    }
+    recipe["training"] |= {"per_device_train_batch_size": 2, "warmup_steps": 2}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    write_run(folder / "run")
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(load(folder), stage)
+    return folder
+
+
+def load(workspace: Path, run: Path | None = None, **hub: object) -> Recipe:
+    overrides = [f"--run.output_dir={run}"] if run else []
+    overrides += [f"--hub.{key}={json.dumps(value)}" for key, value in hub.items()]
+    return load_recipe([workspace / "recipe.yaml"], overrides)
+
+
+@pytest.fixture
+def recipe(workspace, tmp_path) -> Recipe:
+    """The recipe of a copy of the run that a test may spoil."""
+    shutil.copytree(workspace / "run", tmp_path / "run")
+    return load(workspace, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def release(workspace) -> Path:
+    return made(load(workspace))
+
+
+@pytest.fixture(scope="module")
+def card(release) -> str:
+    return (release / "README.md").read_text()
+
+
+def made(recipe: Recipe) -> Path:
+    """Make the release and return its folder."""
+    build_release(recipe)
+    return output_folder(recipe, "publish")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def rewrite(path: Path, change) -> None:
+    content = read(path)
+    change(content)
+    write_json(path, content)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", [".env", "training_args.bin", "model.pkl", "notes.txt", "modeling_custom.py"])
+def test_a_model_folder_with_anything_else_in_it_is_refused(recipe, name):
+    (Path(recipe.run.output_dir) / "model" / name).write_text("x")
+    with pytest.raises(RecipeError, match=f"{name} does not belong to a release"):
+        build_release(recipe)
+    assert not output_folder(recipe, "publish").exists()
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "training.json", "figures/bits_per_byte.png", "eval"])
+def test_a_link_is_refused_even_where_it_leads_to_the_right_file(recipe, tmp_path, name):
+    path = Path(recipe.run.output_dir) / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=f"{Path(name).name}.*( is a link|: outside of the folder)"):
+        build_release(recipe)
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "eval/results.json", "documents/stats.json"])
+def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
+    path = Path(recipe.run.output_dir) / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=f"{path.parent} is damaged: {path.name}: its sha256 is not the one"):
+        build_release(recipe)
+
+
+def test_results_of_other_weights_are_refused(recipe):
+    model = Path(recipe.run.output_dir) / "model" / "model.safetensors"
+    weights = load_file(model)
+    weights["model.norm.weight"] += 1
+    save_file(weights, model, metadata={"format": "pt"})
+    record_stage(recipe, "pretrain")
+    with pytest.raises(RecipeError, match="eval is out of date: the output of pretrain changed"):
+        build_release(recipe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "secret"),
+    [
+        ("a Hugging Face token", TOKEN),
+        ("an AWS access key", "AKIA" + "Z9" * 8),
+        ("a private key", "-----BEGIN RSA " + "PRIVATE KEY-----"),
+        ("a password in a URL", "https://someone:" + "opensesame@example.org/x"),
+    ],
+)
+def test_a_secret_is_refused_by_kind_and_never_shown(recipe, kind, secret):
+    rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content["notes"].append(f"with {secret}"))
+    with pytest.raises(RecipeError) as refused:
+        build_release(recipe)
+    assert "training.json, byte" in str(refused.value)
+    assert kind in str(refused.value)
+    assert secret not in str(refused.value)
+    assert not output_folder(recipe, "publish").exists()
+
+
+def test_a_secret_in_a_binary_file_is_found(recipe):
+    with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:
+        file.write(b"\0\xff" + TOKEN.encode() + b"\0")
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match="figures/bits_per_byte.png, byte 10: looks like a Hugging Face token"):
+        build_release(recipe)
+
+
+@pytest.mark.parametrize(
+    ("user", "host", "text", "refused"),
+    [
+        ("mary-ann", "box", "trained by mary-ann", "your user name"),
+        ("alice", "box", "read from /data/alice/texts", "your user name"),
+        ("alice", "box", "alice@cluster", "your user name"),
+        ("alice", "box", "a text about alice in wonderland", None),
+        ("root", "gpu-node-17", "on gpu-node-17, 8 devices", "this machine's name"),
+        ("root", "localhost", "on localhost, in /root-cause", None),
+        ("me", "box", "https://huggingface.co/me/tiny", None),
+    ],
+)
+def test_whose_machine_it_was_is_not_published(tmp_path, monkeypatch, user, host, text, refused):
+    monkeypatch.setattr(release_checks, "user_name", lambda: user)
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    (tmp_path / "training.json").write_text(json.dumps({"notes": [text]}))
+    if refused is None:
+        return refuse_secrets(tmp_path, set())
+    with pytest.raises(RecipeError, match=f"training.json, byte .*looks like {refused}"):
+        refuse_secrets(tmp_path, set())
+    refuse_secrets(tmp_path, {user, host})  # the name under which it is published
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"])
+def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "correct horse battery")
+    (tmp_path / "chronicle.md").write_text("logged in with correct horse battery")
+    with pytest.raises(RecipeError, match=f"looks like the value of {name}") as refused:
+        refuse_secrets(tmp_path, set())
+    assert "horse" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("config.json", pickle.dumps({"a": 1}), "config.json is not what its name says"),
+        ("metrics.jsonl", b'{"step": 1}\n{"step": ', "metrics.jsonl is not what its name says"),
+        ("figures/loss.png", b"PK\x03\x04", "figures/loss.png is of a kind that is not published, or not what"),
+        ("model.safetensors", b"\xff" * 64, "model.safetensors is not safetensors"),
+        ("training_args.bin", b"", "training_args.bin is of a kind that is not published"),
+        (".env", b"", ".env is a hidden file"),
+        ("runs/events.out.tfevents.0", pickle.dumps(1), "is not a TensorBoard log"),
+        ("notes/.git/config", b"", "notes/.git is a hidden file"),
+    ],
+)
+def test_a_file_that_is_hidden_or_not_what_its_name_says_is_refused(tmp_path, name, content, problem):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        refuse_odd_files(tmp_path)
+
+
+def test_code_that_a_config_names_is_refused(recipe):
+    rewrite(Path(recipe.run.output_dir) / "model" / "config.json", lambda config: config.update(auto_map={"a": "b.c"}))
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    with pytest.raises(RecipeError, match="auto_map names code to run"):
+        build_release(recipe)
+
+
+def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
+    run = Path(recipe.run.output_dir)
+    recipe.hub.repo_id, recipe.hub.dataset_repo_id, recipe.hub.dataset_text = "me/a", "me/b", True
+    recipe.data.sources[1].license = "Public Domain"
+    folder = run / "documents" / "train" / "stories"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    write_documents([Document(f"The key is {TOKEN}.", "ab" * 16, metadata={"source": "stories"})], 0, 1, folder)
+    record_stage(recipe, "prepare")
+    with pytest.raises(RecipeError, match="document (ab){16}: looks like a Hugging Face token") as refused:
+        build_dataset_release(recipe)
+    assert TOKEN not in str(refused.value) and not (run / "release_dataset").exists()
+
+
+@pytest.mark.parametrize(
+    ("licence", "change", "reason"),
+    [
+        ("CC BY-NC 4.0", None, 'a licence of the kind "non-commercial"'),
+        ("CC BY 4.0 and a licence of our own", None, 'a licence of the kind "unknown"'),
+        ("CC BY 4.0", {"personal_data": None}, "personal data was not looked for"),
+        ("CC BY 4.0", {"found": {"ip": 3}}, "personal data was found in it and left: ip"),
+        ("CC BY 4.0", {"found": {"email": 3}}, None),
+        ("Public Domain", None, None),
+    ],
+)
+def test_text_is_withheld_for_its_licence_and_for_personal_data_that_was_left(recipe, licence, change, reason):
+    recipe.data.sources[1].license = licence
+    if change == {"personal_data": None}:
+        recipe.data.personal_data = None
+    stats = {"sources": {"stories": {"personal_data": (change or {}).get("found", {})}}}
+    withheld = why_withheld(recipe, "stories", stats)
+    assert withheld is None if reason is None else reason in withheld
+
+
+def test_the_home_folder_in_a_file_is_refused(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:
+        file.write(b"/home/somebody")
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match="bits_per_byte.png, byte 8: looks like the path of your home folder"):
+        build_release(recipe)
+
+
+def test_a_recipe_that_shows_the_home_folder_is_refused_by_its_key(workspace, recipe, monkeypatch):
+    monkeypatch.setenv("HOME", str(workspace))
+    monkeypatch.chdir("/")
+    with pytest.raises(RecipeError, match=r"data\.sources\.0\.path=.*lies below your home folder.*set the new path"):
+        build_release(recipe)
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(recipe):
+    run = Path(recipe.run.output_dir)
+    weights = load_file(run / "model" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    with pytest.raises(RecipeError, match=r"the weights are not .*missing \['model.norm.weight'\]"):
+        build_release(recipe)
+
+
+def test_weights_that_are_not_numbers_are_refused(recipe):
+    run = Path(recipe.run.output_dir)
+    weights = load_file(run / "model" / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    with pytest.raises(RecipeError, match="logits differ, or are not numbers"):
+        build_release(recipe)
+
+
+def test_a_parameter_count_that_is_not_the_models_is_refused(recipe):
+    rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content["parameters"].update(total=7))
+    with pytest.raises(RecipeError, match="parameters, not the 7 of training.json"):
+        build_release(recipe)
+
+
+def test_a_release_that_was_changed_after_the_checks_is_not_uploaded(recipe):
+    release = made(recipe)
+    with (release / "README.md").open("a") as file:
+        file.write("one more line\n")
+    with pytest.raises(RecipeError, match="was changed after it was checked"):
+        build(recipe, ["model"])
+
+
+# What is made
+
+
+def test_the_release_holds_the_allowed_files_and_their_hashes(release):
+    model = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    records = ["data_stats.json", "tokenizer_report.json", "training.json", "metrics.jsonl", "results.json"]
+    expected = {*model, *records, "README.md", "recipe.yaml", "report.html", "figures/bits_per_byte.png"}
+    expected |= {"data_card.md", "decontamination.json", "data.py", "NOTICE.md", "tokenizer_card.md"}
+    files = read(release / "manifest.json")["files"]
+    assert files.keys() == expected
+    assert all(file["sha256"] == file_sha256(release / name) for name, file in files.items())
+    assert all(file["bytes"] == (release / name).stat().st_size for name, file in files.items())
+
+
+def test_the_reports_links_lead_to_the_files_of_the_release_or_nowhere(release):
+    page = (release / "report.html").read_text()
+    links = dict(re.findall(r'<a href="([^"]*)"><code>([^<]*)</code></a>', page))
+    assert links == {
+        "data_stats.json": "documents/stats.json",
+        "decontamination.json": "documents/decontamination.json",
+        "results.json": "eval/results.json",
+    }
+    assert all((release / name).is_file() for name in links) and "<code>documents/other.json</code>" in page
+
+
+def test_the_release_has_the_data_card_without_text_of_the_sources(release, card):
+    data_card = (release / "data_card.md").read_text()
+    assert "Samples" not in data_card and "configs" not in metadata_load(release / "data_card.md")
+    assert "is **unknown** (contracts, stories)" in data_card and "`data_stats.json`" in data_card
+    assert "`data_card.md` says how that is derived" in card
+
+
+def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, workspace):
+    (Path(recipe.run.output_dir) / "documents" / "decontamination.json").unlink()
+    recipe.data.personal_data = None
+    run = Path(recipe.run.output_dir)
+    rewrite(run / "documents" / "stats.json", lambda content: content.update(unchecked="evaluation.tasks names none"))
+    rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(by_overlap=None))
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = made(recipe)
+    card = (release / "README.md").read_text()
+    assert "not checked against any benchmark: evaluation.tasks names none." in card
+    assert "scores on public ones may be too high" in card
+    assert "Personal data was not looked for" in card and "it was not checked against them" in card
+    assert not (release / "decontamination.json").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_are_too_large_are_cut_into_files_and_load_as_before(recipe, tied):
+    run = Path(recipe.run.output_dir)
+    write_model(run / "model", tie_word_embeddings=tied)
+    count = 0 if not tied else 257 * 32
+    rewrite(
+        run / "training.json",
+        lambda content: content["parameters"].update(total=content["parameters"]["total"] - count),
+    )
+    for stage in ("pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    recipe.hub.max_shard_size = "20KB"
+    release = made(recipe)
+    shards = sorted(path.name for path in release.glob("*.safetensors"))
+    assert len(shards) > 3 and f"-of-{len(shards):05d}.safetensors" in shards[0]
+    assert all((release / name).stat().st_size < 40_000 for name in shards)  # a tensor is never cut
+    index = read(release / "model.safetensors.index.json")["weight_map"]
+    assert set(index.values()) == set(shards) and ("lm_head.weight" in index) != tied
+
+
+def test_a_large_group_of_tasks_is_in_the_card_by_its_mean_and_a_small_one_task_by_task(recipe):
+    run = Path(recipe.run.output_dir)
+
+    def grow(content):
+        task = content["tasks"]["legal_sense"]
+        for group, size in (("legalbench", 12), ("mmlu_legal", 3)):
+            content["tasks"] |= {f"{group}_{number}": task | {"groups": [group]} for number in range(size)}
+        mean = {"score": "balanced_acc", "value": 0.512, "interval": [0.49, 0.53], "chance": 0.48}
+        content["groups"] = {"legalbench": mean | {"num_tasks": 12}, "mmlu_legal": mean | {"num_tasks": 3}}
+
+    rewrite(run / "eval" / "results.json", grow)
+    for stage in ("evaluate", "report"):
+        record_stage(recipe, stage)
+    card = (made(recipe) / "README.md").read_text()
+    assert "| legalbench | 12 | 0.480 | balanced\\_acc | 0.512 | 0.490 to 0.530 |" in card
+    assert "legalbench\\_1" not in card and "| mmlu\\_legal\\_2 | 96 | 0.250 | acc | 0.270 |" in card
+    found = json.loads((run / "documents" / "decontamination.json").read_text())["tasks"]["legal_sense"]
+    tasks = {f"legalbench_{number}": found for number in range(12)} | {"legal_sense": found}
+    rows = sum_checked({"tasks": tasks}, {f"legalbench_{number}": "legalbench" for number in range(12)})
+    one = {"items": 96, "checkable": 80, "overlapping_items": 42, "documents": 7, "left": 40}
+    assert rows == {"legalbench": {key: 12 * value for key, value in one.items()}, "legal_sense": one}
+    assert "mean of 12 tasks" in card and "the tasks one by one are in" in card
+
+
+def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(recipe, tmp_path):
+    run = Path(recipe.run.output_dir)
+    (run / "chronicle.md").write_text("# What happened\n")
+    (run / "chronicle.jsonl").write_text('{"event": "resumed", "step": 4}\n{"event": "saved", "step": 8}\n')
+    hours = {name: {"device_hours": value, "kilowatt_hours": 9.0} for name, value in PLANNED_HOURS.items()}
+    plan = {"parameters": {"total": 30_000}, "tokens": 6e3, "flops": {"training": 2e9}, "law": "chinchilla_3"}
+    plan["verdict"] = {"choice": "from scratch", "reason": "there is none"}
+    write_json(run / "plan.json", plan | {"cost": hours | {"meaning": "without the reserve"}})
+    write_json(run / "environment.json", {"python": "3.11", "packages": {"torch": "2.13.0+cpu", "zlib": "1"}})
+    dataset = {"path": "org/bench", "name": "law", "revision": "0" * 40, "sha256": "1" * 64}
+    task = {"dataset": dataset, "num_fewshot": 5, "by_overlap": None}
+    rewrite(run / "eval" / "results.json", lambda content: content["tasks"]["legal_sense"].update(task))
+    for stage in ("evaluate", "report"):
+        record_stage(recipe, stage)
+    recipe.hub.license, recipe.hub.tensorboard, recipe.hub.contact = "apache-2.0", True, "data@example.org"
+    release = made(recipe)
+    names = read(release / "manifest.json")["files"].keys()
+    assert {"chronicle.md", "chronicle.jsonl", "plan.json", "environment.json", "LICENSE", "NOTICE.md"} <= names
+    (entry,) = parse_eval_result_entries(YAML(typ="safe").load(release / ".eval_results" / "legal_sense.yaml"))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("org/bench", "law", 0.27)
+    assert "acc, 5-shot, standard error 0.044" in entry.notes
+    events = EventAccumulator(str(release / "runs"), size_guidance={"scalars": 0}).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("eval/bits_per_byte")] == [(20, 2.345)]
+    card, notice = ((release / name).read_text() for name in ("README.md", "NOTICE.md"))
+    assert "resumed 1, saved 1" in card and "to data@example.org, with its title" in card
+    assert "pip install torch==2.13.0\n" in card
+    assert "30,000 parameters and 6,000 tokens for 2e+09 FLOPs by the law `chinchilla\\_3`" in card
+    assert "2 hours of a device (1 to 4)" in card and "planned: 9 kWh, without the reserve" in card
+    assert "torch 2.13.0" in notice and "| stories | not stated | unknown |" in notice and "<script" not in notice
+
+
+def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
+    shutil.copytree(workspace, tmp_path / "home" / "work", symlinks=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home" / "work")
+    recipe = load(workspace, tmp_path / "home" / "work" / "run", license="mit")
+    note = f"passed over {tmp_path}/home/work/run/checkpoints/step_00000010"
+    rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content.update(notes=[note]))
+    release = made(recipe)
+    assert load_recipe([release / "recipe.yaml"]).run.output_dir == "run"
+    training = read(release / "training.json")
+    assert training["notes"] == ["passed over run/checkpoints/step_00000010"]
+
+
+def test_a_second_call_makes_nothing_and_a_changed_input_makes_it_anew(recipe):
+    build(recipe, ["model"])
+    release = output_folder(recipe, "publish")
+    made = (release / "manifest.json").stat().st_ino
+    build(recipe, ["model"])
+    assert (release / "manifest.json").stat().st_ino == made
+    recipe.hub.license = "apache-2.0"
+    build(recipe, ["model"])
+    assert (release / "manifest.json").stat().st_ino != made
+    assert metadata_load(release / "README.md")["license"] == "apache-2.0"
+
+
+def test_a_dry_run_shows_every_file_with_its_size_and_what_would_publish_it(workspace, recipe, capsys):
+    config = str(workspace / "recipe.yaml")
+    main(["--config", config, f"--run.output_dir={recipe.run.output_dir}", "--dry_run"])
+    out = capsys.readouterr().out
+    files = read(Path(recipe.run.output_dir) / "release" / "manifest.json")["files"]
+    for name, file in files.items():
+        assert re.search(rf"^  {re.escape(name)} +{file['bytes']:,} bytes$", out, re.MULTILINE), name
+    assert str(Path(recipe.run.output_dir) / "release" / "README.md") in out
+    output_dir = f"--run.output_dir={recipe.run.output_dir}"
+    assert out.endswith(f"python recipes/push_to_hub.py --config {config} {output_dir} --hub.repo_id=YOUR_NAME/run\n")
+
+
+def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
+    run = Path(recipe.run.output_dir)
+    (run / "eval" / "stage.json").unlink()
+    shutil.rmtree(run / "figures")
+    release = build(recipe, ["model"])["model"]
+    assert f"note: {run / 'eval'} is left out" in capsys.readouterr().out
+    files = read(release / "manifest.json")["files"]
+    assert not {"results.json", "report.html"} & files.keys()
+    card = (release / "README.md").read_text()
+    assert "made without an evaluation" in card
+    assert "95 %" not in card and "figures/" not in card and "report.html" not in card
+    assert "model-index" not in metadata_load(release / "README.md")
+
+
+# What the card says
+
+
+def test_the_front_matter_reads_the_same_everywhere(release, card):
+    data = metadata_load(release / "README.md")
+    assert data == YAML(typ="safe", pure=True).load(card.split("\n---\n")[0])
+    assert (data["license"], data["language"]) == ("mit", ["no", "en"])
+    assert data["tags"] == ["pretraining", "legal", "general", "llama"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
+    scores = {
+        (r.dataset_type, r.metric_type): r.metric_value
+        for r in ModelCard.load(release / "README.md").data.eval_results
+    }
+    assert scores == {
+        ("contracts", "bits_per_byte"): 1.412,
+        ("stories", "bits_per_byte"): 2.13,
+        ("legal_sense", "acc"): 0.27,
+    }
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "| stories | general | not stated in the recipe | 1999-01-02 to 2023-05-31, of 12 documents | 31 | 31,000 |",
+        "of 12 documents | 31 | 31,000 | 40.0 % | 40.0 % | 9,000 | 0.29 |",
+        "[contracts](<https://example.org/contracts_v1>)",
+        "near\\_duplicate: 4 documents, 4,000 bytes; too\\_short: 1 documents, 1,000 bytes",
+        "| contracts | 4.42 | 2.79 |",
+        "5,120 in 20 steps of 256",
+        "1.4e+09 FLOPs (6 \\* parameters \\* tokens)",
+        "| contracts | legal | 2 | 2,000 | 1.412 | 1.310 to 1.520 | 1.777 | 1.777 | 1.777 |",
+        "| stories | general | 2 | 2,000 | 2.130 | 1.310 to 1.520 | not measured | not measured | not measured |",
+        "| legal\\_sense | 96 | 0.250 | acc | 0.270 | 0.044 | not distinguishable |",
+        "| legal\\_sense | 96 | none | bits per byte of the right answer | 1.234 | 0.056 | not comparable |",
+        "| contracts | 21 | 0 | 0 | 0 | 0 | 0 |",
+        "| ip (left) |",
+        "7 documents. What is reworded is not found.",
+        "| legal\\_sense | 96 | 80 | 42 | 7 | 40 |",
+        "| legal\\_sense | clean | 40 | acc | 0.240 | 0.070 |",
+        "| legal\\_sense | overlapping with the text | 40 | acc | 0.330 | 0.070 |",
+        "| legal\\_sense | too short or common to be checked | 16 | not scored | none | none |",
+        "validation: 3 documents; test: 2 documents",
+        "is **unknown**: no licence that is known here is named",
+        "2.345 bits per byte",
+        "![bits per byte](figures/bits_per_byte.png)",
+        "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
+        "to whoever gave you this model",
+        "lists each step that a `--document` was trained in",
+        "transformers serve .\n",
+        "| energy | not measured |",
+        "@misc{run,",
+        "gives no legal, medical or financial advice",
+    ],
+)
+def test_the_card_shows_what_the_files_say(card, expected):
+    assert expected in card
+
+
+def test_text_from_data_cannot_break_out_of_the_card(card):
+    assert "<script" not in card and "![x]" not in card and "[a](b)" not in card
+    assert card.count("alert(1)") == 2  # the licence and the sample are shown, as text
+    assert card.splitlines().count("---") == 2
+    assert [line for line in card.splitlines() if line.startswith("#") and "heading" in line] == []
+    tables = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_an_empty_field_is_an_error_and_not_a_hole(release, workspace, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device=" \n"))
+    with pytest.raises(ValueError, match="empty field"):
+        write_card(load(workspace), tmp_path / "release")
+
+
+@pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])
+def test_a_model_that_was_gone_on_from_is_named(release, workspace, tmp_path, base, shown):
+    shutil.copytree(release, tmp_path / "release")
+    recipe = load(workspace)
+    recipe.model.from_pretrained = base
+    write_card(recipe, tmp_path / "release")
+    assert metadata_load(tmp_path / "release" / "README.md").get("base_model") == shown
+    said = f"trained on from {shown} on" if shown else "trained from scratch on"
+    assert said in (tmp_path / "release" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("# a\n---\nb", "\\# a --- b"),
+        ("<b>&amp;</b>", "&lt;b&gt;&amp;amp;&lt;/b&gt;"),
+        ("a | b\\", "a \\| b\\\\"),
+        ("x\x1b[31m\u202ey", "x \\[31m y"),
+    ],
+)
+def test_escaped_text_stands_for_itself(text, shown):
+    assert escape_markdown(text) == shown
+
+
+def test_the_cards_code_runs_in_the_release(release, card, monkeypatch, capsys):
+    monkeypatch.chdir(release)
+    exec(compile(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("In general, the")
+
+
+# The Hub
+
+
+def hub_session(workspace: str, out: str) -> None:
+    """Publish everything that a recipe can, in a process whose Hub is the double from the start; write what came."""
+    run, seen = Path(workspace) / "published", {}
+    sources = [source.model_dump() for source in load(Path(workspace)).data.sources]
+    sources[1]["license"] = "Public Domain"
+    config = ["--config", str(Path(workspace) / "recipe.yaml"), f"--run.output_dir={run}", "--hub.repo_id=me/tiny"]
+    config += [f"--data.sources={json.dumps(sources)}", "--hub.revision_steps=10", "--training.save_steps=10"]
+    recipe = load_recipe([config[1]], config[2:])
+    extras = ["--hub.tokenizer_repo_id=me/tiny-tokenizer", "--hub.dataset_repo_id=me/tiny-text"]
+    extras.append("--hub.dataset_text=true")
+
+    def attempt(name: str, *arguments: str) -> None:
+        with redirect_stdout(StringIO()) as printed:
+            try:
+                main([*config, *arguments])
+            except RecipeError as error:
+                printed.write(str(error))
+        seen[name] = printed.getvalue()
+
+    attempt("dry run", "--dry_run")
+    token = os.environ.pop("HF_TOKEN")
+    attempt("no token")
+    seen["requests so far"] = ask_hub("/_state")["log"]
+    os.environ["HF_TOKEN"] = token
+    seen["check"] = check_repositories(load_recipe([config[1]], [*config[2:], *extras]))
+    attempt("first", *extras)
+    seen["after first"] = ask_hub("/_state")["repositories"]
+    attempt("second", *extras)
+    seen["after second"] = ask_hub("/_state")["repositories"]
+
+    tokenizer = AutoTokenizer.from_pretrained("me/tiny", revision="v1")
+    inputs = tokenizer("The court", return_tensors="pt")
+    logits = [AutoModelForCausalLM.from_pretrained(name)(**inputs).logits for name in ("me/tiny", run / "model")]
+    seen["same logits"] = torch.equal(*logits)
+    alone = AutoTokenizer.from_pretrained("me/tiny-tokenizer")
+    seen["same tokens"] = alone("The court")["input_ids"] == tokenizer("The court")["input_ids"]
+    rows = load_dataset("me/tiny-text", split="train", cache_dir=str(Path(workspace) / "cache"))
+    seen["rows"] = [(row["source"], row["text"]) for row in rows]
+
+    def queue(step: int) -> None:
+        checkpoint = run / "checkpoints" / f"step_{step:08d}"
+        checkpoint.mkdir(parents=True)
+        shutil.copyfile(run / "model" / "model.safetensors", checkpoint / "model.safetensors")
+        write_json(checkpoint / "state.json", {"step": step, "max_steps": 20, "tokens_seen": {"stories": 256 * step}})
+        assert queue_revision(recipe, checkpoint, AutoConfig.from_pretrained(run / "model")) is None
+        shutil.rmtree(checkpoint)
+
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    ask_hub("/_faults", [{"match": ".", "status": 503, "times": 1000}])  # a Hub that is down
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(revision_queue, "start_sending", lambda run: None)  # what it does is done here
+        asked = len(ask_hub("/_state")["log"])
+        queue(10)
+        seen["asked to queue"] = len(ask_hub("/_state")["log"]) - asked
+    attempt("while it is down", "--only", "revisions")
+    seen["waiting"] = [path.name for path in (run / "revisions").glob("step-*")]
+    ask_hub("/_faults", [])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "which", lambda name: None)  # not at the lowest priority: the test waits for it
+        queue(20)
+    with revision_queue.lock(run, wait=False) as is_free:
+        seen["a second sender could start"] = is_free
+    log = run / "revisions" / "sending.log"
+    wait_for(lambda: "step-0000010, step-0000020" in log.read_text())
+    seen["waiting later"] = [path.name for path in (run / "revisions").glob("step-*")]
+    seen["revisions"] = ask_hub("/_state")["repositories"]["models/me/tiny"]
+    early = AutoModelForCausalLM.from_pretrained("me/tiny", revision="step-0000010")
+    seen["same early logits"] = torch.equal(early(**inputs).logits, logits[1])
+    os.kill(int(os.environ["HUB_PID"]), signal.SIGKILL)
+    seen["check without a Hub"] = check_repositories(recipe)
+    Path(out).write_text(json.dumps(seen))
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def session(workspace, tmp_path_factory) -> dict:
+    """What happened in `hub_session`."""
+    folder = tmp_path_factory.mktemp("hub")
+    shutil.copytree(workspace / "run", workspace / "published")
+    with start_hub() as (hub, endpoint):
+        environment = hub_environment(endpoint, folder / "home") | {"HUB_PID": str(hub.pid)}
+        arguments = [str(workspace), str(folder / "seen.json")]
+        code = "import sys, test_push_to_hub; test_push_to_hub.hub_session(*sys.argv[1:])"
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    return read(folder / "seen.json")
+
+
+def test_without_a_repository_or_a_token_nothing_is_asked_of_the_hub(session):
+    assert "nothing was uploaded" in session["dry run"]
+    assert re.search("no Hub token: run `hf auth login`, or set HF_TOKEN", session["no token"])
+    assert re.search("to finish later: python recipes/push_to_hub.py .* --hub.repo_id=me/tiny", session["no token"])
+    assert session["requests so far"] == []
+
+
+def test_before_training_the_hub_is_asked_whether_all_may_be_published(session):
+    expected = "publish: me may publish to me/tiny, me/tiny-tokenizer, me/tiny-text at http://127.0.0.1:[0-9]+"
+    assert re.fullmatch(expected, session["check"])
+    assert re.search("note: .*cannot be reached .*can be uploaded later", session["check without a Hub"])
+
+
+def test_a_release_is_published_in_one_commit_with_every_file(session, workspace):
+    repository, record = session["after first"]["models/me/tiny"], read(workspace / "published" / "publish.json")
+    release = workspace / "published" / "release"
+    sizes = {name: file["bytes"] for name, file in read(release / "manifest.json")["files"].items()}
+    assert repository["private"] and repository["files"].keys() == {*sizes, "manifest.json"}
+    assert [commit["message"] for commit in repository["commits"]] == ["initial commit", "Publish the release"]
+    assert record["model"]["commit"] == repository["head"] == repository["refs"]["v1"]
+    assert f"/me/tiny (private) holds it as commit {repository['head'][:12]}, v1" in session["first"]
+    card = (release / "README.md").read_text()
+    assert 'model_id = "me/tiny"' in card and "hf download me/tiny --local-dir tiny" in card
+    assert load_recipe([release / "recipe.yaml"]).hub.repo_id is None
+
+
+def test_publishing_the_same_release_again_does_nothing(session):
+    assert session["second"].count("nothing to do") == 3
+    assert session["after second"] == session["after first"]
+
+
+def test_the_published_model_and_tokenizer_give_the_same_as_those_of_the_run(session):
+    assert session["same logits"] and session["same tokens"]
+    names = session["after first"]["models/me/tiny-tokenizer"]["files"].keys()
+    assert {"tokenizer.json", "tokenizer_config.json", "README.md", "NOTICE.md", "tokenizer_report.json"} <= names
+
+
+def test_text_is_published_only_of_sources_that_permit_it(session, workspace):
+    files = session["after first"]["datasets/me/tiny-text"]["files"]
+    assert not [name for name in files if "contracts" in name] and "train/stories/00000.parquet" in files
+    assert session["rows"] == [["stories", f"A story, {index}."] for index in range(3)]
+    assert 'the text of contracts is not published: a licence of the kind "unknown"' in session["first"]
+    card = (workspace / "published" / "release_dataset" / "README.md").read_text()
+    assert "The text of contracts is not part of this repository" in card and "A story, 0." in card
+
+
+def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touching_main(session):
+    assert session["asked to queue"] == 0 and not session["a second sender could start"]
+    assert re.search("the Hub answered 503 .*What waits in .*is kept", session["while it is down"])
+    assert (session["waiting"], session["waiting later"]) == (["step-0000010"], [])
+    before, after = session["after second"]["models/me/tiny"], session["revisions"]
+    assert after["head"] == before["head"] and after["files"] == before["files"]
+    assert {"step-0000010", "step-0000020"} <= after["refs"].keys()
+    assert session["same early logits"]
+
+
+def test_a_missing_token_is_told_before_training_starts(tiny_run, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tiny_run.output_dir / "home"))
+    with pytest.raises(RecipeError, match=r"hub.repo_id=me/tiny: there is no Hub token; run `hf auth login`"):
+        pretrain.main(tiny_run.argv("--hub.repo_id=me/tiny"))
+    assert not (tiny_run.output_dir / "metrics.jsonl").exists()
+
+
+def test_a_disk_without_room_for_the_release_is_told_before_training_starts(workspace, tmp_path, monkeypatch):
+    recipe = load(workspace, tmp_path / "run", repo_id="me/tiny")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(RecipeError, match=r"the model and its release take .* GB, 0.0 GB are free"):
+        check_repositories(recipe)
+
+
+@pytest.fixture(scope="module")
+def trained(tokenized_run, tmp_path_factory) -> tuple[TinyRun, str]:
+    """A run trained with a repository set and no Hub, and what it printed."""
+    run = tokenized_run.copy(tmp_path_factory.mktemp("trained") / "run")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(StringIO()) as printed:
+        patched.setenv("HF_TOKEN", "hf_test")
+        patched.setenv("HF_HUB_OFFLINE", "1")
+        pretrain.main(run.argv(*TRAINING, "--hub.repo_id=me/tiny", "--hub.revision_steps=8"))
+    return run, printed.getvalue()
+
+
+def test_training_goes_on_without_the_hub_and_keeps_its_revisions(trained):
+    run, printed = trained[0].output_dir, trained[1]
+    assert re.search("note: .*HF_HUB_OFFLINE is set.*can be uploaded later", printed)
+    assert [path.name for path in sorted((run / "revisions").glob("step-*"))] == ["step-0000008", "step-0000016"]
+    last, final = (
+        AutoModelForCausalLM.from_pretrained(f) for f in (run / "revisions" / "step-0000016", run / "model")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True))
+
+
+def test_weights_that_several_processes_wrote_in_parts_are_put_together(workspace, tmp_path):
+    whole = load_file(workspace / "run" / "model" / "model.safetensors")
+    for rank in range(2):
+        parts, places = {}, {}
+        for name, tensor in whole.items():
+            first, last = (len(tensor) * part // 2 for part in (rank, rank + 1))
+            parts[name] = tensor[first:last].contiguous()
+            places[name] = [[first] + [0] * (tensor.ndim - 1), list(tensor.shape)]
+        metadata = {"format": "pt", "places": json.dumps(places)}
+        save_file(parts, tmp_path / f"model-{rank + 1:05d}-of-00002.safetensors", metadata=metadata)
+    take_weights(tmp_path, tmp_path / "model.safetensors")
+    together = load_file(tmp_path / "model.safetensors")
+    assert together.keys() == whole.keys() and all(torch.equal(together[name], whole[name]) for name in whole)
+
+
+def test_a_release_is_enough_to_make_the_model_again_bit_for_bit(trained, tmp_path, monkeypatch):
+    run = trained[0]
+    build(load_recipe([run.argv()[1]], run.argv()[2:] + TRAINING), ["model"])
+    shutil.copytree(run.output_dir / "release", tmp_path / "tiny")
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    commands = [
+        shlex.split(line) for line in card.replace("\\\n", "").splitlines() if "--run.output_dir=runs/again" in line
+    ]
+    stages = {Path(word).stem: command for command in commands for word in command if word.startswith("recipes/")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py"])
+    for name in ("prepare_data", "train_tokenizer", "tokenize_corpus", "pretrain"):
+        command = stages[name]
+        arguments = command[command.index(f"recipes/{name}.py") + 1 :]
+        assert arguments == ["--config", "recipe.yaml", "--run.output_dir=runs/again"]
+        importlib.import_module(name).main(["--config", "tiny/recipe.yaml", *arguments[2:]])
+    again, first = (folder / "model" / "model.safetensors" for folder in (Path("runs/again"), run.output_dir))
+    assert file_sha256(again) == file_sha256(first)
+    assert read(tmp_path / "tiny" / "manifest.json")["files"]["model.safetensors"]["sha256"] == file_sha256(again)
+
+
+def test_a_file_of_the_right_size_and_other_content_is_not_the_same(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    blob = {"path": "file", "size": 7, "oid": git_oid(b"content")}
+    large = blob | {"lfs": {"oid": file_sha256(path), "size": 7, "pointerSize": 134}}
+    files = [{"bytes": 7, "sha256": file_sha256(path), "sha1": git_sha1(path)}]
+    path.write_bytes(b"contenu")
+    files += [{"bytes": 7, "sha256": file_sha256(path), "sha1": git_sha1(path)}]
+    for entry in (blob, large):
+        assert [is_same_file(file, RepoFile(**entry)) for file in files] == [True, False]

@@ -1,0 +1,769 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training that is killed, asked to leave, hung or begun twice loses nothing, and status.json says what happened."""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections import namedtuple
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slurm_stand_in import install
+from tiny_run import RECIPES, ROOT, TinyRun
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+import pretrain
+import verify_run
+from atomic_files import read_record
+from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from recovery import checkpoints as checkpointing
+from recovery.chronicle import read_chronicle
+from recovery.preemption import EXIT_PREEMPTED
+from recovery.run_lock import RunLockedError, is_held, run_lock
+from recovery.stored_tensors import find_damage, list_checkpoints
+from run_folder import write_record
+
+
+# Long enough to be interrupted anywhere, with dropout, a phase of longer sequences that begins at step 16, and more
+# tokens of a source than it has by step 17.
+STEP_TOKENS = 2048
+TRAINING = ["--model.attention_dropout=0.2", "--training.save_steps=3", f"--training.max_tokens={24 * STEP_TOKENS}"]
+TRAINING += [f"--training.tokens_per_step={STEP_TOKENS}", "--training.per_device_train_batch_size=16"]
+PHASE = {"start_fraction": 0.66, "shares": {"law": 0.1, "web": 0.9}, "sequence_length": 64}
+PHASE |= {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+TRAINING += [f"--data.phases={json.dumps([PHASE])}", "--training.eval_steps=5"]
+
+
+def read_status(run: TinyRun) -> dict:
+    try:
+        return json.loads((run.output_dir / "status.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def events(run: TinyRun) -> list[str]:
+    return [entry["event"] for entry in read_chronicle(run.output_dir)]
+
+
+def start(
+    run: TinyRun, *overrides: str, script: Path = RECIPES / "pretrain.py", folder: Path = ROOT, **environment
+) -> subprocess.Popen:
+    """Start training in a process of its own, in a working directory, without waiting for it."""
+    command = [sys.executable, str(script), *run.argv(*overrides)]
+    log = (folder / run.output_dir / "log.txt").open("ab")
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | environment)
+
+
+def wait_for_step(run: TinyRun, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (run.output_dir / "metrics.jsonl").exists() or all(line["step"] < step for line in run.metrics()):
+        assert process.poll() is None and time.monotonic() < deadline, (run.output_dir / "log.txt").read_text()[-3000:]
+        time.sleep(0.005)
+
+
+def read_log(run: TinyRun) -> str:
+    return (run.output_dir / "log.txt").read_text()[-3000:]
+
+
+def wait_for_event(run: TinyRun, event: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while event not in events(run):
+        assert process.poll() is None and time.monotonic() < deadline, read_log(run)
+        time.sleep(0.02)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
+    return load_file(run.output_dir / "model" / "model.safetensors")
+
+
+def assert_same(run: TinyRun, uninterrupted: TinyRun) -> None:
+    """Make sure that a run ended as another: every logged loss, every validation, every weight, bit for bit."""
+    assert run.losses() == uninterrupted.losses()
+    scores = [
+        {line["step"]: line["eval/bits_per_byte"] for line in r.metrics() if "eval/bits_per_byte" in line}
+        for r in (run, uninterrupted)
+    ]
+    assert scores[0] == scores[1]
+    for name, tensor in trained_weights(uninterrupted).items():
+        assert torch.equal(tensor, trained_weights(run)[name]), name
+
+
+def slow(run: TinyRun, folder: Path, seconds: float = 0.15) -> Path:
+    """Write a script that trains with a pause in each forward pass, so that a signal finds it at work."""
+    script = folder / "slow.py"
+    script.write_text(
+        f"import sys, time\nsys.path.insert(0, {str(RECIPES)!r})\nimport pretrain\nfrom model import summed_loss\n"
+        "class Slow(summed_loss.SummedLoss):\n"
+        "    def forward(self, *batch, **named):\n"
+        f"        time.sleep({seconds} / 4)\n"
+        "        return super().forward(*batch, **named)\n"
+        "summed_loss.SummedLoss = Slow\n"
+        "pretrain.run_command(pretrain.main)\n"
+    )
+    return script
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenized_run, tmp_path_factory) -> TinyRun:
+    run = tokenized_run.copy(tmp_path_factory.mktemp("uninterrupted") / "run")
+    import tokenize_corpus
+    import train_tokenizer
+
+    for stage in (train_tokenizer, tokenize_corpus):  # a phase has its say in the tokenizer's sample
+        stage.main(run.argv(*TRAINING, "--overwrite"))
+    run.copy(run.output_dir.parent / "fresh")
+    pretrain.main(run.argv(*TRAINING))
+    return run
+
+
+@pytest.fixture
+def run(uninterrupted, tmp_path) -> TinyRun:
+    """The same run before training."""
+    return TinyRun(uninterrupted.texts, uninterrupted.output_dir.parent / "fresh").copy(tmp_path / "run")
+
+
+# --- resuming
+
+
+def test_dropout_is_on_and_the_run_crosses_a_phase_and_an_epoch(uninterrupted):
+    training = json.loads((uninterrupted.output_dir / "training.json").read_text())
+    assert [phase["after_step"] for phase in training["phases"]] == [0, 16]
+    config = json.loads((uninterrupted.output_dir / "model" / "config.json").read_text())
+    assert config["attention_dropout"] == 0.2
+    lines = {line["step"]: line for line in uninterrupted.metrics() if "eval/bits_per_byte" in line}
+    repetitions = {step: line["data/repetitions/web"] for step, line in lines.items()}
+    assert repetitions[15] < 1 < repetitions[20], repetitions
+
+
+def test_a_phase_of_longer_sequences_has_steps_of_as_many_tokens_and_is_in_the_model_that_is_written(uninterrupted):
+    lines = [line for line in uninterrupted.metrics() if "train/loss" in line]
+    assert [line["train/tokens_seen"] for line in lines] == [STEP_TOKENS * line["step"] for line in lines]
+    training = json.loads((uninterrupted.output_dir / "training.json").read_text())
+    assert training["phases"][1]["sequence_length"] == 64
+    model = AutoModelForCausalLM.from_pretrained(uninterrupted.output_dir / "model")
+    assert model.config.max_position_embeddings == 64
+    assert model.config.rope_parameters == PHASE["rope_parameters"]
+    unstretched = LlamaRotaryEmbedding(LlamaConfig(hidden_size=32, num_attention_heads=2))
+    assert torch.equal(2 * model.model.rotary_emb.inv_freq, unstretched.inv_freq)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [(10, signal.SIGKILL)],
+        [(5, signal.SIGKILL), (10, signal.SIGKILL), (17, signal.SIGTERM)],
+    ],
+)
+def test_a_run_that_is_killed_once_or_twice_and_asked_to_leave_ends_as_if_nothing_had_happened(
+    uninterrupted, run, tmp_path, ends
+):
+    """Evaluated at steps 5, 10 and so on; killed before the epoch and the phase end that it goes on across."""
+    script = slow(run, tmp_path, 0.05)
+    for step, number in ends:
+        process = start(run, *TRAINING, script=script)
+        wait_for_step(run, step, process)
+        process.send_signal(number)
+        code = process.wait(60)
+        assert code == (EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)
+        assert read_status(run)["status"] == ("preempted" if number == signal.SIGTERM else "running")
+        assert not is_held(run.output_dir)
+    pretrain.main(run.argv(*TRAINING))
+    assert_same(run, uninterrupted)
+    assert read_status(run)["status"] == "finished" and events(run).count("resume") == len(ends)
+    assert ("preemption" in events(run)) == (len(ends) == 3) and events(run)[-1] == "finish"
+    assert (run.output_dir / "chronicle.md").read_text().count("**resume**") == len(ends)
+
+
+def test_a_run_that_was_moved_goes_on(uninterrupted, run, tmp_path):
+    pretrain.main(run.argv(*TRAINING))
+    shutil.rmtree(run.output_dir / "model")
+    shutil.rmtree(run.output_dir / "checkpoints" / "step_00000024")
+    moved = TinyRun(run.texts, tmp_path / "über uns")
+    run.output_dir.rename(moved.output_dir)
+    for path in (moved.output_dir / "checkpoints").rglob("*"):  # time says nothing about their order
+        os.utime(path, (0, 0))
+    pretrain.main(moved.argv(*TRAINING))
+    assert_same(moved, uninterrupted)
+
+
+def test_longer_training_is_allowed_on_the_way_and_written_down_and_shorter_is_refused(tiny_run):
+    pretrain.main(tiny_run.argv())
+    shutil.rmtree(tiny_run.output_dir / "model")
+    with pytest.raises(RecipeError, match="training.max_tokens was 5120, is 2560"):
+        pretrain.main(tiny_run.argv("--training.max_tokens=2560"))
+    assert read_status(tiny_run)["status"] == "failed" and "max_tokens was 5120" in read_status(tiny_run)["reason"]
+    pretrain.main(tiny_run.argv("--training.max_tokens=7680"))
+    assert max(tiny_run.losses()) == 30
+    (change,) = [entry for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
+    assert "training.max_tokens was 5,120, is 7,680 after step 20: 30 steps, not 20" in change["text"]
+
+
+def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
+    for path, reason in (
+        ("/nowhere", "manifest.json is missing"),
+        ("https://example.org/x", "manifest.json is missing"),
+    ):
+        with pytest.raises(RecipeError, match=f"run.resume={path}: {reason}; name the folder of a whole checkpoint"):
+            pretrain.main(run.argv(*TRAINING, f"--run.resume={path}"))
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_before_the_first_step_there_is_nothing_to_save_and_training_leaves_at_once(run, tmp_path, number):
+    process = start(run, *TRAINING, script=slow(run, tmp_path, 60))
+    wait_for_event(run, "start", process)
+    sent = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(40) == EXIT_PREEMPTED
+    assert time.monotonic() - sent < 15
+    status = read_status(run)
+    assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
+    assert "before the first step" in status["reason"] and number.name in status["reason"]
+    assert not list_checkpoints(run.output_dir / "checkpoints")
+
+
+@pytest.mark.long
+def test_a_signal_in_the_compiler_has_training_leave_at_once(run, tmp_path):
+    process = start(run, *TRAINING, "--training.torch_compile=true", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/**/*.cpp")):  # which g++ is about to compile
+        assert process.poll() is None and time.monotonic() < deadline, read_log(run)
+        time.sleep(0.02)
+    assert not (run.output_dir / "metrics.jsonl").exists()
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_PREEMPTED, read_log(run)
+    assert time.monotonic() - sent < 20
+    status = read_status(run)
+    assert status["status"] == "preempted" and "before the first step" in status["reason"]
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_the_evaluation_is_made_up_for(uninterrupted, run, tmp_path):
+    script = tmp_path / "slow_evaluation.py"
+    script.write_text(slow(run, tmp_path).read_text().replace("time.sleep", "self.training or time.sleep"))
+    process = start(run, *TRAINING, script=script)
+    wait_for_step(run, 5, process)  # logged before the evaluation of step 5
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_PREEMPTED
+    assert not any("eval/bits_per_byte" in line for line in run.metrics())
+    ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
+    assert step == 5 and find_damage(checkpoint) is None
+    pretrain.main(run.argv(*TRAINING))
+    assert_same(run, uninterrupted)
+
+
+def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
+    script = tmp_path / "stuck.py"
+    script.write_text(
+        slow(run, tmp_path, 0.05)
+        .read_text()
+        .replace(
+            "pretrain.run_command",
+            "from recovery import checkpoints, preemption\n"
+            "preemption.SAVE_SECONDS = 1\n"
+            "checkpoints.commit = lambda *_: time.sleep(600)\n"
+            "pretrain.run_command",
+        )
+    )
+    process = start(run, *TRAINING, script=script)
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_PREEMPTED
+    assert "saving took longer than 1 s" in read_status(run)["reason"]
+    assert not list_checkpoints(run.output_dir / "checkpoints")
+
+
+def test_a_signal_to_the_launcher_has_both_processes_save_and_a_job_goes_back_into_the_queue(
+    uninterrupted, run, tmp_path
+):
+    """The Slurm script, with a scheduler that stands in, warned with USR1 and then given its turn again."""
+    commands = install(tmp_path / "slurm")
+    environment = os.environ | {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "PROCESSES_PER_NODE": "2",
+        "SLURM_JOB_ID": "417",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "MASTER_PORT": str(20_000 + os.getpid() % 10_000),
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_CONFIG": str(tmp_path / "ddp.yaml"),
+    }
+    machine = (ROOT / "accelerate_configs" / "ddp.yaml").read_text().replace("bf16", '"no"')
+    (tmp_path / "ddp.yaml").write_text(machine)
+    command = ["bash", str(ROOT / "accelerate_configs" / "slurm.sh"), *run.argv(*TRAINING)]
+    log = (run.output_dir / "log.txt").open("ab")
+    job = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    wait_for_step(run, 4, job)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == 0, (run.output_dir / "log.txt").read_text()[-3000:]
+    status = read_status(run)
+    assert status["status"] == "preempted" and "which is saved" in status["reason"], status
+    assert list_checkpoints(run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
+    assert (commands / "requeued").read_text() == "417\n"
+    assert subprocess.run(command, env=environment, stdout=log, stderr=log).returncode == 0
+    assert read_status(run)["status"] == "finished" and (commands / "requeued").read_text() == "417\n"
+    assert list(run.losses()) == list(uninterrupted.losses()), "every step was trained, once"
+
+
+def test_run_recipe_passes_a_signal_on_and_says_that_it_stopped():
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    parent = (
+        f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
+        f"run_recipe.run_stage('pretrain', [sys.executable, '-c', {code!r}])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    _, error = process.communicate(timeout=20)
+    assert "pretrain stopped with status 75 on SIGUSR1; what is finished is kept" in error
+
+
+# --- several processes
+
+
+def start_pair(
+    run: TinyRun, script: Path, *others: list[str], folders: tuple[Path, Path] = (ROOT, ROOT), **environment: str
+) -> list[subprocess.Popen]:
+    """Start two processes that train together, without a launcher, so that each one's end is its own.
+
+    `others` are the overrides of each, `folders` their working directories.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start(run, *TRAINING, *more, script=script, folder=folder, RANK=rank, LOCAL_RANK=rank, **world, **environment)
+        for rank, more, folder in zip("01", others or ([], []), folders, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
+def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_checkpoint_is_whole(run, tmp_path, harm):
+    script = tmp_path / "harmed.py"
+    text = slow(run, tmp_path, 0).read_text()
+    fall = (
+        "self.calls == 20 and os.environ['RANK'] == '1' and os.kill(os.getpid(), getattr(signal, os.environ['HARM']))"
+    )
+    text = text.replace("time.sleep(0 / 4)", f"self.calls = getattr(self, 'calls', 0) + 1\n        {fall}")
+    script.write_text("import os, signal\n" + text)
+    limit = ["--run.timeout_seconds=4"]
+    survivor, harmed = start_pair(run, script, limit, limit, HARM=harm)
+    try:
+        assert survivor.wait(200) == 1, (run.output_dir / "log.txt").read_text()[-3000:]
+    finally:
+        harmed.kill()
+        harmed.wait()
+    status = read_status(run)
+    assert status["status"] == "failed" and status["reason"].startswith("process 0: "), status
+    assert events(run)[-1] == "failure"
+    ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
+    assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
+
+
+def test_processes_with_different_data_are_refused_with_the_one_that_differs(run, tmp_path):
+    """The recipe says the same to both, and the folder it names holds other tokens for each."""
+    places = [tmp_path / "0" / "run", tmp_path / "1" / "run"]
+    for place in places:
+        run.copy(place)
+    tokens = places[1] / "tokens"
+    flip(next(tokens.glob("law/train-*.ds")))
+    record = read_record(tokens)
+    write_record(tokens, "tokenize", {key: record[key] for key in ("settings", "inputs", "once")})
+    pair = start_pair(
+        TinyRun(run.texts, Path("run")), RECIPES / "pretrain.py", folders=(tmp_path / "0", tmp_path / "1")
+    )
+    assert [process.wait(200) for process in pair] == [1, 1]
+    for place in places:
+        said = (place / "log.txt").read_text()
+        assert "process 1 was given something else than process 0: inputs.tokenize was " in said, said[-3000:]
+        assert not (place / "checkpoints").exists()
+
+
+def test_processes_with_different_recipes_are_refused_with_the_one_that_differs(run):
+    pair = start_pair(run, RECIPES / "pretrain.py", ["--training.learning_rate=0.5"], ["--run.seed=3"])
+    assert [process.wait(200) for process in pair] == [1, 1]
+    said = (run.output_dir / "log.txt").read_text()
+    assert "process 1 was given something else than process 0: recipe.run.seed was 0, is 3" in said
+    assert "recipe.training.learning_rate was 0.5, is 0.01" in said
+    assert not (run.output_dir / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("moment", ["in a step", "before the first"])
+def test_a_signal_to_one_process_has_all_leave_with_the_documented_code_in_time(run, tmp_path, moment):
+    pair = start_pair(run, slow(run, tmp_path, 0.1 if moment == "in a step" else 30))
+    if moment == "in a step":
+        wait_for_step(run, 4, pair[0])
+    else:
+        wait_for_event(run, "start", pair[0])
+    sent = time.monotonic()
+    pair[1].send_signal(signal.SIGTERM)
+    assert [process.wait(60) for process in pair] == [EXIT_PREEMPTED, EXIT_PREEMPTED], read_log(run)
+    assert time.monotonic() - sent < 20
+    status = read_status(run)
+    assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
+    checkpoints = list_checkpoints(run.output_dir / "checkpoints")
+    if moment == "in a step":
+        assert "which is saved" in status["reason"] and status["reason"].startswith("a signal to another process")
+        assert checkpoints[0][0] == status["step"] >= 4 and find_damage(checkpoints[0][1]) is None
+    else:
+        assert status["reason"].startswith("SIGTERM before the first step") and not checkpoints
+
+
+# --- one run at a time
+
+
+def test_a_second_run_on_a_folder_is_refused_with_the_first_named_and_a_lock_of_the_dead_is_taken_over(run, capsys):
+    with run_lock(run.output_dir) as left:
+        assert left is None and is_held(run.output_dir)
+        process = start(run, *TRAINING)
+        assert process.wait(120) == 1
+        assert f"is in use by process {os.getpid()} on " in (run.output_dir / "log.txt").read_text()
+    assert not (run.output_dir / ".lock").exists() and not is_held(run.output_dir)
+    dead = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); from recovery import run_lock\n"
+            "with run_lock.run_lock(pathlib.Path(sys.argv[2])): os.kill(os.getpid(), 9)",
+            str(RECIPES),
+            str(run.output_dir),
+        ],
+        check=False,
+    )
+    assert dead.returncode == -signal.SIGKILL and (run.output_dir / ".lock").exists()
+    with run_lock(run.output_dir) as left, pytest.raises(RunLockedError, match="in use by process"):
+        assert left.startswith("process ")
+        with run_lock(run.output_dir):
+            pass
+
+
+# --- killed, or out of room, at every change that a save makes
+
+
+def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_written(tiny_run, monkeypatch):
+    real_commit, real_seed = checkpointing.commit, pretrain.seed_step
+
+    def commit_slowly(*arguments):
+        time.sleep(1)
+        return real_commit(*arguments)
+
+    def break_down(seed, step, process):
+        if step == 4:
+            raise ValueError("step 4 breaks down")
+        real_seed(seed, step, process)
+
+    monkeypatch.setattr(checkpointing, "commit", commit_slowly)
+    monkeypatch.setattr(pretrain, "seed_step", break_down)
+    with pytest.raises(ValueError, match="step 4 breaks down"):
+        pretrain.main(tiny_run.argv("--training.save_steps=3"))
+    status = json.loads((tiny_run.output_dir / "status.json").read_text())
+    assert (status["status"], status["checkpoint_step"]) == ("failed", 3), "the later word does not undo the first"
+    assert [step for step, _ in checkpointing.list_checkpoints(tiny_run.output_dir / "checkpoints")] == [3]
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What the shim does to a process.
+
+    Attributes:
+        before: number of the change at which it is killed; 0: never.
+        error: errno that this change and those after it fail with instead; 0: killed.
+        trace: a file to write the changes to.
+    """
+
+    before: int = 0
+    error: int = 0
+    trace: str = ""
+
+
+def save_as(process: int, folder: Path, step: int, processes: int, rendezvous: str) -> None:
+    """Save a checkpoint of `step` as one of so many processes, which hold a part of each tensor each."""
+    from accelerate import Accelerator
+
+    from recovery import checkpoints as checkpointing
+
+    checkpointing.PART_SECONDS = 2  # for the file of one that was killed
+    placed = []
+    if processes > 1:
+        os.environ |= {"RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # asked for, not used: they meet in a file
+        store = torch.distributed.FileStore(rendezvous, processes)
+        limit = timedelta(seconds=20)
+        torch.distributed.init_process_group("gloo", store=store, rank=process, world_size=processes, timeout=limit)
+        mesh = init_device_mesh("cpu", (processes,))
+        placed = [mesh, [Shard(0)]]
+    tensors = {}
+    for stem in ("model", "optimizer"):
+        part = torch.full((2048 // processes,), float(step))
+        tensors[stem] = {"w": DTensor.from_local(part, *placed) if processes > 1 else part}
+    checkpoints = checkpointing.Checkpoints(folder, 2, None, {"num_processes": processes}, Accelerator())
+    checkpoints.save(step, tensors, {"step": step})
+    checkpoints.finish()
+
+
+def save_in_children(folder: Path, step: int, processes: int, harmed: int, harm: Harm) -> list[tuple[int, str]]:
+    """Save in children, one of which is harmed at its n-th change; return how each ended, and what it said."""
+    folder.parent.joinpath("store").unlink(missing_ok=True)
+    children = []
+    for process in range(processes):
+        said = folder.parent / f"said-{process}"
+        child = os.fork()
+        if child:
+            children.append((child, said))
+            continue
+        ended = 1
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            if process == harmed:
+                shim = ctypes.CDLL(None)
+                shim.crash_shim_refuse(harm.error)
+                shim.crash_shim_watch(os.fsencode(folder), ctypes.c_long(harm.before), os.fsencode(harm.trace))
+            save_as(process, folder, step, processes, str(folder.parent / "store"))
+            ended = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(ended)
+    return [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()) for child, said in children]
+
+
+def save_session(root: str, stride: str, processes: str, error: str) -> None:
+    """Save over two checkpoints, harmed at one change after the other in each process, and note what is left."""
+    if processes == "1":
+        from accelerate import Accelerator
+
+        Accelerator()
+    from recovery.stored_tensors import load_state, load_tensors, newest_checkpoint
+
+    number, base, copy = int(processes), Path(root) / "base", Path(root) / "checkpoints"
+    changes, results = {}, []
+    for step in (1, 2):
+        assert all(code == 0 for code, _ in save_in_children(base, step, number, 0, Harm()))
+    for harmed in range(number):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(base, copy)
+        assert save_in_children(copy, 3, number, harmed, Harm(trace=f"{root}/trace"))[harmed][0] == 0
+        changes[harmed] = Path(root, "trace").read_text().splitlines()
+        for before in range(1, len(changes[harmed]) + 1, int(stride)):
+            shutil.rmtree(copy)
+            shutil.copytree(base, copy)
+            ended = save_in_children(copy, 3, number, harmed, Harm(before, int(error)))
+            newest, passed_over = newest_checkpoint(copy)
+            result = {"process": harmed, "before": changes[harmed][before - 1], "ended": ended}
+            result |= {"newest": load_state(newest)["step"], "passed_over": passed_over}
+            result["values"] = load_tensors(newest, "model")["w"].unique().tolist()
+            again = save_in_children(copy, 3, number, harmed, Harm())
+            result["again"] = [code for code, _ in again]
+            result["left"] = sorted(path.name for path in copy.iterdir())
+            results.append(result)
+    counts = [len(found) for found in changes.values()]
+    Path(root, "results.json").write_text(json.dumps({"changes": counts, "results": results}))
+
+
+def enumerate_harms(crash_shim: Path, root: Path, stride: int, processes: int, error: int = 0) -> dict:
+    """Run save_session under the shim; return how many changes each process makes, and what each harm did."""
+    paths = os.pathsep.join([str(RECIPES), str(ROOT / "tests"), str(Path(__file__).parent)])
+    code = "import sys, test_interrupted_training; test_interrupted_training.save_session(*sys.argv[1:])"
+    environment = os.environ | {"PYTHONPATH": paths, "LD_PRELOAD": str(crash_shim)}
+    with (root / "log.txt").open("w") as log:
+        command = [sys.executable, "-c", code, str(root), str(stride), str(processes), str(error)]
+        status = subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+    assert status == 0, (root / "log.txt").read_text()[-3000:]
+    found = json.loads((root / "results.json").read_text())
+    for result in found["results"]:
+        assert result["newest"] in (2, 3) and result["values"] == [result["newest"]], result
+        assert result["passed_over"] == [], "a torn one never has the name of a checkpoint"
+        assert set(result["again"]) == {0} and result["left"] == ["step_00000002", "step_00000003"], result
+    assert {result["newest"] for result in found["results"]} == {2, 3}
+    print(f"{len(found['results'])} of {found['changes']} changes, none with a loss")  # noqa: T201
+    return found
+
+
+def test_a_save_that_is_killed_at_any_change_leaves_the_checkpoint_before_or_the_whole_new_one(
+    crash_shim, tmp_path, request
+):
+    found = enumerate_harms(crash_shim, tmp_path, 1 if request.config.getoption("--all") else 4, processes=1)
+    assert found["changes"][0] > 20
+    assert all(result["ended"][0][0] == -signal.SIGKILL for result in found["results"])
+    newest = [result["newest"] for result in found["results"]]
+    assert newest == sorted(newest)
+
+
+@pytest.mark.long
+def test_a_save_of_two_processes_is_whole_or_absent_whichever_is_killed_at_any_change(crash_shim, tmp_path):
+    found = enumerate_harms(crash_shim, tmp_path, 1, processes=2)
+    assert len(found["results"]) == sum(found["changes"]) and min(found["changes"]) > 5
+    assert all(result["ended"][result["process"]][0] == -signal.SIGKILL for result in found["results"])
+
+
+def test_a_disk_that_is_full_from_any_change_on_leaves_the_last_checkpoint_and_says_so(crash_shim, tmp_path, request):
+    stride = 1 if request.config.getoption("--all") else 5
+    found = enumerate_harms(crash_shim, tmp_path, stride, processes=1, error=errno.ENOSPC)
+    for result in found["results"]:
+        code, said = result["ended"][0]
+        needs_room = result["before"].split()[0] not in ("rename", "unlink", "rmdir")
+        assert code == 1 or (code == 0 and not needs_room and result["newest"] == 3), result
+        if code:
+            assert "DiskFullError: a checkpoint could not be written" in said and "bytes are free in" in said, result
+            assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in said, result
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, for who may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_says_so(uninterrupted, small_disk, tmp_path):
+    fresh = TinyRun(uninterrupted.texts, uninterrupted.output_dir.parent / "fresh")
+    run = fresh.copy(small_disk / "run")
+    command = [sys.executable, str(slow(run, tmp_path)), *run.argv(*TRAINING)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    wait_for_step(run, 7, process)
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "No space left on device" in said or "are free in" in said, said[-3000:]
+    steps = [step for step, path in list_checkpoints(run.output_dir / "checkpoints") if not find_damage(path)]
+    assert steps and steps == [step for step, _ in list_checkpoints(run.output_dir / "checkpoints")]
+    (small_disk / "filler").unlink()
+    pretrain.main(run.argv(*TRAINING))
+    assert_same(run, uninterrupted)
+
+
+# --- looking a run over
+
+
+def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tmp_path, capsys):
+    whole = uninterrupted.copy(tmp_path / "whole").output_dir
+    verify_run.main([str(whole)])
+    said = capsys.readouterr().out
+    assert (
+        "training      finished at step 24 of 24" in said.replace("  " * 9, " ") or "finished at step 24 of 24" in said
+    )
+    assert said.count("  ok") >= 6 and "! " not in said
+    shard = next((whole / "tokens").rglob("*.ds"))
+    flip(shard)
+    os.truncate(whole / "model" / "model.safetensors", 9)
+    (whole / "checkpoints" / "step_00000024" / "optimizer.safetensors").unlink()
+    with pytest.raises(SystemExit) as ended:
+        verify_run.main([str(whole)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    for problem in (f"{shard.name}: its sha256", "model.safetensors: 9 bytes", "optimizer.safetensors is missing"):
+        assert problem in said, said
+    shutil.rmtree(whole / "model")
+    with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
+        pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
+
+
+# --- what was planted
+
+
+class Planted:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_nothing_a_recipe_or_a_run_folder_holds_is_executed(uninterrupted, tmp_path):
+    marker = tmp_path / "executed"
+    crafted = pickle.dumps(Planted(marker))
+    for name in ("manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"):
+        run = uninterrupted.copy(tmp_path / name)
+        shutil.rmtree(run.output_dir / "model")
+        for _, checkpoint in list_checkpoints(run.output_dir / "checkpoints"):
+            (checkpoint / name).write_bytes(crafted)
+            if name != "manifest.json":  # vouched for, by one who can write manifests too
+                manifest = json.loads((checkpoint / "manifest.json").read_text())
+                manifest["files"][name] = {"bytes": len(crafted), "sha256": hashlib.sha256(crafted).hexdigest()}
+                (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises((RecipeError, ValueError)) as refused:
+            pretrain.main(run.argv(*TRAINING))
+        assert re.search(
+            "manifest.json cannot be read|can't decode byte 0x80|no safetensors file", str(refused.value)
+        ), name
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"run: !!python/object/apply:os.mkdir ['{marker}']\n")
+    with pytest.raises(RecipeError, match="could not determine a constructor"):
+        load_recipe([recipe])
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_what_lies_in_the_run_folder_leads_no_writing_out_of_it(tiny_run, tmp_path, link):
+    names = [
+        "metrics.jsonl",
+        "samples.jsonl",
+        "chronicle.jsonl",
+        "chronicle.md",
+        "status.json",
+        "recipe.yaml",
+        "training.json",
+    ]
+    for name in [*names, *(f".{name}.tmp" for name in names)]:
+        (tmp_path / name).write_text("mine")
+        link(tmp_path / name, tiny_run.output_dir / name)
+    pretrain.main(
+        tiny_run.argv("--training.max_tokens=512", "--training.warmup_steps=0", "--training.decay_fraction=0.5")
+    )
+    for name in names:
+        assert (tmp_path / name).read_text() == (tmp_path / f".{name}.tmp").read_text() == "mine", name
+        assert "mine" not in (tiny_run.output_dir / name).read_text()
+
+
+def test_a_disk_without_room_is_told_before_step_0(run, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**6, 10**6 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        RecipeError, match=r"training \(3 checkpoints of [\d,]+ bytes, and the model\) needs .* 1,000 free"
+    ):
+        pretrain.main(run.argv(*TRAINING))
+    assert not (run.output_dir / "metrics.jsonl").exists()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pretrain.py --dry_run: its checks pass on what is right and fail on what is planted; utilisation and trackers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pretrain
+from mixture.batches import MicroBatches
+from model import summed_loss
+from planning.model_shape import training_flops_per_token
+from recipe_config import RecipeError
+from training import preflight
+from training.utilisation import measure_utilisation
+
+
+def results(run) -> dict[str, dict]:
+    written = json.loads((run.output_dir / "preflight.json").read_text())
+    return {check["name"]: check for check in written["checks"]}
+
+
+def test_a_dry_run_shows_the_plan_passes_its_checks_and_trains_nothing(tiny_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*")}
+    pretrain.main([*tiny_run.argv(), "--dry_run"])
+    said = capsys.readouterr().out
+    assert "32,928 parameters" in said and "20 steps of 256 = 4 micro-steps" in said and "FAILED" not in said
+    after = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*")}
+    assert [path.name for path in after.keys() - before.keys()] == ["preflight.json"]
+    assert all(after[path] == time for path, time in before.items() if path.is_file())
+    plan = json.loads((tiny_run.output_dir / "preflight.json").read_text())["plan"]
+    assert plan["parameters"]["total"] == 32_928 and plan["tokens_per_parameter"] == pytest.approx(5120 / 32_928)
+    assert len(plan["learning_rates"]) == 10 and set(results(tiny_run)) >= {"first loss", "documents apart"}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "first loss",
+        "label shift",
+        "document borders",
+        "documents apart",
+        "accumulation",
+        "decay groups",
+        "learning rate",
+    ],
+)
+def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, monkeypatch, capsys):
+    read = MicroBatches.__getitem__
+
+    def misread(self, k):
+        item = read(self, k)
+        if planted == "label shift":
+            item["labels"] = item["input_ids"].clone()
+        if planted == "document borders":
+            item["position_ids"] = torch.arange(item["input_ids"].shape[1]).expand_as(item["input_ids"]).contiguous()
+        return item
+
+    class Wrong(summed_loss.SummedLoss):
+        def forward(self, input_ids, position_ids, labels):
+            sums = super().forward(input_ids, position_ids, labels)
+            return sums / len(input_ids) if planted == "accumulation" else sums
+
+    build_model, build_optimizers = summed_loss.build_model, summed_loss.build_optimizers
+    rate = preflight.learning_rate_at
+
+    def misbuilt(*args):
+        model = build_model(*args)
+        if planted == "first loss":
+            torch.nn.init.normal_(model.lm_head.weight, std=2.0)
+        return model
+
+    def misgrouped(*args):
+        optimizers = build_optimizers(*args)
+        if planted == "decay groups":
+            optimizers[0].param_groups[1]["weight_decay"] = 0.1
+        return optimizers
+
+    monkeypatch.setattr(MicroBatches, "__getitem__", misread)
+    monkeypatch.setattr(summed_loss, "SummedLoss", Wrong)
+    monkeypatch.setattr(summed_loss, "build_model", misbuilt)
+    monkeypatch.setattr(preflight, "build_optimizers", misgrouped)
+    if planted == "documents apart":
+        positions = preflight.document_positions
+        monkeypatch.setattr(preflight, "document_positions", lambda t, eos: positions(t, -1))
+    if planted == "learning rate":
+        monkeypatch.setattr(preflight, "learning_rate_at", lambda *args: 2 * rate(*args))
+    with pytest.raises(RecipeError) as refused:
+        pretrain.main([*tiny_run.argv(), "--dry_run"])
+    assert any(problem.startswith(f"{planted}: ") for problem in refused.value.problems)
+    assert not results(tiny_run)[planted]["passed"] and f"FAILED {planted}" in capsys.readouterr().out
+
+
+def test_utilisation_states_both_conventions(tiny_run):
+    recipe = pretrain.parse_command_line("", tiny_run.argv())[0]
+    plain = measure_utilisation(recipe.model, 384, 32, False, 1e9, 2)
+    # 2 layers of 4 * 32 * 32 + 3 * 32 * 64, and the projection.
+    assert plain.flops_6nd == 6 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 384 * 32)
+    assert plain.flops_hardware == training_flops_per_token(recipe.model, 384, 32) > plain.flops_6nd
+    assert measure_utilisation(recipe.model, 384, 32, True, 1e9, 2).flops_hardware == plain.flops_hardware * 4 / 3
+    assert plain.record(1000.0)["train/utilisation_6nd_fraction"] == pytest.approx(plain.flops_6nd * 1000 / 2e9)
+    assert measure_utilisation(recipe.model, 384, 32, False, None, 2).record(1000.0) == {}
+
+
+def test_the_numbers_of_metrics_jsonl_reach_tensorboard(tiny_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain.main(tiny_run.argv("--training.report_to=['tensorboard']", "--training.max_tokens=1280"))
+    lines = [line for line in tiny_run.metrics() if "train/loss" in line]
+    assert 0 < lines[-1]["train/utilisation_6nd_fraction"] < lines[-1]["train/utilisation_hardware_fraction"]
+    events = next(Path(tiny_run.output_dir).rglob("events.out.tfevents.*"))
+    accumulated = EventAccumulator(str(events.parent))
+    accumulated.Reload()
+    logged = {event.step: event.value for event in accumulated.Scalars("train/loss")}
+    assert logged == pytest.approx({line["step"]: line["train/loss"] for line in lines})
+
+
+def test_the_numbers_of_metrics_jsonl_reach_trackio(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="Trackio is a package of its own: pip install trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    pretrain.main(tiny_run.argv("--training.report_to=['trackio']", "--training.max_tokens=1280"))
+    lines = [line for line in tiny_run.metrics() if "train/loss" in line]
+    (project,) = SQLiteStorage.get_projects()
+    (run,) = SQLiteStorage.get_run_records(project)
+    kept = SQLiteStorage.get_logs(project, run["name"], run_id=run["id"])
+    logged = {line["step"]: line["train/loss"] for line in kept if "train/loss" in line}
+    assert logged == pytest.approx({line["step"]: line["train/loss"] for line in lines})
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tiny_run, monkeypatch):
+    monkeypatch.setattr(pretrain, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(RecipeError, match="not installed: trackio"):
+        pretrain.main(tiny_run.argv("--training.report_to=['trackio']"))

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process, two, and two with a part of the model each: the same gradients, and checkpoints that all go on from.
+
+All that takes two processes runs in one launch, one run after the other, since starting them is what takes time.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import RECIPES, ROOT, TinyRun
+
+import pretrain
+from document_ledger import open_ledger
+from recipe_loading import load_recipe
+from recovery.chronicle import read_chronicle
+from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
+
+
+# A document that is left out makes the targets of the micro-batches uneven; nothing is clipped.
+UNEVEN = ["--training.max_grad_norm=1e9", "--training.max_tokens=512", "--training.warmup_steps=0"]
+UNEVEN += ["--training.save_steps=1", "--training.learning_rate=1e-3"]
+# The steps are of 8 sequences: (processes, accumulation) -> sequences of a micro-batch.
+LAYOUTS = {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
+
+
+def main(plan: str) -> None:
+    """Train one run after the other as one process of several; `plan` lists [name, arguments] of each.
+
+    Runs named `sharded...` have FSDP2, which Accelerate takes for GPUs only, made up for processors; one named
+    `poisoned` has NaN in the loss of process 1 at step 3.
+    """
+    sys.path.insert(0, str(RECIPES))
+    from divided_models import fsdp2
+
+    import pretrain
+    from model import summed_loss
+
+    pretrain.Accelerator.end_training = lambda self: None  # it would end the process group, which the next run needs
+    real, plain, seed_step = pretrain.Accelerator, summed_loss.SummedLoss, pretrain.seed_step
+
+    class Poisoned(plain):
+        def forward(self, *batch, **named):
+            harmed = os.environ["RANK"] == "1" and Poisoned.step == 3 and self.training
+            return super().forward(*batch, **named) * (float("nan") if harmed else 1.0)
+
+    def note_step(seed, step, process):
+        Poisoned.step = step
+        seed_step(seed, step, process)
+
+    for name, argv in json.loads(Path(plan).read_text()):
+        pretrain.Accelerator = fsdp2 if name.startswith("sharded") else real
+        summed_loss.SummedLoss = Poisoned if name == "poisoned" else plain
+        pretrain.seed_step = note_step if name == "poisoned" else seed_step
+        pretrain.main(argv)
+
+
+def gradients(run: TinyRun) -> dict[str, torch.Tensor]:
+    """Return the gradients of step 1, as the first moments of AdamW hold them."""
+    stored = load_tensors(run.output_dir / "checkpoints" / "step_00000001", "optimizer")
+    return {name: value / (1 - 0.9) for name, value in stored.items() if name.endswith("exp_avg")}
+
+
+@pytest.fixture(scope="module")
+def runs(tokenized_run, tmp_path_factory) -> dict[str, TinyRun]:
+    """All runs of this file, trained."""
+    folder = tmp_path_factory.mktemp("processes")
+    runs: dict[str, TinyRun] = {}
+
+    def add(name: str, source: TinyRun = tokenized_run) -> TinyRun:
+        runs[name] = source.copy(folder / name)
+        return runs[name]
+
+    pretrain.main(add("alone").argv())
+    document = min(piece["document"] for piece in open_ledger(runs["alone"].output_dir).documents_of(1))
+    uneven = [*UNEVEN, f"--data.skip.documents=[{document}]"]
+    plan = []
+    for (processes, accumulation), batch_size in LAYOUTS.items():
+        run = add(f"{processes}x{accumulation}")
+        argv = run.argv(*uneven, f"--training.per_device_train_batch_size={batch_size}")
+        if processes == 1:
+            pretrain.main(argv)
+        else:
+            plan.append([run.output_dir.name, argv])
+
+    def half(name: str, source: TinyRun, keep: int = 8) -> TinyRun:
+        """Copy a run, without its model and its checkpoints after a step."""
+        run = add(name, source)
+        shutil.rmtree(run.output_dir / "model")
+        for step, path in list_checkpoints(run.output_dir / "checkpoints"):
+            if step > keep:
+                shutil.rmtree(path)
+        return run
+
+    kept = ["--training.keep_every_steps=4"]
+    pretrain.main(add("kept").argv(*kept))
+    plan.append(["poisoned", add("poisoned").argv()])
+    plan.append(["1 to 2", half("1 to 2", runs["kept"]).argv(*kept)])
+    plan.append(["sharded", add("sharded").argv(*kept)])
+    plan.append(["sharded 1 to 2", half("sharded 1 to 2", runs["kept"]).argv(*kept)])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    paths = [str(RECIPES), str(ROOT / "tests"), str(Path(__file__).parent)]
+    code = f"import sys\nsys.path[:0] = {paths!r}\n"
+    (folder / "session.py").write_text(f"{code}import test_processes\ntest_processes.main(sys.argv[1])\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with (folder / "log.txt").open("w") as log:
+        status = subprocess.run(
+            [*command, folder / "session.py", folder / "plan.json"], stdout=log, stderr=log, timeout=300
+        ).returncode
+    assert status == 0, (folder / "log.txt").read_text()[-5000:]
+    for name in ("sharded", "1 to 2"):
+        pretrain.main(half(f"{name}, then 1", runs[name]).argv(*kept))
+    return runs
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+def test_the_gradient_of_uneven_documents_is_that_of_one_process_and_one_micro_batch(runs, layout):
+    expected, found = gradients(runs["1x1"]), gradients(runs["{}x{}".format(*layout)])
+    largest = max(value.abs().max() for value in expected.values())
+    assert largest > 1e-3
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= 1e-6 * largest, name
+    assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("name", ["alone", "1 to 2", "sharded", "poisoned"])
+def test_the_learning_rate_is_the_same_function_of_the_step_on_any_number_of_processes(runs, name):
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], runs[name].argv()[2:])
+    lines = {line["step"]: line for line in runs[name].metrics() if "train/loss" in line}
+    for step in lines:
+        assert lines[step]["train/learning_rate"] == pretrain.learning_rate_at(step, 20, recipe.training), step
+    assert len(lines) == (20 if name != "poisoned" else 19)
+
+
+@pytest.mark.parametrize("name", ["1 to 2", "1 to 2, then 1", "sharded", "sharded 1 to 2", "sharded, then 1"])
+def test_a_checkpoint_goes_on_at_another_number_of_processes_and_with_the_model_in_parts(runs, name):
+    one, other = runs["alone"].losses(), runs[name].losses()
+    assert list(one) == list(other)
+    assert max(abs(one[step] - other[step]) for step in one) < 1e-5
+    if name != "sharded":
+        resumed = [entry for entry in read_chronicle(runs[name].output_dir) if entry["event"] == "resume"]
+        assert resumed and "step_00000008" in resumed[-1]["text"]
+    seen = [
+        [(line["step"], line["train/bytes_seen"]) for line in run.metrics() if "train/bytes_seen" in line]
+        for run in (runs["alone"], runs[name])
+    ]
+    assert seen[0] == seen[1], "sample for sample"
+
+
+def test_each_process_writes_its_part_and_the_parts_are_the_whole(runs):
+    checkpoint = runs["sharded"].output_dir / "checkpoints" / "step_00000020"
+    assert find_damage(checkpoint) is None
+    names = sorted(path.name for path in checkpoint.glob("model-*"))
+    assert names == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    sizes = [(checkpoint / name).stat().st_size for name in names]
+    assert max(sizes) < 1.2 * min(sizes), "each about a half"
+    moments = [
+        load_tensors(runs[name].output_dir / "checkpoints" / "step_00000020", "optimizer")
+        for name in ("alone", "sharded")
+    ]
+    assert moments[0].keys() == moments[1].keys(), "after a validation too"
+    alone = load_tensors(runs["alone"].output_dir / "checkpoints" / "step_00000020", "model")
+    for name, tensor in load_tensors(checkpoint, "model").items():
+        assert torch.allclose(tensor, alone[name], atol=1e-4), name
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert manifest["num_processes"] == 2 and manifest["tokenize_sha256"] and manifest["versions"]["torch"]
+
+
+def test_nan_on_one_process_has_all_skip_the_same_step(runs):
+    run = runs["poisoned"]
+    assert [entry["step"] for entry in read_chronicle(run.output_dir) if entry["event"] == "skip"] == [3]
+    checkpoint = run.output_dir / "checkpoints" / "step_00000020"
+    assert all(tensor.isfinite().all() for tensor in load_tensors(checkpoint, "model").values())
+    assert set(run.losses()) == set(range(1, 21)) - {3}
