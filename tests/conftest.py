@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ from tiny_run import TinyRun, write_tiny_texts
 
 # Processes that share two cores must not each take both, and nothing here needs a GPU or the network.
 os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+
+
+def pytest_configure() -> None:
+    """Take SIGINT as usual where it was ignored, as in a shell's background job: processes inherit that it is ignored,
+    and those that tests interrupt would never end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -450,7 +450,8 @@ def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return kept | settings | {"PYTHONPATH": os.pathsep.join([str(tests.parent / "recipes"), str(tests)])}
+    folders = [tests.parent / "recipes", tests, tests / "sources", tests / "publishing"]
+    return kept | settings | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def ask_hub(path: str, faults: list[dict] | None = None) -> dict:

@@ -4,7 +4,7 @@
 Each case below is a sentence that must hold. It runs in a process of its own with the real client against the double
 of mini_hub.py, and tells its faults from those of other cases by its token, so that they wait beside each other.
 
-    pytest tests/test_hub_transfer.py          and with --all a kill before and after every single request
+    pytest tests/publishing/test_hub_transfer.py          and with --all a kill before and after every single request
 """
 
 import hashlib
@@ -701,7 +701,8 @@ def test_a_hub_that_is_gone_or_speaks_no_xet_is_said_with_what_to_do_and_then_it
 
 def test_a_transfer_ends_with_the_process_that_asked_for_it(hub):
     hub.fault("GET .*/tree/", action="hang", seconds=3, times=100)
-    code = "import json, sys; from hub_transfer import *; run_transfer('publish', [Job(**json.loads(sys.argv[1]))])"
+    code = "import json, sys; from publishing.hub_transfer import Job, run_transfer; "
+    code += "run_transfer('publish', [Job(**json.loads(sys.argv[1]))])"
     with subprocess.Popen([sys.executable, "-c", code, json.dumps(asdict(hub.job()))]) as asking:
         deadline = time.monotonic() + 20
         while not any("/tree/" in request for request in hub.requests()) and time.monotonic() < deadline:
