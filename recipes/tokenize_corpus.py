@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 3: turn documents into token shards that training reads at any position without searching.
+"""Stage 3: turn documents into token shards, which training reads at any position without searching.
 
 In:   <run.output_dir>/documents/{train,validation}/<source>/*.parquet and <run.output_dir>/tokenizer/.
 Out:  <run.output_dir>/tokens/<source>/<split>-00000.ds     tokens, little-endian uint16 or uint32
@@ -9,7 +9,7 @@ Out:  <run.output_dir>/tokens/<source>/<split>-00000.ds     tokens, little-endia
     python recipes/tokenize_corpus.py --config recipes/legal/quickstart.yaml
 
 A shard is `<|endoftext|>`, then each document followed by `<|endoftext|>`. One token thus ends a document and begins
-the next: it is what the last token of a document predicts, and what the first token of the next is predicted from.
+the next: the last token of a document predicts it, and the first token of the next is predicted from it.
 """
 
 import json

@@ -14,10 +14,10 @@ from mixture.skips import SkippedDocuments
 
 
 def document_positions(input_ids: np.ndarray, eos_token_id: int) -> np.ndarray:
-    """Number the tokens of each document from 0, where a document begins with the end-of-text token before it.
+    """Number the tokens of each document from 0, counting the end-of-text token before a document as its first.
 
-    Args: input_ids: (batch_size, sequence_length).  eos_token_id: what stands between documents.
-    Returns: position_ids of the same shape; attention and rotary positions start anew at every 0.
+    Args: input_ids: (batch_size, sequence_length).  eos_token_id: the token between documents.
+    Returns: position_ids of the same shape; attention and rotary positions restart at every 0.
     """
     begins = input_ids == eos_token_id
     begins[:, 0] = True
@@ -31,9 +31,9 @@ def document_positions(input_ids: np.ndarray, eos_token_id: int) -> np.ndarray:
 class MicroBatches(Dataset):
     """The batches that one process reads: item k is its k-th since the beginning of training.
 
-    Of the windows of a micro-step, which are consecutive over all processes, each process takes the next batch_size,
-    as one sequence each or, in a phase with longer ones, several in one. Window i thus belongs to step
-    i // sequences_per_step whatever the processes and the phase.
+    A micro-step's windows are consecutive over all processes; each process takes the next batch_size of them, one a
+    sequence or, in a phase with longer sequences, several. Window i thus belongs to step i // sequences_per_step for
+    any number of processes and in any phase.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MicroBatches(Dataset):
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         shards = self.mixture.shards
         first = (k * self.num_processes + self.process_index) * self.batch_size
-        windows = self.mixture.windows_at(first)  # of a sequence
+        windows = self.mixture.windows_at(first)  # in a sequence
         sequence_length = windows * shards.sequence_length
         locations = [self.mixture.locate(index) for index in range(first, first + self.batch_size, windows)]
         tokens = np.empty((len(locations), sequence_length + 1), dtype=np.int64)
@@ -61,7 +61,7 @@ class MicroBatches(Dataset):
         num_bytes = self.byte_lengths.take(tokens)[:, 1:]
         num_targets = np.full(len(locations), sequence_length)
         if self.skipped.ranges:
-            labels = labels.copy()  # the inputs stay
+            labels = labels.copy()  # inputs keep the documents
             for row, location in enumerate(locations):
                 for stretch in self.skipped.labels_in(location, sequence_length):
                     labels[row, stretch], num_bytes[row, stretch] = IGNORED_LABEL, 0
@@ -72,18 +72,18 @@ class MicroBatches(Dataset):
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(document_positions(input_ids, shards.eos_token_id)),
             "labels": torch.from_numpy(labels),
-            "seen": torch.from_numpy(seen),  # (num_sources, 2): of the labels of each source, UTF-8 bytes and number
+            "seen": torch.from_numpy(seen),  # (num_sources, 2): UTF-8 bytes and number of the labels of each source
         }
 
 
 def read_batches(dataset: MicroBatches, steps: Iterable[int], micro_steps: int, on_cpu: bool) -> Iterator[dict]:
-    """Yield the micro-batches of optimizer steps in order, read ahead by two workers where a GPU would wait."""
+    """Yield the micro-batches of optimizer steps in order, read ahead by two workers unless on_cpu."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=((step - 1) * micro_steps + micro_step for step in steps for micro_step in range(micro_steps)),
         num_workers=0 if on_cpu else 2,
         pin_memory=not on_cpu,
-        generator=torch.Generator(),  # an iterator draws its seed from the global generator otherwise
+        generator=torch.Generator(),  # otherwise an iterator draws its seed from the global generator
     )
     return iter(loader)

@@ -67,8 +67,8 @@ class Ledger:
             yield piece | {"skipped": self.is_skipped(step, piece["document"])}
 
     def is_skipped(self, step: int, document: str) -> bool:
-        passed_over = is_skipped(self.skips, step) or in_rollback(self.rollbacks, step)
-        return passed_over or document in skip_at(self.skips, step)["documents"]
+        skipped = is_skipped(self.skips, step) or in_rollback(self.rollbacks, step)
+        return skipped or document in skip_at(self.skips, step)["documents"]
 
     def steps_of(self, document: str) -> Iterator[dict]:
         """Yield, in the order of training, the steps that hold a piece of a document, up to the last of the run.

@@ -7,8 +7,8 @@ from functools import lru_cache
 def permute(index: int, size: int, key: tuple[int, ...]) -> int:
     """Return where `index` goes in a pseudo-random permutation of range(size) chosen by key.
 
-    A four-round Feistel network on the least even number of bits that hold size; what falls outside is sent through
-    again until it falls inside (at most four times on average), which keeps it a permutation.
+    A four-round Feistel network on the smallest even number of bits that holds size. A result outside the range goes
+    through again until it is inside (four times at most on average), which keeps the map a permutation.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask, rounds = (1 << half_bits) - 1, round_keys(key)
@@ -22,7 +22,7 @@ def permute(index: int, size: int, key: tuple[int, ...]) -> int:
 
 
 def unpermute(index: int, size: int, key: tuple[int, ...]) -> int:
-    """Return what `permute` sends to `index`."""
+    """Return the index that `permute` maps to `index`."""
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask, rounds = (1 << half_bits) - 1, round_keys(key)
     while True:

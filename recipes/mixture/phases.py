@@ -9,15 +9,15 @@ from recipe_config import Data
 def schedule_phases(
     data: Data, shares: dict[str, float], max_steps: int | None, earliest: int = 0
 ) -> list[dict[str, int | dict[str, float]]]:
-    """Return the phases, the first included, as {"after_step": steps before it, "shares": of each source}.
+    """Return all phases as {"after_step": steps before it, "shares": of each source}.
 
-    From the first that states them on they also have "sequence_length" and "rope_parameters".
+    From the first phase that sets them on, they also have "sequence_length" and "rope_parameters".
 
     Args:
         data: the recipe's data section.
         shares: of the first phase.
-        max_steps: steps of training. None: not known yet, and no later phase begins before it is.
-        earliest: steps that are already done; no later phase begins before them.
+        max_steps: steps of training. None: not known yet; later phases wait for it.
+        earliest: steps already trained; no later phase starts before them.
     """
     phases, context = [{"after_step": 0, "shares": shares}], {}
     for phase in data.phases if max_steps is not None else []:
@@ -29,9 +29,9 @@ def schedule_phases(
 
 
 def make_mixture(shards: TokenShards, phases: list[dict], sequences_per_step: int, seed: int) -> TokenMixture:
-    """Build the order of the data from scheduled phases; of two that begin at the same step the later one counts.
+    """Build the order of the data from scheduled phases; of two that start at the same step the later one counts.
 
-    Args: sequences_per_step: windows of shards.sequence_length, whatever the phase's own length.
+    Args: sequences_per_step: windows of shards.sequence_length in a step, in every phase.
     """
     begins = {phase["after_step"] * sequences_per_step: phase for phase in phases}
     windows = {

@@ -14,30 +14,30 @@ from mixture.shards import DOCUMENT_RECORD
 from recipe_config import RecipeError
 
 
-# The tokenizer takes about 200 bytes of memory a byte of text, so longer documents are encoded piece by piece.
+# The tokenizer needs about 200 bytes of memory a byte of text, so longer documents are encoded in pieces.
 MAX_PIECE_CHARACTERS = 1_000_000
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the smallest unsigned type that holds every token; a cast to a smaller one would wrap in silence."""
+    """Return the smallest unsigned type that holds every token id; a smaller one would wrap without an error."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer such that control tokens in a document's text are text, not control."""
+    """Load the tokenizer so that a control token spelled out in a document is encoded as text."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def end_of_text(folder: Path) -> str:
-    """Return the token between documents: what the tokenizer calls its eos token, such as `<|endoftext|>`."""
+    """Return the token between documents, the tokenizer's eos token, such as `<|endoftext|>`."""
     token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
     return token if isinstance(token, str) else token["content"]
 
 
-def cut_at_lines(text: str) -> Iterator[str]:
-    """Cut a long text into pieces of at most MAX_PIECE_CHARACTERS, after the last line end in each if there is one."""
+def split_at_lines(text: str) -> Iterator[str]:
+    """Split a text into pieces of at most MAX_PIECE_CHARACTERS, each at its last line end if it has one."""
     start = 0
     while start < len(text):
         end = start + MAX_PIECE_CHARACTERS
@@ -49,9 +49,9 @@ def cut_at_lines(text: str) -> Iterator[str]:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Return a document's tokens as int64, without any that the text does not hold."""
-    # A fourth faster than `encode`, which notes where in the text each token stands; of one piece, so without threads.
-    found = [tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids for piece in cut_at_lines(text)]
+    """Return a document's tokens as int64, without special tokens."""
+    # A fourth faster than `encode`, which records offsets; batches of one, so that no threads start.
+    found = [tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids for piece in split_at_lines(text)]
     return np.concatenate([np.array(ids, dtype=np.int64) for ids in found])
 
 

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from recipe_config import RecipeError
 
 
-# Of each document: where its end-of-text token stands in the shard, its UTF-8 bytes, and its id.
+# A document: the position of its end-of-text token in the shard, its UTF-8 bytes, its id.
 DOCUMENT_RECORD = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("id", "S32")])
-RECORDS_AT_ONCE = 1 << 16  # of an index that is searched, to hold no more of it in memory
+RECORDS_AT_ONCE = 1 << 16  # of an index in memory while it is searched
 
 
 class Location(NamedTuple):
-    """Where a training sequence is: tokens [start, start + sequence_length] of a shard of a source."""
+    """The place of a training sequence: tokens [start, start + sequence_length] of a shard of a source."""
 
     source: int
     shard: int
@@ -26,18 +26,18 @@ class Location(NamedTuple):
 
 
 class TokenShards:
-    """The training shards of the sources, mapped and cut into windows; nothing is read until it is asked for.
+    """The training shards of the sources, memory-mapped and divided into windows; tokens are read on access.
 
     Args:
         tokens: the tokens/ folder of a run.
-        names: its sources, in the order in which they are numbered.
-        sequence_length: tokens in a window, beside the one after them.
+        names: its sources; a source's number is its position here.
+        sequence_length: tokens in a window, without the one after them.
 
     Attributes:
         num_windows: windows of each source.
         bytes_per_sequence: mean UTF-8 bytes of a window of each source, float64 of shape (num_sources,).
         train_bytes: source name -> UTF-8 bytes of its training text.
-        remainder_tokens: source name -> tokens at the ends of its shards that no window reaches.
+        remainder_tokens: source name -> tokens at the ends of its shards that are in no window.
 
     Raises: RecipeError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
     """
@@ -67,11 +67,11 @@ class TokenShards:
         self.bytes_per_sequence = np.array(bytes_per_sequence)
 
     def __reduce__(self):
-        # A process that is sent a copy maps the files itself; the tokens would be sent along otherwise.
+        # Pickling would send the tokens along; the other process maps the files itself.
         return TokenShards, (self.folder, self.names, self.sequence_length)
 
     def sequence_shares(self, shares: dict[str, float]) -> np.ndarray:
-        """Turn shares of bytes into shares of sequences, through the bytes that a sequence of each source holds."""
+        """Convert fractions of bytes into fractions of sequences, by the mean bytes of a sequence of each source."""
         quotas = np.array([shares[name] for name in self.names]) / self.bytes_per_sequence
         return quotas / quotas.sum()
 
@@ -93,9 +93,10 @@ class TokenShards:
         )
 
     def find_documents(self, ids: list[str]) -> dict[str, list[tuple[int, int, int, int]]]:
-        """Look documents up by id, in one pass over the index: in time that grows with the documents at hand.
+        """Look documents up by id, in one pass over the index of all documents.
 
-        Returns: id -> (source, shard, first token, token after its end-of-text) of each place; none: not there.
+        Returns: id -> (source, shard, first token, token after its end-of-text) of each place; an empty list: not
+        there.
         """
         found: dict[str, list] = {document: [] for document in ids}
         wanted = np.array([document.encode() for document in found], dtype=DOCUMENT_RECORD["id"])
@@ -111,12 +112,12 @@ class TokenShards:
 
 
 def document_start(index: np.ndarray, number: int) -> int:
-    """Return where the first token of a shard's document stands in it."""
+    """Return the position in a shard of the first token of its document `number`."""
     return int(index[number - 1]["end"]) + 1 if number else 1
 
 
 def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
-    """Map a shard after checking its size: a truncated one would be read as a shorter one without an error."""
+    """Map a shard after checking its size, since a truncated one maps without an error."""
     path, expected = tokens / shard["file"], shard["tokens"] * dtype.itemsize
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
@@ -125,14 +126,14 @@ def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
 
 
 def token_byte_lengths(tokenizer_folder: Path) -> np.ndarray:
-    """Return the bytes of text that each token stands for, int64 of shape (vocab_size,); 0 for control tokens.
+    """Return the bytes of text of each token, int64 of shape (vocab_size,); 0 for control tokens.
 
     A token of a byte-level vocabulary is written with one character a byte.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     control = set(tokenizer.get_added_tokens_decoder())
     numbers = tokenizer.get_vocab()
-    lengths = np.zeros(1 + max(numbers.values()), dtype=np.int64)  # a vocabulary of others may have holes
+    lengths = np.zeros(1 + max(numbers.values()), dtype=np.int64)  # ids of a foreign vocabulary may have gaps
     for token, token_id in numbers.items():
         lengths[token_id] = 0 if token_id in control else len(token)
     return lengths

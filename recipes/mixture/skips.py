@@ -10,17 +10,17 @@ from recipe_config import RecipeError, Skip
 
 
 def is_skipped(skips: list[dict], step: int) -> bool:
-    """Return whether an optimizer step was, or will be, passed over by a history of skips (see extend_skips)."""
+    """Return whether an optimizer step was or will be skipped by a history of skips (see extend_skips)."""
     return any(first <= step <= last for first, last in skip_at(skips, step)["steps"])
 
 
 def skip_at(skips: list[dict], step: int) -> dict:
-    """Return what was, or will be, passed over at an optimizer step."""
+    """Return the entry of the history that is in force at an optimizer step."""
     return next(skip for skip in reversed(skips) if skip["after_step"] < step)
 
 
 def extend_skips(skips: list[dict], skip: Skip, step: int) -> list[dict]:
-    """Return the history with what is passed over after `step`: data.skip may change whenever a run is resumed.
+    """Return the history extended by what is skipped after `step`; data.skip may change at each resume.
 
     An entry is {"after_step": 0, "steps": [[3, 5]], "documents": [id]} and holds until the next one.
     """
@@ -31,13 +31,13 @@ def extend_skips(skips: list[dict], skip: Skip, step: int) -> list[dict]:
 
 
 def describe_changes(skips: list[dict], skip: Skip, step: int, checkpoints: list[tuple[int, Path]]) -> list[str]:
-    """Say what a changed data.skip does to a run that goes on after `step`, and what it comes too late for.
+    """Report what a changed data.skip changes after `step`, and which of its steps are already trained.
 
     Args:
         skips: the history until now.
-        skip: what the recipe says.
-        step: steps done.
-        checkpoints: (step, folder) of those there are, newest first.
+        skip: data.skip of the recipe.
+        step: steps trained so far.
+        checkpoints: (step, folder), newest first.
     """
     before, notes = skips[-1], []
     if before["steps"] != skip.steps:
@@ -49,21 +49,23 @@ def describe_changes(skips: list[dict], skip: Skip, step: int, checkpoints: list
         trained = [number for number in range(first, min(last, step) + 1) if not is_skipped(skips, number)]
         if trained:
             earlier = next((path for number, path in checkpoints if number < trained[0]), None)
-            remedy = f"go on from before with run.resume={earlier}" if earlier else "start again with --overwrite"
+            remedy = (
+                f"resume from before them with run.resume={earlier}" if earlier else "start again with --overwrite"
+            )
             notes.append(
                 f"data.skip.steps=[{first}, {last}]: steps {trained[0]} to {trained[-1]} are already trained on; to "
                 f"leave them out {remedy}"
             )
     if added and step:
         notes.append(
-            f"data.skip.documents: steps up to {step} are trained on those added now as far as they had them, which "
-            "document_ledger.py --document shows; to leave them out set run.resume to an earlier checkpoint"
+            f"data.skip.documents: steps up to {step} may have trained on those added now; document_ledger.py "
+            "--document lists them; to leave them out set run.resume to an earlier checkpoint"
         )
     return notes
 
 
 class SkippedDocuments:
-    """Where the documents of data.skip stand in the training shards, looked up once.
+    """The places of data.skip's documents in the training shards, looked up once.
 
     Raises: RecipeError: ids that are not in the training text.
     """
@@ -74,8 +76,8 @@ class SkippedDocuments:
         if unknown:
             raise RecipeError(
                 *(
-                    f"data.skip.documents: {document}: not in the training split; document_ledger.py shows the ids of "
-                    "a step, and documents/train/*/*.parquet has them all"
+                    f"data.skip.documents: {document}: not in the training split; document_ledger.py lists the ids of "
+                    "a step, documents/train/*/*.parquet all ids"
                     for document in unknown
                 )
             )
@@ -84,7 +86,7 @@ class SkippedDocuments:
             self.ranges.setdefault((source, shard), []).append((start, end))
 
     def labels_in(self, location: Location, sequence_length: int) -> Iterator[slice]:
-        """Yield the stretches of a sequence's labels that belong to skipped documents, their end-of-text included."""
+        """Yield the slices of a sequence's labels that belong to skipped documents, end-of-text included."""
         ranges = self.ranges.get((location.source, location.shard), [])
         first = location.start + 1  # the token that is the sequence's first label
         number = bisect_right(ranges, first, key=lambda place: place[1])
@@ -95,5 +97,5 @@ class SkippedDocuments:
 
 
 def in_rollback(rollbacks: list[dict], step: int) -> bool:
-    """Return whether a step is passed over because a run went back before it."""
+    """Return whether a step is skipped because the run rolled back to before it."""
     return any(first <= step <= last for first, last in (entry["skipped_steps"] for entry in rollbacks))

@@ -11,10 +11,10 @@ from mixture.shards import DOCUMENT_RECORD, open_shard
 
 
 class ValidationText:
-    """The first documents of a source's validation split, laid out in sequences, each token predicted once.
+    """The first documents of a source's validation split, in sequences; each token is predicted once.
 
-    The end of a document is no text and is not scored; the last sequence is filled up with ends. A document that
-    does not fit goes on in the next sequence without what was before, so the numbers are a little above those of
+    End-of-text tokens are not scored and pad the last sequence. A document that does not fit continues in the next
+    sequence without its earlier tokens as context, so bits per byte are a little above those of
     eval/bits_per_byte.py, whose window slides.
 
     Attributes:

@@ -98,7 +98,7 @@ def summarize(
 def delivered(mixture: TokenMixture, state: dict) -> dict[str, dict[str, float]]:
     """Return of each source what was asked of it until now and what it gave: asked, share (of bytes), repetitions."""
     shards, total_bytes = mixture.shards, max(1, sum(state["bytes_seen"].values()))
-    asked = mixture.asked(state["step"] * state["tokens_per_step"] // shards.sequence_length)
+    asked = mixture.target_shares(state["step"] * state["tokens_per_step"] // shards.sequence_length)
     return {
         name: {
             "asked": asked[name],

@@ -11,10 +11,10 @@ from token_files import open_shards, write_tokens
 import pretrain
 import tokenize_corpus
 import train_tokenizer
-from mixture.fitting import expected_deviations, fit_to_corpus, limit_repetitions
+from mixture.fitting import expected_deviations, fit_to_corpus, limit_repetitions, resolve_for_run
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture, schedule_phases
-from mixture.shares import average_shares, resolve_for_run, resolve_shares
+from mixture.shares import average_shares, resolve_shares
 from recipe_config import Data, RecipeError, Training
 
 
@@ -86,7 +86,7 @@ def test_a_fixed_share_that_repeats_a_source_too_often_is_refused_by_its_own_lim
     with pytest.raises(RecipeError, match=r"cases 5.0 times, more than data.sources.0.max_repetitions=1.5; at most 1"):
         limit_repetitions(training, data, shards, shares)
     fitted, notes = limit_repetitions(training, data.model_copy(update={"fit_to_corpus": True}), shards, shares)
-    assert fitted.max_tokens < 200_000 and "which are taken" in notes[0]
+    assert fitted.max_tokens < 200_000 and "this many are used" in notes[0]
     assert limit_repetitions(fitted, data, shards, shares) == (fitted, [])
 
 

@@ -21,7 +21,7 @@ from mixture.batches import MicroBatches, document_positions, read_batches
 from mixture.labels import IGNORED_LABEL
 from mixture.order import PATTERN_LENGTH, TokenMixture, interleave
 from mixture.permutation import permute
-from mixture.shard_writer import cut_at_lines, encode, load_tokenizer, token_dtype
+from mixture.shard_writer import encode, load_tokenizer, split_at_lines, token_dtype
 from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
@@ -171,10 +171,10 @@ def test_control_tokens_in_a_document_are_text(tokenized_run):
 
 def test_a_long_document_is_encoded_piece_by_piece_at_line_ends(monkeypatch):
     monkeypatch.setattr("mixture.shard_writer.MAX_PIECE_CHARACTERS", 10)
-    assert list(cut_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
+    assert list(split_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
     text = make_text(1)
-    assert "".join(cut_at_lines(text)) == text
-    assert all(len(piece) <= 10 for piece in cut_at_lines(text))
+    assert "".join(split_at_lines(text)) == text
+    assert all(len(piece) <= 10 for piece in split_at_lines(text))
 
 
 def test_the_type_of_a_token_holds_the_whole_vocabulary():
@@ -329,7 +329,7 @@ def test_the_schedule_gives_each_share_at_every_thousand_sequences_of_each_phase
         for sequences in (*range(1000, last - first, 1000), *([10**12] if first else [])):
             taken = (mixture.counts(first + sequences) - mixture.counts(first)) * shards.bytes_per_sequence
             assert abs(taken / taken.sum() - list(phase.values())).max() < 0.001, (first, sequences)
-    whole = mixture.asked(2 * start)
+    whole = mixture.target_shares(2 * start)
     taken = mixture.counts(2 * start) * shards.bytes_per_sequence
     assert abs(taken / taken.sum() - list(whole.values())).max() < 0.001
 
