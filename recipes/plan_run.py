@@ -30,6 +30,7 @@ from planning.known_models import OPEN_MODELS
 from planning.memory import STRATEGIES, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
 from planning.plan_table import describe
+from planning.planned_recipe import planned_values
 from planning.scaling_laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     LAWS,
@@ -462,16 +463,11 @@ def plan_cost(plan: Plan, device: Device, budget: dict, used_flops: float) -> di
 
 def write_overlay(plan: dict, path: Path) -> None:
     """Write what the next stages run: the planned model, vocabulary and training as a recipe overlay."""
-    chosen = plan["memory"]["chosen"] or {"per_device_train_batch_size": 1}
-    keys = ("max_tokens", "tokens_per_step", "learning_rate", "weight_decay", "warmup_steps")
-    training = {key: plan["training"][key] for key in keys}
-    training["per_device_train_batch_size"] = chosen["per_device_train_batch_size"]
-    values = {"tokenizer": {"vocab_size": plan["vocab_size"]}, "model": plan["model"], "training": training}
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
-    yaml.dump(values, stream)
+    yaml.dump(planned_values(plan), stream)
     first = "# Written by plan_run.py; give it after the recipe: --config recipe.yaml planned.yaml\n"
     path.write_text(first + stream.getvalue(), encoding="utf-8")
 

@@ -2,7 +2,7 @@
 """The recipe: every key of the YAML, its unit and its default. recipe_loading.py reads files into it.
 
     python recipes/recipe_config.py > recipes/recipe.schema.json   # for editors that complete YAML keys
-    python recipes/run_recipe.py --help                            # every key with its unit and default
+    python recipes/run_recipe.py --help training                   # the keys of a section with unit and default
 
 A file may say which other file it is laid over: `base: base.yaml` at its top, relative to the file itself.
 Any other path in a recipe is relative to the folder the command is started in.

@@ -10,11 +10,13 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -209,28 +211,82 @@ def nearest(key: str, section: type[Section]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(section.model_fields)}"
 
 
-def describe_keys() -> str:
-    """List every key with its default and its description, for --help."""
+def describe_sections() -> str:
+    """List the sections of the recipe, a line each, for --help."""
+    sections = {name: next(models_in(field.annotation)) for name, field in Recipe.model_fields.items()}
+    first_sentences = {name: " ".join(section.__doc__.split()).split(". ")[0] for name, section in sections.items()}
+    return "\n".join(
+        [
+            "sections of the recipe, whose keys are set as --section.key=value:",
+            *(f"  {name:<12}{sentence.rstrip('.')}" for name, sentence in first_sentences.items()),
+            "--help training lists the keys of a section, --help data.sources of one inside it, --help all every key",
+        ]
+    )
 
-    def lines(section: type[Section], prefix: str) -> Iterator[str]:
-        for key, field in section.model_fields.items():
+
+def describe_keys(topic: str) -> str:
+    """List keys with their default, meaning and unit, for --help.
+
+    Args:
+        topic: `all`, a section such as `data` or `data.sources`, or one key of a section.
+
+    Raises: RecipeError: there is no such section or key.
+    """
+
+    def lines(section: type[Section], prefix: str, keys: Iterable[str]) -> Iterator[str]:
+        for key in keys:
+            field = section.model_fields[key]
             nested = next(models_in(field.annotation), None)
-            many = "[]" if nested and "list" in str(field.annotation) else ""
+            name = prefix + key + list_mark(field)
             if field.description:
                 default = "required" if field.is_required() else f"default {describe_default(field.get_default())}"
-                yield f"  --{prefix}{key}{many}  ({default})\n        {' '.join(field.description.split())}"
-            if nested:
-                yield from lines(nested, f"{prefix}{key}{many}.")
+                more = f" Its keys: --help {prefix}{key}" if nested and topic != "all" else ""
+                text = " ".join(field.description.split()) + more
+                yield f"  --{name}  ({default})\n{textwrap.indent(textwrap.fill(text, 110), ' ' * 8)}"
+            if nested and topic == "all":
+                yield from lines(nested, f"{name}.", nested.model_fields)
 
-    return "keys of the recipe, each an override --section.key=value:\n" + "\n".join(lines(Recipe, ""))
+    if topic == "all":
+        return "\n".join(["every key of the recipe:", *lines(Recipe, "", Recipe.model_fields)])
+    section, prefix = Recipe, ""
+    names = topic.replace("[]", "").split(".")
+    for depth, name in enumerate(names, start=1):
+        if name not in section.model_fields:
+            raise RecipeError(f"--help {topic}: no section or key {name!r}{nearest(name, section)}")
+        field = section.model_fields[name]
+        nested = next(models_in(field.annotation), None)
+        if nested is None and depth < len(names):
+            raise RecipeError(f"--help {topic}: {prefix}{name} is a key, not a section; --help {prefix}{name}")
+        if nested is None:
+            return "\n".join(lines(section, prefix, [name]))
+        section, prefix = nested, f"{prefix}{name}{list_mark(field)}."
+    summary = textwrap.fill(f"{topic}: {' '.join(section.__doc__.split())}", 118)
+    return "\n".join([summary, *lines(section, prefix, section.model_fields)])
+
+
+def list_mark(field: FieldInfo) -> str:
+    """Return `[]` for a list of sections, as data.sources is one."""
+    return "[]" if "list" in str(field.annotation) and next(models_in(field.annotation), None) else ""
 
 
 def describe_default(default: Any) -> str:
     return json.dumps(default.model_dump() if isinstance(default, Section) else default)
 
 
+class ShowHelp(argparse.Action):
+    """Print the usage and the sections of the recipe, or the keys of the section that --help names."""
+
+    def __call__(self, parser, namespace, topic, option_string=None):
+        try:
+            text = parser.format_help() if topic is None else f"{describe_keys(topic)}\n"
+        except RecipeError as error:
+            parser.exit(2, f"{error}\n")
+        sys.stdout.write(text)
+        parser.exit()
+
+
 def parse_command_line(description: str, argv: list[str] | None = None, **flags: str) -> tuple[Recipe, Any]:
-    """Read `--config FILE ...`, `--section.key=value`, `--overwrite`, `--dry_run` and the given extra flags.
+    """Read `--config FILE ...`, `--section.key=value`, `--overwrite`, `--dry_run`, `--help` and the extra flags.
 
     Args:
         description: the script's docstring, shown by --help.
@@ -241,9 +297,13 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
     """
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=describe_keys(),
+        epilog=describe_sections(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h", "--help", nargs="?", action=ShowHelp, metavar="SECTION", help="this, or keys of a section"
     )
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="YAML files, later ones win")
     parser.add_argument("--overwrite", action="store_true", help="make the output anew where it is out of date")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strict loading: every way a recipe can be wrong has its message, and all of them come at once."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -200,10 +201,63 @@ def test_the_command_line_exits_with_status_2_and_every_problem(tmp_path, capsys
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_help_lists_every_key_with_its_default_and_its_unit(capsys):
+def show_help(capsys, *topic: str) -> tuple[int, str]:
+    """Return the exit status of --help, and what it prints."""
+    with pytest.raises(SystemExit) as stopped:
+        parse_command_line("What it does.", ["--help", *topic])
+    shown = capsys.readouterr()
+    return stopped.value.code, shown.err if stopped.value.code else shown.out
+
+
+@pytest.mark.parametrize(
+    ("topic", "message"),
+    [
+        ("trainin", "--help trainin: no section or key 'trainin'; did you mean 'training'?"),
+        ("data.sorces", "--help data.sorces: no section or key 'sorces'; did you mean 'sources'?"),
+        ("zzz", "no section or key 'zzz'; the keys here are run, data, tokenizer"),
+        ("training.max_token", "no section or key 'max_token'; did you mean 'max_tokens'?"),
+        ("run.seed.x", "--help run.seed.x: run.seed is a key, not a section; --help run.seed"),
+        ("", "no section or key ''"),
+    ],
+)
+def test_help_on_what_is_no_section_is_refused_with_the_nearest_name(capsys, topic, message):
+    status, shown = show_help(capsys, topic)
+    assert status == 2 and message in shown, shown
+
+
+def test_help_lists_the_sections_a_line_each(capsys):
+    status, shown = show_help(capsys)
+    assert status == 0 and shown.startswith("usage:") and "What it does." in shown and "--overwrite" in shown
+    listed = shown.partition("sections of the recipe")[2].splitlines()[1:]
+    assert [line.split()[0] for line in listed[:-1]] == list(Recipe.model_fields)
+    assert all(len(line) < 120 and len(line.split()) >= 2 for line in listed), "each says what it is for"
+    assert "--help all" in listed[-1] and "--training." not in shown
+
+
+def test_help_on_a_section_lists_its_keys_alone(capsys):
+    shown = show_help(capsys, "training")[1]
+    assert all(f"--training.{key}" in shown for key in Recipe.model_fields["training"].annotation.model_fields)
+    assert "--training.max_seconds  (default null)" in shown and "(seconds)" in shown
+    assert "--run." not in shown and "rollback.after_skips" not in shown and "--help training.stability" in shown
+    for topic in ("data.sources", "data.sources[]"):
+        shown = show_help(capsys, topic)[1]
+        assert "--data.sources[].path  (required)" in shown and "--data.splits" not in shown
+    assert "after_skips" in show_help(capsys, "training.stability.rollback")[1], "a section that may be null too"
+    assert show_help(capsys, "run.seed") == (
+        0,
+        "  --run.seed  (default 0)\n        Seed of the initial weights and of the data order.\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["plan_run", "prepare_data", "push_to_hub", "choose_vocabulary", "summary_page"])
+def test_every_command_shows_the_same_help(capsys, command):
     with pytest.raises(SystemExit):
-        parse_command_line("What it does.", ["--help"])
-    shown = capsys.readouterr().out
+        importlib.import_module(command).main(["--help", "hub"])
+    assert capsys.readouterr().out == show_help(capsys, "hub")[1]
+
+
+def test_help_all_lists_every_key_with_its_default_and_its_unit(capsys):
+    shown = show_help(capsys, "all")[1]
 
     def keys(section, prefix=""):
         for key, field in section.model_fields.items():

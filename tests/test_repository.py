@@ -63,7 +63,8 @@ STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob
 EVAL_PACKAGES = ("metrics", "sections")
 SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).rglob("[!_]*.py"))
 SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py"), *SECTIONS])
-PAGES = sorted([ROOT / "README.md", *RECIPES.rglob("README.md"), *(ROOT / "eval").rglob("README.md")])
+PAGES = sorted([ROOT / "README.md", RECIPES / "CONTRIBUTING.md", *RECIPES.rglob("README.md")])
+PAGES += sorted((ROOT / "eval").rglob("README.md"))
 
 
 def relative(path: Path) -> str:
