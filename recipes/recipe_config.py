@@ -4,8 +4,8 @@
     python recipes/recipe_config.py > recipes/recipe.schema.json   # for editors that complete YAML keys
     python recipes/run_recipe.py --help training                   # the keys of a section with unit and default
 
-A file may say which other file it is laid over: `base: base.yaml` at its top, relative to the file itself.
-Any other path in a recipe is relative to the folder the command is started in.
+A file may name the file that it overrides: `base: base.yaml` at its top, relative to the file itself. Any other path
+in a recipe is relative to the folder the command is started in.
 """
 
 import json
@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 
 
 class RecipeError(ValueError):
-    """What a user can mend, every problem at once, one a line: `file: key.path: what is wrong, got value; remedy`."""
+    """Something a user can fix: all problems at once, one a line: `file: key.path: what is wrong, got value;
+    remedy`."""
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -27,7 +28,7 @@ class RecipeError(ValueError):
 
 
 def whole_number(value: Any) -> Any:
-    """Take `2e9`, a float to YAML, for the whole number it is; anything else goes on to strict validation."""
+    """Convert `2e9`, a float in YAML, to an int; leave everything else to strict validation."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -57,21 +58,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key path below this section, what is wrong) for values that are each legal but cannot go together."""
+        """Yield (key path below this section, what is wrong) for values that are valid alone but not together."""
         yield from ()
 
 
 class Run(Section):
-    """Where the run lives."""
+    """The run folder, the seed, resuming."""
 
     output_dir: str
     """Folder for everything the run makes, for example runs/legal-quickstart."""
     seed: Count = 0
     """Seed of the initial weights and of the data order."""
     resume: str = "auto"
-    """auto: go on from the newest valid checkpoint; never: refuse where there is one; or a checkpoint folder."""
+    """auto: resume from the newest valid checkpoint; never: refuse if there is one; or a checkpoint folder."""
     timeout_seconds: PositiveFloat = 600.0
-    """A process that the others wait for so long in training ends the run (seconds)."""
+    """Training ends when the others have waited this long for one process (seconds)."""
 
 
 class Source(Section):
@@ -90,23 +91,23 @@ class Source(Section):
     revision: str | None = None
     """Commit of a Hub dataset, 40 hex digits. None: the head, whose commit documents/stats.json records."""
     max_bytes: Positive | None = None
-    """Read no further than this many bytes of text (UTF-8)."""
+    """Stop reading after this many bytes of text (UTF-8)."""
     max_training_bytes: Positive | None = None
-    """Of what is not held out, train on documents of no more than this many bytes, chosen by a hash of their content.
-    What is held out stays the same, so models of less and of more text are scored on the same one."""
+    """Train on at most this many bytes, in documents chosen by a hash of their content. Held-out text stays the same,
+    so models trained on less and on more text are scored on the same one."""
     domain: Name | None = None
-    """Label under which results are added up, such as legal or general. None: the source's own name."""
+    """Label that results are summed under, such as legal or general. None: the source's own name."""
     share: Fraction | None = None
-    """Share of the training bytes, 0 to 1. None: of what the other shares leave, as the bytes at hand divide it, held
-    within data.min_shares and max_repetitions. 0: only in data.phases."""
+    """Fraction of the training bytes, 0 to 1. None: such sources split the remaining share in proportion to their
+    bytes, subject to data.min_shares and max_repetitions. 0: only in data.phases."""
     max_repetitions: PositiveFloat | None = None
-    """A run that would go through the source more often is refused before it starts. None: data.max_repetitions."""
+    """A run that would repeat the source more often is refused before it starts. None: data.max_repetitions."""
     date_field: str = "date"
     """Field of an example with the day, month or year of the text, as 2023-05-31, 2023-05 or 2023."""
     license: str | None = None
     """Licence of the text, for the data and model cards."""
     url: str | None = None
-    """Where a person reads about the source."""
+    """Web page about the source."""
 
     @property
     def label(self) -> str:
@@ -114,8 +115,8 @@ class Source(Section):
 
 
 class NearDuplicates(Section):
-    """MinHash: documents that share a bucket of hashes of their word n-grams are near-duplicates. Of each cluster one
-    stays: of the source named first in the recipe, there the longest.
+    """MinHash: documents that share a bucket of hashes of their word n-grams are near-duplicates. Each cluster keeps
+    one document: from the source named first in the recipe, the longest one.
 
     With 14 buckets of 8 hashes, two documents of similarity 0.72 are found with probability 0.65, of 0.8 with 0.92.
     """
@@ -123,81 +124,81 @@ class NearDuplicates(Section):
     n_grams: Positive = 5
     """Words in an n-gram."""
     num_buckets: Positive = 14
-    """Buckets; more find more."""
+    """Buckets; more buckets find more pairs."""
     hashes_per_bucket: Positive = 8
-    """Hashes that must all agree in a bucket; more find fewer."""
+    """Hashes that must all agree in a bucket; more hashes find fewer pairs."""
     against: list[str] = []
-    """documents/ folders of earlier runs: what is near to a document there is dropped."""
+    """documents/ folders of earlier runs: documents near to one of theirs are dropped."""
 
 
 class Decontamination(Section):
-    """Documents that hold items of the benchmarks that are scored later are dropped; corpus/benchmark_overlap.py."""
+    """Drop documents that hold items of the benchmarks scored later; corpus/benchmark_overlap.py."""
 
     benchmarks: str | None = None
-    """Folder of <task>.jsonl, as eval/run_eval.py --export_requests writes it. None: benchmarks/ of the run, which
-    run_recipe.py has written for evaluation.tasks."""
+    """Folder of <task>.jsonl written by eval/run_eval.py --export_requests. None: benchmarks/ of the run, which
+    run_recipe.py writes for evaluation.tasks."""
     ngram_words: Annotated[Int, Field(ge=8)] = 13
-    """Words that must follow each other in a document as they do in an item to count as shared."""
+    """Consecutive words that a document and an item must have in common to count as shared."""
     min_overlap_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A document is dropped when it shares this much of an item's words; smaller overlaps are only recorded. At 0.5 a
-    common phrase in a short item can drop many documents, and decontamination.json shows it; 0.8 drops near-copies."""
+    """A document is dropped when it shares this fraction of an item's words; smaller overlaps are recorded. At 0.5 a
+    common phrase in a short item can drop many documents (see decontamination.json); 0.8 drops near-copies."""
 
 
 class Languages(Section):
-    """Which languages are kept, told by py3langid, whose model comes with its package; corpus/language.py."""
+    """Languages to keep, detected by py3langid, whose model comes with its package; corpus/language.py."""
 
     keep: Annotated[list[str], Field(min_length=1)]
     """ISO 639-1 codes, such as en."""
     min_probability: Fraction = 0.5
-    """Probability from which a document counts as one of these languages."""
+    """Least probability that a document is in one of these languages."""
 
 
 class Quality(Section):
-    """Rules that drop what is hardly text: those of Gopher, C4 and FineWeb; corpus/text_quality.py."""
+    """Rules of Gopher, C4 and FineWeb that drop documents of low quality; corpus/text_quality.py."""
 
     profile: Literal["web", "professional"] = "professional"
     """web: the published thresholds, made for web pages; professional: settings under which statutes, contracts,
     filings and clinical notes pass."""
     overrides: dict[str, float | bool] = {}
-    """Rule -> threshold over the profile's; the rules are listed in corpus/text_quality.py."""
+    """Rule -> threshold that replaces the profile's; corpus/text_quality.py lists the rules."""
 
 
 class RepeatedPassages(Section):
-    """Passages that very many documents share, such as headers, footers and licence notices, are cut out of them all;
+    """Remove passages that very many documents share, such as headers, footers and licence notices;
     corpus/repeated_passages.py."""
 
     min_documents: Annotated[Int, Field(ge=2)]
     """Documents that must share a passage."""
     min_words: Positive = 8
-    """Shorter passages are left."""
+    """Shorter passages are kept."""
     sources: list[Name] | None = None
     """Sources to look in. None: all."""
 
 
 class PersonalData(Section):
-    """Personal data that has a form: what is done with it, before anything else sees the text. Names are left."""
+    """Personal data in recognisable forms: replaced, counted or dropped before any other step. Names are left."""
 
     profile: Literal["finance", "general", "legal", "medical"]
     """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone; finance and legal: also tax,
     account, birth; medical: also account, record, birth."""
     actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
-    """Kind -> replace, drop (the document) or leave (only count), over the profile's; may add kinds, such as
+    """Kind -> replace, drop (the document) or leave (only count), instead of the profile's; may add kinds, such as
     docket."""
 
 
 class Splits(Section):
-    """Held-out text, taken by content hash before anything is trained."""
+    """Held-out text, chosen by content hash before anything is trained."""
 
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    """Share of each source's bytes scored during training."""
+    """Fraction of each source's bytes scored during training."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    """Share of each source's bytes kept for the final evaluation."""
+    """Fraction of each source's bytes kept for the final evaluation."""
     max_bytes: Positive = 20_000_000
-    """No split holds out more than this of a source, whatever its fraction (bytes)."""
+    """Most that a split holds out of a source (bytes)."""
     future_from: str | None = None
-    """Documents of this day and later are the split `future`, never trained on: how the model does on text written
-    after its own. As '2024-01-01', in quotes; documents without a date are never in it, those with one in a form that
-    Source.date_field does not take are quarantined."""
+    """Documents of this day and later form the split `future`, which is never trained on and shows how the model does
+    on later text. As '2024-01-01', in quotes. Documents without a date are not in it; dates in a form that
+    Source.date_field does not accept are quarantined."""
 
     def problems(self):
         if self.validation_fraction + self.test_fraction > 0.5:
@@ -210,14 +211,14 @@ class Splits(Section):
 
 
 class RopeParameters(Section):
-    """LlamaConfig's rope_parameters: how the rotary positions are stretched over longer sequences."""
+    """LlamaConfig's rope_parameters: how rotary positions are scaled for longer sequences."""
 
     rope_type: Literal["default", "linear", "yarn", "llama3"] = "default"
-    """default: only rope_theta, a larger one for longer sequences; the others also rescale by factor."""
+    """default: only a larger rope_theta; the others also rescale by factor."""
     rope_theta: PositiveFloat
     """Base of the rotary position frequencies, in place of model.rope_theta."""
     factor: Annotated[float, Field(ge=1)] | None = None
-    """How many times longer sequences are than original_max_position_embeddings; for all types but default."""
+    """New sequence length over original_max_position_embeddings; for all types but default."""
     original_max_position_embeddings: Positive | None = None
     """Sequence length that factor starts from (tokens); for yarn and llama3."""
     low_freq_factor: PositiveFloat | None = None
@@ -240,32 +241,32 @@ class RopeParameters(Section):
 
 
 class Phase(Section):
-    """A later part of training with shares of its own, such as the best text while the learning rate falls."""
+    """A later part of training with its own shares, such as the best text while the learning rate decays."""
 
     start_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Where the phase begins, as a fraction of all steps; it lasts until the next begins."""
+    """Start of the phase, as a fraction of all steps; it lasts until the next one starts."""
     shares: dict[Name, Fraction]
-    """Source -> share of the bytes; those not named have none."""
+    """Source -> fraction of the bytes; sources not named have none."""
     sequence_length: Positive | None = None
-    """Tokens in one training sequence from here on, a multiple of training.sequence_length; as many tokens are in a
-    forward pass and in a step as before. None: that of the phase before."""
+    """Tokens in one training sequence from here on, a multiple of training.sequence_length. Tokens in a forward pass
+    and in a step do not change. None: that of the phase before."""
     rope_parameters: RopeParameters | None = None
     """Rotary positions from here on, for a longer sequence_length. None: those of the phase before."""
 
 
 class Skip(Section):
-    """Text that is passed over without moving anything else: every other step keeps its data. May be changed between
-    a checkpoint and the resume from it."""
+    """Text that is not trained on; every other step keeps its data. May change between a checkpoint and the resume
+    from it."""
 
     steps: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = []
     """Ranges [first, last] of optimizer steps."""
     documents: list[str] = []
-    """Ids of documents, wherever they stand, as document_ledger.py shows them."""
+    """Ids of documents, as document_ledger.py prints them, skipped wherever they occur."""
 
     def problems(self):
         for index, (first, last) in enumerate(self.steps):
             if last < first:
-                yield f"steps.{index}", f"[{first}, {last}] ends before it begins"
+                yield f"steps.{index}", f"[{first}, {last}] ends before it starts"
 
 
 class Slurm(Section):
@@ -287,9 +288,9 @@ class Data(Section):
     sources: Annotated[list[Source], Field(min_length=1)]
     """The sources, each {name, path, data_files | revision, share}."""
     min_shares: dict[Name, Fraction] = {}
-    """Domain (or name of a source) -> least share of the training bytes, such as legal: 0.51."""
+    """Domain (or name of a source) -> least fraction of the training bytes, such as legal: 0.51."""
     phases: list[Phase] = []
-    """Later parts of training with shares of their own, in order."""
+    """Later parts of training with their own shares, in order."""
     skip: Skip = Skip()
     """Steps and documents that are not trained on."""
     extract_text: str | None = None
@@ -297,13 +298,13 @@ class Data(Section):
     min_document_bytes: Count = 200
     """Shorter documents are dropped (bytes)."""
     normalise_text: bool = True
-    """Unicode NFC, plain line ends and spaces, no control and invisible characters; corpus/text_quality.py."""
+    """Unicode NFC, plain line ends and spaces, no control or invisible characters; corpus/text_normalisation.py."""
     languages: Languages | None = None
     """Languages to keep. None: all."""
     quality: Quality | None = None
-    """Rules that drop what is hardly text. None: nothing is dropped."""
+    """Rules that drop documents of low quality. None: nothing is dropped."""
     repeated_passages: RepeatedPassages | None = None
-    """Passages to cut out of the documents that share them. None: nothing is cut."""
+    """Passages to remove from the documents that share them. None: none."""
     personal_data: PersonalData | None = None
     """Personal data to replace, count or drop documents for. None: not looked for."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
@@ -311,22 +312,22 @@ class Data(Section):
     decontamination: Decontamination | None = None
     """Benchmarks to keep out of the text; null checks nothing."""
     family_containment: Fraction | None = None
-    """Documents that share this fraction of their 13-word sequences go to one split together. None: each by itself.
-    Held in memory, about 8 bytes a word: for corpora of up to some GB."""
+    """Documents that share this fraction of their 13-word sequences go to the same split. None: each by itself. Takes
+    about 8 bytes of memory a word: for corpora of up to some GB."""
     splits: Splits = Splits()
-    """Held-out shares."""
+    """Held-out text."""
     workers: Positive | None = None
-    """Processes for preparing and tokenizing; the result does not depend on it. None: one a core, or on a cluster as
-    many as it gives."""
+    """Processes that prepare and tokenize; the result does not depend on it. None: one a core, or as many as a cluster
+    gives."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Where the tasks of prepare and tokenize run; the result does not depend on it. slurm: job arrays on a cluster
     with a shared file system; ray: the cluster that RAY_ADDRESS names."""
     slurm: Slurm | None = None
     """For executor: slurm."""
     max_repetitions: PositiveFloat = 4.0
-    """A run that would show a source more often than this is refused before it starts."""
+    """A run that would repeat a source more often is refused before it starts."""
     fit_to_corpus: bool = False
-    """Shrink vocabulary, batch and length of training to what a small corpus can carry, with a note, not an error."""
+    """Reduce vocabulary size, batch and length of training to fit a small corpus, with a note instead of an error."""
 
     def problems(self):
         names = [source.name for source in self.sources]
@@ -343,7 +344,7 @@ class Data(Section):
             yield f"min_shares.{label}", f"no source or domain of this name; there are {', '.join(sorted(labels))}"
         starts = [phase.start_fraction for phase in self.phases]
         if starts != sorted(set(starts)):
-            yield "phases", f"start_fraction must rise from phase to phase, got {starts}"
+            yield "phases", f"start_fraction must increase from phase to phase, got {starts}"
         for index, phase in enumerate(self.phases):
             for name in phase.shares.keys() - set(names):
                 yield f"phases.{index}.shares.{name}", f"no source of this name; there are {', '.join(names)}"
@@ -362,54 +363,55 @@ class Tokenizer(Section):
 
     algorithm: Literal["bpe", "unigram"] = "bpe"
     """bpe: merges of frequent pairs, by tokenizers. unigram: the most probable pieces, trained chunk by chunk and
-    merged as BloombergGPT's was, in memory that does not grow with the text; slower."""
+    merged as in BloombergGPT, in memory that does not grow with the text; slower."""
     pretokenization: Literal["gpt4", "multiword", "neutral"] = "gpt4"
-    """Where text is cut first, as no token crosses a cut. gpt4: at words, with English contractions; multiword: not
-    between words, so that a token may be several, as BloombergGPT's; neutral: without rules of any language."""
+    """Where text is split before tokens are learnt; no token crosses a split. gpt4: at words, with English
+    contractions; multiword: not between words, so a token may be several words, as in BloombergGPT; neutral: without
+    rules of any language."""
     vocab_size: Annotated[Int, Field(ge=257)] = 32_768
-    """Entries, the 256 bytes and special tokens among them; a multiple of 128 is fastest on GPUs."""
+    """Vocabulary size, including the 256 bytes and the special tokens; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
-    """Occurrences a pair needs to become an entry; for bpe."""
+    """Occurrences that a pair needs to become a token; for bpe."""
     max_token_bytes: Positive = 64
-    """Length of the longest entry (bytes)."""
+    """Length of the longest token (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
-    """Training sample, drawn by the sources' shares (bytes); for bpe about 20 bytes of memory for each byte of the
-    words that differ."""
+    """Training sample, drawn by the sources' shares (bytes). bpe needs about 20 bytes of memory for each byte of
+    distinct words."""
     chunk_bytes: Positive = 20_000_000
-    """Text that one model is trained on before they are merged (bytes); for unigram."""
+    """Text of one chunk, whose model is merged with the others (bytes); for unigram."""
     special_tokens: Annotated[list[str], Field(min_length=1)] = ["<|endoftext|>"]
-    """The first entries. The first of them stands between documents, begins a text and ends it."""
+    """The first tokens of the vocabulary. The first of them separates documents and begins and ends a text."""
     num_reserved_tokens: Count = 0
-    """Entries <|reserved_0|> and so on at the end of the vocabulary, for a later use such as the roles of a chat."""
+    """Tokens <|reserved_0|> and so on at the end of the vocabulary, for later use such as chat roles."""
     pad_vocabulary: bool = False
-    """Where the text carries fewer entries than vocab_size, fill up with reserved tokens rather than refuse."""
+    """Where the text yields fewer tokens than vocab_size, add reserved tokens instead of refusing."""
     terms: list[str] = []
-    """Words whose cut is shown in the report, such as mens rea."""
+    """Words whose tokens the report shows, such as mens rea."""
     terms_file: str | None = None
-    """Domain terms, one a line, of which the report says how many stay whole. None: terms.txt beside data.py."""
+    """Domain terms, one a line; the report counts how many stay one token. None: terms.txt beside data.py."""
     compare_with: list[str] = []
     """Other tokenizers to measure on the same held-out text: Hub id (org/name or org/name@commit), folder or file."""
     from_pretrained: str | None = None
-    """Hub id or folder of a byte-level tokenizer to take as it is. None: model.from_pretrained's, or a new one."""
+    """Hub id or folder of a byte-level tokenizer to use unchanged. None: model.from_pretrained's, or a new one."""
     extend_by: Positive | None = None
-    """Entries to add to the tokenizer that is taken, those that shorten the text of the recipe most. None: none."""
+    """Tokens to add to that tokenizer: those that shorten the recipe's text most. None: none."""
 
     def problems(self):
         fixed = 256 + len(self.special_tokens) + self.num_reserved_tokens
         if self.vocab_size < fixed:
             yield (
                 "vocab_size",
-                f"{self.vocab_size} has no room for the bytes and the other {fixed - 256} fixed entries",
+                f"{self.vocab_size} has no room for the bytes and the other {fixed - 256} fixed tokens",
             )
 
 
 class Lora(Section):
-    """Low-rank adapters (peft): weights stay, and beside each target the product of two thin matrices is trained."""
+    """Low-rank adapters (peft): the weights stay; the product of two thin matrices is trained beside each target."""
 
     rank: Positive = 16
     """Rows of the thin matrices."""
     alpha: PositiveFloat | None = None
-    """The product counts alpha / rank. None: twice the rank."""
+    """The product is scaled by alpha / rank. None: twice the rank."""
     targets: Annotated[list[str], Field(min_length=1)] = [
         "q_proj",
         "k_proj",
@@ -423,16 +425,16 @@ class Lora(Section):
 
 
 class Model(Section):
-    """LlamaConfig's fields, or a model to go on from. vocab_size is the tokenizer's, max_position_embeddings is
-    training.sequence_length, or that of the last of data.phases."""
+    """LlamaConfig's fields, or a model to continue. vocab_size is the tokenizer's, max_position_embeddings is
+    training.sequence_length or that of the last of data.phases."""
 
     from_pretrained: str | None = None
-    """Hub id or folder of a Llama model to go on from, with its tokenizer. Its shape is taken, and what the recipe
-    says of the shape is not read. None: from scratch."""
+    """Hub id or folder of a Llama model to continue, with its tokenizer. Its shape replaces the recipe's. None: from
+    scratch."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     lora: Lora | None = None
-    """With from_pretrained: train adapters only; model/ has them merged. None: train every weight."""
+    """With from_pretrained: train adapters only, merged into model/. None: train every weight."""
     hidden_size: Positive | None = None
     """Width."""
     intermediate_size: Positive | None = None
@@ -442,7 +444,7 @@ class Model(Section):
     num_attention_heads: Positive | None = None
     """Query heads."""
     num_key_value_heads: Positive | None = None
-    """Key and value heads; fewer than the query heads is grouped-query attention. None: as many."""
+    """Key and value heads; fewer than query heads is grouped-query attention. None: as many."""
     head_dim: Positive | None = None
     """Width of a head. None: hidden_size / num_attention_heads."""
     rope_theta: PositiveFloat = 10_000.0
@@ -452,7 +454,7 @@ class Model(Section):
     initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights."""
     scaled_residual_init: bool = True
-    """Divide it by sqrt(2 num_hidden_layers) for what a layer adds to the residual stream."""
+    """Divide it by sqrt(2 num_hidden_layers) for the projections that add to the residual stream."""
     attention_dropout: Fraction = 0.0
     """Fraction of the attention weights set to zero in training; for text that is repeated often."""
     tie_word_embeddings: bool = False
@@ -460,14 +462,14 @@ class Model(Section):
 
     def problems(self):
         if self.from_pretrained is not None:
-            return  # what is wrong with it is found where it is loaded
+            return  # problems with it are found when it is loaded
         shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         missing = [name for name in shape if getattr(self, name) is None]
         for name in missing:
             yield name, f"missing; it says: {type(self).model_fields[name].description} Or set model.from_pretrained"
         for name in ("lora", "revision"):
             if getattr(self, name) is not None:
-                yield name, "there is nothing it could apply to; set model.from_pretrained"
+                yield name, "needs a model to apply to; set model.from_pretrained"
         if missing:
             return
         heads, key_value_heads = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
@@ -481,51 +483,52 @@ class Model(Section):
 
 
 class Rollback(Section):
-    """Going back to the newest checkpoint before several skipped steps, and passing over the data around them."""
+    """Roll back to the newest checkpoint before several skipped steps, and skip the data around them."""
 
     after_skips: Annotated[Int, Field(ge=2)] = 3
-    """Skipped steps among the last window_steps that make a run go back."""
+    """Skipped steps among the last window_steps that trigger a rollback."""
     skip_before: Count = 10
-    """Steps passed over before the first of them."""
+    """Steps skipped before the first of them."""
     skip_after: Count = 10
-    """Steps passed over after the last of them."""
+    """Steps skipped after the last of them."""
     learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The learning rate is multiplied by this each time, for the rest of the run."""
     max_rollbacks: Positive = 3
-    """A run that would go back more often is stopped."""
+    """A run that would roll back more often is stopped."""
 
 
 class Stability(Section):
-    """What is done about steps that would harm the model; training_stability.py. A step whose loss or gradient is not
+    """Steps that would harm the model are not taken; training/stability.py. A step whose loss or gradient is not
     finite is always skipped."""
 
     max_nonfinite_steps: Positive = 3
-    """So many of them after each other stop the run, with the documents of the steps."""
+    """So many such steps in a row stop the run, which prints their documents."""
     window_steps: Annotated[Int, Field(ge=8)] = 128
-    """Steps over which loss and gradient norm are averaged; spikes are looked for once half of them are there."""
+    """Steps over which loss and gradient norm are averaged; spikes are detected once half of them are there."""
     max_sigmas: PositiveFloat | None = 6.0
     """A loss or gradient norm so many standard deviations above the mean is a spike, and skipped. None: none is."""
     rollback: Rollback | None = None
-    """What is done after several. None: nothing more."""
+    """Policy after several skipped steps. None: none."""
 
 
 class Training(Section):
-    """The optimizer, the schedule, the horizon. Processes, precision and sharding are in accelerate_configs/."""
+    """The optimizer, the schedule, the length of training. Processes, precision and sharding are in
+    accelerate_configs/."""
 
     max_tokens: Positive
     """Length of training (tokens, all sources together)."""
     tokens_per_step: Positive | None = None
-    """Tokens in one optimizer step over all processes; gradient accumulation is derived from it. None: by the rule for
+    """Tokens in one optimizer step over all processes; gradient accumulation follows from it. None: by the rule for
     the model's size in planning/training_rules.py."""
     sequence_length: Annotated[Int, Field(ge=2)]
     """Tokens in one training sequence."""
     per_device_train_batch_size: Positive = 8
     """Sequences in one forward pass on one device."""
     max_seconds: PositiveFloat | None = None
-    """Train for about this long: max_tokens is cut to it once, from the speed of the first steps (seconds)."""
+    """Train for about this long: max_tokens is reduced once, by the speed of the first steps (seconds)."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw; or muon: torch.optim.Muon for the matrices of the layers and AdamW for the rest. None: muon for a new
-    model (experiments/README.md), adamw where one is gone on from."""
+    model (experiments/README.md), adamw for a continued one."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate. None: by the rule for the model's size in planning/training_rules.py."""
     min_learning_rate_fraction: Fraction = 0.0
@@ -535,11 +538,11 @@ class Training(Section):
     warmup_steps: Count | None = None
     """Steps over which the learning rate rises. None: a twentieth of all steps, at most 500."""
     decay_fraction: Fraction = 0.2
-    """Last fraction of the steps over which warmup_stable_decay falls."""
+    """Last fraction of the steps, over which warmup_stable_decay decays."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decay of matrices and embeddings."""
     decay_gains: bool = False
-    """Have the gains of the norms decay as well."""
+    """Apply weight decay to the gains of the norms as well."""
     adam_beta1: Fraction = 0.9
     """AdamW's first decay rate."""
     adam_beta2: Fraction = 0.95
@@ -547,22 +550,22 @@ class Training(Section):
     adam_epsilon: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients longer than this are scaled down to it."""
+    """Gradients with a larger norm are scaled down to it."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-sum-exp of the logits in what is minimised, such as 1e-4; keeps logits from drifting.
-    The logged loss is without it."""
+    """Weight of the squared log-sum-exp of the logits in the minimised loss, such as 1e-4; keeps logits from drifting.
+    The logged loss excludes it."""
     document_masking: bool = True
     """Documents in one sequence do not see each other. false: they do, which is faster with sdpa."""
     attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
     """sdpa everywhere; on GPUs flash_attention_2 (package flash-attn) or flex_attention skip what the borders of
     documents mask."""
     gradient_checkpointing: bool = False
-    """Keep the input of each layer only and compute the rest again in the backward pass: a third more work for a
-    fraction of the memory."""
+    """Keep only the input of each layer and recompute the rest in the backward pass: a third more work for a fraction
+    of the memory."""
     torch_compile: bool = True
-    """Compile the forward and backward pass; without a C++ compiler it is left off with a note."""
+    """Compile the forward and backward pass; without a C++ compiler training runs uncompiled, with a note."""
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = []
-    """Trackers beside metrics.jsonl. tensorboard writes below the run folder; the others are packages of their own."""
+    """Trackers beside metrics.jsonl. tensorboard writes below the run folder; the others need their package."""
     logging_steps: Positive = 10
     """A line in metrics.jsonl every so many steps."""
     eval_steps: Positive = 500
@@ -570,17 +573,17 @@ class Training(Section):
     max_eval_bytes: Positive = 1_000_000
     """Validation text scored each time, per source (bytes)."""
     eval_tasks: list[Name] = []
-    """Tasks below eval/tasks/ (no groups) that are scored with it, by likelihood and without examples."""
+    """Tasks below eval/tasks/ (no groups) scored with it, by likelihood and without examples."""
     max_eval_items: Positive = 100
     """Items scored each time, per task."""
     save_steps: Positive = 500
     """A checkpoint every so many steps, and at the end."""
     save_total_limit: Positive = 2
-    """Checkpoints kept; at least 2, since the newest may turn out to be damaged."""
+    """Checkpoints kept; at least 2, since the newest may be damaged."""
     keep_every_steps: Positive | None = None
-    """Checkpoints of a multiple of so many steps are kept for good. None: none is."""
+    """Checkpoints at multiples of this are kept for good. None: none is."""
     stability: Stability = Stability()
-    """Steps that are not taken."""
+    """Steps that are skipped, and what follows."""
 
     @property
     def max_steps(self) -> int:
@@ -602,14 +605,14 @@ class Training(Section):
                 f"{self.max_tokens} is less than one sequence of sequence_length={self.sequence_length}",
             )
         if self.save_total_limit < 2:
-            yield "save_total_limit", "1 leaves nothing to go back to when the newest checkpoint is damaged; use 2"
+            yield "save_total_limit", "1 leaves nothing to resume from when the newest checkpoint is damaged; use 2"
 
 
 class Plan(Section):
-    """What plan_run.py plans for, with one budget: flops, device_hours, hours or money. No other stage reads it."""
+    """The budget that plan_run.py plans for: one of flops, device_hours, hours or money. No other stage reads it."""
 
     device: DeviceName = "h100-sxm"
-    """Accelerator, of those in planning/devices.py; cpu is this machine, measured."""
+    """Accelerator, one of planning/devices.py; cpu is this machine, measured."""
     num_devices: Positive | None = None
     """Devices that train together. None: 8, and for cpu one."""
     flops: PositiveFloat | None = None
@@ -621,27 +624,28 @@ class Plan(Section):
     money: PositiveFloat | None = None
     """Budget in the currency of price_per_device_hour."""
     price_per_device_hour: PositiveFloat | None = None
-    """What an hour of one device costs."""
+    """Price of an hour of one device."""
     utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the device's peak that training reaches, recomputation counted as work. None: 0.4, from 0.3 to 0.5."""
+    """Fraction of the device's peak that training reaches, with recomputation counted as work. None: 0.4, from 0.3 to
+    0.5."""
     reserve_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Share of the budget kept for failures and restarts; BloombergGPT's 0.3."""
+    """Fraction of the budget kept for failures and restarts; BloombergGPT's 0.3."""
     recomputation_factor: Annotated[float, Field(ge=1)] = 1.0
-    """Work of a step over what it is without activation checkpointing; 1.33 with it."""
+    """Work of a step relative to one without activation checkpointing; 1.33 with it."""
     domain: Name | None = None
     """Domain (or source) that the model is for. None: that of the first source."""
     domain_bytes: Positive | None = None
-    """Text of the domain at hand (bytes). None: what documents/stats.json counts."""
+    """Text of the domain (bytes). None: as counted in documents/stats.json."""
     general_bytes: Count | None = None
-    """Other text at hand (bytes). None: what documents/stats.json counts."""
+    """Other text (bytes). None: as counted in documents/stats.json."""
     min_domain_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least share of the domain. None: data.min_shares, or what the sources' shares add up to, or 0.5."""
+    """Least share of the domain. None: data.min_shares, or the sum of its sources' shares, or 0.5."""
     bytes_per_token: PositiveFloat | None = None
-    """None: what tokenizer/report.json measured, or 4.4, as a domain tokenizer of 8,192 entries has on legal text."""
+    """None: as measured in tokenizer/report.json, or 4.4, a domain tokenizer's of size 8,192 on legal text."""
     vocab_size: Annotated[Int, Field(ge=257)] | Literal["choose"] | None = None
-    """Entries; choose: by the vocabulary law. None: tokenizer.vocab_size."""
+    """Vocabulary size; choose: by the vocabulary law. None: tokenizer.vocab_size."""
     law: Literal["chinchilla_1", "chinchilla_2", "chinchilla_3", "besiroglu", "kaplan"] = "besiroglu"
-    """Law that sets the size; scaling_laws.py. All are shown."""
+    """Law that sets the size; planning/scaling_laws.py. All are reported."""
 
     @property
     def devices(self) -> int:
@@ -661,7 +665,7 @@ class Plan(Section):
 
 
 class Vocabulary(Section):
-    """What choose_vocabulary.py compares, to choose tokenizer.vocab_size by. No other stage reads it."""
+    """The sizes that choose_vocabulary.py compares for tokenizer.vocab_size. No other stage reads it."""
 
     sizes: Annotated[list[Annotated[Int, Field(ge=257)]], Field(min_length=2)] = [
         2048,
@@ -671,12 +675,12 @@ class Vocabulary(Section):
         32_768,
         65_536,
     ]
-    """Sizes that a tokenizer is trained with and measured; BloombergGPT tried 25,000 to 550,000."""
+    """Sizes of the tokenizers that are trained and measured; BloombergGPT tried 25,000 to 550,000."""
     trained_sizes: list[Annotated[Int, Field(ge=257)]] | None = None
-    """Sizes that small models are trained with, at equal FLOPs; []: none. None: the one that the vocabulary law finds
-    best for the small model, at least 512, and 4, 16 and 64 times it."""
+    """Sizes that small models are trained with, at equal FLOPs; []: none. None: the optimum of the vocabulary law for
+    the small model, at least 512, and 4, 16 and 64 times it."""
     flops: PositiveFloat = 3e12
-    """What each of these models is trained with."""
+    """FLOPs of each of these models' training."""
     model: Model = Model(
         hidden_size=64,
         intermediate_size=176,
@@ -688,22 +692,22 @@ class Vocabulary(Section):
 
 
 class Evaluation(Section):
-    """What eval/run_eval.py scores at the end."""
+    """Tasks, prompts and held-out text that eval/run_eval.py scores at the end."""
 
     tasks: list[Name] = []
     """Tasks below eval/tasks/ (lm-eval YAML)."""
     prompts: list[str] = []
-    """Beginnings that the model continues, at every validation and at the end, in the report and the card."""
+    """Prompts that the model continues at every validation and at the end, for the report and the card."""
     max_bytes_per_source: Positive = 2_000_000
     """Held-out text scored per source (bytes)."""
     batch_size: Positive = 8
     """Sequences in one forward pass."""
     xz: bool = False
-    """Compress the held-out text with xz -9e as a yardstick; for corpora of up to about 50 MB."""
+    """Compress the held-out text with xz -9e as a baseline; for corpora of up to about 50 MB."""
 
 
 class Hub(Section):
-    """Publishing. Nothing is uploaded unless repo_id is set; docs in publishing/README.md."""
+    """Publishing to the Hub, which uploads nothing unless repo_id is set; publishing/README.md."""
 
     repo_id: RepoId | None = None
     """Model repository (user-or-org/name). None: only the release folder is made."""
@@ -712,13 +716,13 @@ class Hub(Section):
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
     license_file: str | None = None
-    """Text of that licence, published as LICENSE. None: of apache-2.0 this repository's, of others none."""
+    """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
     """Languages of the text (ISO 639-1)."""
     contact: str | None = None
     """Where to ask for a document's removal, such as an e-mail address. None: the repository's discussions."""
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9]\d*(KB|MB|GB)$")] = "5GB"
-    """Largest file of weights; larger ones are cut."""
+    """Largest file of weights; more weights are sharded."""
     revision_steps: Positive | None = None
     """Publish the weights while training, every so many steps, as revisions such as step-0001000; a multiple of
     training.save_steps. None: only the finished model."""
@@ -727,9 +731,9 @@ class Hub(Section):
     dataset_repo_id: RepoId | None = None
     """Dataset repository for the data card and the statistics, without the text. None: not published by itself."""
     dataset_text: bool = False
-    """Put the text into it too, of the sources whose licence and personal data let anyone pass it on."""
+    """Add the text of the sources whose licence and personal-data setting allow redistribution."""
     tensorboard: bool = False
-    """Add metrics.jsonl as a TensorBoard log, which the Hub draws on the model's page."""
+    """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
 
     def problems(self):
         repositories = {key: getattr(self, key) for key in ("repo_id", "tokenizer_repo_id", "dataset_repo_id")}
@@ -743,46 +747,46 @@ class Hub(Section):
 
 
 class Finetune(Section):
-    """Teaching a model to summarise, by recipes/finetune.py; run_recipe.py does not do it."""
+    """Fine-tuning a model to summarise, by recipes/finetune.py; run_recipe.py does not run it."""
 
     model: str | None = None
-    """Hub id or folder of the model to teach. None: model/ of the run."""
+    """Hub id or folder of the model to fine-tune. None: model/ of the run."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     train: Source
-    """Documents with summaries to learn from."""
+    """Documents with summaries to train on."""
     test: Source
-    """Documents with summaries to be scored on; those among train too are left out there."""
+    """Documents with summaries to score; documents also in train are left out of train."""
     document_field: str = "text"
     """Field of an example with the document."""
     summary_field: str = "summary"
     """Field of an example with the summary."""
     max_train_documents: Positive | None = None
-    """Learn from the first so many. None: all."""
+    """Train on the first so many. None: all."""
     max_test_documents: Positive = 200
     """Score on the first so many."""
     template: Literal["plain", "chat"] = "plain"
     """plain: the document, then `Summary:`; chat: the model's own chat template, or a plain one where it has none."""
     instruction: str = "Summarize this text."
-    """What template: chat asks for, before the document."""
+    """Instruction before the document, for template: chat."""
     sequence_length: Annotated[Int, Field(ge=16)] = 1024
-    """Tokens of document and summary together; a longer document is cut at its end."""
+    """Tokens of document and summary together; a longer document is truncated."""
     max_summary_tokens: Positive = 160
-    """Tokens kept for the summary in it, and the longest that is generated."""
+    """Tokens reserved for the summary, and the most that are generated."""
     lead_sentences: Positive = 3
-    """The first sentences of a document are the yardstick."""
+    """Sentences of the baseline summary: the first ones of a document."""
     lora: Lora | None = None
     """Train adapters only, merged at the end. None: train every weight."""
     num_train_epochs: PositiveFloat = 3.0
-    """Times that the documents are gone through."""
+    """Passes over the documents."""
     examples_per_step: Positive = 16
     """Examples in one optimizer step over all processes."""
     per_device_train_batch_size: Positive = 4
     """Examples in one forward pass on one device."""
     learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate; it rises over the first twentieth of the steps and falls as a cosine."""
+    """Peak learning rate; it warms up over the first twentieth of the steps and decays as a cosine."""
     save_steps: Positive = 100
-    """A checkpoint every so many steps, from which a run that was stopped goes on."""
+    """A checkpoint every so many steps, from which a stopped run resumes."""
 
     def problems(self):
         if self.max_summary_tokens > self.sequence_length // 2:
@@ -817,7 +821,7 @@ class Recipe(Section):
         if self.tokenizer.extend_by is not None and not (self.tokenizer.from_pretrained or self.model.from_pretrained):
             yield "tokenizer.extend_by", "there is no tokenizer to extend; set model.from_pretrained"
         if self.tokenizer.from_pretrained and self.model.from_pretrained:
-            yield "tokenizer.from_pretrained", "a model goes on with its own tokenizer; leave this out"
+            yield "tokenizer.from_pretrained", "a continued model keeps its own tokenizer; leave this out"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
         base = training.sequence_length
@@ -841,7 +845,7 @@ class Recipe(Section):
         for name in unset:
             yield f"training.{name}", "missing; the rule that sets it is for new models, not for model.from_pretrained"
         if unset or self.data.fit_to_corpus:
-            return  # then training is fitted, not refused
+            return  # training is then fitted, not refused
         if training.max_tokens < training.tokens_per_step:
             text = f"{training.max_tokens} is less than one step of tokens_per_step={training.tokens_per_step}"
             yield "training.max_tokens", text
@@ -860,13 +864,13 @@ class Recipe(Section):
 
 
 def divmod_neighbours(value: int, unit: int) -> tuple[int, int]:
-    """Return how many whole units lie at most at and just above value."""
+    """Return the numbers of whole units just below (or at) and above value."""
     return value // unit, value // unit + 1
 
 
 def main() -> None:
     schema = Recipe.model_json_schema()
-    schema["properties"]["base"] = {"type": "string", "description": "YAML file that this one is laid over."}
+    schema["properties"]["base"] = {"type": "string", "description": "YAML file that this one overrides."}
     # An overlay states only what differs, so an editor must not ask for the rest.
     schema.pop("required")
     for definition in schema["$defs"].values():

@@ -68,7 +68,7 @@ def phase(settings: str) -> str:
         ("--training.tokens_per_step=8193", "= 8 * 128 = 1024; nearest: 8192 or 9216"),
         ("--training.tokens_per_step=10", "= 1024; nearest: 1024"),
         ("--training.warmup_steps=122", "warmup_steps: 122 is not less than max_tokens / tokens_per_step = 122 steps"),
-        ("--training.save_total_limit=1", "save_total_limit: 1 leaves nothing to go back to"),
+        ("--training.save_total_limit=1", "save_total_limit: 1 leaves nothing to resume from"),
         ("--training.optimizer=sgd", "optimizer: input should be 'adamw' or 'muon', got \"sgd\""),
         ("--training.torch_compile=1", "torch_compile: input should be a valid boolean, got 1"),
         ("--training=3", "not an option; override a key of the recipe as --section.key=value"),

@@ -207,7 +207,7 @@ def test_another_base_makes_what_was_made_from_it_stale(base, adapted, tmp_path)
             ["--model.from_pretrained=x", "--training.learning_rate=null"],
             "training.learning_rate: missing; the rule that sets it is for new models",
         ),
-        (["--model.lora={}"], "model.lora: there is nothing it could apply to; set model.from_pretrained"),
+        (["--model.lora={}"], "model.lora: needs a model to apply to; set model.from_pretrained"),
         (["--tokenizer.extend_by=5"], "tokenizer.extend_by: there is no tokenizer to extend"),
         (["--model.hidden_size=null"], "model.hidden_size: missing; it says: Width. Or set model.from_pretrained"),
         (["--model.from_pretrained=x", "--model.lora={}"], "training.optimizer: muon is for full matrices"),
