@@ -12,7 +12,7 @@ Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (RO
     accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/finetune.py --config ...
     python recipes/summary_page.py --config recipes/legal/summarise.yaml     # paste a text, read its summary
 
-Started again after it was stopped, it goes on from its newest checkpoint.
+Started again after a stop, it resumes from its newest checkpoint.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 
 
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model to teach, in fp32, and its tokenizer.
+    """Load the model to fine-tune, in fp32, and its tokenizer.
 
     Raises: RecipeError: it cannot be loaded or does not read as far as the recipe asks.
     """
@@ -176,17 +176,17 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started
-    taught = trainer.accelerator.unwrap_model(trainer.model)
-    trained = sum(parameter.numel() for parameter in taught.parameters() if parameter.requires_grad)
+    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     if settings.lora:
-        taught = taught.merge_and_unload()
-    after = summarise_together(documents, taught, tokenizer, settings, "finetune: summaries after")
+        tuned = tuned.merge_and_unload()
+    after = summarise_together(documents, tuned, tokenizer, settings, "finetune: summaries after")
 
-    yardstick = f"first {settings.lead_sentences} sentences"
+    baseline = f"first {settings.lead_sentences} sentences"
     leads = [lead(document, settings.lead_sentences) for document in documents]
     results = {
         "made_from": made_from,
-        "model": {"parameters": taught.num_parameters(), "trained": trained},
+        "model": {"parameters": tuned.num_parameters(), "trained": trained},
         "documents": {
             "train": len(train),
             "test": len(test),
@@ -198,7 +198,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         "resumed_from": last and Path(last).name,
         "rouge": {
             name: rouge(found, references)
-            for name, found in {yardstick: leads, "before": before, "after": after}.items()
+            for name, found in {baseline: leads, "before": before, "after": after}.items()
         },
         "cut_documents": sum(is_cut(document, settings, tokenizer) for document in documents),
         "examples": [
@@ -207,7 +207,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         ],
     }
     if state.is_main_process:
-        write_output(recipe, taught, tokenizer, results)
+        write_output(recipe, tuned, tokenizer, results)
         shutil.rmtree(checkpoints.parent, ignore_errors=True)
     state.wait_for_everyone()
     return results
@@ -238,7 +238,7 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
         front_matter,
         settings=recipe.finetune,
         results=results,
-        title=f"{Path(recipe.run.output_dir).name}, taught to summarise",
+        title=f"{Path(recipe.run.output_dir).name}, fine-tuned to summarise",
     )
     (partial / "README.md").write_text(card, encoding="utf-8")
     if final.exists():
@@ -264,11 +264,11 @@ def main(argv: list[str] | None = None) -> None:
             print(f"finetune: nothing to do, {done.parent} is up to date")
             return
         if not options.overwrite:
-            raise RecipeError(f"{done.parent} is of other settings or another model; --overwrite makes it anew")
+            raise RecipeError(f"{done.parent} was made with other settings or another model; --overwrite rebuilds it")
     if options.dry_run:
-        print(f"finetune: would teach {folder} with {settings.train.path}")
+        print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return
-    # Unlike Accelerator, PartialState does not look at this by itself, and each process would train alone.
+    # Unlike Accelerator, PartialState ignores this variable, and each process would train alone.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise SystemExit(f"finetune: Accelerate counts {state.num_processes} processes; see accelerate_configs/")

@@ -12,7 +12,7 @@ Out:  <run.output_dir>/release/: the model's files, README.md (the card), data_c
     hf auth login
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml --hub.repo_id=me/tiny-legal
 
-Run it again after whatever went wrong: what is there is not sent twice, and `main` of a repository is never in
+Run it again after any failure: nothing is sent twice, and `main` of a repository is never in
 between. The token comes from `hf auth login` or the environment variable HF_TOKEN, never from a recipe or an argument.
 """
 
@@ -59,7 +59,7 @@ def build(recipe: Recipe, parts: list[str], overwrite: bool = False) -> dict[str
 def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> None:
     """Bring the repositories to what the folders hold, read them back, and say of each what it holds now.
 
-    Raises: RecipeError: for everything that can go wrong, with what to do. Nothing that was made here is lost.
+    Raises: RecipeError: for any failure, with what to do. Nothing that was made here is lost.
     """
     if get_token() is None:
         raise RecipeError("hub.repo_id is set, but there is no Hub token: run `hf auth login`, or set HF_TOKEN")

@@ -306,7 +306,7 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
         "-h", "--help", nargs="?", action=ShowHelp, metavar="SECTION", help="this, or keys of a section"
     )
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="YAML files, later ones win")
-    parser.add_argument("--overwrite", action="store_true", help="make the output anew where it is out of date")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild the output where it is out of date")
     parser.add_argument("--dry_run", action="store_true", help="check and show what would be done, then stop")
     for flag, text in flags.items():
         parser.add_argument(f"--{flag}", help=text)

@@ -81,7 +81,7 @@ def summarise(
     for start in tqdm(starts, desc=progress, unit=" batches", leave=False, disable=progress is None):
         chosen = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chosen)
-        # Padded on the left, so that what is generated follows the prompt; what is put there is never looked at.
+        # Padded on the left, so that generation follows the prompt; the padding is masked.
         input_ids = torch.full((len(chosen), width), tokenizer.eos_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for row, index in enumerate(chosen):

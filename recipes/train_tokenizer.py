@@ -10,8 +10,8 @@ Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, with report.json a
 
 Every byte string can be encoded and decodes to itself. The sample it is trained on is drawn by the sources' shares and
 by the hash of the text, so the number of workers and the order of files change nothing. Beside the tokenizer of the
-recipe one of the same kind and size is trained on general text only, as the yardstick. With model.from_pretrained or
-tokenizer.from_pretrained that tokenizer is taken instead, with new entries where tokenizer.extend_by says so.
+recipe one of the same kind and size is trained on general text only, as the baseline. With model.from_pretrained or
+tokenizer.from_pretrained that tokenizer is used instead, with tokenizer.extend_by more tokens.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
 on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
@@ -73,11 +73,11 @@ def train(
         recipe: whose settings it follows.
         documents: the prepared documents.
         shares: source -> its part of the sample, of which max_train_bytes are drawn.
-        vocab_size: entries in all.
+        vocab_size: all tokens, special ones included.
         pad: fill up with reserved tokens where the text carries fewer.
         name: shown in the progress bar.
 
-    Raises: RecipeError: the text carries fewer entries and `pad` is not set; a special token could be text.
+    Raises: RecipeError: the text yields fewer tokens and `pad` is not set; a special token could be text.
     """
     settings = recipe.tokenizer
     sizes = sample_sizes(recipe, shares)
@@ -130,7 +130,7 @@ def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
     vocab_size = min(settings.vocab_size, max(fixed + 64, carried // 64 * 64))
     if vocab_size < settings.vocab_size:
         print(
-            f"tokenizer: note: {sum(train_bytes.values()):,} bytes carry about {vocab_size:,} entries, "
+            f"tokenizer: note: {sum(train_bytes.values()):,} bytes yield about {vocab_size:,} tokens, "
             f"not the {settings.vocab_size:,} of tokenizer.vocab_size"
         )
     return vocab_size
@@ -157,11 +157,11 @@ def is_general(source: Source) -> bool:
 def take_tokenizer(
     recipe: Recipe, taken: str, documents: Path, shares: dict[str, float], output: Path
 ) -> dict[str, Tokenizer]:
-    """Write an existing tokenizer, with tokenizer.extend_by new entries, instead of training one.
+    """Write an existing tokenizer, with tokenizer.extend_by new tokens, instead of training one.
 
     Returns: the tokenizer of the run and, where it was extended, the old one beside it.
 
-    Raises: RecipeError: there is none, it is not byte-level, has no end-of-text token or lacks fewer entries.
+    Raises: RecipeError: there is none, it is not byte-level, has no end-of-text token or lacks fewer words.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     try:
@@ -183,7 +183,7 @@ def take_tokenizer(
         for source, size_bytes in sizes.items()
         for text in draw_sample(partial(read_texts, documents, "train", source), size_bytes, SAMPLE_SEED)
     )
-    with tqdm(texts, "tokenizer: read, new entries", unit=" texts", leave=False) as bar:
+    with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
         entries = choose_entries(old, bar, settings.extend_by, settings.min_frequency)
     if len(entries) < settings.extend_by:
         raise RecipeError(
@@ -216,7 +216,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
             num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizers[OURS].get_vocab())
             if num_reserved > settings.num_reserved_tokens:
                 print(
-                    f"tokenizer: note: the text carries {vocab_size - num_reserved:,} entries; {num_reserved:,} "
+                    f"tokenizer: note: the text yields {vocab_size - num_reserved:,} tokens; {num_reserved:,} "
                     f"reserved tokens fill them up to {vocab_size:,}"
                 )
             general = {source.name: shares[source.name] for source in sources if is_general(source)}
@@ -258,7 +258,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
 
 
 def cut_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
-    """Return how a term is cut where it stands in a sentence, after a space, as readable pieces."""
+    """Return the readable tokens of a term inside a sentence, after a space."""
     return pieces(tokenizer, tokenizer.encode(f"{CONTEXT} {term}", add_special_tokens=False), len(CONTEXT))
 
 
@@ -269,12 +269,15 @@ def main(argv: list[str] | None = None) -> None:
         return
     if options.dry_run:
         require(recipe, "prepare")
-        print(f"tokenizer: would train {recipe.tokenizer.algorithm} with {recipe.tokenizer.vocab_size:,} entries")
+        print(
+            f"tokenizer: would train {recipe.tokenizer.algorithm} with a vocabulary of {recipe.tokenizer.vocab_size:,}"
+        )
         return
     report = make_tokenizer(recipe)
     ratios = ", ".join(f"{ratio:.2f} on {name}" for name, ratio in report["bytes_per_token"][OURS].items())
     print(
-        f"tokenizer: {report['vocab_size']:,} entries, bytes per token {ratios}, in {recipe.run.output_dir}/tokenizer"
+        f"tokenizer: vocabulary of {report['vocab_size']:,}, bytes per token {ratios}, in "
+        f"{recipe.run.output_dir}/tokenizer"
     )
     for sentence in report["card"]["verdict"]["sentences"]:
         print(f"tokenizer: {sentence}")

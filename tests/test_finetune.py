@@ -41,9 +41,9 @@ class StoppedTrainer(finetune.SFTTrainer):
 
 
 @pytest.fixture(scope="module")
-def taught(tokenized_run, tmp_path_factory):
-    """A tiny model that was taught with adapters, stopped on the way, and the arguments it was taught with."""
-    folder = tmp_path_factory.mktemp("taught")
+def tuned(tokenized_run, tmp_path_factory):
+    """A tiny model that was tuned with adapters, stopped on the way, and the arguments it was tuned with."""
+    folder = tmp_path_factory.mktemp("tuned")
     run = tokenized_run.copy(folder / "run")
     pretrain.main(run.argv(*LONGER))
     write_cases(folder / "train.jsonl", 0, 64)
@@ -84,8 +84,8 @@ def results(run: TinyRun) -> dict:
     return json.loads((run.output_dir / "finetuned" / "results.json").read_text())
 
 
-def test_what_cannot_be_learned_from_is_left_out_and_counted(taught):
-    documents = results(taught[0])["documents"]
+def test_what_cannot_be_learned_from_is_left_out_and_counted(tuned):
+    documents = results(tuned[0])["documents"]
     assert documents == {
         "train": 64,
         "test": 12,
@@ -93,18 +93,18 @@ def test_what_cannot_be_learned_from_is_left_out_and_counted(taught):
     }
 
 
-def test_the_taught_model_is_scored_beside_the_one_before_and_the_first_sentences(taught):
-    scores = results(taught[0])["rouge"]
+def test_the_tuned_model_is_scored_beside_the_one_before_and_the_first_sentences(tuned):
+    scores = results(tuned[0])["rouge"]
     assert list(scores) == ["first 3 sentences", "before", "after"]
     for metrics in scores.values():
         for score in metrics.values():
             assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
     assert scores["after"]["rouge1"]["mean"] > scores["before"]["rouge1"]["mean"] + 0.2
-    assert results(taught[0])["model"]["trained"] < results(taught[0])["model"]["parameters"]
+    assert results(tuned[0])["model"]["trained"] < results(tuned[0])["model"]["parameters"]
 
 
-def test_the_taught_model_loads_merged_and_stops_by_itself(taught):
-    run, _, argv = taught
+def test_the_tuned_model_loads_merged_and_stops_by_itself(tuned):
+    run, _, argv = tuned
     folder = run.output_dir / "finetuned"
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()) and not any("lora" in name for name, _ in model.named_parameters())
@@ -113,33 +113,33 @@ def test_the_taught_model_loads_merged_and_stops_by_itself(taught):
     texts = [f"{make_text(seed, 1)}\nThe bank wins." for seed in range(2_000, 2_008)]
     summaries = summarise(texts, model, tokenizer, chosen)
     ended = [len(tokenizer(summary)["input_ids"]) < chosen.max_summary_tokens for summary in summaries]
-    assert sum(ended) >= 6, f"the end was taught too: {summaries}"
+    assert sum(ended) >= 6, f"the end was tuned too: {summaries}"
     assert summarise(texts[:1], model, tokenizer, chosen) == summaries[:1], "padding beside others changes nothing"
 
 
-def test_the_card_has_the_scores_and_says_when_they_are_bad(taught):
-    card = (taught[0].output_dir / "finetuned" / "README.md").read_text()
-    after = results(taught[0])["rouge"]["after"]["rouge2"]
+def test_the_card_has_the_scores_and_says_when_they_are_bad(tuned):
+    card = (tuned[0].output_dir / "finetuned" / "README.md").read_text()
+    after = results(tuned[0])["rouge"]["after"]["rouge2"]
     assert f"{after['mean']:.3f} ({after['low']:.3f} to {after['high']:.3f})" in card
     assert "low-rank adapters (rank 4, merged;" in card and "made up" in card and "It is no legal advice" in card
 
 
-def test_a_second_start_does_nothing_and_other_settings_are_refused(taught, capsys):
-    run, _, argv = taught
+def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsys):
+    run, _, argv = tuned
     finetune.main(argv)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match="is of other settings or another model; --overwrite makes it anew"):
+    with pytest.raises(RecipeError, match="was made with other settings or another model; --overwrite rebuilds it"):
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
 
 
-def test_teaching_that_was_stopped_goes_on_from_its_checkpoint(taught):
-    run = taught[0]
+def test_teaching_that_was_stopped_goes_on_from_its_checkpoint(tuned):
+    run = tuned[0]
     assert results(run)["resumed_from"] == "checkpoint-16" and results(run)["steps"] == 64
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
 
 
-def test_every_weight_can_be_taught_with_a_chat_template(taught, tmp_path):
-    run, argv = taught[0].copy(tmp_path / "run"), taught[2]
+def test_every_weight_can_be_tuned_with_a_chat_template(tuned, tmp_path):
+    run, argv = tuned[0].copy(tmp_path / "run"), tuned[2]
     more = ["--finetune.lora=null", "--finetune.template=chat", "--finetune.num_train_epochs=4", "--overwrite"]
     finetune.main([*argv, *more, f"--run.output_dir={run.output_dir}", "--finetune.learning_rate=1e-2"])
     found = results(run)
@@ -149,8 +149,8 @@ def test_every_weight_can_be_taught_with_a_chat_template(taught, tmp_path):
 
 
 @pytest.mark.long
-def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(taught, tmp_path):
-    run, folder, argv = taught[0].copy(tmp_path / "run"), taught[1], taught[2]
+def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(tuned, tmp_path):
+    run, folder, argv = tuned[0].copy(tmp_path / "run"), tuned[1], tuned[2]
     with start_hub() as (_, endpoint):
         environment = os.environ | hub_environment(endpoint, tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
         upload = (
@@ -184,8 +184,8 @@ def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(taught, tmp
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
-def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_text(taught, template):
-    tokenizer = AutoTokenizer.from_pretrained(taught[0].output_dir / "tokenizer")
+def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_text(tuned, template):
+    tokenizer = AutoTokenizer.from_pretrained(tuned[0].output_dir / "tokenizer")
     tokenizer.chat_template = CHAT_TEMPLATE
     source = {"name": "a", "path": "a"}
     chosen = Finetune(train=source, test=source, sequence_length=96, max_summary_tokens=16, template=template)
@@ -214,9 +214,9 @@ def test_the_lead_is_whole_sentences():
         (["--finetune.model=/nowhere"], "finetune.model='/nowhere': cannot be loaded"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_is_trained(taught, overrides, message, capsys):
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tuned, overrides, message, capsys):
     with pytest.raises((RecipeError, SystemExit)) as refused:
-        finetune.main([*taught[2], *overrides, "--overwrite"])
+        finetune.main([*tuned[2], *overrides, "--overwrite"])
     assert message in str(refused.value) + capsys.readouterr().err
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run may publish beside its model: the tokenizer alone, and the data card with statistics and, if asked, text.
+"""Releases beside the model: the tokenizer alone, and the data card with statistics and, if set, the text.
 
 Text is published of a source only if its licence lets anyone pass it on and no personal data was left in it that was
 found. Both are what the recipe and its patterns say, not what a lawyer would.
@@ -53,7 +53,7 @@ def build_tokenizer_release(recipe: Recipe) -> None:
 def build_dataset_release(recipe: Recipe) -> list[str]:
     """Make release_dataset/: the data card, the statistics, and with hub.dataset_text the text that may be shown.
 
-    Returns: of which sources the text is not in it, and why, if it was asked for.
+    Returns: source -> why its text is not in it, where hub.dataset_text is set.
     """
     stage = require(recipe, "prepare")
     recorded = recorded_files(stage)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring a repository of the Hub to what a folder holds, in one commit that is read back; or say why it cannot be.
+"""Make a Hub repository equal to a folder, in one commit that is read back; or report why that fails.
 
 In:   folders with a manifest.json, as push_to_hub.py makes them, and a token of `hf auth login` or HF_TOKEN.
-Out:  repositories that hold the same files, and a record of what was published, with which a second try goes on.
+Out:  repositories that hold the same files, and a record of what was published, from which a second try continues.
 
-`run_transfer` does it in a process of its own, so that it ends at a deadline whatever it hangs in: huggingface_hub
+`run_transfer` does it in a separate process, so that it ends at a deadline even if it hangs: huggingface_hub
 waits for ever for an answer, obeys `Retry-After: 86400`, and repeats a 409 without a pause. That process imports no
 torch, ends when its parent does, and is this file:
 
-    run_transfer starts `main` in a process of its own, with one task as a line of JSON on its standard input.
+    run_transfer starts `main` in a separate process, with one task as a line of JSON on its standard input.
 
 Xet, the Hub's chunked storage, is used where it is installed; HF_HUB_DISABLE_XET=1 turns it off.
 """
@@ -50,7 +50,7 @@ KNOWN_STATES = 4  # of a repository that are remembered as this run's own
 GRACE_SECONDS = 30.0  # after the deadline, for the process to say what it hung in
 SLOWEST_BYTES_PER_SECOND = 1e6  # an upload gets the time that its bytes take at this speed, and SPARE_SECONDS
 SPARE_SECONDS = 900.0
-# What to do about an answer of the Hub, and whether it may be another one when asked again.
+# The remedy for an answer of the Hub, and whether a retry may get another answer.
 REMEDIES = {
     400: (
         "the Hub does not take what was sent, for the reason it gave: often the front matter of the card",
@@ -74,7 +74,7 @@ REMEDIES = {
     412: ("someone else committed meanwhile: look at what changed there first", True),
     413: ("a file is too large for the Hub: lower hub.max_shard_size", False),
     422: ("the Hub does not take these names or values: check hub.repo_id and the card", False),
-    429: ("the Hub limits how often it is asked, by account and by address; wait, then run again", True),
+    429: ("the Hub limits requests by account and by address; wait, then run again", True),
     451: ("the repository is not available for legal reasons", False),
 }
 HUB_TROUBLE = ("the trouble may be the Hub's: see https://status.huggingface.co", True)
@@ -101,7 +101,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """One repository, or a branch of it, that is to hold what a folder does.
+    """One repository, or a branch of it, to make equal to a folder.
 
     Attributes:
         folder: its files; manifest.json among them lists the others.
@@ -148,7 +148,7 @@ class Trouble:
 
 
 def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> dict:
-    """Carry out "publish" or "check" for jobs in a process of its own.
+    """Carry out "publish" or "check" for jobs in a separate process.
 
     Returns: {"done": [of each job what `publish` returned]}, with {"failed": message, "unreachable": bool} where one
         failed; those after it were not tried.
@@ -286,7 +286,7 @@ def explain(error: BaseException) -> Trouble:
             return Trouble(str(error), "wait, then run again; see https://status.huggingface.co", passes=False)
         if isinstance(error, OfflineModeIsEnabled):
             remedy = "unset HF_HUB_OFFLINE on a machine with a network"
-            return Trouble("HF_HUB_OFFLINE is set, so nothing is asked of the Hub", remedy, False, unreachable=True)
+            return Trouble("HF_HUB_OFFLINE is set, so the Hub is not contacted", remedy, False, unreachable=True)
         if response is not None:
             remedy, passes = REMEDIES.get(response.status_code, HUB_TROUBLE)
             said = getattr(error, "server_message", None) or response.reason_phrase
@@ -300,9 +300,7 @@ def explain(error: BaseException) -> Trouble:
         remedy = "a proxy or a login page may have answered in its place: open it in a browser"
         return Trouble(f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True)
     if isinstance(error, FileNotFoundError):
-        return Trouble(
-            f"{error.filename}: {error.strerror}", "run again with --overwrite to make it anew", passes=False
-        )
+        return Trouble(f"{error.filename}: {error.strerror}", "run again with --overwrite to rebuild it", passes=False)
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if "xet" in what.lower() or "xet" in type(error).__module__.lower():
         return Trouble(what, "set HF_HUB_DISABLE_XET=1 to upload without Xet", passes=False)
@@ -425,7 +423,7 @@ def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:
 def refuse_foreign(job: Job, head: str, tree: dict[str, RepoFile], record: dict) -> None:
     """Refuse to touch what someone else put there.
 
-    A branch other than main that this run has just made holds what main does.
+    A new branch starts with main's files.
     """
     if job.replace or job.revision != "main" or not tree.keys() - {"README.md"}:
         return

@@ -31,7 +31,7 @@ SECRETS = {
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY",
     "a password in a URL": rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
 }
-# Variables of the environment whose value is a secret whatever it looks like.
+# Environment variables whose value is always a secret.
 SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY")
 MIN_SECRET_CHARACTERS = 12
 # Names that say nothing of whose machine it is, and stand in many files.
@@ -44,7 +44,7 @@ TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ""}
 def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
     """Return what must stand nowhere, by kind: forms of credentials, this machine's own, and whose machine it is.
 
-    Args: public_names: what may be shown even if it is the user's name, such as the owner of the repository.
+    Args: public_names: names that may appear although they are the user's, such as the owner of the repository.
     """
     patterns = {kind: re.compile(pattern) for kind, pattern in SECRETS.items()}
     values = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
@@ -126,7 +126,7 @@ def refuse_odd_files(folder: Path) -> None:
 
 
 def find_other_content(path: Path) -> str | None:
-    """Say why a file is not what its name says; None where it is."""
+    """Return why a file's content does not match its name; None where it does."""
     if path.suffix in TEXT:
         try:
             text = path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release folder: which files of a run are published, under which names, and made anew from the run each time.
+"""The release folder: which files of a run are published, under which names; rebuilt from the run each time.
 
-A file goes in because it is named here, never because it lies in a folder, and only as the stage that wrote it left
+A file is released because it is named here, never because it is in a folder, and only as the stage that wrote it left
 it. Text loses the paths of this machine on the way.
 """
 
@@ -27,14 +27,14 @@ from run_folder import new_output, require
 from stages import ROOT, output_folder
 
 
-# The allow-list: what of the run folder is published, and under which name. Model files and figures keep theirs.
+# The allow-list: file in the run folder -> name in the release. Model files and figures keep their names.
 RECORDS = {
     "documents/stats.json": "data_stats.json",
     "tokenizer/report.json": "tokenizer_report.json",
     "training.json": "training.json",
     "metrics.jsonl": "metrics.jsonl",
 }
-WHERE_THERE = {  # what a run has only where something was asked for, or happened
+WHERE_THERE = {  # files that only some runs have
     "documents/decontamination.json": "decontamination.json",
     "tokenizer/README.md": "tokenizer_card.md",
     "environment.json": "environment.json",
@@ -72,7 +72,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
             continue
         recorded |= recorded_files(require(recipe, stage))
         names |= files
-    # Everything that lies in these two folders has to be of a kind that belongs there.
+    # Every file in these two folders must be of a kind that belongs there.
     names |= {f"model/{path.name}": path.name for path in (run / "model").iterdir() if path.name != RECORD}
     if "report.html" in names:
         names |= {f"figures/{p.name}": f"figures/{p.name}" for p in (run / "figures").iterdir() if p.name != RECORD}
@@ -141,7 +141,7 @@ def build_release(recipe: Recipe) -> list[str]:
 
 
 def seal(recipe: Recipe, folder: Path) -> None:
-    """Look through a folder for what must not get out, and list what is in it."""
+    """Search a folder for what must not be published, and list its files."""
     refuse_odd_files(folder)
     refuse_secrets(folder, public_names(recipe))
     write_json(folder / "manifest.json", {"format": 1, "files": describe_files(folder)})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which repositories a recipe publishes to, from which folders; and whether it may, asked before training starts."""
+"""The repositories a recipe publishes to, and the check before training that it may."""
 
 import shutil
 from pathlib import Path
@@ -55,7 +55,7 @@ def check_repositories(recipe: Recipe) -> str:
 def refuse_full_disk(recipe: Recipe) -> None:
     """Raises: RecipeError: there is no room for the release beside the model that is not there yet."""
     if recipe.model.from_pretrained or (output_folder(recipe, "pretrain") / "config.json").exists():
-        return  # of a model that training goes on from, nothing is known here
+        return  # the size of a continued model is not known here
     needed_bytes = 2 * BYTES_PER_PARAMETER * count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"]
     run = Path(recipe.run.output_dir)
     run.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | No
             discard(partial.parent / name)
         partial.rename(partial.parent / name)
         start_sending(run)
-    except Exception as error:  # whatever it is, training is worth more
+    except Exception as error:  # training must not end because of it
         return f"{checkpoint.name} is not published: {type(error).__name__}: {error}"
     return None
 
@@ -96,7 +96,7 @@ def list_waiting(run: Path) -> list[Path]:
 
 
 def start_sending(run: Path) -> None:
-    """Start a process that publishes what waits, unless one is running; it outlives this one and takes no device.
+    """Start a process that publishes the waiting revisions, unless one runs; it outlives this one and uses no device.
 
     It is handed the lock, so that no second one starts while it does.
     """

@@ -31,20 +31,20 @@ def train_bpe(
     num_reserved: int = 0,
     pad: bool = False,
 ) -> Tokenizer:
-    """Train a tokenizer of exactly vocab_size entries; the same texts in any order give the same one.
+    """Train a tokenizer of exactly vocab_size tokens; the order of the texts does not matter.
 
     Args:
         texts: of documents, or parts of them; a special token written in one is text. About 20 bytes of memory for
             each byte of the pieces that differ.
-        style: where a text is cut, a key of pretokenization.PATTERNS.
+        style: pre-tokenization, a key of pretokenization.PATTERNS.
         vocab_size: special tokens, the 256 bytes, what is learnt and reserved tokens together.
         min_frequency: occurrences that a pair needs to be merged.
         max_token_bytes: length of the longest entry.
-        special_tokens: the first entries, in this order.
+        special_tokens: the first tokens, in this order.
         num_reserved: reserved tokens at the end of the vocabulary.
-        pad: fill up with more reserved tokens where the texts carry fewer entries.
+        pad: add reserved tokens where the texts yield fewer tokens.
 
-    Raises: RecipeError: the texts carry fewer entries and `pad` is not set; a special token could be text;
+    Raises: RecipeError: the texts yield fewer tokens and `pad` is not set; a special token could be text;
         vocab_size has no room for the bytes.
     """
     check_special_tokens(special_tokens, num_reserved, vocab_size, style)

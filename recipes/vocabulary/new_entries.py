@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which entries an existing tokenizer lacks most on a text: whole pieces between two cuts that it takes in parts."""
+"""Choose the words that an existing tokenizer splits most often on a text."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +10,8 @@ from vocabulary.pretokenization import as_bytes
 
 
 def choose_entries(tokenizer: Tokenizer, texts: Iterable[str], number: int, min_frequency: int) -> list[str]:
-    """Return the entries that would save the most tokens on the texts, best first, at most `number`.
+    """Return the pieces that would save the most tokens on the texts as tokens of their own, best first, at most
+    `number`.
 
     An entry saves, each time it stands there, all of its pieces but one; see tokenizer_extension.py for why only whole
     pieces count. Memory grows with the number of different words.
@@ -18,7 +19,7 @@ def choose_entries(tokenizer: Tokenizer, texts: Iterable[str], number: int, min_
     Args:
         tokenizer: byte-level BPE or Unigram.
         texts: a sample of the domain.
-        number: how many entries are wanted.
+        number: most pieces to return.
         min_frequency: occurrences an entry needs.
     """
     cut = tokenizer.pre_tokenizer.pre_tokenize_str

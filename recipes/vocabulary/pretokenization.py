@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a text is cut before its tokens are found: no token ever crosses a cut.
+"""Pre-tokenization: where a text is split before its tokens are found; no token crosses a split.
 
-A cut is a regular expression in tokenizer.json, so that AutoTokenizer needs no code of ours. All three share three
-properties. Nothing is lost: what is between two cuts goes on as its UTF-8 bytes. Digits stand alone, so that amounts
+A split is a regular expression in tokenizer.json, so AutoTokenizer needs no code of ours. All three styles share three
+properties. Nothing is lost: a piece is encoded as its UTF-8 bytes. Digits stand alone, so that amounts
 and section numbers are always read the same way. No piece has more than MAX_CHARACTERS + 2 characters, or a text
 without spaces (a hash, a table, a sequence of bases) would cost time that grows with the square of its length.
 """
@@ -22,12 +22,12 @@ LETTERS = r"\p{L}\p{M}"
 WHITE_SPACE = rf"\s{{0,{MAX_CHARACTERS - 1}}}[\r\n]|\s{{1,{MAX_CHARACTERS}}}(?!\S)|\s{{1,{MAX_CHARACTERS}}}"
 PATTERNS = {
     # A word with the character before it, be it a space, a quote or a bracket; English contractions; punctuation with
-    # the line ends after it. GPT-4's cut with the digits taken singly.
+    # the line ends after it. GPT-4's pattern with single digits.
     "gpt4": (
         rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?[{LETTERS}]{{1,{MAX_CHARACTERS}}}|\p{{N}}|"
         rf" ?[^\s\p{{L}}\p{{N}}]{{1,{MAX_CHARACTERS}}}[\r\n]?|{WHITE_SPACE}"
     ),
-    # Letters and spaces together, so that a token may be several words: BloombergGPT's cut
+    # Letters and spaces together, so that a token may be several words: BloombergGPT's pattern
     # (https://huggingface.co/papers/2303.17564, section 2.3) with the letters of every script in place of A to Z. A
     # run that is too long ends with a word if it can.
     "multiword": (
@@ -35,7 +35,7 @@ PATTERNS = {
         rf"[^{LETTERS}\p{{N}}]{{1,{MAX_CHARACTERS}}}"
     ),
     # A run of letters of any script with at most a space before it, and no rule of any language. Text that is written
-    # without spaces is cut at its punctuation alone, and its punctuation never becomes a part of its words.
+    # without spaces is split at its punctuation alone, and its punctuation never becomes a part of its words.
     "neutral": (
         rf" ?[{LETTERS}]{{1,{MAX_CHARACTERS}}}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]{{1,{MAX_CHARACTERS}}}|{WHITE_SPACE}"
     ),
@@ -43,12 +43,12 @@ PATTERNS = {
 
 
 def splitter(style: str) -> pre_tokenizers.PreTokenizer:
-    """Return the cut alone: a text goes in, its pieces come out. Style is a key of PATTERNS."""
+    """Return the pre-tokenizer that splits a text into pieces. Args: style: a key of PATTERNS."""
     return pre_tokenizers.Split(Regex(PATTERNS[style]), behavior="isolated")
 
 
 def byte_level(style: str) -> pre_tokenizers.PreTokenizer:
-    """Return the cut followed by the bytes of each piece, each byte written as one printable character."""
+    """Return the pre-tokenizer that also spells each byte of a piece as one printable character."""
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([splitter(style), to_bytes])
 

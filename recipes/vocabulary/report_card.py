@@ -131,7 +131,7 @@ def report_card(
         held_out: source -> texts that no tokenizer was trained on, of which the first MAX_HELD_OUT_BYTES are read.
         domains: source -> the domain it is added up under.
         terms: domain -> its terms.
-        sample: source -> training texts, of which the first MAX_SAMPLE_BYTES are read, to count each entry's use.
+        sample: source -> training texts, of which the first MAX_SAMPLE_BYTES are read, to count each token's use.
         general: domains that are not the tokenizer's own.
 
     Returns: JSON: what was read; of each tokenizer its measures; and the verdict over its own domains.
@@ -173,7 +173,7 @@ def report_card(
 
 
 def first_bytes(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Return the texts up to max_bytes (UTF-8), the last one cut to fit between two characters."""
+    """Return the texts up to max_bytes (UTF-8), the last one truncated between two characters."""
     taken = []
     left = max_bytes
     for text in texts:
@@ -289,7 +289,7 @@ def term_integrity(tokenizer: Tokenizer, terms: list[str]) -> dict:
 
 
 def number_cuts(tokenizer: Tokenizer) -> dict:
-    """Return how numbers are cut, and whether whole numbers of the same length always are in the same way."""
+    """Return how numbers are split, and whether whole numbers of the same length are always split in the same way."""
     start = len(CONTEXT) + 1
     lengths = {}
     for digits in range(1, 7):
@@ -377,7 +377,8 @@ def fuzz(kind: str) -> list[str]:
 
 
 def usage(tokenizer: Tokenizer, sample: dict[str, list[str]]) -> dict:
-    """Count the entries that training text uses never, or less than MIN_OCCURRENCES times; not the added tokens."""
+    """Count the tokens that training text never uses, or uses fewer than MIN_OCCURRENCES times; without added
+    tokens."""
     vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
     counts = np.zeros(max(vocabulary) + 1, dtype=np.int64)
     for texts in sample.values():
@@ -424,7 +425,7 @@ def verdict(measured: dict[str, dict], general: Collection[str]) -> dict:
     """Compare the first tokenizer with the others in bytes per token, domain by domain.
 
     Those it has to beat, on its own domains, have its size or a larger one up to MAX_VOCAB_SIZE; that a smaller or a
-    larger one is better is said too.
+    larger one is better is included.
     """
     about, *others = measured
     size = measured[about]["vocab_size"]
@@ -467,13 +468,13 @@ def without_digits(measures: dict) -> float:
 
 def domain_sentences(domain: str, own: float, size: int, rows: list[dict], is_general: bool) -> list[str]:
     def named(row: dict) -> str:
-        return f"{row['other']} ({row['vocab_size']:,} entries, {row['others_bytes_per_token']:.3f})"
+        return f"{row['other']} (vocabulary {row['vocab_size']:,}, {row['others_bytes_per_token']:.3f})"
 
     def saved(row: dict) -> str:
         share = 100 * row["tokens_saved_fraction"]
         return f"{abs(share):.1f} % {'fewer' if share >= 0 else 'more'} tokens for the same text"
 
-    start = f"{domain}: {own:.3f} bytes per token with {size:,} entries"
+    start = f"{domain}: {own:.3f} bytes per token with a vocabulary of {size:,}"
     if not rows:
         return [f"{start}; no other tokenizer was measured."]
     rows = sorted(rows, key=lambda row: (-row["others_bytes_per_token"], row["other"]))
@@ -484,7 +485,7 @@ def domain_sentences(domain: str, own: float, size: int, rows: list[dict], is_ge
         listed = "; ".join(f"{named(row)}, {saved(row)} with ours" for row in better)
         return [f"{start}. It is not its own domain, and there these are at least as good: {listed}."]
     required = [row for row in rows if row["has_to_beat"]]
-    sizes = f"of {size:,} to {MAX_VOCAB_SIZE:,} entries"
+    sizes = f"of sizes {size:,} to {MAX_VOCAB_SIZE:,}"
     lost = [row for row in required if not row["beats"]]
     if not required:
         sentences = [f"{start}; no other tokenizer {sizes} was measured."]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entries of a vocabulary that no text encodes to, and how a model becomes a tokenizer.
+"""Tokens that no text encodes to, and the tokenizer made of a trained model.
 
 Entries are numbered in this order: the special tokens, `<|endoftext|>` the first of them, what was learnt, and last
 the reserved tokens `<|reserved_0|>`, `<|reserved_1|>` and so on, which wait for a later use such as the roles of a
-chat. All stand in the vocabulary of the model itself, so that their numbers stay when entries are added after them.
+chat. All stand in the vocabulary of the model itself, so that their ids stay when tokens are added after them.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ def reserved_tokens(num_reserved: int) -> list[str]:
 def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab_size: int, style: str) -> None:
     """Refuse special tokens that stand twice, have the name of a reserved one or could be learnt, and a lack of room.
 
-    A token never crosses a cut between pieces, so a special token that is cut itself is never learnt from text.
+    No token crosses a split between pieces, so a special token that is itself split is never learnt from text.
     """
     cut, problems = splitter(style), []
     fixed = len(special_tokens) + BYTES + num_reserved
     if vocab_size < fixed:
         problems.append(
-            f"tokenizer.vocab_size={vocab_size}: the bytes, special and reserved tokens alone are {fixed:,} entries; "
+            f"tokenizer.vocab_size={vocab_size}: the bytes, special and reserved tokens alone are {fixed:,} tokens; "
             "set it to more"
         )
     for index, token in enumerate(special_tokens):
@@ -46,21 +46,21 @@ def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab
 
 
 def check_size(reached: int, vocab_size: int, reason: str, pad: bool) -> int:
-    """Return how many reserved tokens pad a vocabulary of `reached` entries to vocab_size.
+    """Return how many reserved tokens pad a vocabulary of size `reached` to vocab_size.
 
     Raises: RecipeError: there are fewer, and `pad` is not set.
     """
     missing = vocab_size - reached
     if missing and not pad:
         raise RecipeError(
-            f"tokenizer.vocab_size={vocab_size}: the text carries only {reached:,} entries, {reason}; "
+            f"tokenizer.vocab_size={vocab_size}: the text yields only {reached:,} tokens, {reason}; "
             "set it to that or less, add text, or fill the rest with reserved tokens by tokenizer.pad_vocabulary=true"
         )
     return missing
 
 
 def byte_level_tokenizer(model: models.Model, style: str, special_tokens: Sequence[str]) -> Tokenizer:
-    """Return the tokenizer of a model whose entries are written as byte characters, and which holds special_tokens."""
+    """Return the tokenizer of a model whose tokens are spelled in byte characters and include special_tokens."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = byte_level(style)
     tokenizer.decoder = decoders.ByteLevel()

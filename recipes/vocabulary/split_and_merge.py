@@ -99,19 +99,19 @@ def train_unigram(
     pad: bool = False,
     workers: int = 1,
 ) -> Tokenizer:
-    """Train a tokenizer of exactly vocab_size entries; the number of workers does not change it.
+    """Train a tokenizer of exactly vocab_size tokens; the number of workers does not change it.
 
     Args:
         chunks: by source, files of training_sample.write_chunks.
-        style: where a text is cut, a key of pretokenization.PATTERNS.
+        style: pre-tokenization, a key of pretokenization.PATTERNS.
         vocab_size: special tokens, the 256 bytes, what is learnt and reserved tokens together.
         max_token_bytes: length of the longest entry.
-        special_tokens: the first entries, in this order.
+        special_tokens: the first tokens, in this order.
         num_reserved: reserved tokens at the end of the vocabulary.
-        pad: fill up with more reserved tokens where the texts carry fewer entries.
+        pad: add reserved tokens where the texts yield fewer tokens.
         workers: processes that train at a time.
 
-    Raises: RecipeError: there is no text; it carries fewer entries and `pad` is not set; vocab_size has no room for
+    Raises: RecipeError: there is no text; it yields fewer tokens and `pad` is not set; vocab_size has no room for
         the bytes; a special token could be text.
     """
     check_special_tokens(special_tokens, num_reserved, vocab_size, style)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give an existing tokenizer and its model new entries, for continued pretraining on a domain.
+"""Add tokens to an existing tokenizer and its model, for continued pretraining on a domain.
 
     pieces = extend_tokenizer("base/", [" estoppel", " certiorari"], "extended/")
     extend_embeddings(model, pieces)
@@ -23,11 +23,11 @@ from vocabulary.pretokenization import as_bytes, as_characters
 
 
 def extend_tokenizer(base: str | Path, new_entries: Sequence[str], output: Path) -> dict[int, list[int]]:
-    """Write a byte-level tokenizer with new entries to a folder, and return the pieces of each in the old one.
+    """Write a byte-level tokenizer with new tokens to a folder; return the old tokenizer's pieces of each.
 
     Args:
         base: a BPE or Unigram tokenizer that AutoTokenizer loads.
-        new_entries: as they stand in text, in most cases with the space before them, such as " estoppel".
+        new_entries: as they occur in text, mostly with the space before them, such as " estoppel".
         output: the new tokenizer.
 
     Returns: for each new entry that was not one before, its number, from the first free one on, and the numbers of
@@ -49,9 +49,9 @@ def extend_tokenizer(base: str | Path, new_entries: Sequence[str], output: Path)
         characters = as_characters(entry.encode())
         cut = [piece for piece, _ in old.pre_tokenizer.pre_tokenize_str(entry)]
         if entry in new_entries[:index]:
-            problems.append(f"new entry {entry!r} is listed twice; list it once")
+            problems.append(f"new token {entry!r} is listed twice; list it once")
         elif cut != [characters]:
-            problems.append(f"new entry {entry!r} would never be used: it is cut into {cut}; list what is not cut")
+            problems.append(f"new token {entry!r} would never be used: it is split into {cut}; list what is not split")
         elif old.token_to_id(characters) is None:
             number = first + len(pieces)
             pieces[number] = old.encode(entry, add_special_tokens=False).ids
@@ -63,7 +63,7 @@ def extend_tokenizer(base: str | Path, new_entries: Sequence[str], output: Path)
         ]
         if changed:
             problems.append(
-                f"{base}: {len(changed)} entries, {min(changed)!r} among them, are not what their own text is encoded "
+                f"{base}: {len(changed)} tokens, {min(changed)!r} among them, are not what their own text is encoded "
                 "to, so that looking for whole pieces first would change old encodings; choose another base"
             )
     if problems:
@@ -74,7 +74,7 @@ def extend_tokenizer(base: str | Path, new_entries: Sequence[str], output: Path)
 
 
 def add_added_tokens(model: dict, added_tokens: list[dict]) -> None:
-    """Write tokens that are numbered after the model's own into the model, or new entries would take their numbers."""
+    """Move tokens with ids after the model's own into the model; new tokens would take their ids otherwise."""
     for token in sorted(added_tokens, key=lambda token: token["id"]):
         if model["type"] == "BPE":
             model["vocab"].setdefault(token["content"], token["id"])
@@ -104,14 +104,14 @@ def is_whole_but_merged_otherwise(tokenizer: Tokenizer, entry: str) -> bool:
 
 
 def mean_of_pieces(matrix: torch.Tensor, pieces: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return for each new entry the mean of the rows of its pieces, [entries, width], in the type of the matrix."""
+    """Return the mean of the rows of each new token's pieces, (num_new_tokens, width), in the type of the matrix."""
     rows = [matrix[list(numbers)].float().mean(dim=0) for numbers in pieces]
     return torch.stack(rows).to(matrix.dtype)
 
 
 @torch.no_grad()
 def extend_embeddings(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
-    """Give a model the rows of new entries, input and output alike; all other rows stay as they are.
+    """Add the rows of new tokens to a model's input and output matrices; the other rows do not change.
 
     Args:
         model: of the old tokenizer.

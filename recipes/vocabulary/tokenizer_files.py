@@ -79,7 +79,7 @@ def load_others(places: Sequence[str]) -> dict[str, Tokenizer]:
 
 
 def read_tokenizer(content: bytes, where: str) -> Tokenizer:
-    """Make a tokenizer of the content of a file, whose kind is told from the content."""
+    """Make a tokenizer from the content of a file of any known kind."""
     try:
         if not content.lstrip().startswith(b"{"):
             return from_sentencepiece(content)
@@ -108,12 +108,12 @@ def from_ranks(tokens: list[bytes], pattern: str, first_entries: list[str]) -> T
     """Make a byte-level BPE of what tiktoken keeps.
 
     tiktoken joins whichever neighbours make the token of the lowest rank, and takes a piece that is a token as it is.
-    Listing every cut of every token in two tokens as a merge, in the order of ranks, says the same.
+    Listing every split of every token into two tokens as a merge, in the order of ranks, is equivalent.
 
     Args:
         tokens: in the order of their ranks, every single byte among them.
-        pattern: regular expression of the pieces that a text is cut into first.
-        first_entries: entries before the ranked ones, which no text yields.
+        pattern: regular expression of the pre-tokenization.
+        first_entries: tokens before the ranked ones, which no text yields.
     """
     letters = bytes_to_unicode()
     known = set(tokens)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which text a tokenizer is trained on: a sample of each source that depends on the texts and the seed alone.
 
-A piece of text is in the sample by the hash of what it says; one that repeats is in it every time or never. So the
-sample is the same whatever the number and order of the files, takes memory that does not grow with the corpus, and
+The hash of a piece of text decides whether it is in the sample; repeats are all in it or none. So the sample does not
+depend on the number and order of the files, takes memory that does not grow with the corpus, and
 holds the smaller samples of its seed.
 """
 
@@ -55,7 +55,7 @@ def draw_sample(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -
 def write_chunks(pieces: Iterable[str], num_chunks: int, folder: Path, seed: int) -> list[Path]:
     """Write pieces to files of about equal size, one JSON string a line, and return those that hold any.
 
-    A piece is in the file that its hash says, so the files hold the same pieces whatever the order these come in.
+    A piece's hash decides its file, so the files hold the same pieces for any order of the texts.
     """
     folder.mkdir(parents=True)
     buffers: list[list[str]] = [[] for _ in range(num_chunks)]

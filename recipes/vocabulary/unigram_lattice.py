@@ -189,7 +189,7 @@ class Lattice:
         return counts
 
     def best_cuts(self, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the best cut of each word from its end: the words that go on, and the piece of each.
+        """Yield the best segmentation of each word from its end: the unfinished words, and the next piece of each.
 
         Of cuts of the same score the one with the shorter last piece is taken.
         """

@@ -24,12 +24,12 @@ EM_STEPS = 2
 KEPT_FRACTION = 0.75
 # A piece that is expected less often is dropped; a byte is taken to occur as often as this.
 MIN_EXPECTED = 0.5
-# A seed that is this many times rarer than an entry of average size and use is not worth its memory.
+# Seeds this many times rarer than a token of average size and use are dropped to save memory.
 RARER = 50
 
 
 def count_words(texts: Iterable[str], style: str) -> Counter[bytes]:
-    """Return how often each piece that the cut of `style` makes occurs in the texts."""
+    """Return how often each piece of the pre-tokenization `style` occurs in the texts."""
     cut, counts = splitter(style), Counter()
     for text in texts:
         counts.update(piece for piece, _ in cut.pre_tokenize_str(text))

@@ -38,7 +38,7 @@ def test_sizes_are_measured_on_held_out_text_and_one_that_the_text_cannot_fill_i
     choose_vocabulary.main(argv)
     found = json.loads((tiny_run.output_dir / "vocabulary" / "vocabulary.json").read_text())
     assert [row["vocab_size"] for row in found["sizes"]] == [320, 384]
-    assert list(found["left_out"]) == ["512", "30000"] and "carries only" in found["left_out"]["512"]  # 512: the law's
+    assert list(found["left_out"]) == ["512", "30000"] and "yields only" in found["left_out"]["512"]  # 512: the law's
     assert found["recommended"] == 384 and "set tokenizer.vocab_size=384" in capsys.readouterr().out
 
     folder = tiny_run.output_dir / "vocabulary" / "384" / "tokenizer"

@@ -295,7 +295,7 @@ def test_the_verdict_says_where_a_tokenizer_does_not_beat_one_of_its_size_or_lar
     assert result["beats_all_it_has_to"] is False
     lost, outside, general = result["sentences"]
     assert "does NOT beat 1 of the 2 other" in lost and "25.0 % more tokens" in lost and "same (" not in lost
-    assert "huge (131,073 entries" in outside
+    assert "huge (vocabulary 131,073" in outside
     assert "not its own domain" in general
 
 
@@ -309,8 +309,8 @@ def test_the_verdict_says_by_how_much_the_next_best_is_beaten():
     result = verdict(measured({"ours": (8192, 200), "same": (8192, 250), "small": (300, 900)}), {"general"})
     assert result["beats_all_it_has_to"] is True
     assert result["sentences"][0] == (
-        "legal: 5.000 bytes per token with 8,192 entries beats every other measured one of 8,192 to 131,072 entries "
-        "(1); the next best is same (8,192 entries, 4.000): 20.0 % fewer tokens for the same text."
+        "legal: 5.000 bytes per token with a vocabulary of 8,192 beats every other measured one of sizes 8,192 to "
+        "131,072 (1); the next best is same (vocabulary 8,192, 4.000): 20.0 % fewer tokens for the same text."
     )
 
 
@@ -318,7 +318,7 @@ def test_the_verdict_without_others_claims_nothing():
     assert verdict(measured({"ours": (8192, 200)}), ())["beats_all_it_has_to"] is None
     result = verdict(measured({"ours": (8192, 200), "small": (300, 100)}), {"general"})
     assert result["beats_all_it_has_to"] is None
-    assert "no other tokenizer of 8,192 to" in result["sentences"][0] and "small" in result["sentences"][1]
+    assert "no other tokenizer of sizes 8,192 to" in result["sentences"][0] and "small" in result["sentences"][1]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New entries for an old tokenizer and its model: what was known before is encoded and computed as before."""
+"""New tokens for an old tokenizer and its model: old text is encoded and computed as before."""
 
 import json
 
@@ -36,7 +36,7 @@ def base(request, tmp_path_factory):
     [
         ([" plea", " plea"], "listed twice"),
         ([" voir dire"], "would never be used"),
-        (["a1"], "cut into"),
+        (["a1"], "is split into"),
         ([""], "never"),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_base_with_an_entry_that_merges_do_not_reach_is_refused(tmp_path):
     # "abc" is built in "xabc" only: alone it becomes "a" and "bc".
     tokenizer = Tokenizer(models.BPE(vocabulary, [("b", "c"), ("a", "b"), ("ab", "c")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    with pytest.raises(RecipeError, match="1 entries, 'abc' among them"):
+    with pytest.raises(RecipeError, match="1 tokens, 'abc' among them"):
         extend_tokenizer(save(tokenizer, tmp_path / "base"), [" estoppel"], tmp_path / "new")
 
 
@@ -129,7 +129,7 @@ def test_logits_of_old_tokens_on_old_text_are_as_before(base, tmp_path, tied, ro
         after = model(numbers).logits
     assert after.shape[-1] == max(603, rows) == model.config.vocab_size
     torch.testing.assert_close(after[..., :600], before[..., :600], rtol=0, atol=1e-6)
-    # The logit of a new entry is the mean of those of its pieces: as likely as they are, no more.
+    # The logit of a new token is the mean of those of its pieces: as likely as they are, no more.
     for number, parts in pieces.items():
         torch.testing.assert_close(after[..., number], before[..., parts].mean(-1), rtol=0, atol=1e-5)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied

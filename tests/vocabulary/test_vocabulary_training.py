@@ -46,14 +46,10 @@ def trained(request, tmp_path_factory):
 # --- faults
 
 
-def test_text_that_carries_too_few_entries_is_refused_with_the_number_it_carries(tmp_path):
-    with pytest.raises(
-        RecipeError, match=r"tokenizer.vocab_size=5000: the text carries only \d+ entries, those of pa"
-    ):
+def test_text_that_yields_too_few_tokens_is_refused_with_the_number_it_yields(tmp_path):
+    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, those of pa"):
         train_bpe(["one and one and one"], "gpt4", 5000)
-    with pytest.raises(
-        RecipeError, match=r"tokenizer.vocab_size=5000: the text carries only \d+ entries, those of st"
-    ):
+    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, those of st"):
         unigram(["one and one and one"], tmp_path / "a", vocab_size=5000)
 
 
@@ -85,17 +81,17 @@ def test_special_tokens_that_are_doubled_or_could_be_text_are_refused(token, sai
 
 def test_a_size_without_room_for_the_bytes_is_refused(tmp_path):
     with pytest.raises(
-        RecipeError, match="vocab_size=260: the bytes, special and reserved tokens alone are 267 entries"
+        RecipeError, match="vocab_size=260: the bytes, special and reserved tokens alone are 267 tokens"
     ):
         train_bpe(TEXTS, "gpt4", 260, num_reserved=10)
-    with pytest.raises(RecipeError, match="alone are 267 entries; set it to more"):
+    with pytest.raises(RecipeError, match="alone are 267 tokens; set it to more"):
         unigram(TEXTS, tmp_path / "a", vocab_size=260, num_reserved=10)
 
 
 def test_no_text_at_all_is_refused_and_an_empty_source_is_not(tmp_path):
     with pytest.raises(RecipeError, match="no text to train"):
         unigram([""], tmp_path / "a")
-    with pytest.raises(RecipeError, match="carries only 257"):
+    with pytest.raises(RecipeError, match="yields only 257"):
         train_bpe([], "gpt4", 300)
     files = write_chunks(cut_pieces(TEXTS), 1, tmp_path / "b", seed=0)
     assert train_unigram({"none": [], "all": files}, "gpt4", 400).get_vocab_size() == 400
