@@ -49,10 +49,10 @@ def build(run: RunFiles) -> Section | None:
 
 
 def read_baselines(run: RunFiles) -> dict[str, dict]:
-    """Return the results of each baseline, {model: results}."""
+    """Return the results of each baseline, {model: results}; of a folder, the last two parts name it."""
     paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
     found = [run.json(path.relative_to(run.folder).as_posix()) for path in paths]
-    return {results["model"]: results for results in found}
+    return {"/".join(results["model"].split("/")[-2:]): results for results in found}
 
 
 def first_metric(task: dict) -> str:

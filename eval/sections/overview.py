@@ -215,7 +215,7 @@ def baselines_figure(measured: dict[str, dict], baselines: dict[str, dict]) -> F
                 va="center",
                 fontweight="normal" if index else "bold",
             )
-            ticks[place] = plain(what)
+            ticks[place] = textwrap.fill(plain(what), 28)
         place += 1.4
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.tick_params(axis="y", length=0)
@@ -248,8 +248,8 @@ def training_problems(run: RunFiles):
         (
             "preemption",
             "note",
-            "training was interrupted and saved once",
-            "training was interrupted and saved {} times",
+            "training was interrupted once",
+            "training was interrupted {} times",
         ),
     ):
         if counts[event]:
@@ -276,7 +276,7 @@ def check_problems(run: RunFiles):
     if preflight is None and run.has("training.json"):
         yield (
             "note",
-            f"The checks before training were not run: `pretrain.py --dry_run`.",
+            "The checks before training were not run: `pretrain.py --dry_run`.",
         )
     documents = run.json("documents/stats.json")
     if documents is not None and not run.has("documents/decontamination.json"):
