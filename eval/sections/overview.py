@@ -215,7 +215,7 @@ def baselines_figure(measured: dict[str, dict], baselines: dict[str, dict]) -> F
                 va="center",
                 fontweight="normal" if index else "bold",
             )
-            ticks[place] = textwrap.fill(plain(what), 28)
+            ticks[place] = textwrap.fill(plain(what), 32)
         place += 1.4
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.tick_params(axis="y", length=0)
@@ -245,12 +245,7 @@ def training_problems(run: RunFiles):
         ("failure", "bad", "training failed once", "training failed {} times"),
         ("rollback", "bad", "training went back to a checkpoint once", "training went back to a checkpoint {} times"),
         ("skip", "note", "1 optimizer step was skipped", "{} optimizer steps were skipped"),
-        (
-            "preemption",
-            "note",
-            "training was interrupted once",
-            "training was interrupted {} times",
-        ),
+        ("preemption", "note", "training was interrupted once", "training was interrupted {} times"),
     ):
         if counts[event]:
             said = one if counts[event] == 1 else many.format(count(counts[event]))
@@ -274,10 +269,7 @@ def check_problems(run: RunFiles):
     if failed:
         yield "bad", f"Checks before training that failed: {', '.join(failed)}."
     if preflight is None and run.has("training.json"):
-        yield (
-            "note",
-            "The checks before training were not run: `pretrain.py --dry_run`.",
-        )
+        yield "note", "The checks before training were not run: `pretrain.py --dry_run`."
     documents = run.json("documents/stats.json")
     if documents is not None and not run.has("documents/decontamination.json"):
         reason = documents.get("unchecked") or "there is no `documents/decontamination.json`"
@@ -320,10 +312,7 @@ def evaluation_problems(run: RunFiles):
     for name, entry in results["bits_per_byte"]["sources"].items():
         if entry.get("documents_not_restored"):
             number = count(entry["documents_not_restored"])
-            yield (
-                "note",
-                f"Bits per byte of {name} are not exact: {number} documents do not decode to their text.",
-            )
+            yield "note", f"Bits per byte of {name} are not exact: {number} documents do not decode to their text."
 
 
 # What to do next
@@ -379,7 +368,7 @@ def baseline_command(folder: str, results: dict) -> str:
 def more_training(run: RunFiles, training: dict) -> dict:
     per_parameter = training["tokens_seen"] / training["parameters"]["total"]
     seen = f"The model has seen {per_parameter:.2g} tokens per parameter"
-    repeated = max((entry["repetitions"] for entry in training["mixture"].values()), default=0)
+    repeated = max((entry["repetitions"] for entry in (training.get("mixture") or {}).values()), default=0)
     if repeated > 2:
         text = f"{seen} and its most repeated source {repeated:.1f} times: add text, then train longer."
         return {"text": text, "command": command(run, "recipes/run_recipe.py", "--data.sources=[...]")}

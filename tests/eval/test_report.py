@@ -292,8 +292,8 @@ def test_first_screen_answers_the_four_questions(run_folder):
         "18 million bytes of text, 69 % licenses and 31 % wikipedia, by 1 process (cpu, 2 threads).",
         "<dt>parameters</dt><dd>7 million</dd>",
         "licenses: Better than 1 of 3 baselines",
-        "On held-out text the model needs 1.41 bits per byte (95 % interval 1.30 to 1.50). It beats xz of each document "
-        "alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that holds the "
+        "On held-out text the model needs 1.41 bits per byte (95 % interval 1.30 to 1.50). It beats xz of each "
+        "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that holds the "
         "training text (1.10).",
         "general_agreement: acc of 0.710 is above chance (0.500).",
         "legal_sense: acc of 0.270 is within noise of chance (0.250): it shows nothing yet.",
