@@ -293,8 +293,8 @@ def test_first_screen_answers_the_four_questions(run_folder):
         "<dt>parameters</dt><dd>7 million</dd>",
         "licenses: Better than 1 of 3 baselines",
         "On held-out text the model needs 1.41 bits per byte (95 % interval 1.30 to 1.50). It beats xz of each "
-        "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that holds the "
-        "training text (1.10).",
+        "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that "
+        "holds the training text (1.10).",
         "general_agreement: acc of 0.710 is above chance (0.500).",
         "legal_sense: acc of 0.270 is within noise of chance (0.250): it shows nothing yet.",
         "The tokenizer needs 37 % fewer tokens on licenses and 5 % more tokens on wikipedia",
