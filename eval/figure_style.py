@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the figures of the report and of the comparison look: colours, axes, long curves."""
+"""One look for the figures of the report and of the comparison: size, type, colours, axes."""
 
 import base64
 import math
@@ -9,12 +9,15 @@ import matplotlib
 from matplotlib.figure import Figure  # by itself it draws with Agg, which needs no display
 
 
-# Okabe and Ito's colours, which the common kinds of colour blindness leave apart (https://jfly.uni-koeln.de/color).
+# Okabe and Ito's colours, distinct under the common kinds of colour blindness (https://jfly.uni-koeln.de/color).
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HATCHES = ["", "//", "..", "xx", "--", "\\\\", "oo"]
 SIGNATURE = "eval/report.py"
 MAX_POINTS = 1500  # drawn of one curve; more only makes the file larger
+WIDTH = 5.2  # inches of every figure: two stand side by side on a desktop, and one is legible on a telephone
+DPI = 160
+INK, LINES = "#3d444d", "#8c959f"
 
 
 def style() -> "matplotlib.RcParams":
@@ -23,16 +26,29 @@ def style() -> "matplotlib.RcParams":
         {
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.edgecolor": LINES,
+            "axes.labelcolor": INK,
+            "axes.titlesize": 10,
             "axes.grid": True,
-            "grid.alpha": 0.3,
             "axes.axisbelow": True,
+            "font.size": 10,
+            "grid.color": "#d1d9e0",
+            "grid.linewidth": 0.7,
+            "hatch.linewidth": 0.8,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "lines.linewidth": 1.5,
+            "xtick.color": LINES,
+            "xtick.labelcolor": INK,
+            "ytick.color": LINES,
+            "ytick.labelcolor": INK,
             "text.parse_math": False,
         }
     )
 
 
 def line_style(index: int) -> dict:
-    """Return colour and marker of the index-th curve of a figure: it is told apart by each alone."""
+    """Return colour and marker of the index-th curve of a figure: each alone tells it from the others."""
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
 
 
@@ -46,7 +62,7 @@ def thinned(lines: list[dict], key: str, x: str) -> tuple[list[float], list[floa
 
 
 def byte_unit(largest: float) -> tuple[float, str]:
-    """Return the decimal unit in which an axis up to `largest` bytes reads best."""
+    """Return size and name of the decimal unit for an axis up to `largest` bytes."""
     for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if largest >= size:
             return size, name
@@ -54,13 +70,13 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 
 def save_figure(figure: Figure, path: Path) -> str:
-    """Write a figure as PNG, signed so that `is_drawn_here` knows it again; return it as a data URI."""
+    """Write a figure as PNG, signed so that `is_drawn_here` recognises it; return it as a data URI."""
     figure.set_layout_engine("constrained" if figure.legends else "tight")
-    figure.savefig(path, dpi=110, metadata={"Software": SIGNATURE})
+    figure.savefig(path, dpi=DPI, metadata={"Software": SIGNATURE})
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def is_drawn_here(path: Path) -> bool:
-    """Return whether a PNG file is one of the report's own figures, so that an outdated one can go."""
+    """Return whether a PNG file is one of the report's own figures, so that an outdated one is deleted."""
     with path.open("rb") as stream:
         return f"Software\0{SIGNATURE}".encode() in stream.read(256)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn a run folder into figures, a report to read in a browser, and a summary for the terminal.
 
-In:  the files that the stages left in the run folder, each read by the section of eval/sections that shows it. What is
-     not there has no section.
+In:  the files that the stages wrote to the run folder, each read by the section of eval/sections that shows it. A
+     section without its files is left out; the first one, overview, says which files are missing.
 Out: figures/*.png, report.html (one file, figures inside), summary.txt (also printed).
 
     python eval/report.py runs/legal-quickstart
     python eval/report.py runs/legal-quickstart --save_reference curve.csv   # its curve, to compare later runs with
     python eval/report.py runs/another --reference curve.csv                 # "2.1 % above the reference at step 400"
 
-Every number stands in one of those files; nothing is measured here. Text from data or a model is escaped.
+Every number comes from one of those files; nothing is measured here. Text from data or a model is escaped.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from figure_style import is_drawn_here, save_figure, style
-from run_files import RunFiles, Shown
+from run_files import STAGE_FILES, RunFiles, Section
 from sections import (
     benchmarks,
     chronicle,
@@ -32,6 +32,7 @@ from sections import (
     documents,
     held_out_text,
     mixture,
+    overview,
     personal_data,
     plan,
     preflight,
@@ -40,46 +41,38 @@ from sections import (
     tokenizer,
     training,
 )
-from wording import count, decimals, duration
+from wording import count, decimals, duration, marked
 
 
 logger = logging.getLogger(__name__)
 
 # In the order of the page.
 SECTIONS = [
-    training,
-    plan,
-    preflight,
-    documents,
-    personal_data,
-    contamination,
-    mixture,
-    tokenizer,
-    curves,
-    reference,
+    overview,
     held_out_text,
     benchmarks,
     samples,
+    training,
+    curves,
+    reference,
+    mixture,
+    tokenizer,
+    documents,
+    personal_data,
+    contamination,
+    plan,
+    preflight,
     chronicle,
 ]
-# What the stages of every recipe write. The report says which of them are not there.
-STAGE_FILES = [
-    "documents/stats.json",
-    "tokenizer/report.json",
-    "training.json",
-    "metrics.jsonl",
-    "chronicle.jsonl",
-    "eval/results.json",
-]
 
 
-def show_sections(run: RunFiles) -> dict[str, Shown]:
-    """Return what each section has to show, {its name: ...} in the order of the page."""
-    shown = {module.__name__.rpartition(".")[2]: module.show(run) for module in SECTIONS}
-    return {name: section for name, section in shown.items() if section}
+def build_sections(run: RunFiles) -> dict[str, Section]:
+    """Return the sections that have their files, {name: section} in the order of the page."""
+    built = {module.__name__.rpartition(".")[2]: module.build(run) for module in SECTIONS}
+    return {name: section for name, section in built.items() if section}
 
 
-def draw_figures(shown: dict[str, Shown], folder: Path) -> dict[str, dict[str, str]]:
+def draw_figures(sections: dict[str, Section], folder: Path) -> dict[str, dict[str, str]]:
     """Write folder/figures/*.png, replacing earlier ones at once; return {name: {"uri", "text"}}.
 
     Images that another script put there stay.
@@ -89,7 +82,7 @@ def draw_figures(shown: dict[str, Shown], folder: Path) -> dict[str, dict[str, s
     new.mkdir()
     drawn = {
         name: {"uri": save_figure(figure, new / f"{name}.png"), "text": text}
-        for section in shown.values()
+        for section in sections.values()
         for name, (figure, text) in section.figures.items()
     }
     for path in figures.glob("*.png"):
@@ -100,7 +93,7 @@ def draw_figures(shown: dict[str, Shown], folder: Path) -> dict[str, dict[str, s
     return drawn
 
 
-def write_html(run: RunFiles, shown: dict[str, Shown], figures: dict[str, dict[str, str]]) -> str:
+def write_html(run: RunFiles, sections: dict[str, Section], figures: dict[str, dict[str, str]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).resolve().parent),
         autoescape=True,
@@ -108,7 +101,7 @@ def write_html(run: RunFiles, shown: dict[str, Shown], figures: dict[str, dict[s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "decimals": decimals, "duration": duration}
+    environment.filters |= {"count": count, "decimals": decimals, "duration": duration, "marked": marked}
     environment.globals |= {"run": run, "figures": figures}
     parts = [
         {
@@ -116,21 +109,14 @@ def write_html(run: RunFiles, shown: dict[str, Shown], figures: dict[str, dict[s
             "title": section.title,
             "html": Markup(environment.get_template(f"sections/{name}.html.jinja").render(section.values)),
         }
-        for name, section in shown.items()
+        for name, section in sections.items()
     ]
-    return environment.get_template("report.html.jinja").render(
-        title=run.folder.resolve().name,
-        sections=parts,
-        missing=[path for path in STAGE_FILES if not run.has(path)],
-    )
+    return environment.get_template("report.html.jinja").render(overview=parts[0], sections=parts[1:])
 
 
-def write_summary(run: RunFiles, shown: dict[str, Shown]) -> str:
+def write_summary(run: RunFiles, sections: dict[str, Section]) -> str:
     """Return the text that a newcomer sees at the end of a run."""
-    lines = [line for section in shown.values() if section.summary for line in [*section.summary, ""]]
-    missing = [path for path in STAGE_FILES if not run.has(path)]
-    if missing:
-        lines += [f"Not in this run folder, and so not shown: {', '.join(missing)}", ""]
+    lines = [line for section in sections.values() if section.summary for line in [*section.summary, ""]]
     lines.append(f"report  {run.folder / 'report.html'}")
     for name, path in (("model", run.folder / "model"), ("card", run.folder / "release" / "README.md")):
         if path.exists():
@@ -139,7 +125,7 @@ def write_summary(run: RunFiles, shown: dict[str, Shown]) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is there in full or as it was before."""
+    """Write a file atomically: afterwards it has the new text or the old."""
     new = path.with_name(f".{path.name}.tmp")
     with new.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -152,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("run_folder", type=Path, help="run.output_dir of a recipe")
-    parser.add_argument("--reference", type=Path, help="curve of an earlier run of the recipe, to compare this with")
+    parser.add_argument("--reference", type=Path, help="curve of an earlier run to compare with")
     parser.add_argument("--save_reference", type=Path, help="write this run's curve there too, as CSV")
     arguments = parser.parse_args(argv)
     run = RunFiles(arguments.run_folder, arguments.reference)
@@ -164,18 +150,18 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.save_reference is not None:
             replace_text(arguments.save_reference, reference.format_curve(reference.curve_of(run)))
         with style():
-            shown = show_sections(run)
-            if not shown:
+            sections = build_sections(run)
+            if not sections:
                 raise SystemExit(f"{run.folder} is not a run folder: it holds none of {', '.join(STAGE_FILES)}")
-            figures = draw_figures(shown, run.folder)
+            figures = draw_figures(sections, run.folder)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    replace_text(run.folder / "report.html", write_html(run, shown, figures))
-    summary = write_summary(run, shown)
+    replace_text(run.folder / "report.html", write_html(run, sections, figures))
+    summary = write_summary(run, sections)
     replace_text(run.folder / "summary.txt", summary)
     print(summary)
     sys.stdout.flush()
-    logger.info("report: %d sections, %d figures, in %s", len(shown), len(figures), run.folder / "report.html")
+    logger.info("report: %d sections, %d figures, in %s", len(sections), len(figures), run.folder / "report.html")
 
 
 if __name__ == "__main__":

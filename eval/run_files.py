@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a run folder as the report reads them, and what a section of the report makes of them."""
+"""The files of a run folder, and the section that the report makes of them."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+# What the stages of every recipe write. The report names those that are missing.
+STAGE_FILES = [
+    "documents/stats.json",
+    "tokenizer/report.json",
+    "training.json",
+    "metrics.jsonl",
+    "chronicle.jsonl",
+    "eval/results.json",
+]
 
 
 @dataclass
-class Shown:
+class Section:
     """One section of the report.
 
     Attributes:
         title: its heading.
-        values: what its template, sections/<name>.html.jinja, may use beside `run` and `figures`.
-        figures: {file name without .png: (figure, what it shows)}.
-        summary: its lines in summary.txt, none to say nothing there.
+        values: what its template, sections/<name>.html.jinja, uses beside `run` and `figures`.
+        figures: {file name without .png: (figure, caption)}.
+        summary: its lines in summary.txt; empty to stay out of it.
     """
 
     title: str
@@ -26,14 +39,22 @@ class Shown:
 
 
 class RunFiles:
-    """Reads files of a run folder, each once. Paths are relative to the folder, as the report links them.
+    """Read the files of a run folder, each once. Paths are relative to the folder, as the report links them.
 
-    Args: reference: a curve of another run to compare with, which lies elsewhere.
+    Args:
+        folder: run.output_dir of a recipe.
+        reference: curve of another run to compare with, outside the folder.
     """
 
     def __init__(self, folder: Path, reference: Path | None = None):
         self.folder, self.reference = folder, reference
         self._read: dict[str, object] = {}
+
+    @property
+    def shown_folder(self) -> str:
+        """The folder as a command in the report writes it: relative, for a report is published."""
+        folder, here = self.folder.resolve(), Path.cwd()
+        return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else f"path/to/{folder.name}"
 
     def has(self, path: str) -> bool:
         return (self.folder / path).is_file()
@@ -46,15 +67,19 @@ class RunFiles:
         """Return a JSON file's content, None where there is no such file. Raises: ValueError: it is not JSON."""
         return self._parsed(path, json.loads)
 
+    def yaml(self, path: str) -> dict | None:
+        """Return a YAML file's content, None where there is no such file. Raises: ValueError: it is not YAML."""
+        return self._parsed(path, read_yaml)
+
     def lines(self, path: str) -> list[dict]:
-        """Return the entries of a file of JSON lines; a last line that a kill cut short is left out.
+        """Return the objects of a file of JSON lines, without a last line that a kill left incomplete.
 
         Raises: ValueError: a line is not JSON.
         """
         return self._parsed(path, read_lines) or []
 
     def metrics(self) -> dict[str, list[dict]]:
-        """Return metrics.jsonl's lines as {"training": [...], "evaluation": [...]}, in the order of steps.
+        """Return metrics.jsonl's lines as {"training": [...], "evaluation": [...]}, by step.
 
         Where a resumed run wrote a step twice, the later line counts.
         """
@@ -69,19 +94,27 @@ class RunFiles:
             try:
                 self._read[path] = None if text is None else parse(text)
             except ValueError as error:
+                kind = "YAML" if path.endswith(".yaml") else "JSON"
                 raise ValueError(
-                    f"{self.folder / path}: not valid JSON: {error}; run the stage that writes it again"
+                    f"{self.folder / path}: not valid {kind}: {error}; run the stage that writes it again"
                 ) from error
         return self._read[path]
 
 
+def read_yaml(text: str) -> dict:
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ValueError(error) from error
+
+
 def read_lines(text: str) -> list[dict]:
-    lines, entries = text.split("\n"), []  # not splitlines, which also cuts at characters that JSON leaves alone
+    lines, entries = text.split("\n"), []  # splitlines would also split at characters that JSON allows in a string
     for number, line in enumerate(lines):
         try:
             entries += [json.loads(line)] if line.strip() else []
         except ValueError:
-            if number == len(lines) - 1:  # without a line end
+            if number == len(lines) - 1:  # it has no line end
                 break
             raise
     return entries

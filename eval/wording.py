@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers and names as the report, the summary and the comparison write them."""
 
+import re
+
+from markupsafe import Markup, escape
+
 
 def plain(text: str) -> str:
-    """Return text without characters that a terminal or a figure would act on instead of showing."""
+    """Replace each character that a terminal or a figure would act on by a space."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -13,6 +17,19 @@ def count(value: float | None) -> str:
 
 def decimals(value: float | None, places: int = 3) -> str:
     return "-" if value is None else f"{value:.{places}f}"
+
+
+def rounded(value: float) -> str:
+    """Return a number for reading: `842`, `204,800`, `5.31 million`, `1.2 billion`."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return count(value)
+
+
+def marked(text: str) -> Markup:
+    """Return escaped text in which words between backticks are set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def duration(seconds: float) -> str:
@@ -25,12 +42,12 @@ def duration(seconds: float) -> str:
 
 
 def heading(title: str) -> list[str]:
-    """Return the lines that begin a part of summary.txt."""
+    """Return the lines of a heading in summary.txt."""
     return [title, "=" * len(title)]
 
 
 def table(header: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
-    """Return lines of fixed width, the first `left` columns ranged left and the others right."""
+    """Return lines of fixed width: the first `left` columns aligned left, the others right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(row: list[str]) -> str:

@@ -5,22 +5,22 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from figure_style import COLORS
-from run_files import RunFiles, Shown
+from figure_style import COLORS, WIDTH
+from run_files import RunFiles, Section
 from wording import heading, plain
 
 
-# The groups of items that results.json tells apart, and what they are for the model.
+# The groups of items in results.json, by their overlap with the training text.
 OVERLAP_GROUPS = {
-    "clean": "no run of their words is in the text that was kept",
-    "overlapping": "the text that was kept shares runs of words with them",
-    "not_checkable": "too short to be told from other text, or only wording that many items share",
+    "clean": "no run of their words is in the training text",
+    "overlapping": "they share runs of words with the training text",
+    "not_checkable": "too short to check, or only wording that many items share",
     "unchecked": "the text was not checked against them",
 }
-MAX_ROWS = 40  # in the figure; more are in the table
+MAX_ROWS = 40  # of the figure; the table has all
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     results = run.json("eval/results.json")
     if results is None or not results["tasks"]:
         return None
@@ -44,15 +44,15 @@ def show(run: RunFiles) -> Shown | None:
     for name, group in groups.items():
         lines += textwrap.wrap(group_sentence(plain(name), group), 100)
     drawn = scores_with_chance(groups, alone)
-    text = "Scores with 95 % intervals; the broken lines are chance"
-    return Shown("Benchmark tasks", values, {"benchmarks": (scores_figure(drawn), text)} if drawn else {}, lines)
+    text = "Scores with 95 % intervals; the broken lines are chance. An interval that crosses its line shows nothing"
+    return Section("Benchmark tasks", values, {"benchmarks": (scores_figure(drawn), text)} if drawn else {}, lines)
 
 
 def read_baselines(run: RunFiles) -> dict[str, dict]:
-    """Return the results of each baseline, {model: results}."""
+    """Return the results of each baseline, {model: results}; of a folder, the last two parts name it."""
     paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
     found = [run.json(path.relative_to(run.folder).as_posix()) for path in paths]
-    return {results["model"]: results for results in found}
+    return {"/".join(results["model"].split("/")[-2:]): results for results in found}
 
 
 def first_metric(task: dict) -> str:
@@ -60,14 +60,14 @@ def first_metric(task: dict) -> str:
 
 
 def scores_with_chance(groups: dict, tasks: dict) -> dict[str, dict]:
-    """Return what the figure shows: groups, and the tasks outside them, {name: {value, interval, chance}}."""
+    """Return the scores to draw, of groups and of tasks outside them: {name: {value, interval, chance}}."""
     drawn = groups | {name: task["metrics"][first_metric(task)] for name, task in tasks.items()}
     known = {name: score for name, score in drawn.items() if score.get("chance") is not None and score.get("interval")}
     return dict(list(known.items())[:MAX_ROWS])
 
 
 def scores_figure(drawn: dict[str, dict]) -> Figure:
-    figure = Figure(figsize=(7, 1.2 + 0.4 * len(drawn)))
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.4 * len(drawn)))
     axes = figure.subplots()
     for row, score in enumerate(drawn.values()):
         axes.plot(score["interval"], [row, row], color=COLORS[0], linewidth=2)

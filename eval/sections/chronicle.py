@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chronicle: what happened to the run, in order. chronicle.jsonl."""
+"""The chronicle, a log of the run's events in order: chronicle.jsonl."""
 
 from collections import Counter
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 
 
-# Told in full, of however many there are. Of saves and evaluations only the number is: they are the ordinary case.
-TOLD = ("start", "resume", "config_change", "skip", "rollback", "warning", "preemption", "failure", "finish")
-MOST = 200
+# Events that are listed. Saves and evaluations are only counted: they are the ordinary case.
+LISTED = ("start", "resume", "config_change", "skip", "rollback", "warning", "preemption", "failure", "finish")
+MAX_LISTED = 200
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     entries = run.lines("chronicle.jsonl")
     if not entries:
         return None
-    told = [entry for entry in entries if entry["event"] in TOLD]
+    listed = [entry for entry in entries if entry["event"] in LISTED]
     values = {
         "counts": Counter(entry["event"] for entry in entries),
-        "told": told[-MOST:],
-        "left_out": len(told) - MOST,
+        "listed": listed[-MAX_LISTED:],
+        "left_out": len(listed) - MAX_LISTED,
     }
-    return Shown("Chronicle", values)
+    return Section("Event log", values)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks in the text: documents/decontamination.json, or that it was not checked, and why."""
+"""Benchmark items in the training text: documents/decontamination.json, or why it was not checked."""
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     documents, decontamination = run.json("documents/stats.json"), run.json("documents/decontamination.json")
     if documents is None and decontamination is None:
         return None
-    return Shown("Benchmarks in the text", {"documents": documents or {}, "decontamination": decontamination})
+    return Section("Benchmark items in the text", {"documents": documents or {}, "decontamination": decontamination})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training curves, with what happened marked, tasks scored on the way, and the use of the machine.
+"""Training curves with events marked, tasks scored in training, and use of the machine.
 
 metrics.jsonl, chronicle.jsonl.
 """
@@ -11,17 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-from figure_style import COLORS, byte_unit, line_style, thinned
-from run_files import RunFiles, Shown
+from figure_style import COLORS, WIDTH, byte_unit, line_style, thinned
+from run_files import RunFiles, Section
 from wording import plain
 
 
-# What is marked on a curve, and how: told apart by line and colour.
+# Events marked on a curve; each has a colour and a line of its own.
 MARKS = {"skip": (COLORS[5], ":"), "rollback": (COLORS[3], "-."), "resume": (COLORS[2], "--")}
-MAX_MARKS = 60  # of a kind; more would hide the curve
+MAX_MARKS = 60  # per event; more would hide the curve
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     metrics = run.metrics()
     if not metrics["training"]:
         return None
@@ -29,26 +29,29 @@ def show(run: RunFiles) -> Shown | None:
     figures = {
         "bits_per_byte": (
             curves(metrics, "train/bits_per_byte", "eval/bits_per_byte/", "bits per byte", events),
-            "Bits per byte over the text seen in training",
+            "Bits per byte of training text (grey) and of validation text, over the text seen. Lower is better",
         ),
         "loss": (
             curves(metrics, "train/loss", "eval/loss/", "loss (nats per token)", events),
-            "Loss over the text seen in training",
+            "The same as loss per token, which depends on the tokenizer",
         ),
         "learning_rate": (
             learning_rate_figure(metrics["training"], events),
-            "Learning rate and gradient norm over the optimizer steps",
+            "Learning rate and gradient norm at each optimizer step",
         ),
     }
     if tasks := scored_tasks(metrics["evaluation"]):
-        figures["tasks"] = (tasks_figure(metrics["evaluation"], tasks), "Tasks scored in training, without examples")
+        figures["tasks"] = (
+            tasks_figure(metrics["evaluation"], tasks),
+            "Tasks scored in training, without examples. In the band, 95 % of models that guess",
+        )
     panels = {key: drawn for key, drawn in MACHINE.items() if any(line.get(key) for line in metrics["training"])}
     if panels:
         figures["speed"] = (
             machine_figure(metrics["training"], panels, events),
-            "Speed, use of the device's peak, and peak memory of the first process, over the optimizer steps",
+            "Speed, share of the device's peak, and peak memory of the first process",
         )
-    return Shown("Training curves", {"counts": Counter(entry["event"] for entry in events)}, figures)
+    return Section("Training curves", {"counts": Counter(entry["event"] for entry in events)}, figures)
 
 
 def mark(axes: Axes, events: list[dict], x_of_step: Callable[[int], float]) -> None:
@@ -61,7 +64,7 @@ def mark(axes: Axes, events: list[dict], x_of_step: Callable[[int], float]) -> N
 
 def curves(metrics: dict, training_key: str, evaluation_key: str, label: str, events: list[dict]) -> Figure:
     """Draw a training curve and the validation curve of each source over the bytes seen."""
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(WIDTH, 3.6))
     axes = figure.subplots()
     last = [lines[-1]["train/bytes_seen"] for lines in metrics.values() if lines]
     size, unit = byte_unit(max(last))
@@ -89,7 +92,7 @@ def curves(metrics: dict, training_key: str, evaluation_key: str, label: str, ev
     seen = [(line["step"], line["train/bytes_seen"]) for line in metrics["training"]]
     mark(axes, events, lambda step: max((read for at, read in seen if at <= step), default=0) / size)
     axes.set(xlabel=f"text seen in training ({unit})", ylabel=label)
-    axes.legend(fontsize="small")
+    axes.legend()
     return figure
 
 
@@ -100,8 +103,8 @@ def scored_tasks(lines: list[dict]) -> list[str]:
 
 
 def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
-    """Draw accuracy, with where 95 % of guessing models are, and gold-answer bits per byte over the bytes seen."""
-    figure = Figure(figsize=(7, 5))
+    """Draw accuracy with the band of 95 % of guessing models, and gold-answer bits per byte, over the bytes seen."""
+    figure = Figure(figsize=(WIDTH, 4.2))
     upper, lower = figure.subplots(2, 1, sharex=True)
     size, unit = byte_unit(lines[-1]["train/bytes_seen"])
     for index, name in enumerate(tasks):
@@ -117,14 +120,14 @@ def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
             upper.axhline(chance, color=style["color"], linestyle=":", lw=1)
     upper.set_ylabel("accuracy\n(dotted: chance)")
     lower.set(ylabel="bits per byte of\nthe right answers", xlabel=f"text seen in training ({unit})")
-    upper.legend(fontsize="small")
+    upper.legend()
     return figure
 
 
-# Of metrics.jsonl: what is drawn, by what it is divided, and the panel that it is drawn in.
+# Key of metrics.jsonl: (name, divisor, label of its panel).
 MACHINE = {
     "train/tokens_per_second": ("", 1.0, "tokens\nper second"),
-    "train/utilisation_hardware_fraction": ("all that is computed", 0.01, "% of the peak"),
+    "train/utilisation_hardware_fraction": ("all computed", 0.01, "% of the peak"),
     "train/utilisation_6nd_fraction": ("6 N a token", 0.01, "% of the peak"),
     "train/peak_memory_bytes": ("", 1e9, "peak memory\n(GB)"),
 }
@@ -132,7 +135,7 @@ MACHINE = {
 
 def machine_figure(lines: list[dict], panels: dict[str, tuple], events: list[dict]) -> Figure:
     labels = list(dict.fromkeys(label for _, _, label in panels.values()))
-    figure = Figure(figsize=(7, 1 + 1.7 * len(labels)))
+    figure = Figure(figsize=(WIDTH, 0.7 + 1.25 * len(labels)))
     axes = dict(zip(labels, figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0], strict=True))
     for index, (key, (name, unit, label)) in enumerate(panels.items()):
         x, y = thinned(lines, key, "step")
@@ -142,13 +145,13 @@ def machine_figure(lines: list[dict], panels: dict[str, tuple], events: list[dic
         mark(each, [event for event in events if label == labels[0]], lambda step: step)
         each.set(ylabel=label, ylim=(0, 1.05 * each.dataLim.ymax))
         if each.get_legend_handles_labels()[1]:
-            each.legend(fontsize="small")
+            each.legend()
     axes[labels[-1]].set_xlabel("optimizer step")
     return figure
 
 
 def learning_rate_figure(lines: list[dict], events: list[dict]) -> Figure:
-    figure = Figure(figsize=(7, 5))
+    figure = Figure(figsize=(WIDTH, 3.6))
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(*thinned(lines, "train/learning_rate", "step"), color=COLORS[0])
     upper.set_ylabel("learning rate")
@@ -157,5 +160,5 @@ def learning_rate_figure(lines: list[dict], events: list[dict]) -> Figure:
     lower.set(ylabel="gradient norm", xlabel="optimizer step")
     mark(lower, events, lambda step: step)
     if events:
-        lower.legend(fontsize="small")
+        lower.legend()
     return figure

@@ -5,8 +5,8 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from figure_style import COLORS
-from run_files import RunFiles, Shown
+from figure_style import COLORS, WIDTH
+from run_files import RunFiles, Section
 from sections.benchmarks import read_baselines
 from wording import count, decimals, heading, plain, table
 
@@ -18,20 +18,32 @@ XZ_NAMES = {
 }
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     results = run.json("eval/results.json")
     if results is None or not results["bits_per_byte"]["sources"]:
         return None
     values = {"results": results, "xz_names": XZ_NAMES, "xz_sentence": xz_sentence, "baselines": read_baselines(run)}
     months = results["bits_per_byte"].get("months", {})
-    figures = {"months": (months_figure(months), "Bits per byte by month after the training text")} if months else {}
+    figures = (
+        {
+            "months": (
+                months_figure(months),
+                "Bits per byte of text later than all training text, by month; the line is the 95 % interval",
+            )
+        }
+        if months
+        else {}
+    )
     if lengths := results["bits_per_byte"].get("context_lengths", {}):
-        figures["context_lengths"] = (context_figure(lengths), "Bits per byte of long documents by context length")
-    return Shown("Bits per byte of held-out text", values, figures, summarise(results))
+        figures["context_lengths"] = (
+            context_figure(lengths),
+            "Bits per byte of long documents by context length. A curve that falls uses the longer context",
+        )
+    return Section("Held-out text", values, figures, summarise(results))
 
 
 def months_figure(months: dict[str, dict]) -> Figure:
-    figure = Figure(figsize=(7, 3))
+    figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
     axes.plot(range(len(months)), [entry["bits_per_byte"] for entry in months.values()], color=COLORS[0], marker="o")
     for place, entry in enumerate(months.values()):
@@ -44,18 +56,18 @@ def months_figure(months: dict[str, dict]) -> Figure:
 
 
 def context_figure(lengths: dict[str, dict]) -> Figure:
-    figure = Figure(figsize=(7, 3))
+    figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
     tokens = [int(length) for length in lengths]
     axes.plot(tokens, [entry["bits_per_byte"] for entry in lengths.values()], color=COLORS[0], marker="o")
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, list(lengths))
-    axes.set(xlabel="tokens that the model reads at once", ylabel="bits per byte")
+    axes.set(xlabel="context (tokens)", ylabel="bits per byte")
     return figure
 
 
 def xz_sentence(source: str, entry: dict) -> str | None:
-    """Say which of the xz numbers the model is below; None where xz was not run."""
+    """Name the xz scores that the model beats and those it does not; None where xz was not run."""
     known = {kind: entry[kind] for kind in XZ_NAMES if entry.get(kind) is not None}
     if not known:
         return None

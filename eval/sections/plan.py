@@ -3,24 +3,24 @@
 
 import base64
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 
 
-# Drawn by the planner and by the scaling-law experiment, and shown as they are.
+# Drawn by the planner and by the scaling-law experiment.
 CHARTS = {
-    "plan/size.png": "Model size that each scaling law gives for a budget",
-    "plan/tokens.png": "Tokens that each scaling law gives for a budget",
-    "figures/scaling_law.png": "Loss over compute, fitted on runs of this repository",
+    "plan/size.png": "Model size that each scaling law advises for a budget (lines), published models and this run",
+    "plan/tokens.png": "The number of training tokens that each law advises, in the same chart",
+    "figures/scaling_law.png": "Optimal size and tokens over compute, fitted on runs of this repository",
 }
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     plan = run.json("plan.json")
     charts = {path: text for path, text in CHARTS.items() if run.has(path)}
     if plan is None and not charts:
         return None
     images = [{"path": path, "text": text, "uri": png_uri(run, path)} for path, text in charts.items()]
-    return Shown("The plan", {"plan": plan, "images": images, "training": run.json("training.json")})
+    return Section("The plan", {"plan": plan, "images": images, "training": run.json("training.json")})
 
 
 def png_uri(run: RunFiles, path: str) -> str:

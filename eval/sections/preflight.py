@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was checked before training: preflight.json, as `pretrain.py --dry_run` writes it."""
+"""Checks before training: preflight.json, written by `pretrain.py --dry_run`."""
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     preflight = run.json("preflight.json")
-    return preflight and Shown("What was checked before training", {"checks": preflight["checks"]})
+    return preflight and Section("Checks before training", {"checks": preflight["checks"]})

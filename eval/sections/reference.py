@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run compares with the curve of an earlier one of the same recipe: metrics.jsonl and report.py's --reference.
+"""The curve of the run beside that of an earlier one: metrics.jsonl and the file of `report.py --reference`.
 
 A curve is a CSV of step, tokens, train_bits_per_byte and eval_bits_per_byte, one line for each in metrics.jsonl.
 Curves are compared where both have seen as many tokens.
@@ -11,13 +11,13 @@ import io
 import numpy as np
 from matplotlib.figure import Figure
 
-from figure_style import COLORS
-from run_files import RunFiles, Shown
+from figure_style import COLORS, WIDTH
+from run_files import RunFiles, Section
 from wording import count, decimals, heading
 
 
 COLUMNS = ("train_bits_per_byte", "eval_bits_per_byte")
-SAME_LENGTH_FRACTION = 0.01  # runs whose lengths differ by more have other learning rates
+SAME_LENGTH_FRACTION = 0.01  # where lengths differ by more, learning rates do too
 
 
 def curve_of(run: RunFiles) -> list[dict]:
@@ -36,7 +36,7 @@ def format_curve(curve: list[dict]) -> str:
     """Return a curve as CSV.  Raises: ValueError: it has no validation."""
     if not any("eval_bits_per_byte" in entry for entry in curve):
         raise ValueError(
-            "metrics.jsonl holds no validation, so it can be no reference; train with training.eval_steps"
+            "metrics.jsonl holds no validation, so it cannot be a reference; train with training.eval_steps"
         )
     stream = io.StringIO()
     writer = csv.DictWriter(stream, ["step", "tokens", *COLUMNS], lineterminator="\n")
@@ -50,7 +50,7 @@ def parse_curve(text: str) -> list[dict]:
     """Read what format_curve wrote.  Raises: ValueError: it is something else."""
     reader = csv.DictReader(io.StringIO(text))
     if list(reader.fieldnames or []) != ["step", "tokens", *COLUMNS]:
-        raise ValueError(f"no curve: its first line is not step,tokens,{','.join(COLUMNS)}; see report.py --help")
+        raise ValueError(f"not a curve: its first line is not step,tokens,{','.join(COLUMNS)}; see report.py --help")
     return [
         {"step": int(row["step"]), "tokens": int(row["tokens"])}
         | {column: float(row[column]) for column in COLUMNS if row[column]}
@@ -97,26 +97,26 @@ def describe_comparison(curve: list[dict], reference: list[dict]) -> list[str]:
     ends = [lines[-1]["tokens"] for lines in (curve, reference)]
     if abs(ends[0] / ends[1] - 1) > SAME_LENGTH_FRACTION:
         sentences.append(
-            f"This run saw {count(ends[0])} tokens and the reference {count(ends[1])}, so their learning rates fall "
-            "at different places."
+            f"This run saw {count(ends[0])} tokens and the reference {count(ends[1])}, so their learning rates decay "
+            "at different steps."
         )
     return sentences
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     curve = curve_of(run)
     if run.reference is None or not curve:
         return None
     reference = parse_curve(run.reference.read_text(encoding="utf-8"))
     sentences = describe_comparison(curve, reference)
-    figure = Figure(figsize=(7, 3.5))
+    figure = Figure(figsize=(WIDTH, 3.5))
     axes = figure.subplots()
     for index, (name, lines) in enumerate((("this run", curve), ("reference", reference))):
         _, tokens, bits = points_of(lines, "eval_bits_per_byte")
         axes.plot(tokens, bits, color=COLORS[index], marker="os"[index], markersize=4, label=name)
     axes.set(xlabel="tokens seen in training", ylabel="validation bits per byte")
     axes.legend()
-    figures = {"reference": (figure, "Validation bits per byte beside the reference")}
-    title = "Beside the reference curve"
+    figures = {"reference": (figure, "Validation bits per byte of this run and of the reference")}
+    title = "Comparison with the reference curve"
     values = {"sentences": sentences, "reference": run.reference.name}
-    return Shown(title, values, figures, [*heading(title), *sentences])
+    return Section(title, values, figures, [*heading(title), *sentences])

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples: of the finished model in eval/results.json, of several points in training in samples.jsonl."""
+"""Generated text, of the finished model (eval/results.json) and during training (samples.jsonl)."""
 
 import textwrap
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 from wording import heading, plain
 
 
 SAMPLE_CHARACTERS = 300  # of a sample in summary.txt
-MOST_STEPS = 6  # of training that samples are shown of, spread evenly
+MAX_STEPS = 6  # of training whose samples are shown, spread evenly
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     results = run.json("eval/results.json")
     samples = results["samples"] if results else []
     growth = by_prompt(run.lines("samples.jsonl"))
@@ -20,14 +20,14 @@ def show(run: RunFiles) -> Shown | None:
     lines = heading("Samples")
     for sample in samples[:3]:
         lines += textwrap.wrap(f"[{shortened(sample['prompt'])}] {shortened(sample['text'])}", 100) + [""]
-    return Shown("Samples", {"samples": samples, "growth": growth}, summary=lines[:-1] if samples else [])
+    return Section("Samples", {"samples": samples, "growth": growth}, summary=lines[:-1] if samples else [])
 
 
 def by_prompt(lines: list[dict]) -> dict[str, list[dict]]:
-    """Return what was written after each prompt at the first, the last, and a few steps between."""
+    """Return {prompt: its lines} at the first step, the last, and a few between."""
     steps = sorted({line["step"] for line in lines})
     last = len(steps) - 1
-    chosen = {steps[round(last * part / (MOST_STEPS - 1))] for part in range(MOST_STEPS)} if steps else set()
+    chosen = {steps[round(last * part / (MAX_STEPS - 1))] for part in range(MAX_STEPS)} if steps else set()
     growth: dict[str, list[dict]] = {}
     for line in lines:
         if line["step"] in chosen:

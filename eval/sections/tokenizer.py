@@ -3,12 +3,12 @@
 
 from matplotlib.figure import Figure
 
-from figure_style import COLORS, HATCHES
-from run_files import RunFiles, Shown
+from figure_style import COLORS, HATCHES, WIDTH
+from run_files import RunFiles, Section
 from wording import count, decimals, heading, plain, table
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     report = run.json("tokenizer/report.json")
     if not report:
         return None
@@ -17,9 +17,9 @@ def show(run: RunFiles) -> Shown | None:
     if card:
         figures["tokenizer"] = (
             card_figure(card["tokenizers"]),
-            "Bytes per token of held-out text, words and terms that stay whole, by domain and tokenizer",
+            "Bytes per token of held-out text, and words and terms that are one token. Higher is better",
         )
-    return Shown(
+    return Section(
         "Tokenizer",
         {"tokenizer": report, "card": card, "speed": run.json("tokenizer/speed.json")},
         figures,
@@ -34,8 +34,10 @@ def summarise(report: dict) -> list[str]:
     rows = [[plain(source), *(decimals(measured[name].get(source), 2) for name in names)] for source in sources]
     lines = [*heading("Bytes per token (higher is better: shorter sequences)"), *table(["source", *names], rows)]
     terms = report.get("terms") or {}
-    cut = [[plain(term), *(pieces(by[name]) if name in by else "-" for name in names)] for term, by in terms.items()]
-    return lines + (["", *table(["term", *names], cut, left=1 + len(names))] if cut else [])
+    splits = [
+        [plain(term), *(pieces(by[name]) if name in by else "-" for name in names)] for term, by in terms.items()
+    ]
+    return lines + (["", *table(["term", *names], splits, left=1 + len(names))] if splits else [])
 
 
 def pieces(tokens: list[str]) -> str:
@@ -43,7 +45,7 @@ def pieces(tokens: list[str]) -> str:
 
 
 def card_figure(tokenizers: dict[str, dict]) -> Figure:
-    """Draw three groups of bars: bytes per token, words not split, terms kept whole; each higher for the better."""
+    """Draw three groups of bars: bytes per token, words not split, terms kept whole; each higher is better."""
     panels = [
         ("bytes per token", lambda one: {domain: m["bytes_per_token"] for domain, m in one["domains"].items()}),
         (
@@ -51,13 +53,13 @@ def card_figure(tokenizers: dict[str, dict]) -> Figure:
             lambda one: {domain: whole_words(m["split_words_fraction"]) for domain, m in one["domains"].items()},
         ),
         (
-            "terms without a space that are\none token (%)",
+            "terms without a space that are one token (%)",
             lambda one: {domain: 100 * (m["whole_fraction_without_space"] or 0) for domain, m in one["terms"].items()},
         ),
     ]
     panels = [panel for panel in panels if all(panel[1](one) for one in tokenizers.values())]
-    figure = Figure(figsize=(7.5, 0.9 + 0.28 * len(tokenizers) + 2.4))
-    for axes, (title, measure) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure = Figure(figsize=(WIDTH, 0.4 + 0.25 * len(tokenizers) + 1.5 * len(panels)))
+    for axes, (title, measure) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         domains = list(measure(next(iter(tokenizers.values()))))
         width = 0.84 / len(tokenizers)
         for index, (name, one) in enumerate(tokenizers.items()):
@@ -65,15 +67,15 @@ def card_figure(tokenizers: dict[str, dict]) -> Figure:
                 [position + (index - (len(tokenizers) - 1) / 2) * width for position in range(len(domains))],
                 list(measure(one).values()),
                 width,
-                label=f"{plain(name)}, {count(one['vocab_size'])} entries" if axes is figure.axes[0] else None,
+                label=f"{plain(name)}, {count(one['vocab_size'])} tokens" if axes is figure.axes[0] else None,
                 color=COLORS[index % len(COLORS)],
                 hatch=HATCHES[index % len(HATCHES)],
                 edgecolor="white",
             )
         axes.set_xticks(range(len(domains)), [plain(domain) for domain in domains])
-        axes.set_title(title, fontsize="small")
+        axes.set_title(title)
         axes.grid(axis="x", visible=False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 

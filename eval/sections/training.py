@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was trained, and at what cost: training.json."""
+"""Size, length and cost of the training: training.json."""
 
-from run_files import RunFiles, Shown
+from run_files import RunFiles, Section
 
 
-def show(run: RunFiles) -> Shown | None:
+def build(run: RunFiles) -> Section | None:
     training = run.json("training.json")
-    return training and Shown("What was trained, and at what cost", {"training": training})
+    return training and Section("Model and cost", {"training": training})

@@ -4,7 +4,12 @@
 from pathlib import Path
 
 import numpy as np
+from adjustText import adjust_text
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # by itself it draws with Agg, which needs no display
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from planning.known_models import KNOWN_MODELS
 from planning.law_fits import Parabola, Runs
@@ -14,22 +19,33 @@ from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
 # Okabe and Ito's colours, which the common kinds of colour blindness leave apart (https://jfly.uni-koeln.de/color).
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
-# Where a name stands beside its point, for those that lie close together (points).
-LABEL_OFFSETS = {
-    "GPT-3": (-26, -11),
-    "OPT-175B": (-48, 5),
-    "BLOOM": (6, -2),
-    "Chinchilla": (-48, 8),
-    "LLaMA-65B": (-10, -13),
-    "Llama 2 70B": (5, -10),
-    "BloombergGPT": (-70, 10),
-    "Galactica": (6, -6),
-}
+HALO = withStroke(linewidth=2, foreground="white")  # keeps a label legible where a line passes under it
+LABEL_ITERATIONS = 1000  # a limit in seconds would place labels differently on each machine
 
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+
+
+def place_labels(axes: Axes, labels: list[Text], obstacles: list[Artist]) -> None:
+    """Move labels off each other, off all points and off `obstacles`; a thin line leads to a label that moved far.
+
+    Call it last: the places depend on the limits and scales of the axes.
+    """
+    points = np.concatenate([line.get_xydata() for line in axes.lines if line.get_linestyle() == "None"])
+    adjust_text(
+        labels,
+        *points.T,
+        objects=obstacles,
+        ax=axes,
+        prevent_crossings=False,  # it swaps labels in the last iteration, and they overlap again
+        force_text=(0.5, 0.8),
+        force_static=(0.5, 0.8),
+        expand=(1.1, 1.3),
+        iter_lim=LABEL_ITERATIONS,
+        arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6},
+    )
 
 
 def draw_isoflop(runs: Runs, found: dict, path: Path) -> None:
@@ -120,19 +136,12 @@ def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
             axes.plot(
                 compute, line, linestyle=style, color=COLORS[number], linewidth=1.2, label=name.replace("_", " ")
             )
+        names = []
         for model in KNOWN_MODELS:
-            bold = model.name == "BloombergGPT"
-            axes.plot(
-                model.flops, getattr(model, what), "o", color="black" if bold else "0.45", markersize=6 if bold else 4
-            )
-            axes.annotate(
-                model.name,
-                (model.flops, getattr(model, what)),
-                xytext=LABEL_OFFSETS.get(model.name, (4, 3)),
-                textcoords="offset points",
-                fontsize=7,
-                fontweight="bold" if bold else "normal",
-            )
+            bold, point = model.name == "BloombergGPT", (model.flops, getattr(model, what))
+            axes.plot(*point, "o", color="black" if bold else "0.45", markersize=6 if bold else 4)
+            weight = "bold" if bold else "normal"
+            names.append(axes.text(*point, model.name, fontsize=8, fontweight=weight, path_effects=[HALO]))
         for name, parameters, tokens, marker in ours:
             y = (parameters, tokens)[index]
             axes.plot(6 * parameters * tokens, y, marker, color=COLORS[5], markersize=13, label=name)
@@ -143,5 +152,5 @@ def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
             ylabel=f"{'parameters, in all' if index == 0 else 'training tokens, repetitions included'}",
         )
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        place_labels(axes, names, [axes.legend(fontsize="small")])
         save(figure, folder / ("size.png" if index == 0 else "tokens.png"))

@@ -5,22 +5,27 @@ import json
 import re
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 
+import plan_run
+import pretrain
+import run_eval
 from figure_style import MAX_POINTS, thinned
+from recipe_loading import load_recipe
 from report import SECTIONS, main
 from run_files import RunFiles
-from sections import reference
+from sections import overview, reference
 from sections.benchmarks import task_sentence
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
 from sections.samples import by_prompt
 from sections.tokenizer import summarise
-from wording import table
+from wording import marked, rounded, table
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,13 +40,6 @@ FILES = {
     "chronicle": "chronicle.jsonl",
     "training_samples": "samples.jsonl",
     "results": "eval/results.json",
-}
-PLAN = {
-    "parameters": {"total": 6800000},
-    "tokens": 2500000,
-    "flops": 7e13,
-    "laws": {"chinchilla_3": {"parameters": 5e6, "tokens": 2.3e6, "source": "2203.15556"}},
-    "warnings": ["far below what any of these laws was fitted on"],
 }
 EVENTS = [
     {"time": "2026-01-02T03:04:05Z", "event": event, "step": step, "text": text}
@@ -63,6 +61,14 @@ SHOWN_FROM = {
     "results": ["held_out_text", "benchmarks"],
 }
 HOSTILE_TEXT = " not <script>alert('x')</script> copy.\x1b[31m\n"
+
+
+@cache
+def plan():
+    """Return a plan as plan_run makes it."""
+    budget = ["--plan.flops=1e17", "--plan.domain_bytes=1e7", "--plan.general_bytes=1e7"]
+    recipe = load_recipe([ROOT / "recipes" / "legal" / "base.yaml"], ["--run.output_dir=unused", *budget])
+    return plan_run.make_plan(recipe, plan_run.find_device(recipe.plan.device))
 
 
 def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
@@ -171,7 +177,7 @@ def write_run(folder):
     for name, content in contents.items():
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))
-    (folder / "plan.json").write_text(json.dumps(PLAN))
+    (folder / "plan.json").write_text(json.dumps(plan()))
     (folder / FILES["metrics"]).write_text("".join(json.dumps(line) + "\n" for line in metric_lines(300)))
     written = [
         {"step": step, "prompt": "The <i>court", "text": f" {'the ' * step}"[:40] + f"<b>{step}"}
@@ -245,10 +251,12 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "3 of licenses (6,150 bytes).",
         "<td>96</td><td>93</td><td>1</td><td>2</td><td>6</td><td>2</td><td>4</td>",
         '<td class="text">overlapping</td><td>4</td><td class="text">too few to score',
-        "<li>overlapping: the text that was kept shares runs of words with them.</li>",
+        "<li>overlapping: they share runs of words with the training text.</li>",
         '<td>92</td><td class="text">acc</td><td>0.270</td>',
         "future 17",
-        "<td>6,800,000</td><td>7,000,000</td>",
+        f"<td>{plan()['parameters']['total']:,}</td><td>7,000,000</td>",
+        f"<th>compute (FLOPs)</th><td>{plan()['flops']['training']:.3g}</td><td>7.2e+13</td>",
+        f"Advice: {plan()['verdict']['choice']}.",
         "Marked in the figures: resume 1, skip 1.",
         "1999 to 2024-02-29",
         "4.42",
@@ -265,17 +273,150 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         assert text in page
     for path in FILES.values():
         assert f'<a href="{path}"><code>{path}</code></a>' in page
-    assert page.count("data:image/png;base64,") == 10
+    assert page.count("data:image/png;base64,") == 11
     links = set(re.findall(r'href="([^"]*)"', page))
     assert links == {*FILES.values(), "plan.json", *(f"#{name}" for name in names)}
     assert not re.search(r"""(src=["'](?!data:)|url\()""", page)
 
 
+def test_first_screen_answers_the_four_questions(run_folder):
+    page = (run_folder / "report.html").read_text()
+    screen = page[page.index('<section id="overview">') : page.index("</section>")]
+    assert re.findall("<h3>(.*?)</h3>", screen) == [
+        "What was trained",
+        "Is it any good?",
+        "What went wrong",
+        "What to do next",
+    ]
+    for text in (
+        "18 million bytes of text, 69 % licenses and 31 % wikipedia, by 1 process (cpu, 2 threads).",
+        "<dt>parameters</dt><dd>7 million</dd>",
+        "licenses: Better than 1 of 3 baselines",
+        "On held-out text the model needs 1.41 bits per byte (95 % interval 1.30 to 1.50). It beats xz of each "
+        "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that "
+        "holds the training text (1.10).",
+        "general_agreement: acc of 0.710 is above chance (0.500).",
+        "legal_sense: acc of 0.270 is within noise of chance (0.250): it shows nothing yet.",
+        "The tokenizer needs 37 % fewer tokens on licenses and 5 % more tokens on wikipedia",
+        "1 optimizer step was skipped; see the event log.",
+        "Training: the learning rate was cut once.",
+        "--baselines HuggingFaceTB/SmolLM2-135M",
+        "--training.max_tokens=4915200",
+        "python recipes/verify_run.py path/to/tiny-run",
+    ):
+        assert text in screen, text
+
+
+@pytest.mark.parametrize(
+    ("compared", "level", "label"),
+    [
+        ({}, "unknown", "No baseline was measured"),
+        ({"a": 2.0}, "good", "Better than the baseline measured"),
+        ({"a": 2.0, "b": 1.6}, "good", "Better than every baseline measured"),
+        ({"a": 2.0, "b": 1.4}, "mixed", "Better than 1 of 2 baselines"),
+        ({"a": 2.0, "b": 1.0}, "mixed", "Better than 1 of 2 baselines"),
+        ({"a": 1.35}, "bad", "Better than no baseline measured"),
+        ({"a": 1.0, "b": 1.2}, "bad", "Better than no baseline measured"),
+    ],
+)
+def test_a_verdict_counts_only_what_is_outside_the_interval(compared, level, label):
+    verdict = overview.judge("law", entry("legal", 1.4, interval=(1.3, 1.5)), compared)
+    assert (verdict.level, verdict.label) == (level, label)
+    assert all(f"{what} ({value:.2f})" in verdict.text for what, value in compared.items())
+
+
+def problems(folder):
+    return [problem["text"] for problem in overview.find_problems(RunFiles(folder))]
+
+
+def test_what_went_wrong_is_named_the_worst_first(tmp_path):
+    write_run(tmp_path)
+    assert problems(tmp_path) == [
+        "1 optimizer step was skipped; see the event log.",
+        "Training: the learning rate was cut once.",
+        f"The plan holds {len(plan()['warnings'])} warnings.",
+    ]
+    events = [("rollback", "back to step 50"), ("skip", "a"), ("skip", "b"), *(("warning", f"w{n}") for n in range(5))]
+    lines = [json.dumps({"time": "", "event": event, "step": 1, "text": text}) for event, text in events]
+    (tmp_path / "chronicle.jsonl").write_text("\n".join(lines) + "\n")
+    status = {"status": "failed", "step": 12, "max_steps": 300, "reason": "out of memory"}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    (tmp_path / "documents" / "quarantine.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "documents" / "decontamination.json").unlink()
+    (tmp_path / "preflight.json").write_text(json.dumps({"checks": [{"name": "label shift", "passed": False}]}))
+    (tmp_path / "recipe.yaml").write_text("evaluation: {tasks: [legal_sense, casehold, legal]}\ndata: {a: 1}\n")
+    found = problems(tmp_path)
+    assert found[:4] == [
+        "Training is not finished: status failed at step 12 of 300; out of memory.",
+        "Training went back to a checkpoint once; see the event log.",
+        "Checks before training that failed: label shift.",
+        "The recipe lists benchmark tasks that were not run: casehold.",
+    ]
+    for text in (
+        "2 optimizer steps were skipped; see the event log.",
+        "Warning in training: w2",
+        "2 more warnings are in the event log.",
+        "2 documents could not be read; `documents/quarantine.jsonl` says which and why.",
+        "The text was not checked against benchmarks: there is no `documents/decontamination.json`.",
+        "Personal data was not looked for: the recipe does not set `data.personal_data`.",
+    ):
+        assert text in found
+
+
+def test_an_unfinished_run_is_told_how_to_finish(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "eval" / "results.json").unlink()
+    (tmp_path / "recipe.yaml").write_text("model: {from_pretrained: some/base}\n")
+    steps = overview.list_next_steps(RunFiles(tmp_path), [], {})
+    assert [step["command"] for step in steps] == [
+        f"python recipes/run_recipe.py --config path/to/{tmp_path.name}/recipe.yaml"
+    ]
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "A language model that continues some/base, trained on" in page
+    assert "The held-out text was not scored, so the quality of the model is unknown." in page
+
+
+def test_a_command_puts_each_option_on_a_line_and_quotes_what_a_shell_would_read():
+    assert overview.shell(["python", "x.py", "--a", "b c", "--d=e"]) == "python x.py --a 'b c' \\\n  --d=e"
+    words = ["python", "x.py", "--prompts", "it's; $HOME"]
+    line = overview.shell(words)
+    said = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == words
+
+
+def test_numbers_and_code_in_sentences():
+    assert [rounded(value) for value in (842, 204_800, 5_310_720, 1.2e9)] == [
+        "842",
+        "204,800",
+        "5.31 million",
+        "1.2 billion",
+    ]
+    assert str(marked("see `a.json`, <b>`x<y`")) == "see <code>a.json</code>, &lt;b&gt;<code>x&lt;y</code>"
+
+
+def test_a_real_run_is_reported_from_the_files_that_the_stages_write(tiny_run):
+    run = tiny_run.output_dir
+    pretrain.main([*tiny_run.argv(), "--dry_run"])
+    pretrain.main(tiny_run.argv())
+    evaluation = ["--model", str(run / "model"), "--documents", str(run / "documents"), "--output", str(run / "eval")]
+    run_eval.main([*evaluation, "--xz", "--prompts", "The court", "--baselines", str(run / "model")])
+    main([str(run)])
+    page = (run / "report.html").read_text()
+    names = re.findall(r'<section id="(\w+)">', page)
+    expected = ["overview", "held_out_text", "samples", "training", "curves", "mixture", "tokenizer", "documents"]
+    assert [name for name in names if name in expected] == expected and "preflight" in names
+    assert "A language model trained from scratch on" in page and "<dt>optimizer steps</dt><dd>20</dd>" in page
+    # A model is level with itself.
+    assert page.count("It is level with") == 2
+    assert "Training is not finished" not in page and "Not in this run folder" not in page
+
+
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
     names = ["benchmarks", "bits_per_byte", "context_lengths", "funnel", "learning_rate", "loss", "mixture", "shares"]
-    names += ["speed", "tasks"]
-    assert [path.name for path in images] == [f"{name}.png" for name in names]
+    names += ["overview", "speed", "tasks"]
+    assert [path.name for path in images] == [f"{name}.png" for name in sorted(names)]
     for path in images:
         assert path.read_bytes().startswith(PNG) and path.stat().st_size < 100_000
 
@@ -309,13 +450,13 @@ def test_a_run_is_compared_with_the_curve_of_another_at_equal_tokens(tmp_path, c
     main([str(tmp_path / "later"), "--reference", str(curve)])
     said = " ".join(capsys.readouterr().out.split())
     assert "Validation: 2.1 % above the reference at step 400 (1.533, reference 1.501)." in said
-    assert "Training: 0.0 % " in said and "learning rates fall" not in said
+    assert "Training: 0.0 % " in said and "learning rates decay" not in said
     page = (tmp_path / "later" / "report.html").read_text()
     assert '<section id="reference">' in page and "2.1 % above the reference" in page
     write_curve(tmp_path / "later", steps=300, tokens_per_step=500)
     main([str(tmp_path / "later"), "--reference", str(curve)])
     said = " ".join(capsys.readouterr().out.split())
-    assert "saw 150,000 tokens and the reference 200,000, so their learning rates fall at different places" in said
+    assert "saw 150,000 tokens and the reference 200,000, so their learning rates decay at different steps" in said
 
 
 def test_a_reference_that_is_none_is_refused(tmp_path):
@@ -323,10 +464,10 @@ def test_a_reference_that_is_none_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="there is no file .*curve.csv; --save_reference makes one"):
         main([str(tmp_path), "--reference", str(tmp_path / "curve.csv")])
     (tmp_path / "curve.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SystemExit, match="no curve: its first line is not step,tokens"):
+    with pytest.raises(SystemExit, match="not a curve: its first line is not step,tokens"):
         main([str(tmp_path), "--reference", str(tmp_path / "curve.csv")])
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(SystemExit, match="holds no validation, so it can be no reference"):
+    with pytest.raises(SystemExit, match="holds no validation, so it cannot be a reference"):
         main([str(tmp_path), "--save_reference", str(tmp_path / "curve.csv")])
 
 
@@ -411,9 +552,9 @@ def test_section_without_its_file_is_not_there_and_the_file_is_named(tmp_path, n
     page = (tmp_path / "report.html").read_text()
     names = [module.__name__.removeprefix("sections.") for module in SECTIONS if module is not reference]
     assert re.findall(r'<section id="(\w+)">', page) == [each for each in names if each not in SHOWN_FROM[name]]
-    assert f"Not in this run folder, and so not shown: <code>{FILES[name]}</code>." in page
+    assert f"Not in this run folder, and so not reported: <code>{FILES[name]}</code>." in page
     assert f'href="{FILES[name]}"' not in page
-    assert f"not shown: {FILES[name]}\n" in (tmp_path / "summary.txt").read_text()
+    assert f"not reported: `{FILES[name]}`." in (tmp_path / "summary.txt").read_text()
 
 
 def test_every_table_and_figure_links_the_file_its_numbers_stand_in(run_folder):
@@ -442,7 +583,7 @@ def test_text_that_was_not_checked_against_benchmarks_is_said_to_be_unchecked(tm
     page = (tmp_path / "report.html").read_text()
     assert f"The text was not checked against benchmarks: {said}" in page
     assert "Whether the training text holds items of these tasks is not known" in page
-    assert "None was found, or none was looked for" in page
+    assert "None was found. It is looked for only if the recipe sets" in page
 
 
 def test_the_funnel_accounts_for_every_byte_under_a_few_names():
@@ -453,11 +594,11 @@ def test_the_funnel_accounts_for_every_byte_under_a_few_names():
     assert shares == {
         "kept: train": [50, 52],
         "kept: held out": [14, 28],
-        "left out: reason 1": [1, 20],
-        "left out: reason 8": [8, 0],
-        "left out: reason 7": [7, 0],
-        "left out: reason 6": [6, 0],
-        "left out: other reasons": [14, 0],
+        "dropped: reason 1": [1, 20],
+        "dropped: reason 8": [8, 0],
+        "dropped: reason 7": [7, 0],
+        "dropped: reason 6": [6, 0],
+        "dropped: other reasons": [14, 0],
     }
     assert funnel_shares({"a": {"bytes_in": 0, "dropped": {}, "kept": {"train": {"bytes": 0}}}}) == {}
 
@@ -518,6 +659,7 @@ def test_figures_of_other_scripts_stay_and_outdated_ones_go(tmp_path):
         "funnel",
         "learning_rate",
         "loss",
+        "overview",
         "scaling_law",
         "speed",
         "tasks",

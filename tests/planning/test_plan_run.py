@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner: BloombergGPT's case, scarce text, every kind of budget, and what it refuses."""
 
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from tiny_run import RECIPES, ROOT
 
 import plan_run
 from plan_run import Text, make_plan
+from planning import charts
 from planning.devices import DEVICES
 from planning.known_models import KNOWN_MODELS
 from planning.memory import largest_batch, memory_by_part
@@ -260,3 +262,17 @@ def test_the_command_writes_the_plan_its_figures_and_an_overlay_that_loads(tmp_p
     assert "verdict" in shown and "law chinchilla_3" in shown
     plan_run.main(["--config", str(BASE), f"--run.output_dir={run}", *TEXT, "--plan.device_hours=800"])
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("training", [None, {"parameters": {"total": 341_885_952}, "tokens_seen": 8e9}])
+def test_names_in_the_charts_overlap_neither_each_other_nor_the_legend(plan, tmp_path, monkeypatch, training):
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure.axes[0]))
+    charts.draw_plan(plan(*TEXT, "--plan.device_hours=2000"), training, tmp_path)
+    assert len(drawn) == 2
+    for axes in drawn:
+        axes.figure.draw_without_rendering()
+        names = [text for text in axes.texts if text.get_text()]
+        assert [name.get_text() for name in names] == [model.name for model in KNOWN_MODELS]
+        boxes = [artist.get_window_extent() for artist in [*names, axes.get_legend()]]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
