@@ -56,7 +56,7 @@ ARROWS = {
 COMPUTING = re.compile(
     "array|bytes|chr|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|isalnum|items|join|range|replace|"
     "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
-    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump"
+    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke"
 )
 PACKAGES = sorted(path.parent.name for path in RECIPES.glob("*/__init__.py"))
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
