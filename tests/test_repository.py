@@ -37,7 +37,7 @@ ARROWS = {
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
     "vocabulary": {"card_text", "corpus", "recipe_config"},
     "mixture": {"corpus", "recipe_config"},
-    "model": {"mixture", "recipe_config", "vocabulary"},
+    "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
     "publishing": {

@@ -60,7 +60,7 @@ class SummedLoss(nn.Module):
                 not differentiated, but as much a forward pass of the module that Accelerate wraps.
         """
         if self.document_masking and self.language_model.config._attn_implementation == "flash_attention_2":
-            # It finds the borders of documents in a single row only. Each row begins at position 0, so rows stay apart.
+            # It finds the borders of documents in one row only. Each row begins at position 0, so rows stay apart.
             input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
         # Without a cache and without an attention mask, transformers reads the borders of the documents off
         # position_ids; with either, documents would see each other.
