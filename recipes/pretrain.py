@@ -40,7 +40,7 @@ from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments, describe_changes, extend_skips, in_rollback, is_skipped
 from mixture.validation_text import ValidationText
 from model.continued import merge_adapters
-from model.llama import Context, count_parameters
+from model.llama import ContextWindow, count_module_parameters
 from model.probe import find_warnings, make_probe_batch, probe
 from model.summed_loss import build_summed_loss, find_missing_compiler
 from publishing.repositories import check_repositories
@@ -148,7 +148,7 @@ class Pretraining:
             self.compiled = False
             self.notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
         model = build_summed_loss(recipe, training, self.tokenizer, self.tokenizer_folder, accelerator, self.compiled)
-        self.language_model, self.parameters = model.language_model, count_parameters(model.language_model)
+        self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         optimizers = build_optimizers(model, training)
         keep_sums_in_fp32(accelerator)
         if divided_by_deepspeed:
@@ -195,7 +195,7 @@ class Pretraining:
             write_run_files(recipe, self.run)
             cut_records(self.run, state["step"])
             set_aside_later(self.run / "checkpoints", state["step"])
-        self.own_context = Context.of(self.language_model, training)
+        self.own_context = ContextWindow.of(self.language_model, training)
 
     def open_mixture(self) -> None:
         """Ready what training reads from here on."""
