@@ -39,7 +39,7 @@ from mixture.phases import make_mixture, schedule_phases
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments, describe_changes, extend_skips, in_rollback, is_skipped
 from mixture.validation_text import ValidationText
-from model.continued import merge_adapters
+from model.continued import merge_adapters, with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.probe import find_warnings, make_probe_batch, probe
 from model.summed_loss import build_summed_loss, find_missing_compiler
@@ -148,6 +148,7 @@ class Pretraining:
             self.compiled = False
             self.notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
         model = build_summed_loss(recipe, training, self.tokenizer, self.tokenizer_folder, accelerator, self.compiled)
+        recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         optimizers = build_optimizers(model, training)
         keep_sums_in_fp32(accelerator)

@@ -23,6 +23,7 @@ from mixture.labels import IGNORED_LABEL
 from mixture.phases import make_mixture, schedule_phases
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
+from model.continued import with_shape_of
 from model.summed_loss import build_summed_loss, find_missing_compiler
 from planning.devices import UTILISATION_FRACTION
 from planning.memory import memory_by_part
@@ -55,6 +56,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
     set_seed(recipe.run.seed)
     model = build_summed_loss(recipe, training, tokenizer, tokenizer_folder, accelerator, compiled=False)
+    recipe.model = with_shape_of(recipe.model, model.language_model.config)
     model.to(accelerator.device)
     plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
