@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module to train: a causal language model and its loss in one forward pass."""
 
-import os
-import shutil
-import sysconfig
 from pathlib import Path
 
 import torch
@@ -97,13 +94,3 @@ def build_summed_loss(
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
-
-
-def find_missing_compiler() -> str | None:
-    """Return what torch.compile lacks on this machine and how to install it, or None."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "no C++ compiler (g++) is on the PATH; install it with: apt-get install g++"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.exists():
-        return f"{header} is missing; install it with: apt-get install python3-dev"
-    return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forms of parallelism: the combinations that are refused, and FSDP2's precision."""
+"""Forms of parallelism: the combinations that are refused, FSDP2's precision, and what is divided."""
 
 import torch
 from accelerate import Accelerator
@@ -62,3 +62,14 @@ def keep_sums_in_fp32(accelerator: Accelerator) -> None:
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
+def memory_strategy(accelerator: Accelerator) -> tuple[str, int]:
+    """Return an accelerator's key of planning.memory.STRATEGIES, and over how many devices it divides."""
+    num_processes, parallelism = accelerator.num_processes, accelerator.parallelism_config
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return "deepspeed_zero3.yaml", num_processes
+    if accelerator.distributed_type == DistributedType.FSDP:
+        divided = parallelism is not None and parallelism.dp_shard_size > 1
+        return "fsdp2.yaml", parallelism.dp_shard_size if divided else num_processes
+    return "ddp.yaml" if num_processes > 1 else "single_gpu.yaml", num_processes
