@@ -29,20 +29,17 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from atomic_files import read_record, write_json
 from mixture.batches import MicroBatches, read_batches
-from mixture.fitting import decide_length
 from mixture.ledger import documents_of_step
 from mixture.phases import make_mixture, schedule_phases
-from mixture.shards import TokenShards, token_byte_lengths
-from mixture.skips import SkippedDocuments, describe_changes, extend_skips, in_rollback, is_skipped
+from mixture.skips import describe_changes, extend_skips, in_rollback, is_skipped
 from mixture.validation_text import ValidationText
-from model.continued import merge_adapters
-from model.llama import Context, count_parameters
+from model.continued import merge_adapters, with_shape_of
+from model.llama import ContextWindow, count_module_parameters
 from model.probe import find_warnings, make_probe_batch, probe
-from model.summed_loss import build_summed_loss, find_missing_compiler
+from model.summed_loss import build_summed_loss
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
@@ -61,8 +58,10 @@ from recovery.resuming import (
 )
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, load_tensors, newest_checkpoint
-from run_folder import is_finished, new_output, require
+from run_folder import is_finished, new_output
+from training.compilation import decide_compilation
 from training.evaluation import continue_prompts, evaluate, load_benchmarks, score_benchmarks
+from training.inputs import read_inputs
 from training.optimizers import build_optimizers
 from training.parallelism import keep_sums_in_fp32, refuse_combinations
 from training.preflight import dry_run
@@ -98,13 +97,11 @@ class Pretraining:
         self.run, self.is_main = Path(recipe.run.output_dir), accelerator.is_main_process
         # The processes of a machine share the reading of what they were given.
         part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        self.tokens, self.tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
-        self.byte_lengths = token_byte_lengths(self.tokenizer_folder)
-        names = [source.name for source in recipe.data.sources]
-        self.shards = TokenShards(self.tokens, names, recipe.training.sequence_length)
-        self.training, self.shares, self.notes = decide_length(recipe, self.shards)
-        self.skipped_documents = SkippedDocuments(self.shards, recipe.data.skip.documents)
+        inputs = read_inputs(recipe, part)
+        self.tokenizer, self.tokenizer_folder = inputs.tokenizer, inputs.tokenizer_folder
+        self.shards, self.byte_lengths = inputs.shards, inputs.byte_lengths
+        self.training, self.shares, self.notes = inputs.training, inputs.shares, inputs.notes
+        self.skipped_documents = inputs.skipped_documents
         self.sequences_per_step = self.training.tokens_per_step // self.training.sequence_length
         self.gradient_accumulation_steps = accumulation_steps(self.training, accelerator.num_processes)
         self.build()
@@ -139,19 +136,14 @@ class Pretraining:
         """Build the model and its optimizers, the same on every process and every number of them."""
         recipe, accelerator, training = self.recipe, self.accelerator, self.training
         set_seed(recipe.run.seed)
-        missing = find_missing_compiler() if training.torch_compile else None
-        if missing:
-            self.notes.append(f"training runs uncompiled, at about half the speed: {missing}")
-        self.compiled = training.torch_compile and not missing
-        divided_by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.compiled and divided_by_deepspeed:
-            self.compiled = False
-            self.notes.append("training runs uncompiled: DeepSpeed fetches weights in hooks of each module")
+        self.compiled, note = decide_compilation(training, accelerator)
+        self.notes += [note] if note else []
         model = build_summed_loss(recipe, training, self.tokenizer, self.tokenizer_folder, accelerator, self.compiled)
-        self.language_model, self.parameters = model.language_model, count_parameters(model.language_model)
+        recipe.model = with_shape_of(recipe.model, model.language_model.config)
+        self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         optimizers = build_optimizers(model, training)
         keep_sums_in_fp32(accelerator)
-        if divided_by_deepspeed:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
             batch_size = training.per_device_train_batch_size
             self.prepared: PreparedModel = ZeroStage3Model(model, optimizers, accelerator, batch_size)
         else:
@@ -195,7 +187,7 @@ class Pretraining:
             write_run_files(recipe, self.run)
             cut_records(self.run, state["step"])
             set_aside_later(self.run / "checkpoints", state["step"])
-        self.own_context = Context.of(self.language_model, training)
+        self.own_context = ContextWindow.of(self.language_model, training)
 
     def open_mixture(self) -> None:
         """Ready what training reads from here on."""
@@ -223,7 +215,8 @@ class Pretraining:
         context = self.own_context.in_phase(phase)
         context.apply(self.language_model)
         length = context.sequence_length
-        self.texts = {name: ValidationText(self.tokens, name, length, training.max_eval_bytes) for name in self.shares}
+        folder, most_bytes = self.shards.folder, training.max_eval_bytes
+        self.texts = {name: ValidationText(folder, name, length, most_bytes) for name in self.shares}
         self.evaluation_batch_size = training.per_device_train_batch_size * training.sequence_length // length
         self.utilisation = measure_utilisation(
             self.recipe.model,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained: the Llama model, its attention, its loss, and a base model to continue from."""
+"""The Llama model, its attention, its loss, and the base model to continue from."""

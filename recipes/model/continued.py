@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Go on from a model that exists: its weights loaded strictly, rows for new entries, adapters, and their merging.
+"""Continue from a model that exists: load its weights strictly, add rows for new tokens, add and merge adapters.
 
     model:
       from_pretrained: HuggingFaceTB/SmolLM2-135M   # or a folder, such as runs/general/model
@@ -7,8 +7,8 @@
     tokenizer:
       extend_by: 2_000                              # leave out to keep the old tokenizer
 
-Everything else is as from scratch. The learning rate rises from nothing again, to a peak that a trained model bears
-(a third to a tenth of the one it was made with), and a source of general text with a share keeps what it knew.
+Everything else is as from scratch. The learning rate warms up again, to a peak of a third to a tenth of the one that
+the model was trained with. A source of general text with a share keeps the model's general knowledge.
 """
 
 import json
@@ -22,36 +22,63 @@ from recipe_config import Lora, Model, RecipeError
 from vocabulary.tokenizer_extension import extend_embeddings
 
 
-NEW_ENTRIES = "new_entries.json"  # of the tokenizer folder: number of an entry -> numbers of the pieces that it was
+NEW_TOKENS = "new_entries.json"  # in the tokenizer folder: id of a new token -> ids of the old tokens that it joins
 
 
 def load_model(
     settings: Model, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, sequence_length: int
 ) -> LlamaForCausalLM:
-    """Load the model to go on from, in fp32, with rows for new entries and with adapters where the recipe has them.
+    """Load the model to continue from, in fp32, with rows for new tokens and with the recipe's adapters.
 
     Args:
-        settings: the recipe's model section, whose from_pretrained is set.
-        tokenizer: that of the run: the model's own, or extended.
-        tokenizer_folder: where it lies, with NEW_ENTRIES where it was extended.
+        settings: the recipe's model section, with from_pretrained.
+        tokenizer: of the run: the model's own, or extended.
+        tokenizer_folder: its folder, with NEW_TOKENS if it was extended.
         sequence_length: of training (tokens).
 
     Raises: RecipeError: not a Llama, weights missing or left over, too short a context, or no such projection.
     """
-    where = f"model.from_pretrained={settings.from_pretrained!r}"
-    place = {"revision": settings.revision, "trust_remote_code": False}
+    model = load_weights(settings, load_config(settings, sequence_length))
+    extended = tokenizer_folder / NEW_TOKENS
+    if extended.exists():
+        pieces = json.loads(extended.read_text(encoding="utf-8"))
+        extend_embeddings(model, {int(number): numbers for number, numbers in pieces.items()})
+    match_tokenizer(model, tokenizer, settings)
+    if settings.lora is not None:
+        add_adapters(model, settings.lora)
+        if extended.exists():  # new rows begin as the mean of their pieces and have to be trained
+            model.get_input_embeddings().weight.requires_grad_(True)
+            model.get_output_embeddings().weight.requires_grad_(True)
+    return model.train()
+
+
+def load_config(settings: Model, sequence_length: int) -> LlamaConfig:
+    """Load the config of the model to continue from.
+
+    Raises: RecipeError: it cannot be loaded, is not a Llama's, or allows fewer tokens than a sequence has.
+    """
+    where = key_and_value(settings)
     try:
-        config = AutoConfig.from_pretrained(settings.from_pretrained, **place)
+        config = AutoConfig.from_pretrained(settings.from_pretrained, **pinned(settings))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where}: cannot be loaded: {error}") from error
     if config.model_type != "llama":
-        raise RecipeError(f"{where} is of type {config.model_type!r}; training knows llama, so choose one of these")
+        raise RecipeError(f"{where} is of type {config.model_type!r}; only llama can be trained: choose a Llama model")
     if config.max_position_embeddings < sequence_length:
         raise RecipeError(
             f"{where} was made for {config.max_position_embeddings} tokens, which is less than "
             f"training.sequence_length={sequence_length}; lower that"
         )
     config.attention_dropout = 0.0
+    return config
+
+
+def load_weights(settings: Model, config: LlamaConfig) -> LlamaForCausalLM:
+    """Load the weights of the model to continue from, in fp32.
+
+    Raises: RecipeError: they cannot be loaded, or are not exactly the tensors of the config.
+    """
+    where = key_and_value(settings)
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             settings.from_pretrained,
@@ -59,36 +86,49 @@ def load_model(
             dtype="float32",
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with all that is wrong
-            **place,
+            ignore_mismatched_sizes=True,  # refused below, with everything else that is wrong
+            **pinned(settings),
         )
     except OSError as error:
         raise RecipeError(f"{where}: cannot be loaded: {error}") from error
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
-        raise RecipeError(f"{where} does not fit its config.json: {found}; fetch it anew")
+        raise RecipeError(f"{where} does not fit its config.json: {found}; download it again")
+    return model
 
-    extended = tokenizer_folder / NEW_ENTRIES
-    if extended.exists():
-        pieces = json.loads(extended.read_text(encoding="utf-8"))
-        extend_embeddings(model, {int(number): numbers for number, numbers in pieces.items()})
+
+def match_tokenizer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
+    """Set the special tokens of a model to its tokenizer's.
+
+    Raises: RecipeError: the model has fewer rows than the tokenizer has tokens.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
-        raise RecipeError(f"{where} has {rows} rows for {len(tokenizer)} entries of its tokenizer; choose another")
+        raise RecipeError(
+            f"{key_and_value(settings)} has {rows} rows for the {len(tokenizer)} tokens of its tokenizer; choose "
+            "another model"
+        )
     model.config.bos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    if settings.lora is not None:
-        add_adapters(model, settings.lora)
-        if extended.exists():  # new rows begin as the mean of their pieces, and have to become words of their own
-            model.get_input_embeddings().weight.requires_grad_(True)
-            model.get_output_embeddings().weight.requires_grad_(True)
-    return model.train()
+
+
+def key_and_value(settings: Model) -> str:
+    return f"model.from_pretrained={settings.from_pretrained!r}"
+
+
+def pinned(settings: Model) -> dict:
+    return {"revision": settings.revision, "trust_remote_code": False}
 
 
 def with_shape_of(settings: Model, config: LlamaConfig) -> Model:
-    """Return the recipe's model section with the shape of the loaded model, as recipe.yaml of the run shows it."""
+    """Return the recipe's model section with the shape of the model that was loaded, if one was.
+
+    recipe.yaml of the run shows this shape.
+    """
+    if settings.from_pretrained is None:
+        return settings
     not_of_shape = {"from_pretrained", "revision", "lora", "rope_theta", "scaled_residual_init"}
     names = type(settings).model_fields.keys() - not_of_shape
     shape = {name: getattr(config, name) for name in names}
@@ -101,7 +141,10 @@ def lora_config(settings: Lora) -> LoraConfig:
 
 
 def add_adapters(model: LlamaForCausalLM, settings: Lora) -> None:
-    """Put adapters beside the targets and freeze everything else. Until they are trained, the model is as it was."""
+    """Add adapters to the targets and freeze everything else. Until they are trained, the model computes the same.
+
+    Raises: RecipeError: the layers have no such projection.
+    """
     present = {name.rpartition(".")[2] for name, _ in model.model.layers.named_modules() if name.endswith("_proj")}
     unknown = sorted(set(settings.targets) - present)
     if unknown:
@@ -110,7 +153,7 @@ def add_adapters(model: LlamaForCausalLM, settings: Lora) -> None:
 
 
 def merge_adapters(model: LlamaForCausalLM) -> None:
-    """Add each adapter's product to the weight beside it and take the adapter away; without adapters, do nothing."""
+    """Add each adapter's product to its weight and remove the adapter; without adapters, only unfreeze the model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge(safe_merge=True)

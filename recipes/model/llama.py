@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Llama model: its initial weights, how far it sees in each phase, and its parameter counts."""
+"""The Llama model: its initial weights, its context window in each phase, and its parameter counts."""
 
 import math
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    # Each layer adds to the residual stream twice; scaled so, its variance does not grow with depth (GPT-2, section
-    # 2.3). transformers leaves this out for Llama.
+    # Each layer adds to the residual stream twice. This scale keeps the stream's variance from growing with depth
+    # (GPT-2, section 2.3); transformers leaves it out for Llama.
     with torch.no_grad():
         for name, parameter in model.named_parameters() if recipe.model.scaled_residual_init else ():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -35,12 +35,12 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
 
 
 @dataclass(frozen=True)
-class Context:
-    """How far a model sees: what a phase may raise.
+class ContextWindow:
+    """How many tokens a model sees and how RoPE numbers them, both of which a phase may change.
 
     Attributes:
-        sequence_length: of training (tokens).
-        max_position_embeddings, rope_parameters: LlamaConfig's.
+        sequence_length: tokens of a training sequence.
+        max_position_embeddings, rope_parameters: LlamaConfig's fields.
     """
 
     sequence_length: int
@@ -48,19 +48,19 @@ class Context:
     rope_parameters: dict
 
     @staticmethod
-    def of(model: LlamaForCausalLM, training: Training) -> "Context":
-        """Return that of a model before the first phase."""
+    def of(model: LlamaForCausalLM, training: Training) -> "ContextWindow":
+        """Return the context window of a model before the first phase."""
         config = model.config
-        return Context(training.sequence_length, config.max_position_embeddings, dict(config.rope_parameters))
+        return ContextWindow(training.sequence_length, config.max_position_embeddings, dict(config.rope_parameters))
 
-    def in_phase(self, phase: dict) -> "Context":
-        """Return that of a phase, as mixture_shares.schedule_phases gives it."""
+    def in_phase(self, phase: dict) -> "ContextWindow":
+        """Return the context window of a phase, an item of mixture.phases.schedule_phases."""
         length = phase.get("sequence_length", self.sequence_length)
         rope_parameters = phase.get("rope_parameters", self.rope_parameters)
-        return Context(length, max(length, self.max_position_embeddings), rope_parameters)
+        return ContextWindow(length, max(length, self.max_position_embeddings), rope_parameters)
 
     def apply(self, model: LlamaForCausalLM) -> None:
-        """Set it in a model, whose config then says so to whoever loads the export."""
+        """Set this window in a model and in its config, which the export carries."""
         config = model.config
         config.max_position_embeddings = self.max_position_embeddings
         if config.rope_parameters != self.rope_parameters:
@@ -69,8 +69,13 @@ class Context:
             model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
 
 
-def count_parameters(model: LlamaForCausalLM) -> dict[str, int]:
-    """Count parameters: in all, in the input embedding (the projection too when tied), the rest, and the trained."""
+def count_module_parameters(model: LlamaForCausalLM) -> dict[str, int]:
+    """Count the parameters of a built model, adapters included.
+
+    planning.model_shape.count_parameters counts those of a shape, by part.
+
+    Returns: total; embedding, which is the projection too when tied; non_embedding, the rest; trained.
+    """
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

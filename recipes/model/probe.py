@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look inside the model on one fixed batch, at each evaluation, uncompiled.
+"""Statistics from inside the model, on one fixed batch, at each evaluation, uncompiled.
 
-BloombergGPT's first failure showed nowhere in the loss for days but in the gain of the first layer's norm
-(https://huggingface.co/papers/2303.17564, appendix C). So this is watched, of each layer and of the output:
+BloombergGPT's first failure stayed invisible in the loss for days; the gain of the first layer's norm showed it
+(https://huggingface.co/papers/2303.17564, appendix C). These values are recorded:
 
-| key | what it is |
+| key | value |
 |---|---|
 | `probe/first_norm_gain_{mean,min,max}` | gain of the first layer's input norm |
-| `probe/logit_rms`, `probe/logit_max` | size of the logits |
-| `probe/attention_entropy_{min,mean}` | entropy of attention, nats: of the least layer, and mean |
-| `probe/attention_max` | largest mean, of the layers, of the greatest attention weight of a position |
-| `probe/hidden_rms_{first,last,max}` | size of the layers' outputs |
-| `probe/dead_unit_fraction` | feed-forward units that are next to zero at every position, of the worst layer |
+| `probe/logit_rms`, `probe/logit_max` | root mean square and largest absolute value of the logits |
+| `probe/attention_entropy_{min,mean}` | mean entropy of a layer's attention, nats: lowest layer, mean of all layers |
+| `probe/attention_max` | each position's largest attention weight, averaged over a layer: highest layer |
+| `probe/hidden_rms_{first,last,max}` | root mean square of a layer's output: first, last and largest |
+| `probe/dead_unit_fraction` | feed-forward units near zero at every position: worst layer |
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,14 +22,15 @@ from torch import Tensor, nn
 
 from mixture.batches import document_positions
 from mixture.order import TokenMixture
+from model.attention import eager
 
 
-PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # attention weights are held whole, layer by layer
-DEAD_UNIT = 1e-6  # of the layer's root mean square
+PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # few, since eager attention holds all weights of a layer
+DEAD_UNIT = 1e-6  # times the root mean square of a layer's units
 
 
 def make_probe_batch(mixture: TokenMixture, device: torch.device) -> list[Tensor]:
-    """Return the batch that is looked at inside the model: the beginnings of the first training sequences."""
+    """Return the probe's batch: the beginnings of the first training sequences."""
     tokens = np.stack([mixture.window(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
     input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
     positions = document_positions(input_ids, mixture.shards.eos_token_id)
@@ -40,14 +39,13 @@ def make_probe_batch(mixture: TokenMixture, device: torch.device) -> list[Tensor
 
 @torch.no_grad()
 def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> dict[str, float]:
-    """Run a batch through a prepared model, by its own forward pass, and return what the table above lists.
+    """Run a batch through a prepared model and return the values in this module's docstring.
 
-    Every process must call it, with the same batch.
+    Every process must call it with the same batch.
 
     Args: int64 tensors (batch_size, sequence_length) on the model's device; see SummedLoss.forward.
     """
-    whole = getattr(model, "module", model)
-    language_model = whole.language_model
+    language_model = getattr(model, "module", model).language_model
     seen: dict[str, list[Tensor]] = {"hidden": [], "entropy": [], "greatest": [], "alive": [], "logits": []}
 
     def watch_attention(module, _, output) -> None:
@@ -68,11 +66,11 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         seen["hidden"].append(rms(hidden))
 
     def watch_gain(module, _) -> None:
-        # Before its forward pass every process has it whole; after it, its memory is taken back.
+        # Under FSDP2 a process holds the whole weight only during the forward pass.
         seen["gain"] = [module.weight.to(torch.float32, copy=True)]
 
     layers = language_model.model.layers
-    hooks = [language_model.model.norm.register_forward_hook(watch_logits)]  # the loss never holds them all
+    hooks = [language_model.model.norm.register_forward_hook(watch_logits)]  # the loss computes logits in chunks only
     hooks.append(layers[0].input_layernorm.register_forward_pre_hook(watch_gain))
     for layer in layers:
         hooks.append(layer.self_attn.register_forward_hook(watch_attention))
@@ -106,25 +104,12 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
     }
 
 
-@contextmanager
-def eager(language_model: nn.Module) -> Iterator[None]:
-    """Have a model compute uncompiled and with attention weights that can be looked at."""
-    config = language_model.config
-    attention = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        config._attn_implementation = attention
-
-
 def rms(tensor: Tensor) -> Tensor:
     return tensor.float().square().mean().sqrt()
 
 
 def find_warnings(values: dict[str, float], before: dict[str, float] | None) -> list[str]:
-    """Say what in a probe looks wrong, alone or beside the probe before."""
+    """Return a warning for each value that looks wrong, alone or beside the previous probe's."""
     warnings = []
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:

@@ -11,7 +11,8 @@ from recipe_config import Model
 
 
 FP32, BF16 = 4, 2
-LOGITS_PER_CHUNK, LEAST_ROWS = 1 << 25, 512  # as chunked_loss.py: so many logits, or rows of them, at a time
+LOGITS_PER_CHUNK = 1 << 25  # 64 MiB in bf16
+LEAST_ROWS = 512  # with fewer, adding up the weight's gradient costs more than the products
 FREE_FRACTION = 0.1  # of a device's memory, for the allocator's fragments, the context and communication buffers
 STRATEGIES = {
     # accelerate_configs/ file: what is divided over the devices
@@ -20,6 +21,11 @@ STRATEGIES = {
     "fsdp2.yaml": frozenset({"parameters", "gradients", "optimizer"}),
     "deepspeed_zero3.yaml": frozenset({"parameters", "gradients", "optimizer"}),
 }
+
+
+def rows_per_chunk(vocab_size: int) -> int:
+    """Return how many rows of logits model/chunked_loss.py computes at a time."""
+    return max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size)
 
 
 def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int = BF16) -> float:
@@ -90,7 +96,7 @@ def memory_by_part(
         activations = tokens * model.num_hidden_layers * per_token
     ends = tokens * model.hidden_size * (3 * FP32 + compute_bytes)  # last norm, its input's and the loss's gradient
     # Of a chunk: the logits, which become their slope in place; uncompiled, two or three tensors in fp32 beside them.
-    rows = min(tokens, max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size))
+    rows = min(tokens, rows_per_chunk(vocab_size))
     in_fp32 = 0 if compiled else 2 * FP32 + (FP32 if compute_bytes < FP32 else 0)
     chunk = rows * vocab_size * (compute_bytes + in_fp32)
     return {

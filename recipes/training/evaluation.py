@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from mixture.batches import document_positions
 from mixture.labels import IGNORED_LABEL
 from mixture.validation_text import ValidationText
-from model.probe import eager
+from model.attention import eager
 from recipe_config import RecipeError
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizers, and steps that are taken only where a flag on the device says so.
+"""The optimizers, and steps that are taken only if a flag on the device says so.
 
 A step that stability.py rejects leaves weights and optimizer state as they were, without the host waiting for the
-device to learn of it."""
+device to read the flag.
+"""
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from recipe_config import Training
 
 
 def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
-    """Make AdamW, or Muon for the layers' matrices and AdamW for the rest."""
+    """Build AdamW, or Muon for the layers' matrices and AdamW for the rest."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     in_layers = {name for name, parameter in named.items() if ".layers." in name and parameter.ndim == 2}
     muon = in_layers if training.optimizer == "muon" else set()
@@ -29,7 +30,7 @@ def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.
     )
     if not muon:
         return [adamw]
-    # match_rms_adamw scales an update as AdamW's would be, so that one learning rate serves both (Moonlight,
+    # match_rms_adamw gives an update the size of AdamW's, so that one learning rate serves both (Moonlight,
     # https://huggingface.co/papers/2502.16982, section 2.2).
     matrices = [parameter for name, parameter in named.items() if name in muon]
     options = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
@@ -37,27 +38,21 @@ def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.
 
 
 def step_where(optimizers: list[torch.optim.Optimizer], ok: Tensor) -> None:
-    """Step optimizers if `ok`, a bool on their device, without waiting for it.
-
-    A fused AdamW takes the flag along (torch's own way for overflows of a gradient scaler). On a processor there is
-    nothing to wait for.
-    """
+    """Step the optimizers of build_optimizers if `ok`, a bool on their device, without waiting for it."""
     for optimizer in optimizers:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        if ok.is_cuda and inner.defaults.get("fused"):
-            inner.grad_scale, inner.found_inf = None, (~ok).float()
-            optimizer.step()
-        elif ok.is_cuda and isinstance(inner, torch.optim.Muon):
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+        if isinstance(inner, torch.optim.Muon):
             step_muon_where(inner, ok)
-        elif ok:
+        else:  # fused AdamW skips a step where found_inf, which torch's gradient scaler sets at an overflow
+            inner.grad_scale, inner.found_inf = None, (~ok).float()
             optimizer.step()
 
 
 @torch.no_grad()
 def step_muon_where(optimizer: torch.optim.Muon, ok: Tensor) -> None:
-    """Step Muon and take it back where not `ok`; no more than a matrix is held twice, as they are stepped one by one.
+    """Step Muon and undo the step where not `ok`. Matrices are stepped one by one, so only one is held twice.
 
-    A gradient that equals the momentum leaves the momentum as it is, so only the weight has to be put back.
+    A gradient that equals the momentum leaves the momentum as it is, so only the weight has to be restored.
     """
     groups = optimizer.param_groups
     try:
@@ -75,5 +70,5 @@ def step_muon_where(optimizer: torch.optim.Muon, ok: Tensor) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor, as a view."""
+    """Return this process's part of a tensor, as a view."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,69 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pretrain.py --dry_run`: what will be trained, and checks for mistakes that no error message reports.
+"""`pretrain.py --dry_run`: the plan of a run, and checks for mistakes that raise no error.
 
-Each check runs the parts that training uses, on this machine, uncompiled, on a few sequences of the training text. It
-is written to preflight.json as {"name", "passed", "found", "expected"}, which the report shows.
+Each check runs the parts that training uses, on this machine, uncompiled, on a few sequences of the training text.
+preflight.json has the plan and, of each check, {"name", "passed", "found", "expected"}; the report shows them.
 """
 
 import copy
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from atomic_files import write_json
 from mixture.batches import MicroBatches, document_positions
-from mixture.fitting import decide_length
 from mixture.labels import IGNORED_LABEL
 from mixture.phases import make_mixture, schedule_phases
-from mixture.shards import TokenShards, token_byte_lengths
-from mixture.skips import SkippedDocuments
-from model.summed_loss import build_summed_loss, find_missing_compiler
+from model.continued import with_shape_of
+from model.summed_loss import SummedLoss, build_summed_loss
 from planning.devices import UTILISATION_FRACTION
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
-from recipe_config import Recipe, RecipeError, Training
-from run_folder import require
+from recipe_config import Model, Recipe, RecipeError, Training
+from training.compilation import decide_compilation
+from training.inputs import read_inputs
 from training.optimizers import build_optimizers
+from training.parallelism import memory_strategy
 from training.schedule import accumulation_steps, learning_rate_at
 from training.utilisation import peak_flops
 
 
-CHECKED_TOKENS = 256  # of a sequence; what is checked does not depend on more
+CHECKED_SEQUENCES, CHECKED_TOKENS = 8, 256  # more would not change what is checked
 OVERFIT_STEPS = 40
-BORDERS, BORDER_BATCHES = 8, 512  # as many are looked at, in at most so many batches
+BORDERS, BORDER_BATCHES = 8, 512  # look for so many document borders, in at most so many batches
+FIRST_LOSS_TOLERANCE = 0.3  # nats per token
+ACCUMULATION_TOLERANCE, MIXED_ACCUMULATION_TOLERANCE = 1e-3, 2e-2  # of a gradient's norm, in fp32 and under autocast
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run that the checks look at.
+
+    Attributes:
+        shape: the recipe's model section.
+        training: the settings to train with.
+        tokenizer: of the run.
+        batches: of one process.
+        learning_rates: over the whole run, first and last step included.
+        model: with its initial weights, on the accelerator's device, not prepared.
+        optimizers: of the model.
+        accelerator: its mixed precision is that of the checks.
+    """
+
+    shape: Model
+    training: Training
+    tokenizer: PreTrainedTokenizerBase
+    batches: MicroBatches
+    learning_rates: list[float]
+    model: SummedLoss
+    optimizers: list[torch.optim.Optimizer]
+    accelerator: Accelerator
+
+    def read_sequences(self, num_sequences: int = CHECKED_SEQUENCES) -> tuple[Tensor, Tensor, Tensor]:
+        """Return input_ids, position_ids and labels of the first sequences, truncated to CHECKED_TOKENS."""
+        items = [self.batches[k] for k in range(-(-num_sequences // self.batches.batch_size))]
+        return tuple(
+            torch.cat([item[key] for item in items])[:num_sequences, :CHECKED_TOKENS].to(self.accelerator.device)
+            for key in ("input_ids", "position_ids", "labels")
+        )
 
 
 def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Build everything, print the plan and check it on this machine; writes nothing but preflight.json.
+    """Print the plan of a run and check it on this machine; write nothing but preflight.json.
 
     Raises: RecipeError: a check failed.
     """
-    tokens, tokenizer_folder = require(recipe, "tokenize"), require(recipe, "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
-    training, shares, notes = decide_length(recipe, shards)
+    inputs = read_inputs(recipe)
+    training, tokenizer = inputs.training, inputs.tokenizer
     micro_steps = accumulation_steps(training, accelerator.num_processes)
-    phases = schedule_phases(recipe.data, shares, training.max_steps)
-    mixture = make_mixture(shards, phases, training.tokens_per_step // training.sequence_length, recipe.run.seed)
-    skipped, byte_lengths = SkippedDocuments(shards, recipe.data.skip.documents), token_byte_lengths(tokenizer_folder)
-    batches = MicroBatches(mixture, skipped, byte_lengths, training.per_device_train_batch_size, 0, 1)
+    phases = schedule_phases(recipe.data, inputs.shares, training.max_steps)
+    sequences_per_step = training.tokens_per_step // training.sequence_length
+    mixture = make_mixture(inputs.shards, phases, sequences_per_step, recipe.run.seed)
+    batch_size = training.per_device_train_batch_size
+    batches = MicroBatches(mixture, inputs.skipped_documents, inputs.byte_lengths, batch_size, 0, 1)
     set_seed(recipe.run.seed)
-    model = build_summed_loss(recipe, training, tokenizer, tokenizer_folder, accelerator, compiled=False)
-    model.to(accelerator.device)
-    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator, find_missing_compiler())
+    model = build_summed_loss(recipe, training, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
+    recipe.model = with_shape_of(recipe.model, model.language_model.config)
+    model.to(accelerator.device).eval()  # without dropout, so that the same batch gives the same loss
+    optimizers = build_optimizers(model, training)
+
+    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator)
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
-    plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": notes}
-    from_scratch = recipe.model.from_pretrained is None
-    checks = run_checks(
-        model, build_optimizers(model, training), batches, tokenizer, training, rates, from_scratch=from_scratch
-    )
-    show_preflight(plan, checks, accelerator)
+    plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": inputs.notes}
+    setup = Setup(recipe.model, training, tokenizer, batches, rates, model, optimizers, accelerator)
+    checks = run_checks(setup)
+    print_preflight(plan, checks, accelerator)
     if accelerator.is_main_process:
         write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
     failed = [check for check in checks if not check["passed"]]
@@ -78,9 +114,8 @@ def describe_plan(
     vocab_size: int,
     micro_steps: int,
     accelerator: Accelerator,
-    missing_compiler: str | None,
 ) -> dict:
-    """Return what will be trained, on what, and what it takes, as JSON values; units are in the keys."""
+    """Return the size, length and cost of a run as JSON values; units are in the keys."""
     model, num_processes = recipe.model, accelerator.num_processes
     counts = count_parameters(model, vocab_size)
     tokens = training.max_steps * training.tokens_per_step
@@ -92,13 +127,17 @@ def describe_plan(
     )
     longest = max(lengths)
     peak = peak_flops(accelerator.device)
+    compiled, _ = decide_compilation(training, accelerator)
+    strategy, num_devices = memory_strategy(accelerator)
     memory = memory_by_part(
         model,
         vocab_size,
         longest,
         training.per_device_train_batch_size * training.sequence_length // longest,
+        strategy=strategy,
+        num_devices=num_devices,
         checkpointing=training.gradient_checkpointing,
-        compiled=training.torch_compile and missing_compiler is None,
+        compiled=compiled,
         muon=training.optimizer == "muon",
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
     )
@@ -123,162 +162,200 @@ def describe_plan(
         "seconds_assume_utilisation_fraction": UTILISATION_FRACTION,
         "files": [str(Path(recipe.run.output_dir) / name) for name in ("tokens", "tokenizer", "checkpoints", "model")],
         "learning_rate_steps": sorted({max(1, round(last * tenth / 9)) for tenth in range(10)}),
-        "compiled": training.torch_compile and missing_compiler is None,
+        "compiled": compiled,
     }
 
 
-def run_checks(
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    batches: MicroBatches,
-    tokenizer: PreTrainedTokenizerBase,
-    training: Training,
-    rates: list[float],
-    *,
-    from_scratch: bool = True,
-) -> list[dict]:
-    """Run all checks.
+def run_checks(setup: Setup) -> list[dict]:
+    """Return the result of each check as preflight.json has it.
 
-    Args:
-        model: SummedLoss with its initial weights, on the device, not prepared.
-        optimizers: of it.
-        batches: of one process.
-        tokenizer: of the run.
-        training: the settings to train with.
-        rates: learning rates over the whole run.
-        from_scratch: the weights know nothing yet.
+    The checks after "token ids" need ids that the model has rows for, so they are left out if it fails.
     """
-    checks, device = [], next(model.parameters()).device
-    vocab_size, eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    results = []
+    for name, check in CHECKS.items():
+        passed, found, expected = check(setup)
+        results.append({"name": name, "passed": bool(passed), "found": found, "expected": expected})
+        if check is check_token_ids and not passed:
+            break
+    return results
 
-    def check(name: str, passed: bool, found: str, expected: str) -> None:
-        checks.append({"name": name, "passed": bool(passed), "found": found, "expected": expected})
 
-    # Eight sequences of the training text.
-    needed = -(-8 // batches.batch_size)
-    items = [batches[k] for k in range(needed)]
-    inputs, positions, labels = (
-        torch.cat([item[key] for item in items])[:8, :CHECKED_TOKENS].to(device)
-        for key in ("input_ids", "position_ids", "labels")
-    )
-    model.eval()  # no dropout: the same twice
+def check_token_ids(setup: Setup) -> tuple[bool, str, str]:
+    """Check that every token has a row in the embedding."""
+    inputs, _, labels = setup.read_sequences()
+    vocab_size, highest = len(setup.tokenizer), max(int(inputs.max()), int(labels.max()))
+    return highest < vocab_size, f"highest {highest:,}", f"below the vocabulary's {vocab_size:,}"
+
+
+def check_first_loss(setup: Setup) -> tuple[bool, str, str]:
+    """Check that new weights know nothing, or that loaded ones know something.
+
+    The logits of new weights have a variance of hidden_size * initializer_range ** 2, since the last norm gives hidden
+    states a mean square of 1. Half of it adds to the loss of uniform guesses.
+    """
+    inputs, positions, labels = setup.read_sequences()
     scored = int((labels != IGNORED_LABEL).sum())
-
-    with torch.no_grad():
-        first = model(inputs, positions, labels)[1].item() / max(1, scored)
+    with torch.no_grad(), setup.accelerator.autocast():
+        first = setup.model(inputs, positions, labels)[1].item() / max(1, scored)
+    vocab_size, shape = len(setup.tokenizer), setup.shape
     uniform = math.log(vocab_size)
-    if from_scratch:
-        right, text = abs(first - uniform) < 0.5, f"near ln({vocab_size:,}) = {uniform:.3f}: the model knows nothing"
-    else:
-        right, text = first < uniform, f"below ln({vocab_size:,}) = {uniform:.3f}: the model knows something"
-    check("first loss", right, f"{first:.3f} nats per token", text)
+    found = f"{first:.3f} nats per token"
+    if shape.from_pretrained is not None:
+        return first < uniform, found, f"below ln({vocab_size:,}) = {uniform:.3f}: the model knows something"
+    untrained = uniform + shape.hidden_size * shape.initializer_range**2 / 2
+    expected = f"within {FIRST_LOSS_TOLERANCE} of ln({vocab_size:,}) + hidden_size * initializer_range^2 / 2 = "
+    return abs(first - untrained) < FIRST_LOSS_TOLERANCE, found, f"{expected}{untrained:.3f}: the model knows nothing"
 
+
+def check_label_shift(setup: Setup) -> tuple[bool, str, str]:
+    """Check that labels are shifted by one token."""
+    inputs, _, labels = setup.read_sequences()
     kept = labels[:, :-1] != IGNORED_LABEL
     shifted = (labels[:, :-1] == inputs[:, 1:])[kept].all().item()
     found = "each label is the next input" if shifted else "labels are not the next inputs"
-    check("label shift", shifted, found, "each label is the next input")
+    return shifted, found, "each label is the next input"
 
-    highest = max(int(inputs.max()), int(labels.max()))
-    check("token ids", highest < vocab_size, f"highest {highest:,}", f"below the vocabulary's {vocab_size:,}")
 
-    # A document begins with the end of text before it; long documents leave few borders, so they are looked for.
+def check_document_borders(setup: Setup) -> tuple[bool, str, str]:
+    """Check that positions begin at 0 at each end of text, with which a document begins, and nowhere else."""
     begun = misplaced = looked = 0
-    while begun < BORDERS and looked < BORDER_BATCHES:
-        item = batches[looked]
-        begins = item["input_ids"][:, 1:] == eos_token_id
+    while begun < BORDERS and looked < BORDER_BATCHES:  # long documents leave few borders
+        item = setup.batches[looked]
+        begins = item["input_ids"][:, 1:] == setup.tokenizer.eos_token_id
         begun += int(begins.sum())
         misplaced += int(((item["position_ids"][:, 1:] == 0) != begins).sum())
         looked += 1
-    text = f"{begun} documents begin within {looked * batches.batch_size} sequences, {misplaced} misplaced"
-    expected = "some, and a position of 0 at each end of text and nowhere else"
-    check("document borders", begun and not misplaced, text, expected)
-    start = tokenizer("text", add_special_tokens=True).input_ids
-    found = f"begin of text {tokenizer.bos_token_id}, end of text {eos_token_id}, added by the tokenizer: "
-    found += str([token for token in start if token in tokenizer.all_special_ids] or "none")
-    alone = not any(token in tokenizer.all_special_ids for token in start)
-    check("special tokens", eos_token_id is not None and alone, found, "an end of text, and none added while encoding")
+    sequences = looked * setup.batches.batch_size
+    found = f"{begun} documents begin within {sequences} sequences, {misplaced} misplaced"
+    return begun and not misplaced, found, "some, and a position of 0 at each end of text and nowhere else"
 
-    row = inputs[:1].clone()
-    row[row == eos_token_id] = (eos_token_id + 1) % vocab_size
+
+def check_special_tokens(setup: Setup) -> tuple[bool, str, str]:
+    """Check that there is an end of text, and that encoding adds no special token."""
+    tokenizer = setup.tokenizer
+    encoded = tokenizer("text", add_special_tokens=True).input_ids
+    added = [token for token in encoded if token in tokenizer.all_special_ids]
+    found = f"begin of text {tokenizer.bos_token_id}, end of text {tokenizer.eos_token_id}, added by the tokenizer: "
+    expected = "an end of text, and none added while encoding"
+    return tokenizer.eos_token_id is not None and not added, f"{found}{added or 'none'}", expected
+
+
+def check_documents_apart(setup: Setup) -> tuple[bool, str, str]:
+    """Check that changing one document moves the hidden states of the next only without document masking."""
+    eos_token_id, vocab_size = setup.tokenizer.eos_token_id, len(setup.tokenizer)
+    not_eos = (eos_token_id + 1) % vocab_size
+    row = setup.read_sequences()[0][:1].clone()
+    row[row == eos_token_id] = not_eos
     border = row.shape[1] // 2
     row[:, border - 1] = eos_token_id
-    both = torch.from_numpy(document_positions(row.cpu().numpy(), eos_token_id)).to(device)
     other = row.clone()
     other[:, : border - 1] = (other[:, : border - 1] + 1) % vocab_size
-    other[other == eos_token_id] = (eos_token_id + 1) % vocab_size
+    other[other == eos_token_id] = not_eos
     other[:, border - 1] = eos_token_id
-    moved = largest_change(model, row, other, both, slice(border, None))
-    within = largest_change(model, row, other, both, slice(0, border - 1))
-    text = f"the second document moves by {moved:.2g}, the changed first by {within:.2g}"
-    if training.document_masking:
-        check("documents apart", moved == 0 < within, text, "0 in the second: documents do not see each other")
-    else:
-        check("documents apart", moved > 0, text, "above 0: training.document_masking is off")
-
-    whole = gradients(model, [(inputs, positions, labels)])
-    parts = gradients(model, list(zip(*(tensor.split(1) for tensor in (inputs, positions, labels)), strict=True)))
-    apart = max(
-        (one - other).norm().item() / (one.norm().item() + 1e-12) for one, other in zip(whole, parts, strict=True)
-    )
-    text = "at most 0.001: how a step is cut into micro-steps does not matter"
-    check("accumulation", apart < 1e-3, f"8 by 1 and 1 by 8 sequences differ by {apart:.1e} of a gradient", text)
-
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    gains = sum(p.numel() for group in groups if group["weight_decay"] for p in group["params"] if p.ndim < 2)
-    matrices = sum(p.numel() for group in groups if not group["weight_decay"] for p in group["params"] if p.ndim >= 2)
-    complete = sorted(held) == sorted(trained)
-    text = f"{gains:,} gains decay, {matrices:,} of matrices do not; " + ("" if complete else "not ")
-    right = complete and (training.decay_gains or not gains) and (not matrices or not training.weight_decay)
-    expected = "matrices decay, gains " + ("too" if training.decay_gains else "do not") + ", none is missing"
-    check("decay groups", right, f"{text}every weight is in one group", expected)
-
-    before, after = overfit(model, inputs[:1], positions[:1], labels[:1])
-    text = f"{before:.3f} to {after:.3f} nats per token in {OVERFIT_STEPS} steps"
-    check("one batch is learned", after < before / 2, text, "at most half")
-
-    shown = ", ".join(f"{rate:.2e}" for rate in rates)
-    peak = max(rates) <= training.learning_rate and min(rates) >= 0
-    text = f"between 0 and {training.learning_rate:g}, lowest at the ends"
-    check("learning rate", peak and rates[-1] <= max(rates), shown, text)
-    return checks
+    positions = torch.from_numpy(document_positions(row.cpu().numpy(), eos_token_id)).to(row.device)
+    change = (hidden_states(setup, row, positions) - hidden_states(setup, other, positions)).abs()
+    within, moved = change[:, : border - 1].max().item(), change[:, border:].max().item()
+    found = f"the second document moves by {moved:.2g}, the changed first by {within:.2g}"
+    if setup.training.document_masking:
+        return moved == 0 < within, found, "0 in the second: documents do not see each other"
+    return moved > 0, found, "above 0: training.document_masking is off"
 
 
 @torch.no_grad()
-def largest_change(model: nn.Module, row: Tensor, other: Tensor, positions: Tensor, where: slice) -> float:
-    """Return how much hidden states at most change, within `where`, when one sequence takes the place of another."""
-    body = model.language_model.model
-    options = {"position_ids": positions if model.document_masking else None, "use_cache": False}
-    before, after = (body(input_ids=tokens, **options).last_hidden_state[:, where] for tokens in (row, other))
-    return (before - after).abs().max().item()
+def hidden_states(setup: Setup, input_ids: Tensor, positions: Tensor) -> Tensor:
+    """Return the last hidden states of sequences, (batch_size, sequence_length, hidden_size)."""
+    position_ids = positions if setup.model.document_masking else None
+    with setup.accelerator.autocast():
+        body = setup.model.language_model.model
+        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
-def gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
-    """Return the gradients of the summed loss over batches, and leave none behind."""
-    model.zero_grad()
+def check_accumulation(setup: Setup) -> tuple[bool, str, str]:
+    """Check that the gradient does not depend on how a batch is divided into micro-steps."""
+    batch = setup.read_sequences()
+    whole = gradients(setup, [batch])
+    parts = gradients(setup, list(zip(*(tensor.split(1) for tensor in batch), strict=True)))
+    apart = max(
+        (one - other).norm().item() / (one.norm().item() + 1e-12) for one, other in zip(whole, parts, strict=True)
+    )
+    in_fp32 = setup.accelerator.mixed_precision == "no"
+    most = ACCUMULATION_TOLERANCE if in_fp32 else MIXED_ACCUMULATION_TOLERANCE
+    found = f"8 by 1 and 1 by 8 sequences differ by {apart:.1e} of a gradient"
+    return apart < most, found, f"at most {most}: a step's division into micro-steps does not matter"
+
+
+def gradients(setup: Setup, batches: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+    """Return the gradients of the summed loss over batches, and clear them from the model."""
+    setup.model.zero_grad()
     for batch in batches:
-        model(*batch)[0].backward()
-    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    model.zero_grad()
+        with setup.accelerator.autocast():
+            minimised, _ = setup.model(*batch)
+        minimised.backward()
+    found = [parameter.grad for parameter in setup.model.parameters() if parameter.grad is not None]
+    setup.model.zero_grad()
     return found
 
 
-def overfit(model: nn.Module, *batch: Tensor) -> tuple[float, float]:
-    """Train a copy of a model on one batch; return the loss before and after."""
-    learner = copy.deepcopy(model)
+def check_decay_groups(setup: Setup) -> tuple[bool, str, str]:
+    """Check that every trained weight is in one group of the optimizers, and that the right ones decay."""
+    training = setup.training
+    groups = [group for optimizer in setup.optimizers for group in optimizer.param_groups]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = {id(parameter) for parameter in setup.model.parameters() if parameter.requires_grad}
+    gains = sum(p.numel() for group in groups if group["weight_decay"] for p in group["params"] if p.ndim < 2)
+    matrices = sum(p.numel() for group in groups if not group["weight_decay"] for p in group["params"] if p.ndim >= 2)
+    complete = sorted(grouped) == sorted(trained)
+    passed = complete and (training.decay_gains or not gains) and (not matrices or not training.weight_decay)
+    found = f"{gains:,} gains decay, {matrices:,} of matrices do not; "
+    found += f"{'' if complete else 'not '}every weight is in one group"
+    return passed, found, f"matrices decay, gains {'too' if training.decay_gains else 'do not'}, none is missing"
+
+
+def check_overfitting(setup: Setup) -> tuple[bool, str, str]:
+    """Check that a copy of the model learns one sequence by heart."""
+    batch = setup.read_sequences(1)
+    scored = max(1, int((batch[2] != IGNORED_LABEL).sum()))
+    learner, losses = copy.deepcopy(setup.model), []
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
-    scored, losses = max(1, int((batch[2] != IGNORED_LABEL).sum())), []
     for _ in range(OVERFIT_STEPS + 1):
         optimizer.zero_grad()
-        minimised, nats = learner(*batch)
+        with setup.accelerator.autocast():
+            minimised, nats = learner(*batch)
         losses.append(nats.item() / scored)
         (minimised / scored).backward()
         optimizer.step()
-    return losses[0], losses[-1]
+    found = f"{losses[0]:.3f} to {losses[-1]:.3f} nats per token in {OVERFIT_STEPS} steps"
+    return losses[-1] < losses[0] / 2, found, "at most half"
 
 
-def show_preflight(plan: dict, checks: list[dict], accelerator: Accelerator) -> None:
+def check_learning_rate(setup: Setup) -> tuple[bool, str, str]:
+    """Check that the learning rate rises to at most its peak and then falls to the end."""
+    rates, training = setup.learning_rates, setup.training
+    top = rates.index(max(rates))
+    one_peak = rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    decay_fraction = 1 if training.lr_scheduler_type == "cosine" else training.decay_fraction
+    level = training.min_learning_rate_fraction == 1 or decay_fraction * training.max_steps < 2
+    within = min(rates) >= 0 and max(rates) <= training.learning_rate
+    expected = f"between 0 and {training.learning_rate:g}, rising to one peak and below it at the end"
+    passed = within and one_peak and (level or rates[-1] < max(rates))
+    return passed, ", ".join(f"{rate:.2e}" for rate in rates), expected
+
+
+CHECKS = {
+    "token ids": check_token_ids,
+    "first loss": check_first_loss,
+    "label shift": check_label_shift,
+    "document borders": check_document_borders,
+    "special tokens": check_special_tokens,
+    "documents apart": check_documents_apart,
+    "accumulation": check_accumulation,
+    "decay groups": check_decay_groups,
+    "one batch is learned": check_overfitting,
+    "learning rate": check_learning_rate,
+}
+
+
+def print_preflight(plan: dict, checks: list[dict], accelerator: Accelerator) -> None:
     """Print a plan and its checks."""
     parameters, memory = plan["parameters"], plan["memory_bytes"]
     parts = ("embedding", "projection", "attention", "feed_forward", "norms")

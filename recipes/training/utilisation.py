@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a device's peak training uses, under two conventions that must not be mixed.
+"""The fraction of a device's peak that training uses, under two conventions that must not be mixed.
 
-| key | what is counted per token | who uses it |
+| key | FLOPs counted per token | used for |
 |---|---|---|
-| `train/utilisation_6nd_fraction` | 6 N: the matrices that multiply, all but the input embedding | scaling laws |
-| `train/utilisation_hardware_fraction` | what is computed: 6 N, the attention scores as full squares (PaLM, appendix \
-B), and the forward pass once more where activations are recomputed | whoever tunes a step |
+| `train/utilisation_6nd_fraction` | 6 N, N without the input embedding | scaling laws |
+| `train/utilisation_hardware_fraction` | every FLOP that is computed | tuning a step |
 
-The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run; on a processor that of
-bf16 or fp32, whichever is the faster there, measured at the start with the threads of the process. Beside it stands
-`train/peak_memory_bytes`, of the first process.
+The second adds to 6 N the attention scores as full squares (PaLM, appendix B) and, where activations are recomputed,
+a second forward pass. The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run. On
+a CPU it is measured at the start, with the threads of the process: bf16 or fp32, whichever is faster.
 """
 
 import resource
@@ -23,7 +22,7 @@ from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model
 
 
-# What torch.cuda.get_device_name holds -> DEVICES; the first that fits.
+# Part of torch.cuda.get_device_name -> key of DEVICES; the first match counts.
 CUDA_NAMES = (
     ("A100-SXM4-40GB", "a100-40gb"),
     ("A100-PCIE-40GB", "a100-40gb"),
@@ -39,7 +38,7 @@ CUDA_NAMES = (
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return a device's peak FLOP/s, on a processor as measured now (about a second); None where it is not known."""
+    """Return a device's peak FLOP/s, of a CPU as measured now (about a second); None if unknown."""
     if device.type == "cpu":
         return measure_cpu().peak_flops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -47,7 +46,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most that this process has held at once: on a GPU in tensors, on a processor resident."""
+    """Return the peak memory of this process: of its tensors on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -55,12 +54,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Utilisation:
-    """What a token costs.
+    """FLOPs of a token and the peak to compare them with.
 
     Attributes:
-        flops_6nd: FLOPs of a token, 6 N.
-        flops_hardware: FLOPs of a token that are computed.
-        peak_flops: FLOP/s of all devices together; None where it is not known.
+        flops_6nd: 6 N.
+        flops_hardware: all that are computed.
+        peak_flops: FLOP/s of all devices together; None if unknown.
     """
 
     flops_6nd: float
@@ -68,7 +67,7 @@ class Utilisation:
     peak_flops: float | None
 
     def record(self, tokens_per_second: float) -> dict[str, float]:
-        """Return the lines of the table above."""
+        """Return both fractions by their keys in metrics.jsonl; none if the peak is unknown."""
         if self.peak_flops is None:
             return {}
         return {

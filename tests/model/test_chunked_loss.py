@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixture.labels import IGNORED_LABEL
 from model import chunked_loss
+from planning import memory
 
 
 ROWS, WIDTH, VOCAB = 1100, 16, 300  # an uneven last chunk
@@ -15,7 +16,7 @@ ROWS, WIDTH, VOCAB = 1100, 16, 300  # an uneven last chunk
 
 @pytest.fixture
 def problem(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "LOGITS_PER_CHUNK", 512 * VOCAB)
+    monkeypatch.setattr(memory, "LOGITS_PER_CHUNK", 512 * VOCAB)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
@@ -68,7 +69,7 @@ def test_a_frozen_projection_gets_no_gradient_and_the_hidden_states_the_same(pro
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that an operation gives."""
+    """Records the size of the largest tensor that an operation returns."""
 
     elements = 0
 

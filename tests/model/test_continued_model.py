@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going on from a model: strict loading, the old tokenizer or an extended one, every weight or adapters only."""
+"""Continuing from a model: strict loading, the old tokenizer or an extended one, every weight or adapters only."""
 
 import json
 import os
@@ -29,14 +29,16 @@ SHORT = (f"--training.max_tokens={8 * 256}", "--training.learning_rate=3e-3", "-
 
 @pytest.fixture(scope="module")
 def base(tokenized_run, tmp_path_factory):
-    """A run whose model others go on from."""
+    """A run whose model others continue from."""
     run = tokenized_run.copy(tmp_path_factory.mktemp("base") / "run")
     pretrain.main(run.argv())
     return run
 
 
-def go_on(base: TinyRun, folder, *overrides: str, stages=(train_tokenizer, tokenize_corpus, pretrain)) -> TinyRun:
-    """Train on from the base's model in a run folder of its own, with the base's documents."""
+def continue_from(
+    base: TinyRun, folder, *overrides: str, stages=(train_tokenizer, tokenize_corpus, pretrain)
+) -> TinyRun:
+    """Continue from the base's model in a new run folder, with the base's documents."""
     run = TinyRun(base.texts, folder)
     shutil.copytree(base.output_dir / "documents", folder / "documents")
     for stage in stages:
@@ -53,16 +55,16 @@ ADAPTERS = "--model.lora={rank: 2, targets: [q_proj, down_proj]}"
 
 @pytest.fixture(scope="module")
 def adapted(base, tmp_path_factory):
-    return go_on(base, tmp_path_factory.mktemp("adapted") / "run", ADAPTERS, "--training.save_steps=4")
+    return continue_from(base, tmp_path_factory.mktemp("adapted") / "run", ADAPTERS, "--training.save_steps=4")
 
 
 @pytest.fixture(scope="module")
 def extended(base, tmp_path_factory):
-    return go_on(base, tmp_path_factory.mktemp("extended") / "run", "--tokenizer.extend_by=10")
+    return continue_from(base, tmp_path_factory.mktemp("extended") / "run", "--tokenizer.extend_by=10")
 
 
 def test_training_begins_where_the_base_ended_and_with_its_tokenizer(base, tmp_path):
-    run = go_on(base, tmp_path / "run")
+    run = continue_from(base, tmp_path / "run")
     tokenizers = [
         json.loads((folder.output_dir / "tokenizer" / "tokenizer.json").read_text()) for folder in (base, run)
     ]
@@ -120,7 +122,7 @@ def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     assert float(nats) / (text.labels != -100).sum() == pytest.approx(validation["eval/loss/law"], rel=1e-5)
 
 
-def test_adapters_go_on_from_a_checkpoint_as_if_they_had_not_stopped(base, adapted, tmp_path):
+def test_adapters_resume_from_a_checkpoint_as_if_they_had_not_stopped(base, adapted, tmp_path):
     shutil.copytree(adapted.output_dir, tmp_path / "run")
     run = TinyRun(adapted.texts, tmp_path / "run")
     shutil.rmtree(run.output_dir / "model")
@@ -131,10 +133,10 @@ def test_adapters_go_on_from_a_checkpoint_as_if_they_had_not_stopped(base, adapt
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 
-def test_two_processes_train_adapters_and_new_entries_with_the_losses_of_one(base, tmp_path):
+def test_two_processes_train_adapters_and_new_tokens_with_the_losses_of_one(base, tmp_path):
     overrides = ("--tokenizer.extend_by=10", ADAPTERS)
-    alone = go_on(base, tmp_path / "alone", *overrides)
-    together = go_on(base, tmp_path / "together", *overrides, stages=(train_tokenizer, tokenize_corpus))
+    alone = continue_from(base, tmp_path / "alone", *overrides)
+    together = continue_from(base, tmp_path / "together", *overrides, stages=(train_tokenizer, tokenize_corpus))
     config = ["--config_file", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *config, "--mixed_precision", "no"]
     command += [str(RECIPES / "pretrain.py"), *together.argv(*continuing(base, *overrides))]
@@ -145,7 +147,7 @@ def test_two_processes_train_adapters_and_new_entries_with_the_losses_of_one(bas
     assert one.keys() == two.keys() and all(abs(one[step] - two[step]) < 1e-5 for step in one)
     model = AutoModelForCausalLM.from_pretrained(together.output_dir / "model")
     kept = load_file(base.output_dir / "model" / "model.safetensors")["model.embed_tokens.weight"]
-    assert not torch.equal(model.get_input_embeddings().weight[: len(kept)], kept), "with new entries they are trained"
+    assert not torch.equal(model.get_input_embeddings().weight[: len(kept)], kept), "with new tokens they are trained"
 
 
 def refusal(base: TinyRun, tmp_path, **settings) -> str:
@@ -169,12 +171,12 @@ def test_a_model_that_does_not_fit_its_config_is_refused_with_the_tensors(base, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "is of type 'gpt2'; training knows llama"),
+        ({"model_type": "gpt2"}, "is of type 'gpt2'; only llama can be trained"),
         ({"max_position_embeddings": 16}, "was made for 16 tokens, which is less than training.sequence_length=32"),
         ({"intermediate_size": 48}, "does not fit its config.json: mismatched keys"),
     ],
 )
-def test_a_model_that_cannot_be_gone_on_from_is_refused(change, message, base, tmp_path):
+def test_a_model_that_cannot_be_continued_is_refused(change, message, base, tmp_path):
     shutil.copytree(base.output_dir / "model", tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
@@ -187,12 +189,12 @@ def test_adapters_for_projections_that_are_not_there_are_refused_with_those_that
     assert "model.lora.targets: no query; the layers have down_proj, gate_proj" in message
 
 
-def test_a_folder_that_is_no_model_is_refused(base, tmp_path):
+def test_a_folder_without_a_model_is_refused(base, tmp_path):
     (tmp_path / "model").mkdir()
     assert "cannot be loaded" in refusal(base, tmp_path)
 
 
-def test_another_base_makes_what_was_made_from_it_stale(base, adapted, tmp_path):
+def test_another_base_makes_its_tokenizer_stale(base, adapted, tmp_path):
     shutil.copytree(base.output_dir / "model", tmp_path / "model")
     (tmp_path / "model" / "stage.json").unlink()
     argv = adapted.argv(f"--model.from_pretrained={tmp_path / 'model'}", *SHORT, ADAPTERS, "--training.save_steps=4")

@@ -90,6 +90,28 @@ def test_without_document_masking_documents_see_each_other_and_no_mask_is_made(t
     assert [mask is None for mask in masks] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("name", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_positions_begin_anew_at_each_document_or_at_each_row(masked, name, tokenized_run, batch):
+    model = model_of(tokenized_run, f"--training.document_masking={str(masked).lower()}")
+    model.language_model.config._attn_implementation = name
+
+    class Seen(Exception):
+        pass
+
+    def stop(module, _, given):
+        raise Seen(given["position_ids"])
+
+    model.language_model.model.rotary_emb.register_forward_pre_hook(stop, with_kwargs=True)
+    inputs, positions, labels = batch
+    with pytest.raises(Seen) as seen:
+        model(inputs, positions, labels)
+    rows = positions if masked else torch.arange(32).expand(2, 32)
+    if masked and name == "flash_attention_2":  # which finds the borders of documents in a single row
+        rows = rows.reshape(1, 64)
+    assert torch.equal(seen.value.args[0].expand(len(rows), -1), rows)
+
+
 def test_recomputing_activations_leaves_loss_and_gradients_as_they_are(tokenized_run, batch):
     gradients = []
     for recomputed in (False, True):

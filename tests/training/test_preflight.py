@@ -3,13 +3,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, LlamaModel
 
 import pretrain
 from mixture.batches import MicroBatches
 from model import summed_loss
+from planning.memory import memory_by_part
 from planning.model_shape import training_flops_per_token
 from recipe_config import RecipeError
 from training import preflight
@@ -21,11 +28,11 @@ def results(run) -> dict[str, dict]:
     return {check["name"]: check for check in written["checks"]}
 
 
-def test_a_dry_run_shows_the_plan_passes_its_checks_and_trains_nothing(tiny_run, capsys):
+def test_a_dry_run_prints_the_plan_passes_its_checks_and_trains_nothing(tiny_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*")}
     pretrain.main([*tiny_run.argv(), "--dry_run"])
-    said = capsys.readouterr().out
-    assert "32,928 parameters" in said and "20 steps of 256 = 4 micro-steps" in said and "FAILED" not in said
+    printed = capsys.readouterr().out
+    assert "32,928 parameters" in printed and "20 steps of 256 = 4 micro-steps" in printed and "FAILED" not in printed
     after = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*")}
     assert [path.name for path in after.keys() - before.keys()] == ["preflight.json"]
     assert all(after[path] == time for path, time in before.items() if path.is_file())
@@ -34,18 +41,7 @@ def test_a_dry_run_shows_the_plan_passes_its_checks_and_trains_nothing(tiny_run,
     assert len(plan["learning_rates"]) == 10 and set(results(tiny_run)) >= {"first loss", "documents apart"}
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "first loss",
-        "label shift",
-        "document borders",
-        "documents apart",
-        "accumulation",
-        "decay groups",
-        "learning rate",
-    ],
-)
+@pytest.mark.parametrize("planted", preflight.CHECKS)
 def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, monkeypatch, capsys):
     read = MicroBatches.__getitem__
 
@@ -55,14 +51,18 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
             item["labels"] = item["input_ids"].clone()
         if planted == "document borders":
             item["position_ids"] = torch.arange(item["input_ids"].shape[1]).expand_as(item["input_ids"]).contiguous()
+        if planted == "token ids":
+            item["input_ids"][0, 5] = 384
         return item
 
     class Wrong(summed_loss.SummedLoss):
         def forward(self, input_ids, position_ids, labels):
             sums = super().forward(input_ids, position_ids, labels)
+            if planted == "one batch is learned":
+                return torch.stack([-sums[0], sums[1]])
             return sums / len(input_ids) if planted == "accumulation" else sums
 
-    build_model, build_optimizers = summed_loss.build_model, summed_loss.build_optimizers
+    build_model, build_optimizers = summed_loss.build_model, preflight.build_optimizers
     rate = preflight.learning_rate_at
 
     def misbuilt(*args):
@@ -77,10 +77,22 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
             optimizers[0].param_groups[1]["weight_decay"] = 0.1
         return optimizers
 
+    load = AutoTokenizer.from_pretrained
+
+    def adding(folder):
+        tokenizer = load(folder)
+        if planted == "special tokens":
+            end = (tokenizer.eos_token, tokenizer.eos_token_id)
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"{end[0]} $A", special_tokens=[end]
+            )
+        return tokenizer
+
     monkeypatch.setattr(MicroBatches, "__getitem__", misread)
     monkeypatch.setattr(summed_loss, "SummedLoss", Wrong)
     monkeypatch.setattr(summed_loss, "build_model", misbuilt)
     monkeypatch.setattr(preflight, "build_optimizers", misgrouped)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", adding)
     if planted == "documents apart":
         positions = preflight.document_positions
         monkeypatch.setattr(preflight, "document_positions", lambda t, eos: positions(t, -1))
@@ -90,6 +102,64 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
         pretrain.main([*tiny_run.argv(), "--dry_run"])
     assert any(problem.startswith(f"{planted}: ") for problem in refused.value.problems)
     assert not results(tiny_run)[planted]["passed"] and f"FAILED {planted}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["wide", "bf16", "unmasked", "cosine", "short"])
+def test_a_dry_run_passes_a_right_setup(kind, tiny_run, monkeypatch):
+    overrides = {
+        # The logits of new weights vary so much that the first loss is 0.8 nats above that of uniform guesses.
+        "wide": ["--model.hidden_size=4096", "--model.head_dim=16", "--model.tie_word_embeddings=false"],
+        "bf16": [],
+        "unmasked": ["--training.document_masking=false"],
+        "cosine": ["--training.lr_scheduler_type=cosine", "--training.min_learning_rate_fraction=0.1"],
+        "short": ["--training.max_tokens=768", "--training.warmup_steps=0"],
+    }[kind]
+    if kind == "bf16":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state(True)
+    autocast, forward = [], LlamaModel.forward
+    monkeypatch.setattr(
+        LlamaModel, "forward", lambda *a, **k: autocast.append(torch.is_autocast_enabled("cpu")) or forward(*a, **k)
+    )
+    try:
+        pretrain.main([*tiny_run.argv(*overrides), "--dry_run"])
+    finally:
+        AcceleratorState._reset_state(True)
+    assert all(check["passed"] for check in results(tiny_run).values()) and len(results(tiny_run)) == 10
+    assert set(autocast) == {kind == "bf16"}, "the checks compute in the precision of training"
+
+
+def test_a_learning_rate_that_ends_at_its_peak_fails(tiny_run, monkeypatch):
+    rate = preflight.learning_rate_at
+    monkeypatch.setattr(preflight, "learning_rate_at", lambda step, *args: rate(min(step, 4), *args))
+    with pytest.raises(RecipeError, match="learning rate: .*below it at the end"):
+        pretrain.main([*tiny_run.argv(), "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_processes", "parallelism", "strategy"),
+    [
+        (DistributedType.NO, 1, None, ("single_gpu.yaml", 1)),
+        (DistributedType.MULTI_CPU, 2, None, ("ddp.yaml", 2)),
+        (DistributedType.MULTI_GPU, 8, None, ("ddp.yaml", 8)),
+        (DistributedType.FSDP, 8, None, ("fsdp2.yaml", 8)),
+        (DistributedType.FSDP, 16, ParallelismConfig(dp_replicate_size=2, dp_shard_size=8), ("fsdp2.yaml", 8)),
+        (DistributedType.DEEPSPEED, 8, None, ("deepspeed_zero3.yaml", 8)),
+    ],
+)
+def test_the_plan_of_a_dry_run_divides_memory_as_the_launch_does(kind, num_processes, parallelism, strategy, tiny_run):
+    recipe = pretrain.parse_command_line("", tiny_run.argv())[0]
+    accelerator = SimpleNamespace(
+        distributed_type=kind,
+        num_processes=num_processes,
+        parallelism_config=parallelism,
+        device=torch.device("cpu"),
+        mixed_precision="bf16",
+    )
+    phases = [{"after_step": 0}]
+    plan = preflight.describe_plan(recipe, recipe.training, phases, 384, 1, accelerator)
+    options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False}
+    assert plan["memory_bytes"] == memory_by_part(recipe.model, 384, 32, 2, **options)
 
 
 def test_utilisation_states_both_conventions(tiny_run):

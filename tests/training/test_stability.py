@@ -104,7 +104,8 @@ def test_several_skipped_steps_in_the_window_send_the_run_back_and_too_many_retu
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_that_is_not_taken_changes_neither_the_weights_nor_the_optimizer(optimizer):
     layer = nn.Linear(4, 4, bias=False)
-    chosen = {"adamw": torch.optim.AdamW, "muon": torch.optim.Muon}[optimizer](layer.parameters(), lr=0.1)
+    options = {"adamw": {"fused": True}, "muon": {}}[optimizer]
+    chosen = {"adamw": torch.optim.AdamW, "muon": torch.optim.Muon}[optimizer](layer.parameters(), lr=0.1, **options)
     layer(torch.ones(1, 4)).sum().backward()
     step_where([chosen], torch.tensor(True))
     before = layer.weight.detach().clone(), [v.clone() for v in chosen.state[layer.weight].values()]
@@ -147,8 +148,28 @@ def test_muon_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits
                 assert torch.equal(alone.state[one]["momentum_buffer"], watched.state[other]["momentum_buffer"])
     assert len(watched.param_groups) == 1 and len(watched.param_groups[0]["params"]) == 2
     with Waits() as waits:
-        step_where([alone], torch.tensor(True))
+        bool(torch.tensor(True))
     assert waits.count == 1, "the count sees a wait where there is one"
+
+
+def test_adamw_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits():
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6)) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    alone, watched = (torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True) for layer in layers)
+    for step, harmed in enumerate((True, False, False, True, False)):
+        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad * (math.nan if harmed else 1.0)
+        if not harmed:
+            alone.step()
+        with Waits() as waits:
+            step_where([watched], torch.tensor(not harmed))
+        assert waits.count == 0
+        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
+            assert torch.equal(one, other), step
+            for name, value in alone.state.get(one, {}).items():
+                assert torch.equal(value, watched.state[other][name])
 
 
 # --- in training, with the loss of chosen steps poisoned

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that training reads, and the settings that they allow; the same for a run and for its dry run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mixture.fitting import decide_length
+from mixture.shards import TokenShards, token_byte_lengths
+from mixture.skips import SkippedDocuments
+from recipe_config import Recipe, Training
+from run_folder import require
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages before training wrote.
+
+    Attributes:
+        tokenizer_folder, tokenizer: of the run.
+        byte_lengths: UTF-8 bytes of each token.
+        shards: the training tokens of all sources.
+        training: the settings to train with, fitted to the tokens.
+        shares: source name -> share of the text.
+        notes: a sentence for each setting that was changed.
+        skipped_documents: the places of data.skip.documents.
+    """
+
+    tokenizer_folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    byte_lengths: np.ndarray
+    shards: TokenShards
+    training: Training
+    shares: dict[str, float]
+    notes: list[str]
+    skipped_documents: SkippedDocuments
+
+
+def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
+    """Open the tokens and the tokenizer of a run, and fit training.* to them.
+
+    Args:
+        recipe: of the run.
+        part: (k, n): check the files' hashes as the k-th of n processes, which divide the files.
+
+    Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
+    """
+    tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
+    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
+    training, shares, notes = decide_length(recipe, shards)
+    return Inputs(
+        tokenizer_folder,
+        AutoTokenizer.from_pretrained(tokenizer_folder),
+        token_byte_lengths(tokenizer_folder),
+        shards,
+        training,
+        shares,
+        notes,
+        SkippedDocuments(shards, recipe.data.skip.documents),
+    )
