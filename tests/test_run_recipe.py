@@ -14,7 +14,7 @@ import pytest
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import run_recipe
+import launching
 from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
@@ -210,18 +210,18 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
     file.write_text(settings)
     if refusal:
         with pytest.raises(RecipeError) as error:
-            run_recipe.launch_command(file, num_processes)
+            launching.launch_command(file, num_processes)
         assert refusal in str(error.value)
     else:
-        command = run_recipe.launch_command(file, num_processes)
+        command = launching.launch_command(file, num_processes)
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
 def test_evaluation_gets_what_the_recipe_says(tmp_path):
     # Not the recipe's own folder, in which the quickstart may have been run.
     recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], [f"--run.output_dir={tmp_path}"])
-    options = type("Options", (), {"config": ["x"], "overrides": [], "overwrite": False})
-    command = run_recipe.stage_command(recipe, "evaluate", options, [])
+    command = STAGES["evaluate"].command(recipe, ["--config", "x"])
+    assert command[0] == str(ROOT / "eval" / "run_eval.py") and "--config" not in command
     assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
     start = command.index("--prompts") + 1
     assert command[start : start + 3] == recipe.evaluation.prompts and "--xz" in command

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -334,22 +335,23 @@ def test_a_signal_to_the_launcher_has_both_processes_save_and_a_job_goes_back_in
     assert list(run.losses()) == list(uninterrupted.losses()), "every step was trained, once"
 
 
-def test_run_recipe_passes_a_signal_on_and_says_that_it_stopped():
+def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the_command_that_resumes(tmp_path):
+    (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "SIGTERM; saved at step 7"}')
     code = (
         "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         "print('ready', flush=True)\ntime.sleep(60)"
     )
     parent = (
-        f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
-        f"run_recipe.run_stage('pretrain', [sys.executable, '-c', {code!r}])"
+        f"import pathlib, sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
+        f"run_recipe.run_script('pretrain', [sys.executable, '-c', {code!r}], pathlib.Path({str(tmp_path)!r}))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
     _, error = process.communicate(timeout=20)
-    assert "pretrain stopped with status 75 on SIGUSR1; what is finished is kept" in error
+    assert "pretrain stopped with status 75 on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
+    assert shlex.split(error.partition("start again with: ")[2]) == command
 
 
 # --- several processes
