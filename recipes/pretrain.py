@@ -125,6 +125,7 @@ class Pretraining:
             describe_identity(self.state, accelerator.num_processes),
             accelerator,
             self.note_saved,
+            recipe.run.timeout_seconds,
         )
         self.peak_flops = peak_flops(accelerator.device) if self.is_main else None  # a machine's first measures it
         self.open_mixture()
@@ -498,7 +499,7 @@ class Pretraining:
             self.save()
         self.checkpoints.finish()
         self.chronicle.note("preemption", step, f"{signal_name}; saved")
-        self.preemption.leave(f"{signal_name} at step {step}, which is saved")
+        self.preemption.leave(f"{signal_name}; saved at step {step}")
 
     def export(self) -> dict:
         """Write the model and training.json, whose content is returned."""

@@ -285,7 +285,7 @@ def test_a_record_that_is_none_is_refused_by_name(texts, content):
     prepare(load(texts))
     record = output_folder(load(texts), "prepare") / "stage.json"
     record.write_bytes(content)
-    with pytest.raises(StaleStageError, match=rf"{record} cannot be read. Bring it back"):
+    with pytest.raises(StaleStageError, match=rf"{record} cannot be read. Restore it"):
         require(load(texts), "prepare")
 
 
