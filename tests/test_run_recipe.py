@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole recipes by one command: copied, taken away, killed, run again."""
+"""Whole recipes by one command: copied, moved, killed, run again."""
 
 import json
 import os
@@ -27,9 +27,9 @@ def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
-    """Copy the repository's three folders and the legal recipe in them, and run the copy from somewhere else.
+    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder.
 
-    Returns: the command, the folder it ran in, and what came of it.
+    Returns: the command, the folder it ran in, and the finished process.
     """
     folder = tmp_path_factory.mktemp("elsewhere")
     for name in ("recipes", "eval", "accelerate_configs"):
@@ -93,7 +93,7 @@ def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of
     assert "1 of law" in (output / "report.html").read_text()
 
 
-def test_running_it_again_does_nothing_and_says_so(telecom):
+def test_running_it_again_does_nothing_and_reports_it(telecom):
     command, folder, _ = telecom
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
     result = run(command, folder)
@@ -102,7 +102,7 @@ def test_running_it_again_does_nothing_and_says_so(telecom):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
 
 
-def test_a_changed_evaluation_is_done_over_and_a_changed_model_is_refused(telecom):
+def test_a_changed_evaluation_runs_again_and_a_changed_model_is_refused(telecom):
     command, folder, _ = telecom
     result = run([*command, "--model.num_hidden_layers=3"], folder)
     assert result.returncode != 0 and "model.num_hidden_layers was 2, is 3" in result.stderr
@@ -129,7 +129,7 @@ def test_a_benchmark_that_is_added_later_is_scored_as_unchecked_and_nothing_is_t
     assert anew.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
 
 
-def test_prepare_by_hand_says_which_command_writes_the_benchmarks(telecom, tmp_path):
+def test_prepare_alone_names_the_command_that_writes_the_benchmarks(telecom, tmp_path):
     command, folder, _ = telecom
     by_hand = [Path(command[0]).with_name("prepare_data.py"), *command[1:], f"--run.output_dir={tmp_path / 'run'}"]
     result = run(by_hand, folder)
@@ -184,7 +184,7 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         assert "not checked against any benchmark: there was no eval/ folder" in (output / card).read_text(), card
 
 
-def test_what_is_missing_is_said_before_work_starts(tmp_path):
+def test_what_is_missing_is_reported_before_work_starts(tmp_path):
     shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__", "pretrain.py"))
     config = ["--config", tmp_path / "recipes" / "custom" / "base.yaml"]
     result = run([tmp_path / "recipes" / "run_recipe.py", *config], tmp_path)
