@@ -47,7 +47,7 @@ class Checkpoints:
     Args:
         folder: holds all checkpoints of the run.
         keep: number of newest checkpoints to keep, at least 2.
-        keep_every_steps: checkpoints of multiples of this step are never deleted; None: all but the newest are.
+        keep_every_steps: checkpoints of multiples of this step are never deleted; None: only the newest are kept.
         identity: JSON values for the manifests, from describe_identity.
         accelerator: of the run.
         saved: called as saved(step, folder, seconds) on the first process, by the writing thread, after each save.

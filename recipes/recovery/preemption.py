@@ -92,7 +92,7 @@ class Preemption:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
         with suppress(OSError):  # leave even if the disk is full
             self.status.end("preempted", EXIT_PREEMPTED, reason, alone=True)
-        sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
+        sys.stderr.write(f"pretrain: {reason}; start again with the same command\n")
         os._exit(EXIT_PREEMPTED)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
