@@ -14,16 +14,16 @@ from stages import ROOT
 
 
 def has_gpu() -> bool:
-    """Return whether torch sees a GPU, asked in a process of its own: importing torch here would take seconds."""
+    """Return whether torch sees a GPU, asked in another process: importing torch here would take seconds."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @cache
 def has_fast_bf16() -> bool:
-    """Return whether the processor multiplies faster in bf16 than in fp32, measured in a process of its own.
+    """Return whether the processor multiplies faster in bf16 than in fp32, measured in another process.
 
-    Its flags do not tell: with AMX bf16 is many times faster, AVX512-BF16 alone was seen at half the rate of fp32.
+    Its flags do not predict it: with AMX bf16 is many times faster; AVX512-BF16 alone ran at half the rate of fp32.
     """
     code = "import sys; from planning.devices import measure_products as m; r = m(); sys.exit(r['bf16'] <= r['fp32'])"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT / "recipes", check=False).returncode == 0

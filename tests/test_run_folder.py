@@ -248,8 +248,8 @@ def test_every_step_of_the_cleaning_decides_them(texts, change):
 
 def test_a_share_or_licence_of_a_source_does_not_decide_them_but_its_text_does(texts):
     prepare(load(texts))
-    said = {"name": "law", "path": str(texts), "share": 1.0, "license": "MIT", "url": "https://example.org"}
-    assert is_finished(load(texts, f"--data.sources={json.dumps([said | {'max_repetitions': 3}])}"), "prepare")
+    described = {"name": "law", "path": str(texts), "share": 1.0, "license": "MIT", "url": "https://example.org"}
+    assert is_finished(load(texts, f"--data.sources={json.dumps([described | {'max_repetitions': 3}])}"), "prepare")
     texts.write_text("The parties do not agree.")
     with pytest.raises(StaleStageError, match="sources.0.fingerprint was"):
         is_finished(load(texts), "prepare")

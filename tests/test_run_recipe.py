@@ -125,8 +125,8 @@ def test_a_benchmark_that_is_added_later_is_scored_as_unchecked_and_nothing_is_t
     assert "clean" in tasks["general_agreement"]["by_overlap"]
     assert "<li>unchecked: the text was not checked against them.</li>" in (output / "report.html").read_text()
     assert "not checked against the text" in (output / "release" / "README.md").read_text()
-    anew = run([*more, "--overwrite", "--dry_run"], folder)
-    assert anew.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
+    overwritten = run([*more, "--overwrite", "--dry_run"], folder)
+    assert overwritten.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
 
 
 def test_prepare_alone_names_the_command_that_writes_the_benchmarks(telecom, tmp_path):
@@ -166,17 +166,17 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    said_before = process.communicate()[0]
-    said_first = said_before.splitlines()[0]  # before work starts
-    assert "requests and evaluate and report are left out" in said_first
-    assert "the text is not checked against the benchmarks" in said_first
+    printed_before = process.communicate()[0]
+    first_line = printed_before.splitlines()[0]  # before work starts
+    assert "requests and evaluate and report are left out" in first_line
+    assert "the text is not checked against the benchmarks" in first_line
     prepared = (output / "documents" / "stage.json").stat().st_mtime_ns
 
     result = run(command, tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert (output / "documents" / "stage.json").stat().st_mtime_ns == prepared
     for note in ("bytes carry about", "training.tokens_per_step=16,384 is more than", "training.max_tokens"):
-        assert note in said_before + result.stdout, note
+        assert note in printed_before + result.stdout, note
     assert (output / "release" / "README.md").exists() and not (output / "report.html").exists()
     AutoModelForCausalLM.from_pretrained(output / "release")
     assert "no eval/ folder" in json.loads((output / "documents" / "stats.json").read_text())["unchecked"]

@@ -410,17 +410,17 @@ def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
     )
     assert [process.wait(200) for process in pair] == [1, 1]
     for place in places:
-        said = (place / "log.txt").read_text()
-        assert "process 1 differs from process 0: inputs.tokenize was " in said, said[-3000:]
+        output = (place / "log.txt").read_text()
+        assert "process 1 differs from process 0: inputs.tokenize was " in output, output[-3000:]
         assert not (place / "checkpoints").exists()
 
 
 def test_processes_with_different_recipes_are_refused_by_name(run):
     pair = start_pair(run, RECIPES / "pretrain.py", ["--training.learning_rate=0.5"], ["--run.seed=3"])
     assert [process.wait(200) for process in pair] == [1, 1]
-    said = (run.output_dir / "log.txt").read_text()
-    assert "process 1 differs from process 0: recipe.run.seed was 0, is 3" in said
-    assert "recipe.training.learning_rate was 0.5, is 0.01" in said
+    output = (run.output_dir / "log.txt").read_text()
+    assert "process 1 differs from process 0: recipe.run.seed was 0, is 3" in output
+    assert "recipe.training.learning_rate was 0.5, is 0.01" in output
     assert not (run.output_dir / "checkpoints").exists()
 
 
@@ -480,10 +480,10 @@ def test_a_file_system_without_locks_is_refused_by_name(tmp_path, monkeypatch, e
 
     (tmp_path / ".lock").touch()
     monkeypatch.setattr(fcntl, "flock", no_lock)
-    told = rf"{tmp_path} cannot be locked.* the file system \S+ mounted on /.* has no flock.*set run.output_dir to"
-    with pytest.raises(RecipeError, match=told), run_lock(tmp_path):
+    refusal = rf"{tmp_path} cannot be locked.* the file system \S+ mounted on /.* has no flock.*set run.output_dir to"
+    with pytest.raises(RecipeError, match=refusal), run_lock(tmp_path):
         pass
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=refusal):
         is_held(tmp_path)
 
 
@@ -557,14 +557,14 @@ def save_in_children(folder: Path, step: int, processes: int, harmed: int, harm:
     folder.parent.joinpath("store").unlink(missing_ok=True)
     children = []
     for process in range(processes):
-        said = folder.parent / f"said-{process}"
+        output = folder.parent / f"output-{process}"
         child = os.fork()
         if child:
-            children.append((child, said))
+            children.append((child, output))
             continue
         ended = 1
         try:
-            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             if process == harmed:
                 shim = ctypes.CDLL(None)
                 shim.crash_shim_refuse(harm.error)
@@ -574,7 +574,7 @@ def save_in_children(folder: Path, step: int, processes: int, harmed: int, harm:
         except BaseException:
             traceback.print_exc()
         os._exit(ended)
-    return [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()) for child, said in children]
+    return [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.read_text()) for child, output in children]
 
 
 def save_session(root: str, stride: str, processes: str, error: str) -> None:
@@ -652,12 +652,14 @@ def test_a_disk_that_is_full_from_any_change_on_leaves_the_last_checkpoint_and_a
     stride = 1 if request.config.getoption("--all") else 5
     found = enumerate_harms(crash_shim, tmp_path, stride, processes=1, error=errno.ENOSPC)
     for result in found["results"]:
-        code, said = result["ended"][0]
+        code, output = result["ended"][0]
         needs_room = result["before"].split()[0] not in ("rename", "unlink", "rmdir")
         assert code == 1 or (code == 0 and not needs_room and result["newest"] == 3), result
         if code:
-            assert "DiskFullError: a checkpoint could not be written" in said and "bytes are free in" in said, result
-            assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in said, result
+            assert "DiskFullError: a checkpoint could not be written" in output and "bytes are free in" in output, (
+                result
+            )
+            assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in output, result
 
 
 @pytest.fixture
@@ -682,9 +684,9 @@ def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_an_erro
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass
-    _, said = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "No space left on device" in said or "are free in" in said, said[-3000:]
+    assert "No space left on device" in output or "are free in" in output, output[-3000:]
     steps = [step for step, path in list_checkpoints(run.output_dir / "checkpoints") if not find_damage(path)]
     assert steps and steps == [step for step, _ in list_checkpoints(run.output_dir / "checkpoints")]
     (small_disk / "filler").unlink()
@@ -698,19 +700,19 @@ def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_an_erro
 def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tmp_path, capsys):
     whole = uninterrupted.copy(tmp_path / "whole").output_dir
     verify_run.main([str(whole)])
-    said = capsys.readouterr().out
-    assert "finished at step 24 of 24" in said
-    assert said.count("  ok") >= 6 and "! " not in said
+    output = capsys.readouterr().out
+    assert "finished at step 24 of 24" in output
+    assert output.count("  ok") >= 6 and "! " not in output
     shard = next((whole / "tokens").rglob("*.ds"))
     flip(shard)
     os.truncate(whole / "model" / "model.safetensors", 9)
     (whole / "checkpoints" / "step_00000024" / "optimizer.safetensors").unlink()
     with pytest.raises(SystemExit) as ended:
         verify_run.main([str(whole)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert ended.value.code == 1
     for problem in (f"{shard.name}: its sha256", "model.safetensors: 9 bytes", "optimizer.safetensors is missing"):
-        assert problem in said, said
+        assert problem in output, output
     shutil.rmtree(whole / "model")
     with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
         pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
