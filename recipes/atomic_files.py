@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, their hashes, and the record that a finished stage leaves in its output.
+"""Files that appear whole or not at all, their hashes, and the record in a finished stage's output.
 
-`stage.json` in an output folder records the settings and inputs the output was made from, and the size and sha256 of
-each file. run_folder.py writes it and compares it with the recipe."""
+The record, `stage.json`, holds the settings and inputs of the stage, and the size and sha256 of each file of its
+output. run_folder.py writes it and compares it with the recipe."""
 
 import hashlib
 import json
@@ -14,23 +14,22 @@ from recipe_config import RecipeError
 
 
 RECORD = "stage.json"
-
-
 RECORD_FORMAT = 1
 
 
 def hash_items(folder: Path) -> dict[str, str]:
+    """Return task -> sha256 of the benchmarks in a folder."""
     return {path.stem: file_sha256(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
 class StaleStageError(RecipeError):
-    """An output was made from something else than the recipe now says; the message names what and the remedy."""
+    """An output is missing, damaged, or made from another recipe; the message names the difference and the remedy."""
 
 
 def read_record(folder: Path) -> dict | None:
-    """Return a finished stage's record, or None where there is none.
+    """Return a finished stage's record; None where there is no file.
 
-    Raises: StaleStageError: it is not a record.
+    Raises: StaleStageError: the file is not a record.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -40,13 +39,13 @@ def read_record(folder: Path) -> dict | None:
         record = None
     if not isinstance(record, dict) or not {"settings", "inputs", "sha256", "files"} <= record.keys():
         raise StaleStageError(
-            f"{folder / RECORD} cannot be read. Bring it back from a copy, or delete {folder} and run its stage again"
+            f"{folder / RECORD} cannot be read. Restore it from a copy, or delete {folder} and run its stage again"
         )
     return record
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder such that an interrupted deletion leaves nothing that could be taken for a part of it."""
+    """Delete a folder; an interrupted deletion leaves only a hidden one."""
     trash = folder.with_name(f".trash.{folder.name}")
     shutil.rmtree(trash, ignore_errors=True)
     folder.rename(trash)
@@ -54,19 +53,19 @@ def discard(folder: Path) -> None:
 
 
 def hash_files(files: dict[str, dict]) -> str:
-    """Return the hash of a record's list of files, which has the hash of each."""
+    """Return the hash of a record's list of files, which holds the hash of each."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old one or the whole new one, whatever happens."""
+    """Write JSON atomically: after a crash the file is the old or the new one, whole."""
     replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens."""
+    """Write a file atomically: after a crash it is the old or the new one, whole."""
     partial = path.with_name(f".{path.name}.tmp")
-    partial.unlink(missing_ok=True)  # a link that lies there would lead the text out of the run folder
+    partial.unlink(missing_ok=True)  # a planted link would lead the text out of the run folder
     with partial.open("x", encoding="utf-8") as file:
         file.write(text)
     sync(partial)
@@ -75,7 +74,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """Return the object in a JSON file; None where there is none or it cannot be read."""
+    """Return the object in a JSON file; None where the file is absent or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -84,10 +83,10 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Return the entries of a file of JSON lines, without a last one that was cut short; empty where there is none."""
+    """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines cuts at U+2028 too
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines splits at U+2028 too
     return [json.loads(line) for line in lines[:-1]]
 
 

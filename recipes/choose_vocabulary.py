@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from atomic_files import read_record, write_json
 from fit_scaling_law import Run, add_row, claimed, last_validation, locked, read_rows, train
+from launching import launch_command
 from mixture.shares import average_shares, resolve_shares
 from planning.charts import COLORS, save
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
@@ -42,7 +43,6 @@ from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_vocab_s
 from recipe_config import Model, Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
-from run_recipe import launch_command
 from stages import ROOT, STAGES
 from train_tokenizer import as_transformers, is_general, read_texts
 from train_tokenizer import train as train_tokenizer

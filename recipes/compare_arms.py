@@ -33,12 +33,12 @@ from pydantic import Field
 from tqdm import tqdm
 
 from fit_scaling_law import add_row, claimed, last_validation, locked, read_experiment, read_rows
+from launching import launch_command
 from planning.devices import UTILISATION_FRACTION, measure_products
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, run_command, validate
 from run_folder import is_finished, new_output
-from run_recipe import launch_command, requests_command
 from stages import ROOT, STAGES, exported_tasks
 
 
@@ -266,7 +266,8 @@ def export_tasks(recipe: Recipe, documents: Path, run_name: str) -> None:
     recipe.run.output_dir = str(documents)
     if not is_finished(recipe, "requests", overwrite=False):
         with new_output(recipe, "requests") as folder:
-            run_logged("requests", [*requests_command(recipe), str(folder)], documents, run_name)
+            command = [sys.executable, *STAGES["requests"].command(recipe), str(folder)]
+            run_logged("requests", command, documents, run_name)
 
 
 def run_stage(name: str, launch: list[str], config: Path, output_dir: Path, run_name: str) -> None:

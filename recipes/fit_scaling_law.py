@@ -32,6 +32,7 @@ from pydantic import Field, ValidationError
 from tqdm import tqdm
 
 from atomic_files import read_json_lines, read_record, write_json
+from launching import launch_command
 from planning.charts import draw_frontier, draw_isoflop
 from planning.law_fits import (
     Runs,
@@ -47,7 +48,6 @@ from planning.model_shape import count_parameters
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, olmo_rule
 from recipe_config import Model, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import read_yaml, run_command, validate
-from run_recipe import launch_command
 from stages import ROOT, STAGES, output_folder
 
 

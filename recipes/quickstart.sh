@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# From nothing to a pretrained legal model with its report and card: makes .venv, installs, runs the quickstart recipe.
+# From nothing to a pretrained legal model with its report and card: makes .venv, installs, and runs a recipe.
 #
 #   bash recipes/quickstart.sh                 text from two packages, about 12 minutes on 2 processor cores
 #   bash recipes/quickstart.sh --hub           court opinions and web text from the Hugging Face Hub
 #   bash recipes/quickstart.sh --install_only  only the environment
 #
-# Further arguments go to run_recipe.py. Run it again after an interruption: it goes on where it stopped.
-# PYTHON names the interpreter to make .venv with (3.11 or newer), by default python3.
+# Further arguments go to run_recipe.py. After an interruption the same command resumes. PYTHON names the interpreter
+# to make .venv with, 3.11 or newer; default: python3. On Linux, pip's torch brings CUDA, a download of 2.7 GB; the
+# build for CPUs is 0.2 GB:
+#
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash recipes/quickstart.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +20,7 @@ case "${1:-}" in
   --install_only) install_only=yes; shift ;;
 esac
 
-# The environment is complete when it holds a copy of the lists it was installed from.
+# The environment is complete if it holds a copy of the lists that it was installed from.
 if ! cat requirements.txt recipes/constraints.txt | cmp -s - .venv/installed.txt; then
   python=${PYTHON:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -25,14 +28,21 @@ if ! cat requirements.txt recipes/constraints.txt | cmp -s - .venv/installed.txt
     exit 1
   }
   echo "quickstart: installing into .venv"
-  "$python" -m venv .venv
+  if [ "$(uname)" = Linux ] && [ -z "${PIP_EXTRA_INDEX_URL:-}" ] && [ ! -e /dev/nvidia0 ] && [ ! -e /dev/kfd ]; then
+    echo "quickstart: note: there is no GPU here; unless pip is configured otherwise, torch brings CUDA (2.7 GB). For" \
+      "the CPU build (0.2 GB) start again with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+  fi
+  "$python" -m venv .venv || {
+    echo "quickstart: $python has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2
+    exit 1
+  }
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c recipes/constraints.txt
   cat requirements.txt recipes/constraints.txt > .venv/installed.txt
 fi
 [ -z "$install_only" ] || exit 0
 
 if [ "$config" = recipes/legal/quickstart.yaml ]; then
-  # Without the network first: that checks the hashes of what is there and fails where anything is missing.
+  # First without the network: this checks the hashes of the files in runs/packages and fails if one is missing.
   fetch=(.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes
     --requirement recipes/legal/quickstart_packages.txt --dest runs/packages)
   mkdir -p runs/packages

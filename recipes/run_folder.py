@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The run folder: whether each stage's output is up to date, and how it appears all at once.
 
-A stage writes into a hidden folder beside its output, syncs it to disk and renames it when everything is there: an
-output folder that exists is complete, and a killed stage leaves only the hidden folder. A stage runs again when its
-settings or inputs changed, is refused where that would throw work away, and is skipped otherwise."""
+A stage writes into a hidden folder beside its output, syncs it to disk and renames it when it is complete: an output
+folder that exists is complete, and a killed stage leaves only the hidden folder. A stage whose settings and inputs are
+unchanged is skipped. Otherwise a cheap one runs again, and any other is refused without --overwrite."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from stages import STAGES, output_folder
 
 
 def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
-    """Return the hash of each input's files; None where that stage was not run, as results may be left out."""
+    """Return the hash of each input's files; None where that stage did not run: results are optional."""
     return {
         upstream: hash_input(read_record(output_folder(recipe, upstream)), upstream, name)
         for upstream in STAGES[name].inputs
@@ -35,7 +35,7 @@ def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
 
 
 def hash_input(record: dict | None, upstream: str, name: str) -> str | None:
-    """Return the hash of what a stage reads of another's output, given its record."""
+    """Return the hash of the files that stage `name` reads from the output of `upstream`, whose record is given."""
     if record is None or STAGES[name].derived:
         return record and record["sha256"]
     return hash_files(
@@ -44,9 +44,9 @@ def hash_input(record: dict | None, upstream: str, name: str) -> str | None:
 
 
 def differences(recipe: Recipe, name: str, once: bool = False) -> list[str] | None:
-    """Say what a stage's output was made from that is different now; None where there is no output.
+    """List what changed since a stage's output was made; None where there is no output.
 
-    Args: once: count too what matters only when the output is made.
+    Args: once: also compare the settings that Stage.once returns.
     """
     record = read_record(output_folder(recipe, name))
     if record is None:
@@ -83,17 +83,17 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
     if changed and not overwrite and not STAGES[name].derived:
         raise StaleStageError(
             f"{output_folder(recipe, name)} is out of date: {'; '.join(changed)}. "
-            f"Run with --overwrite to make it anew, or set another run.output_dir."
+            f"Run with --overwrite to replace it, or set another run.output_dir."
         )
     return not changed
 
 
-def require(recipe: Recipe, name: str, part: tuple[int, int] = (0, 1)) -> Path:
-    """Return the folder of a finished input stage, after reading its files through.
+def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path:
+    """Return the output folder of an input stage, after checking its files.
 
-    Args: part: (k, n) reads the k-th of n equal parts of them, for n processes that share the work.
+    Args: reader: (k, n) checks every n-th file from the k-th on, for n processes that share the work.
 
-    Raises: StaleStageError: when it is missing, out of date or damaged, with the command that makes it.
+    Raises: StaleStageError: it is missing, out of date or damaged; with the command that makes it.
     """
     changed = differences(recipe, name)
     if changed is None or changed:
@@ -103,17 +103,17 @@ def require(recipe: Recipe, name: str, part: tuple[int, int] = (0, 1)) -> Path:
             f"{output_folder(recipe, name)} {state}; rerun: python {script} with the same --config"
             + (" and --overwrite" if changed and not STAGES[name].derived else "")
         )
-    if damage := find_damage(output_folder(recipe, name), part):
+    if damage := find_damaged_files(output_folder(recipe, name), reader):
         raise StaleStageError(
-            f"{output_folder(recipe, name)} is damaged: {'; '.join(damage[:5])}. Bring it back from a copy, or delete "
-            f"it and rerun {STAGES[name].script}"
+            f"{output_folder(recipe, name)} is damaged: {'; '.join(damage[:5])}. Restore it from a copy, or delete it "
+            f"and rerun {STAGES[name].script}"
         )
     return output_folder(recipe, name)
 
 
-def find_damage(folder: Path, part: tuple[int, int] = (0, 1)) -> list[str]:
-    """Say which files of a finished stage are not what its record says; see require for `part`."""
-    record, (process, processes), problems = read_record(folder), part, []
+def find_damaged_files(folder: Path, reader: tuple[int, int] = (0, 1)) -> list[str]:
+    """List the files of a finished stage that differ from its record; `reader` as in require."""
+    record, (process, processes), problems = read_record(folder), reader, []
     if hash_files(record["files"]) != record["sha256"]:
         problems.append(f"{RECORD}: the list of files is not the one it was made with")
     for name, recorded in sorted(record["files"].items())[process::processes]:
@@ -131,9 +131,9 @@ def find_damage(folder: Path, part: tuple[int, int] = (0, 1)) -> list[str]:
 
 @contextmanager
 def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
-    """Give a stage the folder to write into, and turn it into the stage's output when the block ends without error.
+    """Yield the folder that a stage writes into; it becomes the stage's output if the block ends without error.
 
-    The same recipe and inputs give the same folder, so what an interrupted try left in it can be built upon.
+    The same recipe and inputs give the same folder, so a stage can continue from what an interrupted try left in it.
     """
     made_from = describe_inputs(recipe, name)
     identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -152,7 +152,7 @@ def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
 
 
 def describe_inputs(recipe: Recipe, name: str) -> dict[str, dict]:
-    """Return all that a stage's output is made from, as its record keeps it."""
+    """Return what decides a stage's output, in the form of its record."""
     stage = STAGES[name]
     return {"settings": stage.settings(recipe), "inputs": input_hashes(recipe, name), "once": stage.once(recipe)}
 
@@ -160,7 +160,7 @@ def describe_inputs(recipe: Recipe, name: str) -> dict[str, dict]:
 def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
     """Sync every file of a folder to disk and write `stage.json` beside them."""
     for leftover in folder.rglob(".*"):  # no output has a hidden name; a file that a killed try was writing has one
-        if not leftover.is_dir():  # as .eval_results, which the Hub reads
+        if not leftover.is_dir():  # .eval_results is a folder, which the Hub reads
             leftover.unlink()
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {}
@@ -172,5 +172,5 @@ def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
 
 
 def record_stage(recipe: Recipe, name: str) -> None:
-    """Record a stage whose script knows nothing of recipes, once it has written its output folder."""
+    """Record the output of a stage whose script reads no recipe."""
     write_record(output_folder(recipe, name), name, describe_inputs(recipe, name))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every stage of a recipe in order: what is finished is skipped, what was interrupted goes on.
+"""Run every stage of a recipe in order: finished stages are skipped, an interrupted one resumes.
 
     plan -> requests -> prepare -> tokenizer -> tokenize -> pretrain -> evaluate -> report -> publish
 
-The plan is made for recipes with a budget in `plan`: before everything else where the recipe says how much text
-there is, and for the report, with the run in its charts. It is advice: where it cannot be made, the run goes on. The
-requests are what the benchmarks ask: prepare keeps it out (data.decontamination), training is scored on it
-(training.eval_tasks).
+The plan needs a budget in `plan`. It is made first where the recipe says how much text there is, and again for the
+report, with the run in its charts. It is advice: if it cannot be made, the other stages run all the same. The requests
+are the benchmarks' items: prepare removes documents that hold them (data.decontamination), and training is scored on
+them (training.eval_tasks).
 
-In:   one or more YAML files; the machine is described by a file of accelerate_configs/.
+In:   one or more YAML files; a file of accelerate_configs/ describes the machine.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
 
     python recipes/run_recipe.py --config recipes/legal/quickstart.yaml
@@ -17,30 +17,28 @@ Out:  everything in <run.output_dir>; see the docstring of each stage's script.
     python recipes/run_recipe.py --config recipes/custom/base.yaml --run.output_dir=runs/mine \\
         --data.sources='[{"name": "mine", "path": "my_texts"}]'
 
-Nothing is uploaded unless hub.repo_id is set. --overwrite makes anew what is out of date.
+Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again whose output is out of date.
 """
 
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from atomic_files import hash_items
+from atomic_files import hash_items, read_json
+from launching import launch_command
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
 from sources.units import list_all_units
-from stages import ROOT, STAGES, exported_tasks, has_script, output_folder
+from stages import ROOT, STAGES, has_script, output_folder
 
 
-# What is left out without its script, and what then is lacking, which is said before work starts.
+# Stages that are left out where their script is absent, and the note that says so before work starts.
 OPTIONAL = {
     "plan": "nothing is planned",
     "requests": "the text is not checked against the benchmarks, nor are these scored while training",
@@ -49,102 +47,14 @@ OPTIONAL = {
 }
 
 
-def has_gpu() -> bool:
-    """Return whether torch sees a GPU, asked in a process of its own: importing torch here would take seconds."""
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@cache
-def has_fast_bf16() -> bool:
-    """Return whether the processor multiplies faster in bf16 than in fp32, measured in a process of its own.
-
-    Its flags do not tell: with AMX bf16 is many times faster, AVX512-BF16 alone was seen at half the rate of fp32.
-    """
-    code = "import sys; from planning.devices import measure_products as m; r = m(); sys.exit(r['bf16'] <= r['fp32'])"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT / "recipes", check=False).returncode == 0
-
-
-def launch_command(accelerate_config: Path | None, num_processes: str | None) -> list[str]:
-    """Return the `accelerate launch` command up to the script.
-
-    Args:
-        accelerate_config: what the user chose; None takes single_gpu.yaml or cpu.yaml, and plain options where
-            there is no accelerate_configs/ folder.
-        num_processes: what the user chose for the launcher, or None.
-
-    Raises: RecipeError: a file that asks for several processes in a way that Accelerate ignores.
-    """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    if accelerate_config is None:
-        on_gpu = has_gpu()
-        accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
-        if not accelerate_config.exists():
-            plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-            precision = "bf16" if on_gpu or has_fast_bf16() else "no"
-            return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
-    settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
-    asked = int(num_processes or settings.get("num_processes") or 0)
-    several = asked > 1 or settings.get("num_machines", 1) > 1
-    ignored = [
-        f"{key}: {settings[key]}"
-        for key, value in (("distributed_type", "MULTI_CPU"), ("use_cpu", True))
-        if settings.get(key) == value
-    ]
-    if several and ignored:
-        raise RecipeError(
-            f"{accelerate_config}: {', '.join(ignored)} with {asked} processes: Accelerate would start one and say "
-            "nothing. For several CPU processes set ACCELERATE_USE_CPU=true and use accelerate_configs/ddp.yaml "
-            "(distributed_type: MULTI_GPU)."
-        )
-    if not asked:
-        raise RecipeError(f"{accelerate_config}: num_processes is not set; add --num_processes N, one for each device")
-    command += ["--config_file", str(accelerate_config), "--num_processes", str(asked)]
-    if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning
-        command += ["--num_cpu_threads_per_process", str(max(1, os.cpu_count() // asked))]
-    on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    if on_cpu and settings.get("mixed_precision") == "bf16" and not has_fast_bf16():
-        print("run_recipe: note: this processor is faster in fp32 than in bf16; training in fp32")
-        command += ["--mixed_precision", "no"]
-    return command
-
-
-def stage_command(recipe: Recipe, name: str, options, launch: list[str]) -> list[str]:
-    """Return the command line of one stage."""
-    if name == "requests":
-        return requests_command(recipe)
-    script, run = str(ROOT / STAGES[name].script), Path(recipe.run.output_dir)
-    arguments = ["--config", *map(str, options.config), *options.overrides]
-    evaluation = recipe.evaluation
-    if name == "evaluate":
-        command = [sys.executable, script, "--model", str(run / "model"), "--documents", str(run / "documents")]
-        command += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
-        command += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
-        command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
-        command += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
-        checked = run / "documents" / "decontamination.json"
-        command += ["--decontamination", str(checked)] if evaluation.tasks and checked.exists() else []
-        return command + (["--xz"] if evaluation.xz else [])
-    if name == "report":
-        return [sys.executable, script, str(run)]
-    overwrite = ["--overwrite"] if options.overwrite else []
-    return [*(launch if name == "pretrain" else [sys.executable]), script, *arguments, *overwrite]
-
-
-def requests_command(recipe: Recipe) -> list[str]:
-    """Return the command line of the stage `requests`, without the folder that it writes to, which comes last."""
-    script = str(ROOT / STAGES["requests"].script)
-    return [sys.executable, script, "--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
-
-
 def plan_stages(recipe: Recipe) -> list[str]:
-    """Return the stages that can run here, saying which cannot before any work starts.
+    """Return the stages that can run here; print which optional ones cannot.
 
-    Raises: RecipeError: a stage without which there is no model is not there, or a source cannot be read.
+    Raises: RecipeError: a script that the model needs is absent, or a source cannot be read.
     """
     wanted = list(STAGES)
-    counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
-    if not recipe.plan.budgets() or not counted:
+    text_is_counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
+    if not recipe.plan.budgets() or not text_is_counted:
         wanted.remove("plan")
     if recipe.plan.budgets():
         wanted.insert(wanted.index("report"), "plan")
@@ -164,7 +74,28 @@ def plan_stages(recipe: Recipe) -> list[str]:
     return [name for name in wanted if name not in absent]
 
 
-def run_stage(name: str, command: list[str]) -> None:
+def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
+    """Run a stage's script, training by `launch`, and record its output where the script reads no recipe."""
+    stage, run = STAGES[name], Path(recipe.run.output_dir)
+    given = ["--config", *options.config, *options.overrides, *(["--overwrite"] if options.overwrite else [])]
+    command = [*(launch if name == "pretrain" else [sys.executable]), *stage.command(recipe, given)]
+    if name == "plan":
+        if subprocess.run(command, check=False).returncode:
+            print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
+    elif name == "requests":
+        with new_output(recipe, name) as folder:
+            run_script(name, [*command, str(folder)], run)
+    else:
+        run_script(name, command, run)
+        if stage.arguments:
+            record_stage(recipe, name)
+
+
+def run_script(name: str, command: list[str], run: Path) -> None:
+    """Run a stage's command and pass signals on to it.
+
+    Raises: SystemExit: it failed or a signal came; with the command that continues.
+    """
     process = subprocess.Popen(command)
     received = []
 
@@ -180,14 +111,18 @@ def run_stage(name: str, command: list[str]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status or received:
+        kept = "finished stages are kept"
+        training = read_json(run / "status.json") or {}
+        if name == "pretrain" and training.get("status") == "preempted":
+            kept = training["reason"]
         raise SystemExit(
-            f"run_recipe: {name} stopped with status {status}{f' on {received[0]}' if received else ''}; what is "
-            "finished is kept, and the same command goes on from here"
+            f"run_recipe: {name} stopped with status {status}{f' on {received[0]}' if received else ''}: {kept}; "
+            f"start again with: {shlex.join(sys.orig_argv)}"
         )
 
 
 def note_unchecked(recipe: Recipe) -> None:
-    """Say which benchmarks the documents at hand were not checked against, as the benchmarks are now."""
+    """Print the benchmarks that the documents were not checked against, or only in an earlier version."""
     report = output_folder(recipe, "prepare") / "decontamination.json"
     checked = json.loads(report.read_text(encoding="utf-8"))["settings"]["sha256"] if report.exists() else {}
     exported = {} if recipe.data.decontamination.benchmarks else hash_items(output_folder(recipe, "requests"))
@@ -200,7 +135,7 @@ def note_unchecked(recipe: Recipe) -> None:
         more = f" and {len(unchecked) - 5} more" if len(unchecked) > 5 else ""
         print(
             f"run_recipe: note: the documents were not checked against {', '.join(unchecked[:5])}{more} as they "
-            "are now, and their results will say so; --overwrite prepares the documents anew, and then all that is "
+            "are now, and their results will say so; --overwrite prepares the documents again, and then everything "
             "made from them"
         )
 
@@ -220,38 +155,26 @@ def main(argv: list[str] | None = None) -> None:
     launch = launch_command(chosen, options.num_processes) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
-    done = {}
+    skipped = []
     for name in stages:
-        # A stage is judged when its inputs are there: only then is it known whether they changed.
-        done[name] = is_finished(recipe, name, options.overwrite)
+        # Whether a stage is up to date is known once its inputs are there.
+        finished = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
-            done[name] = False  # whether the Hub has the release, only the Hub knows
-        if name == "prepare" and done[name] and recipe.data.decontamination and "evaluate" in stages:
+            finished = False  # only the Hub knows whether it has the release
+        if name == "prepare" and finished and recipe.data.decontamination and "evaluate" in stages:
             note_unchecked(recipe)
-        if done[name]:
-            continue
-        if options.dry_run:
+        if finished:
+            skipped.append(name)
+        elif options.dry_run:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
-            continue
-        if name == "pretrain" and launch is None:
-            launch = launch_command(None, None)
-        command = stage_command(recipe, name, options, launch)
-        if name == "requests":
-            with new_output(recipe, name) as folder:
-                run_stage(name, [*command, str(folder)])
-            continue
-        if name == "plan":
-            if subprocess.run(command, check=False).returncode:
-                print("run_recipe: note: there is no plan for the reason above; the run goes on")
-            continue
-        run_stage(name, command)
-        if name in OPTIONAL:
-            record_stage(recipe, name)
+        else:
+            if name == "pretrain":
+                launch = launch or launch_command(None, None)
+            run_stage(recipe, name, options, launch)
     if options.dry_run:
         return
-    skipped = [name for name, finished in done.items() if finished]
-    if len(skipped) == len(done):
-        print(f"run_recipe: nothing to do, every stage in {run} is finished: {', '.join(skipped)}")
+    if skipped == stages:
+        print(f"run_recipe: nothing to do, every stage in {run} is finished: {', '.join(dict.fromkeys(skipped))}")
         summary = run / "summary.txt"
         if summary.exists():
             print(summary.read_text(encoding="utf-8"))

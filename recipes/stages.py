@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a recipe: for each its script, its output folder, the settings that decide its output, its inputs."""
+"""The stages of a recipe: each one's script, arguments, output folder, inputs, and the settings behind its output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,35 +18,45 @@ class Stage:
     """One stage of a recipe.
 
     Attributes:
-        script: the command that runs it, below the repository's root.
+        script: its path below the repository's root.
         output: its folder in the run folder.
-        settings: what in the recipe decides its output.
+        settings: returns the settings that decide its output; another value makes the output out of date.
         inputs: the stages whose outputs it reads.
-        derived: whether it is cheap and follows from the rest, so that it is simply done over when out of date.
-        once: what else decides its output, but only when it is made: a later change is no reason to make it anew.
-        descriptions: files of its output that only derived stages read, so that no other is out of date by them.
+        arguments: returns the arguments of a script that reads no recipe; None: the script takes the recipe.
+        derived: whether it is cheap, so that an output that is out of date is replaced without --overwrite.
+        once: returns settings that are compared only with --overwrite: without it, an output made with other values
+            stays up to date.
+        descriptions: files of its output that only derived stages read: they make no other stage out of date.
     """
 
     script: str
     output: str
     settings: Callable[[Recipe], dict]
     inputs: tuple[str, ...] = ()
+    arguments: Callable[[Recipe], list[str]] | None = None
     derived: bool = False
     once: Callable[[Recipe], dict] = lambda recipe: {}
     descriptions: tuple[str, ...] = ()
 
+    def command(self, recipe: Recipe, options: Sequence[str] = ()) -> list[str]:
+        """Return the script and its arguments, for an interpreter or a launcher.
+
+        Args: options: `--config`, its files and the overrides, for a script that takes the recipe.
+        """
+        return [str(ROOT / self.script), *(self.arguments(recipe) if self.arguments else options)]
+
 
 def documents_settings(recipe: Recipe) -> dict:
-    """Everything that decides the documents: not the mixture of them, nor the machine that makes them."""
+    """Return what decides the documents: neither their mixture nor the machine that prepares them."""
     mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
     data = recipe.data.model_dump(exclude=mixture | {"workers", "executor", "slurm", "extract_text"})
     if recipe.data.decontamination is not None and recipe.data.decontamination.benchmarks is not None:
-        data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe))  # not where they lie
+        data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe))  # not their path
     if recipe.data.near_duplicates is not None:
         earlier = {folder: read_record(Path(folder)) for folder in recipe.data.near_duplicates.against}
         data["near_duplicates"]["against"] = [record["sha256"] if record else path for path, record in earlier.items()]
     for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
-        # Correcting what a card says, or the mixture, is no reason to prepare again.
+        # To correct the card or the mixture, nothing has to be prepared again.
         for key in ("share", "max_repetitions", "license", "url"):
             del settings[key]
         settings["fingerprint"] = source_fingerprint(source)
@@ -54,7 +64,7 @@ def documents_settings(recipe: Recipe) -> dict:
 
 
 def why_unchecked(recipe: Recipe) -> str | None:
-    """Say why the documents of a recipe are checked against no benchmark; None where they are checked."""
+    """Return why a recipe's documents are not checked against benchmarks; None if they are."""
     decontamination = recipe.data.decontamination
     if decontamination is None:
         return "data.decontamination is not set"
@@ -66,12 +76,12 @@ def why_unchecked(recipe: Recipe) -> str | None:
 
 
 def benchmarks_folder(recipe: Recipe) -> Path:
-    """Return where the benchmarks lie that documents are checked against: the recipe's own, or the run's."""
+    """Return the folder of benchmarks that documents are checked against: the recipe's own, or the run's."""
     return Path(recipe.data.decontamination.benchmarks or output_folder(recipe, "requests"))
 
 
 def exported_benchmarks(recipe: Recipe) -> dict:
-    """What the run took from evaluation.tasks: a benchmark that is added later makes no documents out of date."""
+    """Return task -> hash of the benchmarks exported for this run; empty if the recipe names its own or none."""
     if why_unchecked(recipe) is not None or recipe.data.decontamination.benchmarks is not None:
         return {}
     missing = dict.fromkeys(sorted(unexported_tasks(recipe)), "not exported")
@@ -84,11 +94,13 @@ def exported_tasks(recipe: Recipe) -> list[str]:
 
 
 def unexported_tasks(recipe: Recipe) -> list[str]:
-    """Return those of exported_tasks whose items are not there; of a group only its record tells."""
+    """Return the exported_tasks without items; a group has them if the stage's record names it."""
     folder = output_folder(recipe, "requests")
     record = read_record(folder)
-    asked = record["settings"]["tasks"] if record else []
-    return [name for name in exported_tasks(recipe) if name not in asked and not (folder / f"{name}.jsonl").exists()]
+    recorded = record["settings"]["tasks"] if record else []
+    return [
+        name for name in exported_tasks(recipe) if name not in recorded and not (folder / f"{name}.jsonl").exists()
+    ]
 
 
 def requests_settings(recipe: Recipe) -> dict:
@@ -97,8 +109,16 @@ def requests_settings(recipe: Recipe) -> dict:
     return {"tasks": exported_tasks(recipe), "files": hashes}
 
 
+def requests_arguments(recipe: Recipe) -> list[str]:
+    """Return the arguments but for the last, the folder to write the items to."""
+    return ["--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
+
+
 def base_content(path: str, revision: str | None = None) -> dict:
-    """What decides a model or tokenizer that is taken: of a folder also its content, by its record or its sizes."""
+    """Return what identifies the base of a continued model or tokenizer: its name and, of a local folder, its content.
+
+    The content is the hash in the folder's record; without one, the sizes of weights and the hashes of JSON files.
+    """
     base = {"from_pretrained": path, "revision": revision}
     folder = Path(path)
     if folder.is_dir():
@@ -112,16 +132,17 @@ def base_content(path: str, revision: str | None = None) -> dict:
 def tokenizer_settings(recipe: Recipe) -> dict:
     data = recipe.data
     shares = {source.name: source.share for source in data.sources}
-    asked = {"shares": shares} | data.model_dump(include={"min_shares", "fit_to_corpus"})
-    asked["phases"] = [phase.model_dump(include={"start_fraction", "shares"}) for phase in data.phases]
-    if taken := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
-        asked["base"] = base_content(taken, recipe.model.revision)
-    return recipe.tokenizer.model_dump() | asked
+    mixture = {"shares": shares} | data.model_dump(include={"min_shares", "fit_to_corpus"})
+    mixture["phases"] = [phase.model_dump(include={"start_fraction", "shares"}) for phase in data.phases]
+    settings = recipe.tokenizer.model_dump() | mixture
+    if base := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
+        settings["base"] = base_content(base, recipe.model.revision)
+    return settings
 
 
 def training_settings(recipe: Recipe) -> dict:
-    """Everything that decides the weights: not how often something is logged, scored or saved, nor on what machine."""
-    observing = {
+    """Return what decides the weights: neither how often training logs, scores and saves, nor the machine."""
+    not_deciding = {
         "logging_steps",
         "eval_steps",
         "max_eval_bytes",
@@ -131,9 +152,6 @@ def training_settings(recipe: Recipe) -> dict:
         "save_total_limit",
         "keep_every_steps",
         "report_to",
-    }
-    observing |= {
-        "report_to",
         "torch_compile",
         "per_device_train_batch_size",
         "attn_implementation",
@@ -141,28 +159,28 @@ def training_settings(recipe: Recipe) -> dict:
     }
     shares = {source.name: {"share": source.share} for source in recipe.data.sources}
     if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
-        for source in recipe.data.sources:  # otherwise it only decides whether the run is refused
+        for source in recipe.data.sources:  # otherwise a limit only decides whether the run is refused
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
     model = recipe.model.model_dump()
-    if recipe.model.from_pretrained is not None:  # its shape is the base's, whatever the recipe says
+    if recipe.model.from_pretrained is not None:  # the base decides the shape, not the recipe
         model = base_content(recipe.model.from_pretrained, recipe.model.revision) | {"lora": model["lora"]}
     return {
         "seed": recipe.run.seed,
         "sources": shares,
         **recipe.data.model_dump(include={"min_shares", "phases", "skip", "fit_to_corpus"}),
         "model": model,
-        "training": recipe.training.model_dump(exclude=observing),
+        "training": recipe.training.model_dump(exclude=not_deciding),
     }
 
 
 def release_settings(recipe: Recipe) -> dict:
-    said = {source.name: [source.license, source.url] for source in recipe.data.sources}
-    elsewhere = {"private", "revision_steps", "tokenizer_repo_id", "dataset_repo_id", "dataset_text"}
-    return recipe.hub.model_dump(exclude=elsewhere) | {"sources": said}
+    sources = {source.name: [source.license, source.url] for source in recipe.data.sources}
+    not_deciding = {"private", "revision_steps", "tokenizer_repo_id", "dataset_repo_id", "dataset_text"}
+    return recipe.hub.model_dump(exclude=not_deciding) | {"sources": sources}
 
 
 def plan_settings(recipe: Recipe) -> dict:
-    """Everything in the recipe that decides the plan; what earlier stages counted is read too."""
+    """Return the keys that decide the plan, which also reads the counts of earlier stages."""
     shares = [[source.name, source.label, source.share] for source in recipe.data.sources]
     return {
         "plan": recipe.plan.model_dump(),
@@ -173,10 +191,26 @@ def plan_settings(recipe: Recipe) -> dict:
     }
 
 
+def evaluate_arguments(recipe: Recipe) -> list[str]:
+    run, evaluation = Path(recipe.run.output_dir), recipe.evaluation
+    arguments = ["--model", str(run / "model"), "--documents", str(run / "documents")]
+    arguments += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
+    arguments += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
+    arguments += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
+    arguments += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
+    removed = run / "documents" / "decontamination.json"
+    arguments += ["--decontamination", str(removed)] if evaluation.tasks and removed.exists() else []
+    return arguments + (["--xz"] if evaluation.xz else [])
+
+
+def report_arguments(recipe: Recipe) -> list[str]:
+    return [str(Path(recipe.run.output_dir))]
+
+
 STAGES = {
-    # It reads what is there of its inputs, and is made first: the finished run is put into its charts at the end.
+    # Made first, from the inputs that exist; made again at the end, with the finished run in its charts.
     "plan": Stage("recipes/plan_run.py", "plan", plan_settings, ("prepare", "tokenizer", "pretrain"), derived=True),
-    "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, derived=True),
+    "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, (), requests_arguments, derived=True),
     "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings, once=exported_benchmarks),
     "tokenizer": Stage(
         "recipes/train_tokenizer.py",
@@ -192,10 +226,16 @@ STAGES = {
         "eval",
         lambda recipe: recipe.evaluation.model_dump(exclude={"batch_size"}),
         ("requests", "prepare", "pretrain"),
+        evaluate_arguments,
         derived=True,
     ),
     "report": Stage(
-        "eval/report.py", "figures", lambda recipe: {}, ("plan", "tokenizer", "pretrain", "evaluate"), derived=True
+        "eval/report.py",
+        "figures",
+        lambda recipe: {},
+        ("plan", "tokenizer", "pretrain", "evaluate"),
+        report_arguments,
+        derived=True,
     ),
     "publish": Stage(
         "recipes/push_to_hub.py",

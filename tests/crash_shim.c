@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kills a process with SIGKILL just before its n-th change to the files below a folder, or has that change and those
-// after it fail as on a full disk, or writes down what they are.
+// Kills a process with SIGKILL just before its n-th change to the files below a folder, or makes that change and all
+// later ones fail as on a full disk, or lists the changes.
 //
 //     cc -shared -fPIC -O1 -o crash_shim.so tests/crash_shim.c -ldl
 //     LD_PRELOAD=./crash_shim.so python ...
 //
-// The process itself says when counting begins: it calls crash_shim_watch(folder, n, trace) through ctypes, so that
-// one that has imported everything can fork a child for each n. After crash_shim_refuse(errno) nothing is killed, and
-// what needs room (a write, a longer file, a sync, a new folder) fails with that error; deletions and renames do not.
-// With n = 0 nothing happens; with a trace, one line
-// "operation path" is written to that file for each change: the n-th line is what n would have come before.
+// The process starts the count by calling crash_shim_watch(folder, n, trace) through ctypes, so that one process can
+// import everything and fork a child for each n. After crash_shim_refuse(errno) nothing is killed: operations that
+// need room (a write, a longer file, a sync, a new folder) fail with that error, deletions and renames do not. With
+// n = 0 nothing is killed or refused. With a trace, the n-th line of that file is the n-th change, "operation path".
 //
-// Seen is what goes through these functions of the C library: Python's file objects, Arrow's, most of Rust's. Not seen
-// are writes of fwrite, such as numpy's tofile, calls that go to the kernel directly, as some renames of Rust do, and
-// those of other processes. Threads may count in any order.
+// The shim counts calls of these functions of the C library: Python's file objects, Arrow's, most of Rust's. It misses
+// fwrite, which numpy's tofile uses, direct system calls, such as some of Rust's renames, and other processes. Threads
+// may count in any order.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,10 +28,10 @@
 #include <unistd.h>
 
 static char watched[4096];     // the folder; empty until crash_shim_watch
-static long kill_before;       // number of the change that never happens
+static long kill_before;       // number of the change to prevent
 static long changes;           // so far
 static int trace_file = -1;
-static int refuse_with;        // errno in place of the kill; 0: kill
+static int refuse_with;        // errno to fail with; 0: kill
 
 void crash_shim_refuse(int error)
 {
@@ -47,7 +46,7 @@ void crash_shim_watch(const char *folder, long before, const char *trace)
     trace_file = trace[0] ? (int)syscall(SYS_openat, AT_FDCWD, trace, O_CREAT | O_WRONLY | O_TRUNC, 0644) : -1;
 }
 
-// Counts a change of an absolute path; returns -1 with errno set where it is to fail, else 0.
+// Counts a change of an absolute path; returns -1 and sets errno if the change shall fail, else 0.
 static int count_path(const char *operation, const char *path)
 {
     size_t length = strlen(watched);
@@ -67,7 +66,7 @@ static int count_path(const char *operation, const char *path)
     return -1;
 }
 
-// Finds what a descriptor stands for; 0 where it is no file.
+// Finds the path of a descriptor; returns 0 if it is no file.
 static int name_descriptor(int descriptor, char *path, size_t size)
 {
     char link[64];
@@ -87,8 +86,8 @@ static int count_descriptor(const char *operation, int descriptor)
     return 0;
 }
 
-// Counts a change of a path that may be relative to a folder's descriptor, as shutil.rmtree has them, or to the
-// working directory.
+// Counts a change of a path that may be relative to the working directory, or to a folder's descriptor, as in
+// shutil.rmtree.
 static int count_at(const char *operation, int folder, const char *path)
 {
     char whole[8200];

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scheduler for tests: sbatch, squeue, sacct and scancel that run job arrays as processes of this machine, and srun
-and scontrol for a job that a test itself runs.
+"""A mock Slurm: sbatch, squeue, sacct and scancel run job arrays as local processes; srun and scontrol serve a job
+that a test itself runs.
 
-Installed under those names in a folder of the PATH. What it knows is in that folder: `jobs/<id>/script`, and
-`jobs/<id>/<index>` with the state of an element. `silent` there holds how many more times squeue does not answer;
-`forgotten` makes squeue know no job that has ended, as Slurm does after some minutes.
+Installed under those names in a folder of the PATH, which also holds the state: `jobs/<id>/script`, and
+`jobs/<id>/<index>` with the state of an element. `silent` holds how many more times squeue does not answer; with
+`forgotten`, squeue lists no job that has ended, as Slurm does after some minutes.
 """
 
 import os
@@ -23,7 +23,7 @@ STATES = {0: "COMPLETED", -signal.SIGKILL: "OUT_OF_MEMORY", 128 + signal.SIGKILL
 
 
 def install(folder: Path) -> Path:
-    """Write the four commands to a folder, and return it."""
+    """Write the commands to a folder, and return it."""
     folder.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "srun", "scontrol"):
         (folder / name).write_text(f"#!{sys.executable} -IS\n{Path(__file__).read_text()}")
@@ -60,7 +60,7 @@ def sbatch(words: list[str]) -> None:
 
 
 def run(words: list[str]) -> None:
-    """Be the cluster: run the elements of a job, so many at a time."""
+    """Run the elements of a job, up to the limit at a time."""
     job, limit, output = words
     running: dict[int, subprocess.Popen] = {}
     while True:
@@ -99,8 +99,8 @@ def squeue(words: list[str]) -> None:
     given = options(words)
     assert given["format"] == "%F|%K|%T|%r" and "me" in given and given["states"] == "all", words
     for job, file, state in elements():
-        gone = (FOLDER / "forgotten").exists() and state not in ("PENDING", "RUNNING")
-        if not gone and (job / "name").read_text() == given["name"]:
+        forgotten = (FOLDER / "forgotten").exists() and state not in ("PENDING", "RUNNING")
+        if not forgotten and (job / "name").read_text() == given["name"]:
             sys.stdout.write(f"{job.name}|{file.name}|{state}|{'Resources' if state == 'PENDING' else 'None'}" + "\n")
 
 
@@ -111,7 +111,7 @@ def sacct(words: list[str]) -> None:
 
 
 def srun(words: list[str]) -> None:
-    """Run one task here, in the place of this process, as a step of one node."""
+    """Replace this process by the task, as a step on one node."""
     command = [word for word in words if not word.startswith("--n")]
     os.execvp(command[0], command)
 

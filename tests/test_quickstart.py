@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart on the Hub, from the shell script on, against the local double of the Hub."""
+"""The Hub quickstart, started by its shell script, against a mock Hub."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from recipe_loading import load_recipe
 
 
 def fill_hub() -> None:
-    """Put small datasets where the recipe looks for its own, under the commits it names."""
+    """Create small datasets under the names and commits of the recipe's sources."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which change makes documents out of date, and which does not: benchmarks that are added later do not."""
+"""Which changes make an output out of date, and how damage to it is named."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def swap(folder: Path, one: str, other: str) -> None:
 
 
 def swap_in_record(tokens: Path) -> None:
-    """Swap two shards, and what the record says of them too."""
+    """Swap two shards, and their entries in the record."""
     one, other = "web/train-00000.ds", "web/train-00001.ds"
     swap(tokens, one, other)
     record = json.loads((tokens / "stage.json").read_text())
@@ -42,14 +42,14 @@ def swap_in_record(tokens: Path) -> None:
 
 
 def record_again(documents: Path) -> None:
-    """Make other documents, whole and recorded."""
+    """Replace the documents by others that are whole and recorded."""
     (documents / "stats.json").write_text("{}")
     record = read_record(documents)
     write_record(documents, "prepare", {key: record[key] for key in ("settings", "inputs", "once")})
 
 
 class Killed(Exception):
-    """What ends a stage half-way."""
+    """Ends a stage half-way."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def load(texts: Path, *overrides: str) -> Recipe:
 
 
 def export(recipe: Recipe, **items: str) -> None:
-    """Write the benchmarks folder of a run, as the stage does."""
+    """Write the benchmarks folder of a run, as the stage `requests` does."""
     with new_output(recipe, "requests") as folder:
         for task, text in items.items():
             (folder / f"{task}.jsonl").write_text(text)
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe) -> None:
 
 
 def partial_folder(recipe: Recipe) -> Path:
-    """Return where a stage that was killed left what it had done."""
+    """Return the hidden folder that a killed stage left."""
     with suppress(Killed), new_output(recipe, "prepare") as folder:
         raise Killed
     return folder
@@ -106,7 +106,7 @@ def test_benchmarks_that_change_after_the_documents_were_made_leave_them_as_they
     assert made["once"]["benchmarks"].keys() == {"legal_sense"}
 
 
-def test_overwrite_makes_the_documents_anew_with_the_benchmarks_of_now(texts):
+def test_overwrite_prepares_the_documents_again_with_the_present_benchmarks(texts):
     export(load(texts), legal_sense="first")
     prepare(load(texts))
     assert is_finished(load(texts), "prepare", overwrite=True), "nothing changed"
@@ -119,7 +119,7 @@ def test_overwrite_makes_the_documents_anew_with_the_benchmarks_of_now(texts):
     assert is_finished(later, "prepare", overwrite=True)
 
 
-def test_what_a_killed_try_did_with_other_benchmarks_is_not_built_upon(texts):
+def test_a_killed_try_with_other_benchmarks_is_not_continued(texts):
     export(load(texts), legal_sense="first")
     first = partial_folder(load(texts))
     assert partial_folder(load(texts)) == first
@@ -144,7 +144,7 @@ def test_a_folder_that_the_recipe_names_counts_by_its_content(texts, tmp_path):
         is_finished(load(texts), "prepare")
 
 
-def test_a_group_of_tasks_is_exported_when_the_export_was_asked_for_it(texts):
+def test_a_group_of_tasks_is_exported_if_the_record_of_the_export_names_it(texts):
     recipe = load(texts, "--evaluation.tasks=[mmlu_legal, legal_sense]", "--training.eval_tasks=[legal_sense, fpb]")
     assert exported_tasks(recipe) == ["mmlu_legal", "legal_sense", "fpb"] == unexported_tasks(recipe)
     export(recipe, mmlu_international_law="a", mmlu_jurisprudence="b", legal_sense="c", fpb="d")
@@ -248,8 +248,8 @@ def test_every_step_of_the_cleaning_decides_them(texts, change):
 
 def test_a_share_or_licence_of_a_source_does_not_decide_them_but_its_text_does(texts):
     prepare(load(texts))
-    said = {"name": "law", "path": str(texts), "share": 1.0, "license": "MIT", "url": "https://example.org"}
-    assert is_finished(load(texts, f"--data.sources={json.dumps([said | {'max_repetitions': 3}])}"), "prepare")
+    described = {"name": "law", "path": str(texts), "share": 1.0, "license": "MIT", "url": "https://example.org"}
+    assert is_finished(load(texts, f"--data.sources={json.dumps([described | {'max_repetitions': 3}])}"), "prepare")
     texts.write_text("The parties do not agree.")
     with pytest.raises(StaleStageError, match="sources.0.fingerprint was"):
         is_finished(load(texts), "prepare")
@@ -269,10 +269,10 @@ def test_an_earlier_corpus_counts_by_its_content(texts, tmp_path):
         is_finished(load(texts, *against), "prepare")
 
 
-# --- what is damaged
+# --- damage
 
 
-def test_lines_of_json_end_at_line_ends_alone_and_one_cut_short_is_left_out(tmp_path):
+def test_json_lines_end_only_at_newlines_and_a_truncated_one_is_left_out(tmp_path):
     entries = [{"text": f"one\u2028two\x85three{end}"} for end in ("\u2029", "\x1c", "")]
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
     (tmp_path / "lines.jsonl").write_text("".join(lines) + '{"text": "cut', encoding="utf-8")
@@ -281,11 +281,11 @@ def test_lines_of_json_end_at_line_ends_alone_and_one_cut_short_is_left_out(tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"[" * 100_000, pickle.dumps({"files": {}})])
-def test_a_record_that_is_none_is_refused_by_name(texts, content):
+def test_a_file_that_is_no_record_is_refused_by_name(texts, content):
     prepare(load(texts))
     record = output_folder(load(texts), "prepare") / "stage.json"
     record.write_bytes(content)
-    with pytest.raises(StaleStageError, match=rf"{record} cannot be read. Bring it back"):
+    with pytest.raises(StaleStageError, match=rf"{record} cannot be read. Restore it"):
         require(load(texts), "prepare")
 
 

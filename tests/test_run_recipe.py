@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole recipes by one command: copied, taken away, killed, run again."""
+"""Whole recipes by one command: copied, moved, killed, run again."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import run_recipe
+import launching
 from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
@@ -27,9 +27,9 @@ def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
-    """Copy the repository's three folders and the legal recipe in them, and run the copy from somewhere else.
+    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder.
 
-    Returns: the command, the folder it ran in, and what came of it.
+    Returns: the command, the folder it ran in, and the finished process.
     """
     folder = tmp_path_factory.mktemp("elsewhere")
     for name in ("recipes", "eval", "accelerate_configs"):
@@ -93,7 +93,7 @@ def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of
     assert "1 of law" in (output / "report.html").read_text()
 
 
-def test_running_it_again_does_nothing_and_says_so(telecom):
+def test_running_it_again_does_nothing_and_reports_it(telecom):
     command, folder, _ = telecom
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
     result = run(command, folder)
@@ -102,7 +102,7 @@ def test_running_it_again_does_nothing_and_says_so(telecom):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
 
 
-def test_a_changed_evaluation_is_done_over_and_a_changed_model_is_refused(telecom):
+def test_a_changed_evaluation_runs_again_and_a_changed_model_is_refused(telecom):
     command, folder, _ = telecom
     result = run([*command, "--model.num_hidden_layers=3"], folder)
     assert result.returncode != 0 and "model.num_hidden_layers was 2, is 3" in result.stderr
@@ -125,11 +125,11 @@ def test_a_benchmark_that_is_added_later_is_scored_as_unchecked_and_nothing_is_t
     assert "clean" in tasks["general_agreement"]["by_overlap"]
     assert "<li>unchecked: the text was not checked against them.</li>" in (output / "report.html").read_text()
     assert "not checked against the text" in (output / "release" / "README.md").read_text()
-    anew = run([*more, "--overwrite", "--dry_run"], folder)
-    assert anew.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
+    overwritten = run([*more, "--overwrite", "--dry_run"], folder)
+    assert overwritten.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
 
 
-def test_prepare_by_hand_says_which_command_writes_the_benchmarks(telecom, tmp_path):
+def test_prepare_alone_names_the_command_that_writes_the_benchmarks(telecom, tmp_path):
     command, folder, _ = telecom
     by_hand = [Path(command[0]).with_name("prepare_data.py"), *command[1:], f"--run.output_dir={tmp_path / 'run'}"]
     result = run(by_hand, folder)
@@ -166,17 +166,17 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    said_before = process.communicate()[0]
-    said_first = said_before.splitlines()[0]  # before work starts
-    assert "requests and evaluate and report are left out" in said_first
-    assert "the text is not checked against the benchmarks" in said_first
+    printed_before = process.communicate()[0]
+    first_line = printed_before.splitlines()[0]  # before work starts
+    assert "requests and evaluate and report are left out" in first_line
+    assert "the text is not checked against the benchmarks" in first_line
     prepared = (output / "documents" / "stage.json").stat().st_mtime_ns
 
     result = run(command, tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert (output / "documents" / "stage.json").stat().st_mtime_ns == prepared
     for note in ("bytes carry about", "training.tokens_per_step=16,384 is more than", "training.max_tokens"):
-        assert note in said_before + result.stdout, note
+        assert note in printed_before + result.stdout, note
     assert (output / "release" / "README.md").exists() and not (output / "report.html").exists()
     AutoModelForCausalLM.from_pretrained(output / "release")
     assert "no eval/ folder" in json.loads((output / "documents" / "stats.json").read_text())["unchecked"]
@@ -184,7 +184,7 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
         assert "not checked against any benchmark: there was no eval/ folder" in (output / card).read_text(), card
 
 
-def test_what_is_missing_is_said_before_work_starts(tmp_path):
+def test_what_is_missing_is_reported_before_work_starts(tmp_path):
     shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__", "pretrain.py"))
     config = ["--config", tmp_path / "recipes" / "custom" / "base.yaml"]
     result = run([tmp_path / "recipes" / "run_recipe.py", *config], tmp_path)
@@ -210,18 +210,18 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
     file.write_text(settings)
     if refusal:
         with pytest.raises(RecipeError) as error:
-            run_recipe.launch_command(file, num_processes)
+            launching.launch_command(file, num_processes)
         assert refusal in str(error.value)
     else:
-        command = run_recipe.launch_command(file, num_processes)
+        command = launching.launch_command(file, num_processes)
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
 def test_evaluation_gets_what_the_recipe_says(tmp_path):
     # Not the recipe's own folder, in which the quickstart may have been run.
     recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], [f"--run.output_dir={tmp_path}"])
-    options = type("Options", (), {"config": ["x"], "overrides": [], "overwrite": False})
-    command = run_recipe.stage_command(recipe, "evaluate", options, [])
+    command = STAGES["evaluate"].command(recipe, ["--config", "x"])
+    assert command[0] == str(ROOT / "eval" / "run_eval.py") and "--config" not in command
     assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
     start = command.index("--prompts") + 1
     assert command[start : start + 3] == recipe.evaluation.prompts and "--xz" in command

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run survives: checkpoints, resuming, signals, the lock of the run folder, the event log."""
+"""How a run survives interruptions: checkpoints, resuming, signals, the run folder's lock, the event log."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a run agree on: a decision of the main process, and the recipe and data they were given."""
+"""What all processes share: decisions of the main one; and the check that recipe, data and versions are the same."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def from_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """Have the main process decide, and tell the others; all raise the RecipeError that it raises."""
+    """Return what `decide` returns in the main process, on every process; a RecipeError it raises is raised on all."""
     outcome: list = [None]
     if accelerator.is_main_process:
         try:
@@ -32,9 +32,9 @@ def from_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 
 def refuse_differences(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make sure that all processes were given the same recipe, data and versions.
+    """Refuse processes that were started with different recipes, data or versions.
 
-    Raises: RecipeError: on every process, naming those that differ from process 0, and in what.
+    Raises: RecipeError: on every process, naming the processes that differ from process 0 and the values.
     """
     facts = {
         "recipe": recipe.model_dump(mode="json"),
@@ -45,9 +45,9 @@ def refuse_differences(recipe: Recipe, accelerator: Accelerator) -> None:
     }
     all_facts = gather_object([facts])
     problems = []
-    for process, others in enumerate(all_facts[1:], start=1):
-        if found := compare(all_facts[0], others, ""):
-            shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
-            problems.append(f"process {process} was given something else than process 0: {shown}")
+    for process, facts_there in enumerate(all_facts[1:], start=1):
+        if differing := compare(all_facts[0], facts_there, ""):
+            listed = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
+            problems.append(f"process {process} differs from process 0: {listed}")
     if problems:
         raise RecipeError(*problems)

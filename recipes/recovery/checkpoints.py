@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or absent: written beside, synced, renamed, verified, and only then older ones go.
+"""Writing checkpoints that are whole or absent.
 
-A checkpoint is a folder `step_00001000/` with tensors as safetensors, everything else as `state.json`, and
-`manifest.json` with what it belongs to and the size and sha256 of each file. Nothing in it is ever unpickled. The
-newest valid one wins; one that is damaged is named and passed over.
+A checkpoint is written to a hidden folder, synced, renamed and read back; older ones are deleted only then. It is a
+folder `step_00001000/` of safetensors files, `state.json` for everything else, and `manifest.json` with the experiment
+it belongs to and the size and sha256 of each file. Nothing in it is ever unpickled.
 
-A process writes its part of each tensor with the place of it in the whole, and reads what part of the whole it needs.
-So one process, several with the whole model each (DDP) and several with a part each (FSDP2) save in one form, and go
-on from each other's checkpoints. Training waits for the copy to memory only; files are written behind it.
+Each process writes the parts of tensors that it holds, with their offsets, so one process, DDP and FSDP2 write one
+format and resume from each other's checkpoints. Training waits only for the copy to memory; a thread writes the files.
 """
 
 import errno
@@ -38,24 +37,21 @@ from recovery.stored_tensors import (
 )
 
 
-PART_SECONDS = 600.0  # how long the first process waits for the files of the others
-
-
 class DiskFullError(RecipeError):
-    """There is no room for a checkpoint; those before it are as they were."""
+    """There is no room for a checkpoint; earlier ones are unchanged."""
 
 
 class Checkpoints:
-    """Saves the checkpoints of a run, one at a time, behind the training.
+    """Saves the checkpoints of a run, one at a time, in a thread.
 
     Args:
-        folder: of all checkpoints of the run.
-        keep: how many of the newest to keep, at least 2.
-        keep_every_steps: those of a multiple of so many steps are never deleted; None: there are none.
-        identity: JSON values that say what the checkpoints belong to, for their manifests.
+        folder: holds all checkpoints of the run.
+        keep: number of newest checkpoints to keep, at least 2.
+        keep_every_steps: checkpoints of multiples of this step are never deleted; None: only the newest are kept.
+        identity: JSON values for the manifests, from describe_identity.
         accelerator: of the run.
-        saved: called with (step, folder, seconds of writing) when one is in its place, on the first process, by the
-            thread that writes.
+        saved: called as saved(step, folder, seconds) on the first process, by the writing thread, after each save.
+        timeout_seconds: how long the first process waits for the files of the others.
     """
 
     def __init__(
@@ -66,18 +62,19 @@ class Checkpoints:
         identity: dict,
         accelerator: Accelerator,
         saved: Callable[[int, Path, float], None] = lambda *_: None,
+        timeout_seconds: float = 600.0,
     ):
         self.folder, self.keep, self.keep_every_steps, self.identity = folder, keep, keep_every_steps, identity
-        self.accelerator, self.saved = accelerator, saved
+        self.accelerator, self.saved, self.timeout_seconds = accelerator, saved, timeout_seconds
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
-        """Copy what is to be saved, and have it written; waits for the checkpoint before to be in its place.
+        """Copy tensors and state to memory and start writing them, once the checkpoint before is written.
 
         Args:
             step: optimizer steps done.
-            tensors: file stem -> name -> tensor; all processes have the same names.
+            tensors: file stem -> name -> tensor; the same names on all processes.
             state: JSON values.
 
         Raises:
@@ -85,40 +82,41 @@ class Checkpoints:
             FloatingPointError: a tensor is not finite.
         """
         self.finish()
-        rank, stems = self.accelerator.process_index, {}
+        rank = self.accelerator.process_index
         parts = {stem: {name: Part(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
-        sharded = any(isinstance(tensor, DTensor) for named in tensors.values() for tensor in named.values())
-        writers = self.accelerator.num_processes if sharded else 1
         refuse_not_finite(step, parts, self.accelerator)
+        all_tensors = [tensor for named in tensors.values() for tensor in named.values()]
+        sharded = any(isinstance(tensor, DTensor) for tensor in all_tensors)
+        writers = self.accelerator.num_processes if sharded else 1
+        partial = self.folder / f".step_{step:08d}.tmp"
+        if rank == 0:
+            self._make_folder(partial, step, sum(tensor.numel() * tensor.element_size() for tensor in all_tensors))
+        if writers > 1:
+            self.accelerator.wait_for_everyone()  # the folder exists and is empty
+        if rank >= writers:
+            return
+        copies = {}
         for stem, named in parts.items():
-            stems[stem] = {
+            own = {
                 name: part
                 for name, part in named.items()
                 if part.mine and (rank == 0 or isinstance(tensors[stem][name], DTensor))
             }
-        partial = self.folder / f".step_{step:08d}.tmp"
-        if rank == 0:
-            needed = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
-            try:
-                clean_up(self.folder)
-                partial.mkdir(parents=True)
-                require_space(self.folder, needed, f"the checkpoint of step {step}")
-            except (OSError, DiskFullError) as error:
-                raise self.explain(error) from error
-        if writers > 1:
-            self.accelerator.wait_for_everyone()  # the folder is there, and empty
-        if rank >= writers:
-            return
-        copies = {
-            stem: ({name: part.copy() for name, part in named.items()}, describe_places(named))
-            for stem, named in stems.items()
-        }
-        text = json.loads(json.dumps(state))  # as it is now
-        self.thread = threading.Thread(target=self._write, args=(step, partial, copies, text, rank, writers))
+            copies[stem] = ({name: part.copy() for name, part in own.items()}, describe_places(own))
+        state = json.loads(json.dumps(state))  # a copy: training changes it
+        self.thread = threading.Thread(target=self._write, args=(step, partial, copies, state, rank, writers))
         self.thread.start()
 
+    def _make_folder(self, partial: Path, step: int, num_bytes: int) -> None:
+        try:
+            clean_up(self.folder)
+            partial.mkdir(parents=True)
+            require_space(self.folder, num_bytes, f"the checkpoint of step {step}")
+        except (OSError, DiskFullError) as error:
+            raise self.explain(error) from error
+
     def check(self) -> None:
-        """Raise what went wrong behind the training, if anything did."""
+        """Raise the writing thread's error, if there is one."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -130,7 +128,7 @@ class Checkpoints:
             self.thread = None
 
     def finish(self) -> None:
-        """Wait until the checkpoint that is being written is in its place, or raise why it is not."""
+        """Wait until nothing is being written; raise the writing thread's error, if there is one."""
         self.wait()
         self.check()
 
@@ -148,7 +146,7 @@ class Checkpoints:
             write_json(partial / "state.json", state)
             files["state.json"] = describe_file(partial / "state.json")
             for other in range(1, writers):
-                files |= take_part(partial / part_name(other))
+                files |= wait_for_files(partial / part_name(other), self.timeout_seconds)
             final = commit(partial, step, files, self.identity)
             prune(self.folder, self.keep, self.keep_every_steps)
             self.saved(step, final, time.perf_counter() - started)
@@ -158,7 +156,7 @@ class Checkpoints:
             self.error = self.explain(error)
 
     def explain(self, error: Exception) -> Exception:
-        """Turn an error of writing into one that says what is left and what to do."""
+        """Return an error that names the newest checkpoint and what to do, for one of the disk; others as they are."""
         full = isinstance(error, DiskFullError) or getattr(error, "errno", None) == errno.ENOSPC
         full = full or "No space left" in str(error)  # safetensors has no errno
         if not full and not isinstance(error, OSError):
@@ -168,7 +166,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         return (DiskFullError if full else RecipeError)(
             f"a checkpoint could not be written: {error}; {free:,} bytes are free in {self.folder}; {left}, and the "
-            "same command goes on from it once " + ("there is room" if full else "the folder can be written")
+            "same command resumes from it once " + ("there is room" if full else "the folder can be written")
         )
 
 
@@ -178,12 +176,14 @@ def describe_file(path: Path) -> dict:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def take_part(path: Path) -> dict:
-    """Wait for another process to have written its files, and return their entries."""
-    deadline = time.monotonic() + PART_SECONDS
+def wait_for_files(path: Path, timeout_seconds: float) -> dict:
+    """Wait for another process to list the files it wrote, and return their entries in the manifest."""
+    deadline = time.monotonic() + timeout_seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            raise RecipeError(f"{path}: not there after {PART_SECONDS:g} s; do all processes see this folder?")
+            raise RecipeError(
+                f"{path}: absent after run.timeout_seconds={timeout_seconds:g}; do all processes see this folder?"
+            )
         time.sleep(0.02)
     entries = read_json(path)
     path.unlink()
@@ -191,11 +191,11 @@ def take_part(path: Path) -> dict:
 
 
 def commit(partial: Path, step: int, files: dict, identity: dict) -> Path:
-    """Write the manifest, give the folder its name and read it back."""
+    """Write the manifest, rename the folder to its final name and read it back."""
     manifest = {"program": PROGRAM, "format": CHECKPOINT_FORMAT, "step": step, **identity, "files": files}
     write_json(partial / "manifest.json", manifest)
     final = partial.with_name(f"step_{step:08d}")
-    if final.exists():  # of an earlier try that was passed over as damaged
+    if final.exists():  # damaged, and skipped at the start
         discard(final)
     partial.rename(final)
     sync(final.parent)
@@ -205,14 +205,14 @@ def commit(partial: Path, step: int, files: dict, identity: dict) -> Path:
 
 
 def prune(folder: Path, keep: int, keep_every_steps: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and those of every so many steps."""
+    """Delete all checkpoints but the newest `keep` and those at multiples of `keep_every_steps`."""
     for step, old in list_checkpoints(folder)[keep:]:
         if keep_every_steps is None or step % keep_every_steps:
             discard(old)  # renamed first: an interrupted deletion leaves nothing that looks like a checkpoint
 
 
 def clean_up(folder: Path) -> None:
-    """Delete what killed processes left half written or half deleted."""
+    """Delete what killed processes left half-written or half-deleted."""
     for leftover in [*folder.glob(".step_*.tmp"), *folder.glob(".trash.*")]:
         if leftover.is_symlink():
             leftover.unlink()
@@ -221,9 +221,9 @@ def clean_up(folder: Path) -> None:
 
 
 def require_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Make sure that a file system has room, with a hundredth to spare.
+    """Refuse a file system with less free space than needed, and 1 % to spare.
 
-    Raises: DiskFullError: it has not, with both numbers.
+    Raises: DiskFullError: with both numbers.
     """
     free = shutil.disk_usage(folder).free
     if needed_bytes * 1.01 > free:
@@ -231,7 +231,7 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def refuse_full_disk(run: Path, keep: int, parameters: int, accelerator: Accelerator) -> None:
-    """Make sure before step 0 that there is room for the checkpoints, one beside those kept, and the model."""
+    """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model."""
     size = 12 * parameters  # the weights and AdamW's two moments, in fp32
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
@@ -239,9 +239,9 @@ def refuse_full_disk(run: Path, keep: int, parameters: int, accelerator: Acceler
 
 
 def refuse_not_finite(step: int, parts: dict[str, dict[str, Part]], accelerator: Accelerator) -> None:
-    """Make sure that no checkpoint holds NaN or infinity.
+    """Refuse to save NaN or infinity.
 
-    Raises: FloatingPointError: a tensor does, on every process.
+    Raises: FloatingPointError: on every process, if a tensor of any holds one.
     """
     tensors = [part.local for named in parts.values() for part in named.values() if part.local.is_floating_point()]
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The event log of a run (`chronicle`) and how it stands now (`status.json`).
+"""The event log of a run (the chronicle) and its present state (`status.json`).
 
 | file | what it holds |
 |---|---|
-| `chronicle.jsonl` | a line an event: `time` (UTC), `event`, `step`, `text`, and what else the event is about |
-| `chronicle.md` | the same for a person |
+| `chronicle.jsonl` | one event a line: `time` (UTC), `event`, `step`, `text`, and details of some events |
+| `chronicle.md` | the same events as Markdown |
 | `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
 |  | `reason` and `exit_code` of the end, `pid`, `host`, `started`, `updated` |
 
 Events: start, resume, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in the
-order in which they happened; a step that was trained twice, before and after a kill, is there twice. A launcher exits
-with 1 whatever its processes return, so `status.json` is what to read. "running" while nobody holds the run's lock
-means killed."""
+order in which they happened; the events of a step that was trained again after a kill appear twice. Scripts read
+`status.json`, since a launcher exits with 1 whatever its processes return. "running" while no process holds the run's
+lock means killed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class RunStatus:
 
     Args:
         run: the run folder.
-        writes: whether this process keeps it up to date; any may say how the run ended.
+        writes: whether this process keeps the file up to date; any process may record how the run ended.
     """
 
     def __init__(self, run: Path, writes: bool):
@@ -42,16 +42,16 @@ class RunStatus:
         self.update(status="running", pid=os.getpid(), host=platform.node(), started=utc_now())
 
     def update(self, **values) -> None:
-        """Write down what changed."""
+        """Change values and write the file."""
         with self.lock:
             self.values |= values
             if self.writes:
                 write_json(self.path, self.values | {"updated": utc_now()})
 
     def end(self, status: str, exit_code: int, reason: str, alone: bool = False) -> None:
-        """Say how the run ended. The first word of a launch stands: what follows a failure is its consequence.
+        """Record how the run ended, unless a process of this launch already has: later failures follow from the first.
 
-        Args: alone: this process ends without the agreement of the others, so any may say it.
+        Args: alone: this process ends without the others' agreement, so it writes even if it is not the main one.
         """
         with self.lock:
             found = read_json(self.path) or {}
@@ -62,7 +62,7 @@ class RunStatus:
                 os.replace(own, self.path)
 
     def is_preempted(self) -> bool:
-        """Return whether a process of this launch has said that it was asked to leave."""
+        """Return whether a process of this launch has recorded that a signal ended the run."""
         return (read_json(self.path) or {}).get("status") == "preempted"
 
 
@@ -71,11 +71,11 @@ def utc_now() -> str:
 
 
 class Chronicle:
-    """Appends to the chronicle of a run.
+    """Appends to the event log of a run.
 
     Args:
         run: the run folder.
-        writes: whether this process is the one that writes; the others' notes go nowhere.
+        writes: whether this process writes; the others' notes are dropped.
     """
 
     def __init__(self, run: Path, writes: bool):
@@ -89,15 +89,14 @@ class Chronicle:
         """Add an event; details are JSON values beside the text."""
         if not self.writes:
             return
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        entry = {"time": now, "event": event, "step": step, "text": text, **details}
+        entry = {"time": utc_now(), "event": event, "step": step, "text": text, **details}
         for path, line in ((self.lines, json.dumps(entry, ensure_ascii=False) + "\n"), (self.page, describe(entry))):
             with path.open("a", encoding="utf-8") as file:
                 file.write(line)
 
 
 def read_chronicle(run: Path) -> list[dict]:
-    """Return the entries of a run's chronicle without a last line that was cut short; empty where there is none."""
+    """Return a run's events, without a truncated last line; empty where there is no file."""
     return read_json_lines(run / "chronicle.jsonl")
 
 

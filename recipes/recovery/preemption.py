@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaving in time: a signal ends training with a checkpoint.
+"""Preemption: a signal ends training with a checkpoint.
 
-SIGTERM, SIGINT, SIGHUP and SIGUSR1 (Slurm's warning) ask the launcher or one process to leave, at any moment. The
-processes agree at the next step or validation batch, save, and exit within SAVE_SECONDS of the signal. Before the
-first step after a start there is nothing to save, and they leave at once.
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 (Slurm's warning) may reach the launcher or one process at any moment. The processes
+agree at the next step or validation batch, save, and exit within SAVE_SECONDS of the signal. Before the first step
+after a start there is nothing to save, and they exit at once.
 
 | exit code | meaning |
 |---|---|
@@ -28,17 +28,20 @@ from recovery.chronicle import RunStatus
 
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
-SAVE_SECONDS = 20.0  # torchrun kills what is still there 30 s after it passed a signal on
+SAVE_SECONDS = 20.0  # torchrun passes a signal on and kills the processes that still run 30 s later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Preemption:
-    """Signals that ask to leave, and the agreement of all processes on them; to be used in a `with` block.
+    """Catches signals in a `with` block, and has all processes agree on them.
 
-    A signal wakes a thread, since the main one may be in a compiler or wait for another process: where there is
-    nothing to save the thread ends the process, and it does so too when saving takes longer than SAVE_SECONDS. A
-    second signal changes nothing.
+    A signal wakes a thread, since the main one may be compiling or waiting for another process. The thread ends the
+    process if there is nothing to save, or if saving takes longer than SAVE_SECONDS. A second signal changes nothing.
+
+    Attributes:
+        signal_name: the first signal received; None before.
+        anything_to_save: whether a step was trained since the start.
     """
 
     def __init__(self, status: RunStatus):
@@ -53,7 +56,7 @@ class Preemption:
         self.wakeup_before = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         self.owner = os.getpid()
         os.register_at_fork(after_in_child=self.forget)
-        if sys.platform.startswith("linux"):  # a launcher that is killed takes its processes along
+        if sys.platform.startswith("linux"):  # the processes of a launcher that is killed get SIGTERM
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         threading.Thread(target=self.watch, args=(read_end,), daemon=True).start()
         return self
@@ -66,14 +69,14 @@ class Preemption:
         os.close(self.wakeup)
 
     def forget(self) -> None:
-        """Give a child, such as one that reads data, back what signals do by default."""
+        """Restore the default signal handlers in a forked child, such as a data loader's."""
         if not self.left.is_set() and self.owner != os.getpid():
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
 
     def watch(self, read_end: int) -> None:
-        """Wait for a signal, note it, and see to it that the process ends in time."""
+        """Wait for a signal, and end the process if it does not leave by itself in time."""
         while received := os.read(read_end, 1):
             if received[0] in SIGNALS:
                 break
@@ -84,24 +87,23 @@ class Preemption:
         if self.anything_to_save:
             if self.left.wait(SAVE_SECONDS):
                 return
-            said = f"{self.signal_name}, and saving took longer than {SAVE_SECONDS:g} s"
+            reason = f"{self.signal_name}, and saving took longer than {SAVE_SECONDS:g} s; not saved"
         else:
-            said = f"{self.signal_name} before the first step since the start"
-        with suppress(OSError):  # a full disk is no reason to stay
-            reason = f"{said}; the newest checkpoint is the one before it"
+            reason = f"{self.signal_name} before the first step since the start; nothing to save"
+        with suppress(OSError):  # leave even if the disk is full
             self.status.end("preempted", EXIT_PREEMPTED, reason, alone=True)
-        sys.stderr.write(f"pretrain: {said}; leaving\n")
+        sys.stderr.write(f"pretrain: {reason}; start again with the same command\n")
         os._exit(EXIT_PREEMPTED)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
-        """Open a channel beside the one of the gradients, so that agreeing never waits for a device."""
+        """Open a process group on the CPU, so that agreeing never waits for a device."""
         if accelerator.num_processes > 1:
             self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
     def requested(self) -> bool:
-        """Return whether any process was asked to leave, the same on all; every process must ask as often.
+        """Return whether any process received a signal: the same on all, which must call this equally often.
 
-        With several, the answer is that to the question before: it had a whole step to arrive, and nothing waits.
+        With several processes this is the answer to the call before, which has arrived by now, so no process waits.
         """
         if self.group is None:
             return self.signal_name is not None
@@ -117,9 +119,12 @@ class Preemption:
     def leave(self, reason: str) -> None:
         """End this process after it has saved.
 
+        Args: reason: the signal and the step, for status.json and the main process's last line.
         Raises: SystemExit: always, with EXIT_PREEMPTED.
         """
         self.status.end("preempted", EXIT_PREEMPTED, reason)
+        if self.status.writes:
+            sys.stderr.write(f"pretrain: {reason}; the same command resumes from there\n")
         if self.group is not None:
-            distributed.barrier(self.group)  # who leaves first has the launcher end the others
+            distributed.barrier(self.group)  # the launcher ends the others as soon as one has left
         raise SystemExit(EXIT_PREEMPTED)

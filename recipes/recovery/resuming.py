@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint training goes on from, and whether it is of the same experiment."""
+"""Choosing the checkpoint to resume from, and checking that it belongs to the same experiment."""
 
 import hashlib
 import json
@@ -17,22 +17,22 @@ from stages import STAGES
 
 
 def fresh_state(recipe: Recipe, training: Training, shares: dict[str, float]) -> dict:
-    """Return what a run that begins writes into its checkpoints beside tensors, as JSON values."""
+    """Return the state of a run at step 0: what a checkpoint holds besides tensors, as JSON values."""
     return {
         "step": 0,
-        "trained_steps": 0,  # without those that data.skip passes over
+        "trained_steps": 0,  # without those that data.skip leaves out
         "max_steps": training.max_steps,
         "sequence_length": training.sequence_length,
         "tokens_per_step": training.tokens_per_step,
         "seconds": 0.0,
         "bytes_seen": {name: 0 for name in shares},
         "tokens_seen": {name: 0 for name in shares},
-        # With a time limit, no later phase begins before the length is known.
+        # With a time limit, no later phase starts before the length is known.
         "phases": schedule_phases(recipe.data, shares, None if training.max_seconds else training.max_steps),
         "skips": extend_skips([], recipe.data.skip, 0),
         "settings": json.loads(json.dumps(STAGES["pretrain"].settings(recipe))),
         "inputs": input_hashes(recipe, "pretrain"),
-        "evaluation_due": False,  # one that a signal cut short
+        "evaluation_due": False,  # after a signal interrupted one
         "stability": None,
         "rollbacks": [],
         "learning_rate_factor": 1.0,
@@ -40,7 +40,7 @@ def fresh_state(recipe: Recipe, training: Training, shares: dict[str, float]) ->
 
 
 def describe_identity(state: dict, num_processes: int) -> dict:
-    """Return what a checkpoint says it belongs to."""
+    """Return the experiment and versions that a checkpoint's manifest names."""
     settings = hashlib.sha256(json.dumps(state["settings"], sort_keys=True).encode()).hexdigest()
     versions = {package: version(package) for package in ("torch", "transformers", "accelerate", "safetensors")}
     inputs = {f"{name}_sha256": sha256 for name, sha256 in state["inputs"].items()}
@@ -48,10 +48,10 @@ def describe_identity(state: dict, num_processes: int) -> dict:
 
 
 def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint to go on from.
+    """Choose the checkpoint to resume from.
 
-    Returns: it or None, and what was wrong with those passed over.
-    Raises: RecipeError: none can be used, or run.resume does not allow it.
+    Returns: the checkpoint, or None for step 0; and what is wrong with each one that was skipped.
+    Raises: RecipeError: no checkpoint can be used, or run.resume forbids it.
     """
     resume = recipe.run.resume
     if resume not in ("auto", "never"):
@@ -59,42 +59,58 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
         if problem is not None:
             raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
         return Path(resume), []
-    found = newest_checkpoint(Path(recipe.run.output_dir) / "checkpoints")
-    if resume == "never" and found[0] is not None:
-        raise RecipeError(f"run.resume=never, but there is {found[0]}; move it away or set run.resume=auto")
-    return found
+    newest, skipped = newest_checkpoint(Path(recipe.run.output_dir) / "checkpoints")
+    if resume == "never" and newest is not None:
+        raise RecipeError(f"run.resume=never, but there is {newest}; move it away or set run.resume=auto")
+    return newest, skipped
 
 
 def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
-    """Return a checkpoint's state if it is of the same experiment, and how that was changed on the way.
+    """Return the state to resume with, and what changed since it was saved, in words.
 
-    Allowed are another data.skip, which describe_changes tells of, and longer training.
+    data.skip may change (skips.describe_changes reports it), and training may become longer.
 
-    Raises: StaleStageError: it was made with other settings or inputs, which are named.
+    Args:
+        checkpoint: to resume from.
+        fresh: fresh_state of the recipe.
+
+    Raises: StaleStageError: the checkpoint was made with other settings or inputs, which are named.
     """
-    state, changes = load_state(checkpoint), []
-    before = state["settings"] | {"skip": fresh["settings"]["skip"]}
-    was, now = before["training"]["max_tokens"], fresh["settings"]["training"]["max_tokens"]
-    begun = any(0 < phase["after_step"] <= state["step"] for phase in state["phases"])
-    same_begin = state["phases"][0] == fresh["phases"][0]
-    if now > was and not begun and same_begin and "planned_steps" not in state:
-        before = before | {"training": before["training"] | {"max_tokens": now}}
-        changes.append(
-            f"training.max_tokens was {was:,}, is {now:,} after step {state['step']}: {fresh['max_steps']:,} steps, "
-            f"not {state['max_steps']:,}, and the learning rate is that of the longer run from here on"
-        )
-        state |= {"max_steps": fresh["max_steps"], "phases": fresh["phases"]}
-    changed = compare(before, fresh["settings"], "") + compare(state["inputs"], fresh["inputs"], "inputs")
-    if changed:
+    state, settings = load_state(checkpoint), fresh["settings"]
+    longer = is_extended(state, fresh)
+    allowed = state["settings"] | {"skip": settings["skip"]}
+    if longer:
+        max_tokens = {"max_tokens": settings["training"]["max_tokens"]}
+        allowed = allowed | {"training": allowed["training"] | max_tokens}
+    differing = compare(allowed, settings, "") + compare(state["inputs"], fresh["inputs"], "inputs")
+    if differing:
         raise StaleStageError(
-            f"{checkpoint} is of another experiment: {'; '.join(changed)}. Set another run.output_dir, restore the "
+            f"{checkpoint} is of another experiment: {'; '.join(differing)}. Set another run.output_dir, restore the "
             "recipe, or run with --overwrite to start again."
         )
-    return state | {"settings": fresh["settings"]}, changes
+    if not longer:
+        return state | {"settings": settings}, []
+    change = (
+        f"training.max_tokens was {state['settings']['training']['max_tokens']:,}, is "
+        f"{settings['training']['max_tokens']:,} after step {state['step']}: {fresh['max_steps']:,} steps, not "
+        f"{state['max_steps']:,}, and from here on the learning rate is that of the longer run"
+    )
+    return state | {"settings": settings, "max_steps": fresh["max_steps"], "phases": fresh["phases"]}, [change]
+
+
+def is_extended(state: dict, fresh: dict) -> bool:
+    """Return whether a larger training.max_tokens only adds steps to a saved run.
+
+    It does not once a later phase has started, or training.max_seconds has fixed the length.
+    """
+    larger = fresh["settings"]["training"]["max_tokens"] > state["settings"]["training"]["max_tokens"]
+    later_phase_started = any(0 < phase["after_step"] <= state["step"] for phase in state["phases"])
+    same_first_phase = state["phases"][0] == fresh["phases"][0]
+    return larger and same_first_phase and not later_phase_started and "planned_steps" not in state
 
 
 def set_aside_later(checkpoints: Path, step: int) -> None:
-    """Rename checkpoints after the step that training goes on from, or the next start would go on from them."""
+    """Rename the checkpoints after the step that training resumes from, or the next start would resume from them."""
     for number, later in list_checkpoints(checkpoints):
         if number > step:
             replaced = later.with_name(f"{later.name}.replaced")
@@ -103,7 +119,7 @@ def set_aside_later(checkpoints: Path, step: int) -> None:
 
 
 def start_again(recipe: Recipe) -> None:
-    """Put away what an earlier training left, so that --overwrite begins at step 0."""
+    """Delete the checkpoints and metrics of an earlier training, so that --overwrite starts at step 0."""
     run = Path(recipe.run.output_dir)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     for name in ("metrics.jsonl", "samples.jsonl"):

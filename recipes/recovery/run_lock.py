@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process at a time works in a run folder; the next is told who that is."""
+"""A lock on the run folder: one process at a time works in it, and the next one learns which."""
 
-import fcntl
+import errno
 import json
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from recipe_config import RecipeError
 from recovery.agreement import from_main
+from recovery.chronicle import utc_now
 
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class RunLockedError(RecipeError):
@@ -26,72 +28,95 @@ class RunLockedError(RecipeError):
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[str | None]:
-    """Hold a run folder.
+    """Lock a run folder.
 
-    The kernel lets go of the lock when its holder ends, however it ends, so what a killed run left is taken over: the
-    file only says who it was. That holds between the machines of a cluster too where the file system passes locks on,
-    as NFS 4, Lustre with `flock` and GPFS do.
+    The kernel releases the lock when its holder ends, however it ends, so the folder of a killed run is free; the file
+    only names the holder. Between machines this needs a file system that passes locks on: NFS 4, Lustre mounted with
+    `flock`, GPFS.
 
-    Yields: who held it and is gone, or None.
-    Raises: RunLockedError: another process holds it.
+    Yields: the process that was killed while it held the lock, or None.
+    Raises:
+        RunLockedError: another process holds it.
+        RecipeError: the file system has no locks.
     """
     run.mkdir(parents=True, exist_ok=True)
     path = run / LOCK
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = describe_holder(os.read(descriptor, 4096))
-            os.close(descriptor)
-            raise RunLockedError(
-                f"{run} is in use by {holder or 'another process'}; wait for it, stop it, or set another "
-                "run.output_dir"
-            ) from None
-        # The holder before may have deleted the file after it was opened here: then this lock locks nothing.
-        try:
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)
-    left = describe_holder(os.read(descriptor, 4096))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = {"pid": os.getpid(), "host": platform.node(), "since": now, "command": Path(sys.argv[0]).name}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        yield left
+        acquire(lock, run)
+    except Timeout:
+        raise RunLockedError(
+            f"{run} is in use by {read_holder(path) or 'another process'}; wait for it, stop it, or set another "
+            "run.output_dir"
+        ) from None
+    killed = read_holder(path)
+    holder = {"pid": os.getpid(), "host": platform.node(), "since": utc_now(), "command": Path(sys.argv[0]).name}
+    path.write_text(json.dumps(holder), encoding="utf-8")
+    try:
+        yield killed
     finally:
         path.unlink(missing_ok=True)
-        os.close(descriptor)
+        lock.release()
 
 
-def describe_holder(content: bytes) -> str | None:
+def acquire(lock: FileLock, run: Path) -> None:
+    """Take a lock, or raise at once.
+
+    Raises:
+        Timeout: another process holds it.
+        RecipeError: the file system has no locks.
+    """
     try:
-        holder = json.loads(content)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise RecipeError(
+            f"{run} cannot be locked, so two runs could write into it: {file_system(run)} has no flock "
+            f"({os.strerror(error.errno)}). Mount it with locks (Lustre: -o flock; NFS: version 4), or set "
+            "run.output_dir to a folder on another file system."
+        ) from error
+
+
+def file_system(folder: Path) -> str:
+    """Return the type and mount point of the file system that a folder is on."""
+    folder = folder.resolve()
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return "the file system"
+    mounts = [line.split()[1:3] for line in lines]
+    place, kind = max((mount for mount in mounts if folder.is_relative_to(mount[0])), key=lambda mount: len(mount[0]))
+    return f"the file system {kind} mounted on {place}"
+
+
+def read_holder(path: Path) -> str | None:
+    """Return the process that a lock file names; None where it names none."""
+    try:
+        holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']} ({holder['command']}, since {holder['since']})"
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def is_held(run: Path) -> bool:
-    """Return whether a process works in a run folder now."""
-    try:
-        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    """Return whether a process works in a run folder now; changes nothing.
+
+    Raises: RecipeError: the file system has no locks.
+    """
+    if not (run / LOCK).exists():
         return False
+    lock = FileLock(run / LOCK, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        acquire(lock, run)
+    except Timeout:
         return True
-    finally:
-        os.close(descriptor)
+    lock.release()
     return False
 
 
 @contextmanager
 def held_run(run: Path, accelerator: Accelerator) -> Iterator[str | None]:
-    """Hold a run folder for all processes; see run_lock."""
+    """Lock a run folder for all processes, as run_lock does for one."""
     with ExitStack() as stack:
         yield from_main(accelerator, lambda: stack.enter_context(run_lock(run)))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading checkpoints: which are there, which are damaged, and their tensors, whichever processes wrote them."""
+"""Reading checkpoints: which exist, which are damaged, and their tensors, whichever processes wrote them.
+
+torch.distributed.checkpoint is not used because its `.metadata` file is a pickle, which runs code when it is read."""
 
 import json
 import math
@@ -23,11 +25,18 @@ NAME = re.compile(r"step_(\d{8})")
 
 
 class NoValidCheckpointError(RecipeError):
-    """There are checkpoints and none can be used; starting again from nothing would hide that."""
+    """There are checkpoints, but all are damaged; to start from step 0 would hide that."""
 
 
 class Part:
-    """A part of a tensor that one process holds, and where in the whole it stands."""
+    """The part of a tensor that this process holds.
+
+    Attributes:
+        local: the part; the whole tensor where it is not a DTensor.
+        shape: of the whole.
+        offset: of the part in the whole, in each dimension.
+        mine: whether this process writes it; of replicas only the first does.
+    """
 
     def __init__(self, tensor: Tensor):
         if isinstance(tensor, DTensor):
@@ -35,19 +44,19 @@ class Part:
             size, self.offset = compute_local_shape_and_global_offset(
                 tensor.shape, tensor.device_mesh, tensor.placements
             )
-            # Where dimensions of the mesh hold copies, the first of each writes.
+            # Along the dimensions of the mesh that hold replicas, only the first writes.
             coordinate = tensor.device_mesh.get_coordinate()
-            copies = [
+            replicas = [
                 at for at, placement in zip(coordinate, tensor.placements, strict=True) if not placement.is_shard()
             ]
-            self.mine = not any(copies) and math.prod(size) > 0
+            self.mine = not any(replicas) and math.prod(size) > 0
             local = tensor.to_local()
         else:
             self.shape, self.offset, self.mine, local = tuple(tensor.shape), (0,) * tensor.ndim, True, tensor
         self.local = local.detach()
 
     def copy(self) -> Tensor:
-        """Return the part in memory that training does not touch."""
+        """Return a copy of the part in host memory."""
         return torch.empty(self.local.shape, dtype=self.local.dtype, device="cpu").copy_(self.local)
 
 
@@ -56,7 +65,7 @@ def part_name(rank: int) -> str:
 
 
 def describe_places(named: dict[str, Part]) -> dict[str, list]:
-    """Return name -> [offset of the part, shape of the whole] of the parts that are not whole."""
+    """Return name -> [offset of the part, shape of the whole]; without tensors that are held whole."""
     return {
         name: [list(part.offset), list(part.shape)]
         for name, part in named.items()
@@ -66,12 +75,12 @@ def describe_places(named: dict[str, Part]) -> dict[str, list]:
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of everything named like a checkpoint, newest step first."""
-    found = [(match, path) for path in folder.glob("step_*") if (match := NAME.fullmatch(path.name))]
-    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+    named = [(match, path) for path in folder.glob("step_*") if (match := NAME.fullmatch(path.name))]
+    return sorted(((int(match[1]), path) for match, path in named), reverse=True)
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None when every file is there with the recorded content."""
+    """Return what is wrong with a checkpoint; None if every file has its recorded size and sha256."""
     try:
         if checkpoint.is_symlink():
             return "is a link, and checkpoints are not"
@@ -104,29 +113,27 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def newest_checkpoint(folder: Path, below: int | None = None) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, and what was wrong with those passed over.
+    """Return the newest valid checkpoint or None, and what is wrong with each one that was skipped.
 
-    Args: below: only those of fewer steps; None: all.
-    Raises: NoValidCheckpointError: when there are checkpoints but none is valid.
+    Args: below: only checkpoints before this step; None: all.
+    Raises: NoValidCheckpointError: there are checkpoints, but none is valid.
     """
-    passed_over = [f"{path}: not a checkpoint of this program" for path in strangers(folder)]
-    found = [path for step, path in list_checkpoints(folder) if below is None or step < below]
-    for checkpoint in found:
+    skipped = [f"{path}: not a checkpoint of this program" for path in foreign_folders(folder)]
+    candidates = [path for step, path in list_checkpoints(folder) if below is None or step < below]
+    for checkpoint in candidates:
         problem = find_damage(checkpoint)
         if problem is None:
-            return checkpoint, passed_over
-        passed_over.append(f"{checkpoint}: {problem}")
-    if found:
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint}: {problem}")
+    if candidates:
         raise NoValidCheckpointError(
-            "no checkpoint can be used: "
-            + "; ".join(passed_over)
-            + f". To start again from nothing, move {folder} away."
+            f"no checkpoint can be used: {'; '.join(skipped)}. To start from step 0, move {folder} away."
         )
-    return None, passed_over
+    return None, skipped
 
 
-def strangers(folder: Path) -> list[Path]:
-    """Return the folders among the checkpoints that are none: those of other programs, or renamed by hand."""
+def foreign_folders(folder: Path) -> list[Path]:
+    """Return the folders beside the checkpoints that another program made or someone renamed."""
     folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     return [path for path in folders if not NAME.fullmatch(path.name.removesuffix(".replaced"))]
 
@@ -136,7 +143,7 @@ def load_state(checkpoint: Path) -> dict:
 
 
 class StoredTensors:
-    """The tensors of a stem of a checkpoint, whichever processes wrote them; to be used in a `with` block."""
+    """The tensors in a checkpoint's files of one stem (`model` or `optimizer`); opened by a `with` block."""
 
     def __init__(self, checkpoint: Path, stem: str):
         pattern = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors")
@@ -164,15 +171,15 @@ class StoredTensors:
         return self.parts[name][0][3]
 
     def read(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        """Return the part of a tensor that begins at `offset` and has `shape`, put together from the files.
+        """Return the part of a tensor at `offset` with `shape`, assembled from the files.
 
-        Raises: RecipeError: the files do not hold all of it, or it holds NaN or infinity.
+        Raises: RecipeError: the files hold only some of it, or it holds NaN or infinity.
         """
-        found = None
+        values = None
         covered = 0
         for file, part_offset, part_shape, _ in self.parts[name]:
             if (part_offset, part_shape) == (offset, shape):
-                found, covered = file.get_tensor(name), math.prod(shape)
+                values, covered = file.get_tensor(name), math.prod(shape)
                 break
             bounds = [
                 (max(a, b), min(a + size, b + other))
@@ -182,22 +189,22 @@ class StoredTensors:
                 continue
             source = tuple(slice(first - b, last - b) for (first, last), b in zip(bounds, part_offset, strict=True))
             piece = file.get_slice(name)[source]
-            if found is None:
-                found = torch.empty(shape, dtype=piece.dtype)
-            found[tuple(slice(first - a, last - a) for (first, last), a in zip(bounds, offset, strict=True))] = piece
+            if values is None:
+                values = torch.empty(shape, dtype=piece.dtype)
+            values[tuple(slice(first - a, last - a) for (first, last), a in zip(bounds, offset, strict=True))] = piece
             covered += piece.numel()
         if covered != math.prod(shape):
             raise RecipeError(f"{self.paths[0].parent}: {name}: {covered} of {math.prod(shape)} values are there")
-        if found is not None and found.is_floating_point() and not torch.isfinite(found).all():
+        if values is not None and values.is_floating_point() and not torch.isfinite(values).all():
             raise RecipeError(
                 f"{self.paths[0].parent}: {name} holds NaN or infinity; set run.resume to an earlier checkpoint"
             )
-        return found if found is not None else torch.empty(shape)
+        return values if values is not None else torch.empty(shape)
 
     def read_like(self, name: str, like: Tensor) -> Tensor:
-        """Return a tensor as this process holds it: whole, or the part that it holds of `like`.
+        """Return a stored tensor on the device of `like`, divided as `like` is.
 
-        Raises: RecipeError: the stored tensor is not there or has another shape.
+        Raises: RecipeError: the tensor is missing or has another shape.
         """
         if name not in self.parts:
             raise RecipeError(f"{self.paths[0].parent}: {name} is missing")
@@ -215,6 +222,6 @@ class StoredTensors:
 
 
 def load_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
-    """Return the whole tensors of a stem, whichever processes wrote them."""
+    """Return name -> whole tensor of the files of a stem (`model` or `optimizer`)."""
     with StoredTensors(checkpoint, stem) as stored:
         return {name: stored.read(name, (0,) * len(stored.shape(name)), stored.shape(name)) for name in stored.parts}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between a model and a checkpoint: collecting weights and optimizer state, loading them, comparing replicas."""
+"""Weights and optimizer state on their way to and from checkpoints: gathered, restored, compared between replicas."""
 
 import math
 from collections.abc import Iterator
@@ -16,43 +16,43 @@ from recovery.stored_tensors import StoredTensors
 
 
 def check_replicas(model: nn.Module, accelerator: Accelerator) -> None:
-    """Make sure that all copies of the weights are the same, bit for bit, before one of them is written down.
+    """Refuse to save replicas of the weights that differ in any bit.
 
-    Under DDP each process has a copy, under FSDP2 with replicas each group of processes.
+    Under DDP each process holds a replica; under FSDP2 with replicas each group of processes does.
 
-    Raises: RuntimeError: they are not; the gradients were not averaged, or a device computes wrongly.
+    Raises: RuntimeError: the gradients were not averaged, or a device computes wrongly.
     """
     parameters = [parameter.detach() for parameter in model.parameters()]
-    divided = next((parameter for parameter in parameters if isinstance(parameter, DTensor)), None)
-    copies = accelerator.num_processes
-    if divided is not None:  # the dimensions of the mesh that hold copies come first
-        sizes = zip(divided.device_mesh.shape, divided.placements, strict=True)
-        copies = math.prod(size for size, placement in sizes if placement.is_replicate())
-    if copies == 1:
+    sharded = next((parameter for parameter in parameters if isinstance(parameter, DTensor)), None)
+    replicas = accelerator.num_processes
+    if sharded is not None:  # the dimensions of the mesh that hold replicas come first
+        sizes = zip(sharded.device_mesh.shape, sharded.placements, strict=True)
+        replicas = math.prod(size for size, placement in sizes if placement.is_replicate())
+    if replicas == 1:
         return
-    held = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
-    sums = torch.stack([one.view(torch.int32).sum(dtype=torch.int64) for one in held])
-    of_processes = accelerator.gather(sums.unsqueeze(0))  # (num_processes, num_parameters)
-    checksums = of_processes.view(copies, -1, len(sums)).sum(1)  # of the parts of a copy
+    local = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+    sums = torch.stack([tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in local])
+    sums_by_process = accelerator.gather(sums.unsqueeze(0))  # (num_processes, num_parameters)
+    checksums = sums_by_process.view(replicas, -1, len(sums)).sum(1)  # (replicas, num_parameters)
     differing = (checksums != checksums[0]).any(dim=1).nonzero().flatten().tolist()
     if differing:
-        groups = torch.arange(accelerator.num_processes).view(copies, -1)
+        groups = torch.arange(accelerator.num_processes).view(replicas, -1)
         raise RuntimeError(
             f"processes {groups[0].tolist()} and {groups[differing].flatten().tolist()} hold different weights, so "
-            "what they train is not one model; nothing was saved at this step. Go on from the last checkpoint, on "
-            "other devices if it happens again."
+            "they do not train one model; nothing was saved at this step. Resume from the last checkpoint, on other "
+            "devices if it happens again."
         )
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield each weight of the language model once, by the name it has in the exported model."""
+    """Yield each weight of the language model once, under its name in the exported model."""
     for name, parameter in model.named_parameters():
         yield plain_name(name).removeprefix("language_model."), parameter
 
 
 def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
-    """Collect weights, and optimizer state as `<parameter>.<key>`, for Checkpoints.save."""
-    take_parts(model)
+    """Return the tensors for Checkpoints.save: `model` by name, and `optimizer` as `<parameter>.<key>`."""
+    reshard(model)
     moments = {
         f"{plain_name(name)}.{key}": value
         for name, parameter in model.named_parameters()
@@ -62,11 +62,11 @@ def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
     return {"model": dict(named_weights(model)), "optimizer": moments}
 
 
-def take_parts(model: nn.Module) -> None:
-    """Have each process hold its part again where FSDP2 put some weights together.
+def reshard(model: nn.Module) -> None:
+    """Free the weights that FSDP2 has gathered, so that each process holds its shards again.
 
-    A pass without a backward one, as a validation's, leaves the outermost weights whole: they are other tensors then,
-    which the optimizer has no state of.
+    A forward pass without a backward pass, as in validation, leaves the root module's weights gathered. Those are
+    other tensors, for which the optimizer has no state.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -74,11 +74,11 @@ def take_parts(model: nn.Module) -> None:
 
 
 def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Load weights and optimizer state into a model and its optimizers, on any number of processes.
+    """Load weights and optimizer state from a checkpoint that any number of processes wrote.
 
     Raises: RecipeError: a tensor is missing, has another shape or is not finite.
     """
-    take_parts(model)
+    reshard(model)
     with StoredTensors(checkpoint, "model") as stored, torch.no_grad():
         for name, parameter in named_weights(model):
             parameter.copy_(stored.read_like(name, parameter))
@@ -103,7 +103,7 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what wrapping and compiling a model put into it."""
+    """Return a parameter's name without the prefixes of DDP, torch.compile and activation checkpointing."""
     for added in ("_orig_mod.", "_checkpoint_wrapped_module."):
         name = name.replace(added, "")
     return name.removeprefix("module.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint is whole or it counts for nothing; the newest that is whole wins."""
+"""A checkpoint is whole or not used at all; training resumes from the newest whole one."""
 
 import json
 import os
@@ -108,9 +108,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, har
     if reason.endswith("denied") and os.geteuid() == 0:
         pytest.skip("root reads everything")
     harm(newest)
-    taken, passed_over = newest_checkpoint(tmp_path)
+    taken, skipped = newest_checkpoint(tmp_path)
     assert taken == before
-    assert any(f"{newest}: " in line and reason in line for line in passed_over), passed_over
+    assert any(f"{newest}: " in line and reason in line for line in skipped), skipped
 
 
 def test_when_none_is_whole_nothing_starts_again_in_silence(tmp_path):
@@ -119,7 +119,7 @@ def test_when_none_is_whole_nothing_starts_again_in_silence(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_steps_are_ordered_by_number_and_strangers_are_not_checkpoints(tmp_path):
+def test_steps_are_ordered_by_number_and_foreign_folders_are_no_checkpoints(tmp_path):
     for step in (9, 10, 2):
         save(tmp_path, step)
     os.utime(tmp_path / "step_00000002")
@@ -150,7 +150,7 @@ def test_a_failing_disk_leaves_the_older_checkpoints_as_they_were(tmp_path, monk
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_save_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
+def test_a_save_that_has_no_room_is_not_started(tmp_path, monkeypatch):
     save(tmp_path, 1)
     usage = namedtuple("usage", "total used free")(100, 99, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -159,7 +159,7 @@ def test_a_save_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
     assert [step for step, _ in list_checkpoints(tmp_path)] == [1]
 
 
-def test_a_failing_write_stops_the_run_at_its_next_look(tmp_path, monkeypatch):
+def test_a_failing_write_stops_the_run_at_its_next_check(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError(5, "Input/output error")
 
@@ -171,7 +171,7 @@ def test_a_failing_write_stops_the_run_at_its_next_look(tmp_path, monkeypatch):
         checkpoints.check()
 
 
-def test_training_waits_for_the_copy_alone_and_what_it_changes_then_is_not_saved(tmp_path, monkeypatch):
+def test_training_waits_only_for_the_copy_and_its_later_changes_are_not_saved(tmp_path, monkeypatch):
     may_write = threading.Event()
     real = checkpointing.save_file
 
@@ -184,7 +184,7 @@ def test_training_waits_for_the_copy_alone_and_what_it_changes_then_is_not_saved
     checkpoints.save(1, {"model": {"w": weight}}, state)
     weight.zero_()  # the next steps
     state["seen"].append(2)
-    assert not list_checkpoints(tmp_path), "nothing is in its place yet, and training goes on"
+    assert not list_checkpoints(tmp_path), "nothing is written yet, and training continues"
     may_write.set()
     checkpoints.finish()
     assert load_tensors(tmp_path / "step_00000001", "model")["w"].tolist() == [1, 1, 1, 1]
@@ -228,7 +228,7 @@ def test_folders_of_other_programs_are_named_and_left_alone(tmp_path):
     assert newest_checkpoint(tmp_path)[0] == checkpoint and (tmp_path / "checkpoint-500").is_dir()
 
 
-# --- parts of tensors, as several processes write and read them
+# --- parts of tensors, written and read by several processes
 
 
 def write_parts(folder, cuts) -> None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training that is killed, asked to leave, hung or begun twice loses nothing, and status.json says what happened."""
+"""Training that is killed, preempted, hung or started twice loses nothing, and status.json says what happened."""
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -44,8 +46,8 @@ from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
 
 
-# Long enough to be interrupted anywhere, with dropout, a phase of longer sequences that begins at step 16, and more
-# tokens of a source than it has by step 17.
+# Long enough to be interrupted anywhere, with dropout, a phase of longer sequences after step 16, and a second epoch
+# of a source from step 17 on.
 STEP_TOKENS = 2048
 TRAINING = ["--model.attention_dropout=0.2", "--training.save_steps=3", f"--training.max_tokens={24 * STEP_TOKENS}"]
 TRAINING += [f"--training.tokens_per_step={STEP_TOKENS}", "--training.per_device_train_batch_size=16"]
@@ -68,7 +70,7 @@ def events(run: TinyRun) -> list[str]:
 def start(
     run: TinyRun, *overrides: str, script: Path = RECIPES / "pretrain.py", folder: Path = ROOT, **environment
 ) -> subprocess.Popen:
-    """Start training in a process of its own, in a working directory, without waiting for it."""
+    """Start training in another process, in a working directory, without waiting for it."""
     command = [sys.executable, str(script), *run.argv(*overrides)]
     log = (folder / run.output_dir / "log.txt").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | environment)
@@ -103,7 +105,7 @@ def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
 
 
 def assert_same(run: TinyRun, uninterrupted: TinyRun) -> None:
-    """Make sure that a run ended as another: every logged loss, every validation, every weight, bit for bit."""
+    """Check that two runs have the same logged losses, validation scores and weights, bit for bit."""
     assert run.losses() == uninterrupted.losses()
     scores = [
         {line["step"]: line["eval/bits_per_byte"] for line in r.metrics() if "eval/bits_per_byte" in line}
@@ -115,7 +117,7 @@ def assert_same(run: TinyRun, uninterrupted: TinyRun) -> None:
 
 
 def slow(run: TinyRun, folder: Path, seconds: float = 0.15) -> Path:
-    """Write a script that trains with a pause in each forward pass, so that a signal finds it at work."""
+    """Write a script that trains with a pause in each forward pass, so that a signal arrives in one."""
     script = folder / "slow.py"
     script.write_text(
         f"import sys, time\nsys.path.insert(0, {str(RECIPES)!r})\nimport pretrain\nfrom model import summed_loss\n"
@@ -135,7 +137,7 @@ def uninterrupted(tokenized_run, tmp_path_factory) -> TinyRun:
     import tokenize_corpus
     import train_tokenizer
 
-    for stage in (train_tokenizer, tokenize_corpus):  # a phase has its say in the tokenizer's sample
+    for stage in (train_tokenizer, tokenize_corpus):  # the phases decide the tokenizer's sample
         stage.main(run.argv(*TRAINING, "--overwrite"))
     run.copy(run.output_dir.parent / "fresh")
     pretrain.main(run.argv(*TRAINING))
@@ -161,7 +163,7 @@ def test_dropout_is_on_and_the_run_crosses_a_phase_and_an_epoch(uninterrupted):
     assert repetitions[15] < 1 < repetitions[20], repetitions
 
 
-def test_a_phase_of_longer_sequences_has_steps_of_as_many_tokens_and_is_in_the_model_that_is_written(uninterrupted):
+def test_a_phase_of_longer_sequences_keeps_the_tokens_per_step_and_is_in_the_exported_config(uninterrupted):
     lines = [line for line in uninterrupted.metrics() if "train/loss" in line]
     assert [line["train/tokens_seen"] for line in lines] == [STEP_TOKENS * line["step"] for line in lines]
     training = json.loads((uninterrupted.output_dir / "training.json").read_text())
@@ -180,10 +182,10 @@ def test_a_phase_of_longer_sequences_has_steps_of_as_many_tokens_and_is_in_the_m
         [(5, signal.SIGKILL), (10, signal.SIGKILL), (17, signal.SIGTERM)],
     ],
 )
-def test_a_run_that_is_killed_once_or_twice_and_asked_to_leave_ends_as_if_nothing_had_happened(
+def test_a_run_that_is_killed_once_or_twice_and_preempted_ends_as_an_uninterrupted_one(
     uninterrupted, run, tmp_path, ends
 ):
-    """Evaluated at steps 5, 10 and so on; killed before the epoch and the phase end that it goes on across."""
+    """Evaluated every 5 steps; killed before the ends of the epoch and the phase, which the resumed run crosses."""
     script = slow(run, tmp_path, 0.05)
     for step, number in ends:
         process = start(run, *TRAINING, script=script)
@@ -200,19 +202,19 @@ def test_a_run_that_is_killed_once_or_twice_and_asked_to_leave_ends_as_if_nothin
     assert (run.output_dir / "chronicle.md").read_text().count("**resume**") == len(ends)
 
 
-def test_a_run_that_was_moved_goes_on(uninterrupted, run, tmp_path):
+def test_a_run_that_was_moved_resumes(uninterrupted, run, tmp_path):
     pretrain.main(run.argv(*TRAINING))
     shutil.rmtree(run.output_dir / "model")
     shutil.rmtree(run.output_dir / "checkpoints" / "step_00000024")
     moved = TinyRun(run.texts, tmp_path / "über uns")
     run.output_dir.rename(moved.output_dir)
-    for path in (moved.output_dir / "checkpoints").rglob("*"):  # time says nothing about their order
+    for path in (moved.output_dir / "checkpoints").rglob("*"):  # their order is that of the steps, not of time
         os.utime(path, (0, 0))
     pretrain.main(moved.argv(*TRAINING))
     assert_same(moved, uninterrupted)
 
 
-def test_longer_training_is_allowed_on_the_way_and_written_down_and_shorter_is_refused(tiny_run):
+def test_a_resumed_run_may_become_longer_which_is_recorded_but_not_shorter(tiny_run):
     pretrain.main(tiny_run.argv())
     shutil.rmtree(tiny_run.output_dir / "model")
     with pytest.raises(RecipeError, match="training.max_tokens was 5120, is 2560"):
@@ -237,7 +239,7 @@ def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_before_the_first_step_there_is_nothing_to_save_and_training_leaves_at_once(run, tmp_path, number):
+def test_before_the_first_step_there_is_nothing_to_save_and_training_exits_at_once(run, tmp_path, number):
     process = start(run, *TRAINING, script=slow(run, tmp_path, 60))
     wait_for_event(run, "start", process)
     sent = time.monotonic()
@@ -251,7 +253,7 @@ def test_before_the_first_step_there_is_nothing_to_save_and_training_leaves_at_o
 
 
 @pytest.mark.long
-def test_a_signal_in_the_compiler_has_training_leave_at_once(run, tmp_path):
+def test_a_signal_in_the_compiler_ends_training_at_once(run, tmp_path):
     process = start(run, *TRAINING, "--training.torch_compile=true", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cache/**/*.cpp")):  # which g++ is about to compile
@@ -266,7 +268,7 @@ def test_a_signal_in_the_compiler_has_training_leave_at_once(run, tmp_path):
     assert status["status"] == "preempted" and "before the first step" in status["reason"]
 
 
-def test_a_signal_in_an_evaluation_ends_it_and_the_evaluation_is_made_up_for(uninterrupted, run, tmp_path):
+def test_a_signal_interrupts_an_evaluation_which_the_resumed_run_repeats(uninterrupted, run, tmp_path):
     script = tmp_path / "slow_evaluation.py"
     script.write_text(slow(run, tmp_path).read_text().replace("time.sleep", "self.training or time.sleep"))
     process = start(run, *TRAINING, script=script)
@@ -302,10 +304,8 @@ def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
     assert not list_checkpoints(run.output_dir / "checkpoints")
 
 
-def test_a_signal_to_the_launcher_has_both_processes_save_and_a_job_goes_back_into_the_queue(
-    uninterrupted, run, tmp_path
-):
-    """The Slurm script, with a scheduler that stands in, warned with USR1 and then given its turn again."""
+def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_requeued(uninterrupted, run, tmp_path):
+    """The Slurm script under a mock Slurm, warned with USR1 and then started again."""
     commands = install(tmp_path / "slurm")
     environment = os.environ | {
         "PATH": f"{commands}:{os.environ['PATH']}",
@@ -326,7 +326,7 @@ def test_a_signal_to_the_launcher_has_both_processes_save_and_a_job_goes_back_in
     job.send_signal(signal.SIGUSR1)
     assert job.wait(120) == 0, (run.output_dir / "log.txt").read_text()[-3000:]
     status = read_status(run)
-    assert status["status"] == "preempted" and "which is saved" in status["reason"], status
+    assert status["status"] == "preempted" and f"saved at step {status['step']}" in status["reason"], status
     assert list_checkpoints(run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
     assert (commands / "requeued").read_text() == "417\n"
     assert subprocess.run(command, env=environment, stdout=log, stderr=log).returncode == 0
@@ -334,22 +334,23 @@ def test_a_signal_to_the_launcher_has_both_processes_save_and_a_job_goes_back_in
     assert list(run.losses()) == list(uninterrupted.losses()), "every step was trained, once"
 
 
-def test_run_recipe_passes_a_signal_on_and_says_that_it_stopped():
+def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the_command_that_resumes(tmp_path):
+    (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "SIGTERM; saved at step 7"}')
     code = (
         "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         "print('ready', flush=True)\ntime.sleep(60)"
     )
     parent = (
-        f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
-        f"run_recipe.run_stage('pretrain', [sys.executable, '-c', {code!r}])"
+        f"import pathlib, sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
+        f"run_recipe.run_script('pretrain', [sys.executable, '-c', {code!r}], pathlib.Path({str(tmp_path)!r}))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
     _, error = process.communicate(timeout=20)
-    assert "pretrain stopped with status 75 on SIGUSR1; what is finished is kept" in error
+    assert "pretrain stopped with status 75 on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
+    assert shlex.split(error.partition("start again with: ")[2]) == command
 
 
 # --- several processes
@@ -358,7 +359,7 @@ def test_run_recipe_passes_a_signal_on_and_says_that_it_stopped():
 def start_pair(
     run: TinyRun, script: Path, *others: list[str], folders: tuple[Path, Path] = (ROOT, ROOT), **environment: str
 ) -> list[subprocess.Popen]:
-    """Start two processes that train together, without a launcher, so that each one's end is its own.
+    """Start two processes that train together, without a launcher, which would end both when one ends.
 
     `others` are the overrides of each, `folders` their working directories.
     """
@@ -395,8 +396,8 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
     assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
 
 
-def test_processes_with_different_data_are_refused_with_the_one_that_differs(run, tmp_path):
-    """The recipe says the same to both, and the folder it names holds other tokens for each."""
+def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
+    """Both have the same recipe, but the relative folder in it holds other tokens for each."""
     places = [tmp_path / "0" / "run", tmp_path / "1" / "run"]
     for place in places:
         run.copy(place)
@@ -409,22 +410,22 @@ def test_processes_with_different_data_are_refused_with_the_one_that_differs(run
     )
     assert [process.wait(200) for process in pair] == [1, 1]
     for place in places:
-        said = (place / "log.txt").read_text()
-        assert "process 1 was given something else than process 0: inputs.tokenize was " in said, said[-3000:]
+        output = (place / "log.txt").read_text()
+        assert "process 1 differs from process 0: inputs.tokenize was " in output, output[-3000:]
         assert not (place / "checkpoints").exists()
 
 
-def test_processes_with_different_recipes_are_refused_with_the_one_that_differs(run):
+def test_processes_with_different_recipes_are_refused_by_name(run):
     pair = start_pair(run, RECIPES / "pretrain.py", ["--training.learning_rate=0.5"], ["--run.seed=3"])
     assert [process.wait(200) for process in pair] == [1, 1]
-    said = (run.output_dir / "log.txt").read_text()
-    assert "process 1 was given something else than process 0: recipe.run.seed was 0, is 3" in said
-    assert "recipe.training.learning_rate was 0.5, is 0.01" in said
+    output = (run.output_dir / "log.txt").read_text()
+    assert "process 1 differs from process 0: recipe.run.seed was 0, is 3" in output
+    assert "recipe.training.learning_rate was 0.5, is 0.01" in output
     assert not (run.output_dir / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("moment", ["in a step", "before the first"])
-def test_a_signal_to_one_process_has_all_leave_with_the_documented_code_in_time(run, tmp_path, moment):
+def test_after_a_signal_to_one_process_all_exit_in_time_with_the_documented_code(run, tmp_path, moment):
     pair = start_pair(run, slow(run, tmp_path, 0.1 if moment == "in a step" else 30))
     if moment == "in a step":
         wait_for_step(run, 4, pair[0])
@@ -438,7 +439,7 @@ def test_a_signal_to_one_process_has_all_leave_with_the_documented_code_in_time(
     assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
     checkpoints = list_checkpoints(run.output_dir / "checkpoints")
     if moment == "in a step":
-        assert "which is saved" in status["reason"] and status["reason"].startswith("a signal to another process")
+        assert status["reason"] == f"a signal to another process; saved at step {status['step']}"
         assert checkpoints[0][0] == status["step"] >= 4 and find_damage(checkpoints[0][1]) is None
     else:
         assert status["reason"].startswith("SIGTERM before the first step") and not checkpoints
@@ -447,7 +448,7 @@ def test_a_signal_to_one_process_has_all_leave_with_the_documented_code_in_time(
 # --- one run at a time
 
 
-def test_a_second_run_on_a_folder_is_refused_with_the_first_named_and_a_lock_of_the_dead_is_taken_over(run, capsys):
+def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_killed_run_is_taken_over(run, capsys):
     with run_lock(run.output_dir) as left:
         assert left is None and is_held(run.output_dir)
         process = start(run, *TRAINING)
@@ -472,7 +473,21 @@ def test_a_second_run_on_a_folder_is_refused_with_the_first_named_and_a_lock_of_
             pass
 
 
-# --- killed, or out of room, at every change that a save makes
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused_by_name(tmp_path, monkeypatch, error):
+    def no_lock(*_):
+        raise OSError(error, os.strerror(error))
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    refusal = rf"{tmp_path} cannot be locked.* the file system \S+ mounted on /.* has no flock.*set run.output_dir to"
+    with pytest.raises(RecipeError, match=refusal), run_lock(tmp_path):
+        pass
+    with pytest.raises(RecipeError, match=refusal):
+        is_held(tmp_path)
+
+
+# --- killed, or out of room, at every change of a save
 
 
 def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_written(tiny_run, monkeypatch):
@@ -492,7 +507,7 @@ def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_writte
     with pytest.raises(ValueError, match="step 4 breaks down"):
         pretrain.main(tiny_run.argv("--training.save_steps=3"))
     status = json.loads((tiny_run.output_dir / "status.json").read_text())
-    assert (status["status"], status["checkpoint_step"]) == ("failed", 3), "the later word does not undo the first"
+    assert (status["status"], status["checkpoint_step"]) == ("failed", 3), "the save does not undo the failure"
     assert [step for step, _ in checkpointing.list_checkpoints(tiny_run.output_dir / "checkpoints")] == [3]
 
 
@@ -501,8 +516,8 @@ class Harm:
     """What the shim does to a process.
 
     Attributes:
-        before: number of the change at which it is killed; 0: never.
-        error: errno that this change and those after it fail with instead; 0: killed.
+        before: number of the change before which it is killed; 0: never.
+        error: errno with which this change and all later ones fail instead; 0: killed.
         trace: a file to write the changes to.
     """
 
@@ -512,16 +527,15 @@ class Harm:
 
 
 def save_as(process: int, folder: Path, step: int, processes: int, rendezvous: str) -> None:
-    """Save a checkpoint of `step` as one of so many processes, which hold a part of each tensor each."""
+    """Save a checkpoint of `step` as one of several processes, each of which holds a part of each tensor."""
     from accelerate import Accelerator
 
     from recovery import checkpoints as checkpointing
 
-    checkpointing.PART_SECONDS = 2  # for the file of one that was killed
     placed = []
     if processes > 1:
         os.environ |= {"RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # asked for, not used: they meet in a file
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # required, not used: they meet in a file
         store = torch.distributed.FileStore(rendezvous, processes)
         limit = timedelta(seconds=20)
         torch.distributed.init_process_group("gloo", store=store, rank=process, world_size=processes, timeout=limit)
@@ -531,24 +545,26 @@ def save_as(process: int, folder: Path, step: int, processes: int, rendezvous: s
     for stem in ("model", "optimizer"):
         part = torch.full((2048 // processes,), float(step))
         tensors[stem] = {"w": DTensor.from_local(part, *placed) if processes > 1 else part}
-    checkpoints = checkpointing.Checkpoints(folder, 2, None, {"num_processes": processes}, Accelerator())
+    # The first waits 2 s for the files of a process that was killed.
+    identity = {"num_processes": processes}
+    checkpoints = checkpointing.Checkpoints(folder, 2, None, identity, Accelerator(), timeout_seconds=2)
     checkpoints.save(step, tensors, {"step": step})
     checkpoints.finish()
 
 
 def save_in_children(folder: Path, step: int, processes: int, harmed: int, harm: Harm) -> list[tuple[int, str]]:
-    """Save in children, one of which is harmed at its n-th change; return how each ended, and what it said."""
+    """Save in children, one of which is harmed at its n-th change; return each one's exit code and output."""
     folder.parent.joinpath("store").unlink(missing_ok=True)
     children = []
     for process in range(processes):
-        said = folder.parent / f"said-{process}"
+        output = folder.parent / f"output-{process}"
         child = os.fork()
         if child:
-            children.append((child, said))
+            children.append((child, output))
             continue
         ended = 1
         try:
-            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             if process == harmed:
                 shim = ctypes.CDLL(None)
                 shim.crash_shim_refuse(harm.error)
@@ -558,11 +574,11 @@ def save_in_children(folder: Path, step: int, processes: int, harmed: int, harm:
         except BaseException:
             traceback.print_exc()
         os._exit(ended)
-    return [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()) for child, said in children]
+    return [(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.read_text()) for child, output in children]
 
 
 def save_session(root: str, stride: str, processes: str, error: str) -> None:
-    """Save over two checkpoints, harmed at one change after the other in each process, and note what is left."""
+    """Save over two checkpoints, harmed at one change after the other in each process; write results.json."""
     if processes == "1":
         from accelerate import Accelerator
 
@@ -582,9 +598,9 @@ def save_session(root: str, stride: str, processes: str, error: str) -> None:
             shutil.rmtree(copy)
             shutil.copytree(base, copy)
             ended = save_in_children(copy, 3, number, harmed, Harm(before, int(error)))
-            newest, passed_over = newest_checkpoint(copy)
+            newest, skipped = newest_checkpoint(copy)
             result = {"process": harmed, "before": changes[harmed][before - 1], "ended": ended}
-            result |= {"newest": load_state(newest)["step"], "passed_over": passed_over}
+            result |= {"newest": load_state(newest)["step"], "skipped": skipped}
             result["values"] = load_tensors(newest, "model")["w"].unique().tolist()
             again = save_in_children(copy, 3, number, harmed, Harm())
             result["again"] = [code for code, _ in again]
@@ -595,7 +611,7 @@ def save_session(root: str, stride: str, processes: str, error: str) -> None:
 
 
 def enumerate_harms(crash_shim: Path, root: Path, stride: int, processes: int, error: int = 0) -> dict:
-    """Run save_session under the shim; return how many changes each process makes, and what each harm did."""
+    """Run save_session under the shim; return the number of changes of each process, and the result of each harm."""
     paths = os.pathsep.join([str(RECIPES), str(ROOT / "tests"), str(Path(__file__).parent)])
     code = "import sys, test_interrupted_training; test_interrupted_training.save_session(*sys.argv[1:])"
     environment = os.environ | {"PYTHONPATH": paths, "LD_PRELOAD": str(crash_shim)}
@@ -606,7 +622,7 @@ def enumerate_harms(crash_shim: Path, root: Path, stride: int, processes: int, e
     found = json.loads((root / "results.json").read_text())
     for result in found["results"]:
         assert result["newest"] in (2, 3) and result["values"] == [result["newest"]], result
-        assert result["passed_over"] == [], "a torn one never has the name of a checkpoint"
+        assert result["skipped"] == [], "a torn one never has the name of a checkpoint"
         assert set(result["again"]) == {0} and result["left"] == ["step_00000002", "step_00000003"], result
     assert {result["newest"] for result in found["results"]} == {2, 3}
     print(f"{len(found['results'])} of {found['changes']} changes, none with a loss")  # noqa: T201
@@ -630,21 +646,25 @@ def test_a_save_of_two_processes_is_whole_or_absent_whichever_is_killed_at_any_c
     assert all(result["ended"][result["process"]][0] == -signal.SIGKILL for result in found["results"])
 
 
-def test_a_disk_that_is_full_from_any_change_on_leaves_the_last_checkpoint_and_says_so(crash_shim, tmp_path, request):
+def test_a_disk_that_is_full_from_any_change_on_leaves_the_last_checkpoint_and_an_error_names_it(
+    crash_shim, tmp_path, request
+):
     stride = 1 if request.config.getoption("--all") else 5
     found = enumerate_harms(crash_shim, tmp_path, stride, processes=1, error=errno.ENOSPC)
     for result in found["results"]:
-        code, said = result["ended"][0]
+        code, output = result["ended"][0]
         needs_room = result["before"].split()[0] not in ("rename", "unlink", "rmdir")
         assert code == 1 or (code == 0 and not needs_room and result["newest"] == 3), result
         if code:
-            assert "DiskFullError: a checkpoint could not be written" in said and "bytes are free in" in said, result
-            assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in said, result
+            assert "DiskFullError: a checkpoint could not be written" in output and "bytes are free in" in output, (
+                result
+            )
+            assert f"the newest checkpoint is {tmp_path}/checkpoints/step_0000000{result['newest']}" in output, result
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 24 MB, for who may mount one."""
+    """A file system of 24 MB; mounting it needs root."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
@@ -655,7 +675,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_says_so(uninterrupted, small_disk, tmp_path):
+def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_an_error(uninterrupted, small_disk, tmp_path):
     fresh = TinyRun(uninterrupted.texts, uninterrupted.output_dir.parent / "fresh")
     run = fresh.copy(small_disk / "run")
     command = [sys.executable, str(slow(run, tmp_path)), *run.argv(*TRAINING)]
@@ -664,9 +684,9 @@ def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_says_so
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass
-    _, said = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "No space left on device" in said or "are free in" in said, said[-3000:]
+    assert "No space left on device" in output or "are free in" in output, output[-3000:]
     steps = [step for step, path in list_checkpoints(run.output_dir / "checkpoints") if not find_damage(path)]
     assert steps and steps == [step for step, _ in list_checkpoints(run.output_dir / "checkpoints")]
     (small_disk / "filler").unlink()
@@ -674,33 +694,31 @@ def test_a_disk_that_fills_up_in_training_leaves_the_last_checkpoint_and_says_so
     assert_same(run, uninterrupted)
 
 
-# --- looking a run over
+# --- verify_run
 
 
 def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tmp_path, capsys):
     whole = uninterrupted.copy(tmp_path / "whole").output_dir
     verify_run.main([str(whole)])
-    said = capsys.readouterr().out
-    assert (
-        "training      finished at step 24 of 24" in said.replace("  " * 9, " ") or "finished at step 24 of 24" in said
-    )
-    assert said.count("  ok") >= 6 and "! " not in said
+    output = capsys.readouterr().out
+    assert "finished at step 24 of 24" in output
+    assert output.count("  ok") >= 6 and "! " not in output
     shard = next((whole / "tokens").rglob("*.ds"))
     flip(shard)
     os.truncate(whole / "model" / "model.safetensors", 9)
     (whole / "checkpoints" / "step_00000024" / "optimizer.safetensors").unlink()
     with pytest.raises(SystemExit) as ended:
         verify_run.main([str(whole)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert ended.value.code == 1
     for problem in (f"{shard.name}: its sha256", "model.safetensors: 9 bytes", "optimizer.safetensors is missing"):
-        assert problem in said, said
+        assert problem in output, output
     shutil.rmtree(whole / "model")
     with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
         pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
 
 
-# --- what was planted
+# --- planted files
 
 
 class Planted:
@@ -721,7 +739,7 @@ def test_nothing_a_recipe_or_a_run_folder_holds_is_executed(uninterrupted, tmp_p
         shutil.rmtree(run.output_dir / "model")
         for _, checkpoint in list_checkpoints(run.output_dir / "checkpoints"):
             (checkpoint / name).write_bytes(crafted)
-            if name != "manifest.json":  # vouched for, by one who can write manifests too
+            if name != "manifest.json":  # by someone who can write manifests too
                 manifest = json.loads((checkpoint / "manifest.json").read_text())
                 manifest["files"][name] = {"bytes": len(crafted), "sha256": hashlib.sha256(crafted).hexdigest()}
                 (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -738,7 +756,7 @@ def test_nothing_a_recipe_or_a_run_folder_holds_is_executed(uninterrupted, tmp_p
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_what_lies_in_the_run_folder_leads_no_writing_out_of_it(tiny_run, tmp_path, link):
+def test_links_in_the_run_folder_lead_no_writing_out_of_it(tiny_run, tmp_path, link):
     names = [
         "metrics.jsonl",
         "samples.jsonl",
@@ -759,7 +777,7 @@ def test_what_lies_in_the_run_folder_leads_no_writing_out_of_it(tiny_run, tmp_pa
         assert "mine" not in (tiny_run.output_dir / name).read_text()
 
 
-def test_a_disk_without_room_is_told_before_step_0(run, monkeypatch):
+def test_a_disk_without_room_is_refused_before_step_0(run, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**6, 10**6 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages killed with SIGKILL while they write: the rerun gives the bytes of a run that nothing happened to.
+"""Stages killed with SIGKILL while they write: the rerun gives the same bytes as an undisturbed run.
 
 crash_shim.c kills a stage just before its n-th change to the run folder. Every stage runs in a forked child of one
-process that has imported everything, so that a case costs what the stage does, not what Python takes to start.
+process that has imported everything, so that a case costs the stage's time without Python's start.
 
-    pytest tests/test_killed_stages.py          at its start, in the middle, before and after its final rename
-    pytest tests/test_killed_stages.py --all    at every change it makes; takes hours
+    pytest tests/recovery/test_killed_stages.py          at its start, in the middle, before and after its final rename
+    pytest tests/recovery/test_killed_stages.py --all    at every change it makes; takes hours
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from corpus import pipeline_executor
 from stages import STAGES
 
 
-# Stage -> (its module, overrides). One worker, as only the changes of one process are counted.
+# Stage -> (its module, overrides). One worker, since the shim counts the changes of one process.
 SCRIPTS = {
     "prepare": ("prepare_data", ["--data.near_duplicates={}"]),
     "tokenizer": ("train_tokenizer", []),
@@ -37,7 +37,7 @@ SCRIPTS = {
     "pretrain": ("pretrain", []),
     "publish": ("push_to_hub", []),
 }
-# Trained long enough for one checkpoint, from which every try goes on: what is killed is the rest and the export.
+# Trained long enough for one checkpoint, from which every try resumes: the kills hit the rest and the export.
 TRAINING = ["--data.near_duplicates={}", "--training.max_tokens=512", "--training.warmup_steps=1"]
 TRAINING += ["--training.save_steps=1", "--training.eval_steps=2", "--training.decay_fraction=0.5"]
 TRAINING += ["--tokenizer.vocab_size=320"]
@@ -53,7 +53,7 @@ def write_texts(folder: Path) -> None:
 
 
 def run_stage(stage: str, run: TinyRun, kill_before: int = 0, trace: Path | None = None) -> int:
-    """Run a stage in a child, which dies before its n-th change if that is not 0; return how the child ended."""
+    """Run a stage in a child, killed before its n-th change unless n is 0; return the child's exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -73,7 +73,7 @@ def run_stage(stage: str, run: TinyRun, kill_before: int = 0, trace: Path | None
 
 
 def read_output(stage: str, run: TinyRun) -> str | None:
-    """Return the hashes of everything in a stage's output, checked against its files; None where it is not there."""
+    """Return the hashes of the files in a stage's output, checked against its record; None where there is none."""
     folder = run.output_dir / STAGES[stage].output
     if not folder.exists():
         return None
@@ -83,14 +83,14 @@ def read_output(stage: str, run: TinyRun) -> str | None:
     recorded = {name: entry["sha256"] for name, entry in record["files"].items()}
     if found != recorded:
         return f"files {sorted(found)}, recorded {sorted(recorded)}"
-    recorded.pop("speed.json", None)  # of the tokenizer, which is measured
+    recorded.pop("speed.json", None)  # the tokenizer's, a measurement
     return json.dumps(recorded, sort_keys=True)
 
 
 def choose_points(changes: list[str], final: Path) -> dict[str, int]:
     """Return the number of the change before which to kill, for each of POINTS.
 
-    The middle is that of what is written into the output; in the export of a model, its weights under another name.
+    The middle is the middle write into the output; in a model's export, of its weights under a temporary name.
     """
     renamed = changes.index(f"rename {final}") + 1
     recorded = max(n for n in range(1, renamed) if changes[n - 1].endswith(f"/{RECORD}"))
@@ -101,7 +101,7 @@ def choose_points(changes: list[str], final: Path) -> dict[str, int]:
 def kill_stage(stage: str, run: TinyRun, inputs: Path, everywhere: bool) -> dict[str, dict]:
     """Run a stage undisturbed, then killed at each point and run again, always from the same inputs.
 
-    Returns: point -> how the killed try ended and what it left, how the rerun ended, and both outputs' hashes.
+    Returns: point -> exit code of the killed try and what it left, exit code of the rerun, hashes of both outputs.
     """
     trace = run.texts / f"{stage}.trace"
     final = run.output_dir / STAGES[stage].output
@@ -141,7 +141,7 @@ def kill_session(folder: str, everywhere: str) -> None:
     run.output_dir.mkdir()
     results = {}
     for stage in SCRIPTS:
-        if stage == "pretrain":  # one whole training, of which the checkpoints are kept
+        if stage == "pretrain":  # a whole training, whose checkpoints are kept
             assert run_stage(stage, run) == 0
             shutil.rmtree(run.output_dir / "model")
         inputs = root / f"before_{stage}"
@@ -168,7 +168,7 @@ def results(crash_shim, tmp_path_factory, request) -> dict[str, dict[str, dict]]
         try:
             status = session.wait(None if everywhere else 500)
         finally:
-            with suppress(ProcessLookupError):  # no helper of a killed stage is left
+            with suppress(ProcessLookupError):  # helpers of a killed stage
                 os.killpg(session.pid, signal.SIGKILL)
             session.wait()
     assert status == 0, (folder / "output").read_text()
@@ -190,5 +190,5 @@ def test_a_stage_that_is_killed_leaves_no_output_or_the_whole_one_and_its_rerun_
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_the_rerun_of_a_killed_stage_leaves_nothing_beside_its_output(results, stage):
     for point, found in results[stage].items():
-        if found["left"] is None:  # a finished stage is not looked into again
+        if found["left"] is None:  # a finished stage does not run again
             assert found["beside"] == [], (point, found)
