@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and its optimizers as Accelerate prepared them: what a step and a checkpoint do with them.
+"""A model and its optimizers as Accelerate prepared them, on one process or with DDP or FSDP2.
 
-One process, DDP and FSDP2 go the same way; DeepSpeed's is in zero_stage3.py.
+zero_stage3.py has the same for DeepSpeed.
 """
 
 from contextlib import nullcontext
@@ -13,13 +13,20 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from model.continued import merge_adapters
 from model.summed_loss import SummedLoss
+from recovery.stored_tensors import load_tensors
 from recovery.weights import check_replicas, gather_tensors, restore_tensors
 from training.optimizers import step_where
 
 
 class PreparedModel:
-    """See above.
+    """What a training step and a checkpoint do with the model and its optimizers.
+
+    Args:
+        model: with its initial weights.
+        optimizers: of that model.
+        accelerator: of the run.
 
     Attributes:
         module: the prepared model, to be called.
@@ -32,14 +39,15 @@ class PreparedModel:
         self.in_parts = any(isinstance(parameter, DTensor) for parameter in self.module.parameters())
 
     def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of every optimizer."""
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
 
     def add_gradients(self, batch: dict[str, Tensor], factor: float, last: bool) -> Tensor:
-        """Add the gradients of a micro-step up, times a factor, and return its nats.
+        """Add the gradients of a micro-step, times a factor, to those of the step; return its nats.
 
-        They are averaged over processes in the last micro-step of a step, once; under FSDP2 in each, as it would
-        otherwise keep them whole on every process.
+        The processes average them once, in the last micro-step. FSDP2 averages in each micro-step, since it would
+        otherwise keep whole gradients on every process.
         """
         averaged = last or self.accelerator.distributed_type == DistributedType.FSDP
         with nullcontext() if averaged else self.accelerator.no_sync(self.module):
@@ -48,28 +56,39 @@ class PreparedModel:
         return nats.detach()
 
     def scale_gradients(self, factor: Tensor) -> None:
-        """Multiply every gradient by a number that is on the device, without waiting for it."""
+        """Multiply every gradient by a 0-dim tensor on the device, without waiting for the device."""
         torch._foreach_mul_([one.grad for one in self.module.parameters() if one.grad is not None], factor)
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """Scale the gradients to a norm of at most max_norm, and return what it was."""
+        """Scale the gradients to a norm of at most max_norm, and return their norm before."""
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def step_where(self, ok: Tensor) -> None:
-        """Take the step if `ok`, a bool on the device, and forget the gradients."""
+    def step(self, ok: Tensor) -> None:
+        """Step the optimizers if `ok`, a bool on the device, and clear the gradients."""
         step_where(self.optimizers, ok)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """Return what a checkpoint holds.
+        """Return the tensors of a checkpoint: file stem -> name -> tensor.
 
-        Raises: RuntimeError: processes that each have the whole model hold different ones.
+        Raises: RuntimeError: the processes of DDP hold different weights.
         """
         check_replicas(self.module, self.accelerator)
         return gather_tensors(self.module, [optimizer.optimizer for optimizer in self.optimizers])
 
+    def export(self, folder: Path, checkpoint: Path) -> None:
+        """Write the model as transformers loads it, adapters merged; on one process.
+
+        Args:
+            folder: to write into.
+            checkpoint: of the same weights, from which they are read where no process holds them whole.
+        """
+        model = self.accelerator.unwrap_model(self.module).language_model
+        merge_adapters(model)
+        model.save_pretrained(folder, state_dict=load_tensors(checkpoint, "model") if self.in_parts else None)
+
     def restore(self, checkpoint: Path) -> None:
-        """Take over what a checkpoint holds; see restore_tensors."""
+        """Load the tensors of a checkpoint into the model and the optimizers."""
         restore_tensors(checkpoint, self.module, [optimizer.optimizer for optimizer in self.optimizers])

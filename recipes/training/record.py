@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run writes about itself: its settings, its curves, its samples, its sums."""
+"""What training writes into the run folder beside its model, checkpoints, chronicle and status.
+
+| file | what it holds |
+|---|---|
+| `recipe.yaml` | the recipe with every key resolved |
+| `environment.json` | the versions of everything installed |
+| `metrics.jsonl` | numbers over time, a line every few steps |
+| `samples.jsonl` | the continuations of evaluation.prompts at each evaluation |
+| `training.json` | what the whole run trained, on how much of each source, at what cost |
+"""
 
 import json
 import platform
@@ -13,11 +22,11 @@ from accelerate import Accelerator
 from atomic_files import read_json_lines, replace_text, write_json
 from mixture.fitting import expected_deviations
 from mixture.order import TokenMixture
-from recipe_config import Recipe, Training
+from recipe_config import Model, Recipe, Training
 
 
 def write_run_files(recipe: Recipe, run: Path) -> None:
-    """Write the recipe with every key resolved, and the versions of everything installed."""
+    """Write recipe.yaml and environment.json."""
     replace_text(run / "recipe.yaml", recipe.dump_yaml())
     packages = {d.metadata["Name"]: d.version for d in distributions()}
     environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}
@@ -25,42 +34,26 @@ def write_run_files(recipe: Recipe, run: Path) -> None:
 
 
 def append_lines(path: Path, records: list[dict]) -> None:
+    """Append records to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def cut_records(run: Path, step: int) -> None:
-    """Take back what was logged after the step that training goes on from, and a line that was cut short."""
+def truncate_records(run: Path, step: int) -> None:
+    """Drop the lines after the step that training resumes from, and a last line that a kill left incomplete."""
     for path in (run / "metrics.jsonl", run / "samples.jsonl"):
         if path.exists():
             kept = [json.dumps(entry) + "\n" for entry in read_json_lines(path) if entry["step"] <= step]
             replace_text(path, "".join(kept))
 
 
-def summarize(
-    recipe: Recipe,
-    training: Training,
-    mixture: TokenMixture,
-    byte_lengths: np.ndarray,
-    state: dict,
-    parameters: dict[str, int],
-    accelerator: Accelerator,
-    notes: list[str],
-    compiled: bool,
-) -> dict:
-    """Put together training.json: what was trained, on how much of what, at what cost."""
-    processed_tokens = state["trained_steps"] * training.tokens_per_step  # those of skipped documents among them
-    counts = np.array(list(state["tokens_seen"].values())) // training.sequence_length
-    deviations = expected_deviations(mixture, byte_lengths, counts)
-    projection = 0 if not recipe.model.tie_word_embeddings else parameters["embedding"]
+def summarize(model: Model, training: Training, parameters: dict[str, int], state: dict) -> dict:
+    """Return the part of training.json that says what was trained, how long and at what cost in FLOPs."""
+    processed_tokens = state["trained_steps"] * training.tokens_per_step  # with those of skipped documents
+    projection = parameters["embedding"] if model.tie_word_embeddings else 0
     multiplied = parameters["non_embedding"] + projection
-    # Weights that stay as they are need no gradient of their own, only what is behind them does.
-    per_token = 6 * multiplied if recipe.model.lora is None else 4 * multiplied + 2 * parameters["trained"]
-    device = accelerator.device.type
-    if device == "cpu":
-        device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
-    else:
-        device = torch.cuda.get_device_name(accelerator.device)
+    # A frozen weight has no gradient of its own, but passes on that of its input.
+    per_token = 6 * multiplied if model.lora is None else 4 * multiplied + 2 * parameters["trained"]
     return {
         "parameters": parameters,
         "sequence_length": training.sequence_length,
@@ -73,84 +66,22 @@ def summarize(
         "flops": per_token * processed_tokens,
         "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, 4 where they are "
         "not trained, attention scores left out",
+    }
+
+
+def describe_device(accelerator: Accelerator) -> dict:
+    """Return the part of training.json that says on what the run was trained."""
+    device = accelerator.device.type
+    if device == "cpu":
+        device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
+    else:
+        device = torch.cuda.get_device_name(accelerator.device)
+    return {
         "device": device,
         "num_processes": accelerator.num_processes,
         "distributed_type": str(accelerator.distributed_type.value),
         "mixed_precision": accelerator.mixed_precision,
-        "compiled": compiled,
-        "notes": notes,
-        "phases": state["phases"],
-        "mixture": {
-            name: {
-                "asked_fraction": part["asked"],
-                "delivered_fraction": part["share"],
-                "expected_deviation_fraction": deviations[name],
-                "bytes_seen": state["bytes_seen"][name],
-                "tokens_seen": state["tokens_seen"][name],
-                "repetitions": part["repetitions"],
-                "remainder_tokens": mixture.shards.remainder_tokens[name],
-            }
-            for name, part in delivered(mixture, state).items()
-        },
     }
-
-
-def delivered(mixture: TokenMixture, state: dict) -> dict[str, dict[str, float]]:
-    """Return of each source what was asked of it until now and what it gave: asked, share (of bytes), repetitions."""
-    shards, total_bytes = mixture.shards, max(1, sum(state["bytes_seen"].values()))
-    asked = mixture.target_shares(state["step"] * state["tokens_per_step"] // shards.sequence_length)
-    return {
-        name: {
-            "asked": asked[name],
-            "share": state["bytes_seen"][name] / total_bytes,
-            "repetitions": state["tokens_seen"][name] / (windows * shards.sequence_length),
-        }
-        for name, windows in zip(shards.names, shards.num_windows, strict=True)
-    }
-
-
-def describe_delivered(parts: dict[str, dict[str, float]]) -> str:
-    return "; ".join(
-        f"{name} {100 * part['asked']:.2f} % asked, {100 * part['share']:.2f} % delivered, "
-        f"seen {part['repetitions']:.1f} times"
-        for name, part in parts.items()
-    )
-
-
-def print_plan(
-    accelerator: Accelerator, training: Training, parameters: dict[str, int], state: dict, checkpoint: Path | None
-) -> None:
-    """Say before the first step what will be trained, on what."""
-    micro_tokens = training.per_device_train_batch_size * training.sequence_length * accelerator.num_processes
-    accelerator.print(
-        f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
-        f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
-        f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
-        f"{training.tokens_per_step // micro_tokens} micro-steps * {accelerator.num_processes} processes, "
-        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
-    )
-    accelerator.print(describe_phases(state["phases"]))
-
-
-def describe_step(record: dict) -> str:
-    """Say what a person watches, beside the steps and the time left that the bar shows."""
-    used = record.get("train/utilisation_hardware_fraction")
-    return (
-        f"loss {record['train/loss']:.3f}, {record['train/bits_per_byte']:.3f} bits/byte, "
-        f"grad {record['train/grad_norm']:.2f}, lr {record['train/learning_rate']:.2e}, "
-        f"{record['train/tokens_per_second']:,.0f} tokens/s{'' if used is None else f', {used:.0%} of peak'}, "
-        f"{record['train/tokens_seen']:,} tokens"
-    )
-
-
-def describe_phases(phases: list[dict]) -> str:
-    """Say the shares of the mixture, and the sequence length where it is raised, a line for each phase."""
-    lines = []
-    for phase in phases:
-        shares = ", ".join(f"{100 * share:.2f} % {name}" for name, share in phase["shares"].items() if share)
-        length = f", in sequences of {phase['sequence_length']:,} tokens" if "sequence_length" in phase else ""
-        lines.append(f"pretrain: from step {phase['after_step'] + 1:,} on, of the bytes {shares}{length}")
-    return "\n".join(lines)
 
 
 def processor_name() -> str:
@@ -162,3 +93,35 @@ def processor_name() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
+
+
+def summarize_mixture(mixture: TokenMixture, byte_lengths: np.ndarray, state: dict) -> dict[str, dict]:
+    """Return the part of training.json about each source: target and actual share, and how much of it was read."""
+    sequences = np.array(list(state["tokens_seen"].values())) // mixture.shards.sequence_length
+    deviations = expected_deviations(mixture, byte_lengths, sequences)
+    return {
+        name: {
+            "asked_fraction": part["asked"],
+            "delivered_fraction": part["share"],
+            "expected_deviation_fraction": deviations[name],
+            "bytes_seen": state["bytes_seen"][name],
+            "tokens_seen": state["tokens_seen"][name],
+            "repetitions": part["repetitions"],
+            "remainder_tokens": mixture.shards.remainder_tokens[name],
+        }
+        for name, part in shares_so_far(mixture, state).items()
+    }
+
+
+def shares_so_far(mixture: TokenMixture, state: dict) -> dict[str, dict[str, float]]:
+    """Return for each source its target share (`asked`) and actual share (`share`) of the bytes, and `repetitions`."""
+    shards, total_bytes = mixture.shards, max(1, sum(state["bytes_seen"].values()))
+    asked = mixture.target_shares(state["step"] * state["tokens_per_step"] // shards.sequence_length)
+    return {
+        name: {
+            "asked": asked[name],
+            "share": state["bytes_seen"][name] / total_bytes,
+            "repetitions": state["tokens_seen"][name] / (windows * shards.sequence_length),
+        }
+        for name, windows in zip(shards.names, shards.num_windows, strict=True)
+    }

@@ -1,32 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate of a step, the warm-up, the steps a time limit allows, and the micro-steps of a batch."""
+"""The schedule of a run: its learning rate, how many steps a time limit allows, and the micro-steps of a step."""
 
 import math
 
 from recipe_config import RecipeError, Training
 
 
-# The speed that training.max_seconds is planned with: measured over these steps, after the compilation in the first.
+# The speed that training.max_seconds is planned with is measured over these steps; the first step compiles.
 SPEED_STEPS = range(4, 12)
 
 
 def warmup_length(max_steps: int, training: Training) -> int:
+    """Return the steps of the warm-up: the recipe's, or a twentieth of the run and at most 500."""
     return min(500, max_steps // 20) if training.warmup_steps is None else training.warmup_steps
 
 
 def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_steps: int, training: Training) -> int:
-    """Return how many steps training will have, from when its first ones ended (seconds of a clock)."""
+    """Return how many steps training has time for.
+
+    Args:
+        step_ended: the clock (seconds) at the ends of the first steps, up to SPEED_STEPS.stop.
+        step: the steps done.
+        left_seconds: time that is left.
+        max_steps: most steps.
+        training: the settings to train with.
+    """
     measured = [step_ended[k + 1] - step_ended[k] for k in SPEED_STEPS[:-1]]
     # A twentieth is left for validation and checkpoints.
     affordable = step + int(0.95 * left_seconds * len(measured) / sum(measured))
     least = math.ceil(max(step, warmup_length(max_steps, training)) / (1 - min(training.decay_fraction, 0.9)))
-    return min(max_steps, max(affordable, least))  # the learning rate always has its time to fall
+    return min(max_steps, max(affordable, least))  # so that the learning rate has time to decay
 
 
 def accumulation_steps(training: Training, num_processes: int) -> int:
-    """Return how many micro-steps of all processes make a step.
+    """Return the micro-steps of a step.
 
-    Raises: RecipeError: tokens_per_step is no whole number of them, with the nearest that is.
+    Raises: RecipeError: tokens_per_step is not a whole number of micro-steps; names the nearest values that are.
     """
     batch_size, sequence_length = training.per_device_train_batch_size, training.sequence_length
     micro_tokens = batch_size * sequence_length * num_processes

@@ -4,7 +4,7 @@
     ACCELERATE_USE_CPU=true python tests/benchmarks/evaluation_cost.py runs/legal-quickstart
 
 The run folder lends its tokens, benchmarks and recipe. One run is trained in this process, and the clock is read
-around the functions of pretrain.py that do no training. The first evaluation compiles the forward pass, once a run,
+around the functions of training/ that do no training. The first evaluation compiles the forward pass, once a run,
 and counts by itself; of the later ones the median counts. The fraction is of a run that evaluates every
 `training.eval_steps` of the recipe.
 """
@@ -22,7 +22,7 @@ from training_runs import RECIPES, command, metrics
 
 
 PARTS = {
-    "evaluate": "validation text",
+    "score_validation": "validation text",
     "score_benchmarks": "tasks",
     "continue_prompts": "prompts",
     "probe": "a look inside the model",
@@ -55,8 +55,9 @@ def main() -> None:
     tokens_per_step = json.loads((options.run_folder / "training.json").read_text())["tokens_per_step"]
     sys.path.insert(0, str(RECIPES))
     import pretrain
+    from training import evaluation, progress
 
-    spent = {name: time_calls(pretrain, name) for name in PARTS}
+    spent = {name: time_calls(progress if name == "append_lines" else evaluation, name) for name in PARTS}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         overrides = [f"--training.max_tokens={options.steps * tokens_per_step}", "--data.fit_to_corpus=false"]

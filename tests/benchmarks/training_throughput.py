@@ -120,7 +120,7 @@ def make_ours(options) -> Callable[[], None]:
         step_where(optimizers, monitor.judge(step, nats.detach() / labels.numel(), norm))
         for optimizer in optimizers:
             optimizer.zero_grad()
-        monitor.settle()
+        monitor.read_verdicts()
 
     return train_step
 

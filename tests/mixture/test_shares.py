@@ -224,8 +224,10 @@ def test_the_shares_of_a_run_are_said_and_in_its_record(tiny_run, capsys):
             abs(part["delivered_fraction"] - part["asked_fraction"]) < 5 * part["expected_deviation_fraction"] + 0.01
         )
     said = capsys.readouterr().out
-    assert "pretrain: from step 1 on, of the bytes 80.00 % law, 20.00 % web" in said
-    assert re.search(r"pretrain: step 10: law 80.00 % asked, [78]\d.\d\d % delivered, seen 0.\d times; web ", said)
+    assert "pretrain: from step 1 on, 80.00 % law, 20.00 % web (of the bytes)" in said
+    assert re.search(
+        r"pretrain: step 10: law [78]\d.\d\d % of the bytes \(target 80.00 %\), read 0.\d times; web ", said
+    )
     (line,) = [line for line in tiny_run.metrics() if line["step"] == 10 and "data/share/law" in line]
     assert line["data/asked/law"] == pytest.approx(0.8) and 0.7 < line["data/share/law"] < 0.9
     assert line["data/repetitions/web"] > 0

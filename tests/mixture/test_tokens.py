@@ -417,7 +417,7 @@ def test_validation_text_scores_each_token_of_its_documents_once_and_knows_their
 def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tokens):
     from accelerate import Accelerator
 
-    from training.evaluation import evaluate
+    from training.validation import score_validation
 
     class Uniform(torch.nn.Module):
         def forward(self, input_ids, position_ids, labels):
@@ -425,7 +425,7 @@ def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tok
             return nats, nats
 
     text = ValidationText(tokens, "web", sequence_length=32, max_bytes=10**9)
-    metrics = evaluate(Uniform(), {"web": text}, 4, Accelerator(), stop=lambda: False)
+    metrics = score_validation(Uniform(), {"web": text}, 4, Accelerator(), stop=lambda: False)
     num_tokens = (text.labels != IGNORED_LABEL).sum()
     assert metrics["eval/bits_per_byte/web"] == pytest.approx(np.log2(384) * num_tokens / text.num_bytes)
     assert metrics["eval/loss/web"] == pytest.approx(np.log(384))

@@ -16,7 +16,8 @@ from recipe_loading import load_recipe
 from request_scoring import RequestScorer, score_requests
 from run_eval import main as run_eval
 from shared_work import SharedWork
-from training.evaluation import continue_prompts, load_benchmarks, score_benchmarks
+from training.benchmarks import load_benchmarks, score_benchmarks
+from training.evaluation import continue_prompts
 
 
 TASKS = ["legal_sense", "general_agreement"]
@@ -85,7 +86,7 @@ def test_a_limit_spreads_over_the_items_and_packing_uses_fewer_rows(tokenizer, b
     assert len(alone.input_ids) == 48 > len(few["legal_sense"].input_ids)
 
 
-def test_a_request_with_a_row_to_itself_has_no_longer_one_than_it_needs(model, tokenizer, benchmarks):
+def test_a_request_in_a_row_of_its_own_has_no_longer_row_than_it_needs(model, tokenizer, benchmarks):
     items = [{"id": "a", "context": "The court", "choices": [" denies the claim", " now"], "gold": 0}]
     (benchmarks / "short.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     task = load_benchmarks(benchmarks, ["short"], 10, tokenizer, 256, packed=False)["short"]
@@ -99,7 +100,7 @@ def test_a_request_with_a_row_to_itself_has_no_longer_one_than_it_needs(model, t
     )
 
 
-def test_the_beginning_of_a_long_context_is_cut_and_a_longer_choice_is_left_out(tokenizer, tmp_path):
+def test_a_long_context_loses_its_beginning_and_an_item_with_a_longer_choice_is_left_out(tokenizer, tmp_path):
     items = [
         {"id": "a", "context": "The court denies the claim" * 40, "choices": [" of no tenant", " now"], "gold": 0},
         {"id": "b", "context": "The court", "choices": [" denies" * 200, " now"], "gold": 1},
@@ -128,6 +129,6 @@ def test_a_file_that_holds_no_items_is_refused_by_name(tokenizer, tmp_path, line
         load_benchmarks(tmp_path, ["mine"], 10, tokenizer, 32, True)
 
 
-def test_a_signal_cuts_the_scoring_short(model, tokenizer, benchmarks):
+def test_a_signal_interrupts_the_scoring(model, tokenizer, benchmarks):
     tasks = load_benchmarks(benchmarks, TASKS, 10, tokenizer, 256, True)
     assert score_benchmarks(model, tasks, 4 * 256, tokenizer.eos_token_id, Accelerator(), stop=lambda: True) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: the same experiment on one process and two, uninterrupted and killed; the model it leaves."""
+"""Training: the same experiment on one process and two, uninterrupted and killed; the exported model."""
 
 import json
 import math
@@ -38,7 +38,7 @@ from training.schedule import accumulation_steps, learning_rate_at
 
 @pytest.fixture(scope="module")
 def trained_run(tokenized_run, tmp_path_factory):
-    """The uninterrupted run of one process that others are compared with."""
+    """Return the uninterrupted run of one process, with which others are compared."""
     run = tokenized_run.copy(tmp_path_factory.mktemp("trained") / "run")
     write_phrases(run.output_dir / "benchmarks")
     pretrain.main(run.argv(*SCORED))
@@ -153,7 +153,7 @@ pretrain.main()
     assert not list(tiny_run.output_dir.glob("checkpoints/step_*"))
 
 
-def test_a_killed_run_goes_on_and_equals_the_uninterrupted_one_loss_for_loss(trained_run, tiny_run):
+def test_a_killed_run_resumes_and_equals_the_uninterrupted_one_loss_for_loss(trained_run, tiny_run):
     command = [sys.executable, str(RECIPES / "pretrain.py"), *tiny_run.argv()]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_and_equals_the_uninterrupted_one_loss_for_loss(tra
         assert torch.equal(tensor, weights(tiny_run)[name]), name
 
 
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(trained_run, tmp_path, capsys):
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one_and_says_so(trained_run, tmp_path, capsys):
     run = trained_run.copy(tmp_path / "run")
     shutil.rmtree(run.output_dir / "model")
     newest = run.output_dir / "checkpoints" / "step_00000020" / "optimizer.safetensors"
@@ -183,8 +183,8 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(t
     content[-5] ^= 1
     newest.write_bytes(content)
     pretrain.main(run.argv())
-    said = capsys.readouterr().out
-    assert "passed over" in said and "step_00000020: optimizer.safetensors: its sha256" in said
+    printed = capsys.readouterr().out
+    assert "skipped a damaged checkpoint" in printed and "step_00000020: optimizer.safetensors: its sha256" in printed
     assert run.losses() == trained_run.losses()
     for name, tensor in weights(trained_run).items():
         assert torch.equal(tensor, weights(run)[name]), name
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_experiment_is_refused_with_the_difference(train
         pretrain.main(run.argv("--training.learning_rate=0.02"))
 
 
-def test_a_finished_model_of_another_recipe_is_refused_and_made_anew_with_overwrite(trained_run, tmp_path, capsys):
+def test_a_finished_model_of_another_recipe_is_refused_and_rebuilt_with_overwrite(trained_run, tmp_path, capsys):
     run = trained_run.copy(tmp_path / "run")
     pretrain.main(run.argv())
     assert "nothing to do" in capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_a_finished_model_of_another_recipe_is_refused_and_made_anew_with_overwr
     assert max(run.losses()) == 5
 
 
-def test_resume_never_refuses_to_go_on(trained_run, tmp_path):
+def test_resume_never_refuses_to_resume(trained_run, tmp_path):
     run = trained_run.copy(tmp_path / "run")
     shutil.rmtree(run.output_dir / "model")
     with pytest.raises(RecipeError, match="run.resume=never, but there is"):
@@ -257,10 +257,10 @@ def test_documents_do_not_see_each_other(trained_run):
     assert torch.equal(before[:, 12:], after[:, 12:])
     assert not torch.allclose(before[:, :12], after[:, :12])
     leaking = model(changed, use_cache=False).logits
-    assert not torch.allclose(before[:, 12:], leaking[:, 12:]), "without positions there is nothing to keep apart"
+    assert not torch.allclose(before[:, 12:], leaking[:, 12:]), "without positions they do"
 
 
-def test_the_summed_loss_ignores_what_is_not_scored(trained_run):
+def test_the_summed_loss_leaves_out_ignored_labels(trained_run):
     model = AutoModelForCausalLM.from_pretrained(trained_run.output_dir / "model").eval()
     tokens = torch.randint(1, 384, (2, 9), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(8).expand(2, 8)
@@ -315,7 +315,7 @@ def test_the_learning_rate_rises_holds_and_falls(shape):
         assert rates[54] == pytest.approx(0.1 + 0.9 / 2) and rates[99] == pytest.approx(0.1)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused_with_the_nearest_right_ones():
+def test_a_batch_that_the_processes_cannot_share_is_refused_with_the_nearest_that_they_can():
     sizes = {"tokens_per_step": 12 * 32, "sequence_length": 32, "per_device_train_batch_size": 4}
     training = Training(max_tokens=10_000, learning_rate=1.0, **sizes)
     assert [accumulation_steps(training, processes) for processes in (1, 3)] == [3, 1]
@@ -335,7 +335,7 @@ def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypa
         pretrain.main(tiny_run.argv())
 
 
-def test_without_a_compiler_on_the_path_training_says_what_to_install_and_runs_uncompiled(tiny_run):
+def test_without_a_compiler_training_says_which_package_to_install_and_runs_uncompiled(tiny_run):
     command = [sys.executable, str(RECIPES / "pretrain.py"), *tiny_run.argv("--training.torch_compile=true")]
     environment = os.environ | {"PATH": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -347,21 +347,19 @@ def test_without_a_compiler_on_the_path_training_says_what_to_install_and_runs_u
 def test_a_time_limit_shortens_training_once_and_the_schedule_with_it(tiny_run, capsys):
     pretrain.main(tiny_run.argv("--training.max_seconds=1e-6"))
     training = json.loads((tiny_run.output_dir / "training.json").read_text())
-    assert training["max_steps"] == 15  # 12 that the speed was measured over, and a fifth for the decay
+    assert training["max_steps"] == 15  # 12 to measure the speed, and a fifth of the run for the decay
     assert "training.max_seconds=1e-06 gives 15 steps, not the 20" in capsys.readouterr().out
     rates = [line["train/learning_rate"] for line in tiny_run.metrics() if "train/loss" in line]
     assert rates[-1] < rates[5]
 
 
-def test_a_gradient_that_is_not_finite_stops_training_before_the_weights_are_touched(tiny_run, monkeypatch):
+def test_gradients_that_are_not_finite_stop_training_before_the_weights_change(tiny_run, monkeypatch):
     class Poisoned(SummedLoss):
         def forward(self, *args, **batch):
             return super().forward(*args, **batch) * float("nan")
 
     monkeypatch.setattr(summed_loss, "SummedLoss", Poisoned)
-    with pytest.raises(
-        FloatingPointError, match=r"3 steps after each other .* documents of the steps: \w{32} \((law|web)"
-    ):
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps .* documents of the steps: \w{32} \((law|web)"):
         pretrain.main(tiny_run.argv())
     assert not (tiny_run.output_dir / "model").exists()
 
@@ -397,11 +395,11 @@ def test_every_file_of_a_run_is_there(trained_run):
     assert not [path for path in Path(trained_run.output_dir).iterdir() if path.name.startswith(".")]
 
 
-# --- phases, and what is skipped
+# --- phases, and skipped steps and documents
 
 
 def record_batches(monkeypatch, seen: list) -> None:
-    """Note what each forward pass of training is given; validation is left out."""
+    """Record the inputs of each forward pass of training, without those of validation."""
 
     class Recording(SummedLoss):
         def forward(self, input_ids, position_ids, labels, by_token=False):
@@ -490,7 +488,7 @@ def recipe_of(run, *overrides):
     return load_recipe([RECIPES / "custom" / "base.yaml"], run.argv(*overrides)[2:])
 
 
-def test_the_loss_is_the_mean_over_the_labels_that_are_left(skipping):
+def test_the_loss_is_the_mean_over_the_remaining_labels(skipping):
     overrides, _, run, batches = skipping
     torch.manual_seed(0)
     model = SummedLoss(build_model(recipe_of(run, *overrides), 384, 0), compiled=False)
@@ -506,7 +504,7 @@ def test_the_loss_is_the_mean_over_the_labels_that_are_left(skipping):
     assert line["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_a_run_that_skips_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(skipping, tmp_path):
+def test_a_run_that_skips_resumes_from_a_checkpoint_as_if_it_had_not_stopped(skipping, tmp_path):
     overrides, _, uninterrupted, _ = skipping
     run = uninterrupted.copy(tmp_path / "run")
     shutil.rmtree(run.output_dir / "model")
@@ -520,7 +518,7 @@ def test_a_run_that_skips_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(ski
         assert torch.equal(tensor, weights(run)[name]), name
 
 
-def test_what_is_skipped_may_change_on_resume_and_the_record_says_when(skipping, trained_run, tmp_path, capsys):
+def test_data_skip_may_change_on_resume_and_the_record_says_when(skipping, trained_run, tmp_path, capsys):
     overrides, document, _, _ = skipping
     run = trained_run.copy(tmp_path / "run")
     with pytest.raises(RecipeError, match="model is out of date: skip"):
@@ -528,11 +526,11 @@ def test_what_is_skipped_may_change_on_resume_and_the_record_says_when(skipping,
     earlier = run.output_dir / "checkpoints" / "step_00000016"
     skip = ["--data.skip.steps=[[15, 18]]", f"--data.skip.documents=[{document}]"]
     pretrain.main(run.argv(*skip, f"--run.resume={earlier}", "--overwrite"))
-    said = capsys.readouterr().out
-    assert "data.skip.steps was [], is [[15, 18]] after step 16" in said
-    assert "steps 15 to 16 are already trained on; to leave them out start again with --overwrite" in said
-    assert "data.skip.documents has 1 more and 0 fewer after step 16" in said
-    assert "data.skip.documents: steps up to 16 are trained on those added now" in said
+    printed = capsys.readouterr().out
+    assert "data.skip.steps was [], is [[15, 18]] after step 16" in printed
+    assert "steps 15 to 16 are already trained on; to leave them out start again with --overwrite" in printed
+    assert "data.skip.documents has 1 more and 0 fewer after step 16" in printed
+    assert "data.skip.documents: steps up to 16 are trained on those added now" in printed
     training = json.loads((run.output_dir / "training.json").read_text())
     assert [entry["after_step"] for entry in training["skips"]] == [0, 16] and "already trained on" in str(training)
     before, after = trained_run.losses(), run.losses()
@@ -543,7 +541,9 @@ def test_what_is_skipped_may_change_on_resume_and_the_record_says_when(skipping,
     assert skipped == {17, 18}, "steps 15 and 16 were trained on"
     assert {visit["skipped"] for visit in ledger.steps_of(document) if visit["step"] <= 16} == {False}
     assert all(visit["skipped"] for visit in ledger.steps_of(document) if visit["step"] > 16)
-    assert (run.output_dir / "checkpoints" / "step_00000020.replaced").is_dir(), "the one that was not gone on from"
+    assert (run.output_dir / "checkpoints" / "step_00000020.replaced").is_dir(), (
+        "the later checkpoint, which was not resumed from"
+    )
 
 
 def test_two_processes_skip_a_document_with_the_losses_of_one(skipping, tokenized_run, tmp_path):
@@ -557,15 +557,15 @@ def test_two_processes_skip_a_document_with_the_losses_of_one(skipping, tokenize
     assert records[0]["mixture"] == records[1]["mixture"]
 
 
-def test_a_phase_of_a_run_cut_by_time_begins_where_the_record_and_the_ledger_say(tiny_run, monkeypatch, capsys):
+def test_a_phase_of_a_run_limited_in_time_begins_where_the_record_and_the_ledger_say(tiny_run, monkeypatch, capsys):
     phases = json.dumps([{"start_fraction": 0.5, "shares": {"web": 1.0}}])
-    cut = [f"--data.phases={phases}", "--training.max_seconds=1e-6"]
-    train_tokenizer.main(tiny_run.argv(*cut, "--overwrite"))
-    tokenize_corpus.main(tiny_run.argv(*cut, "--overwrite"))
-    batches = batches_of(monkeypatch, tiny_run, *cut)
+    limited = [f"--data.phases={phases}", "--training.max_seconds=1e-6"]
+    train_tokenizer.main(tiny_run.argv(*limited, "--overwrite"))
+    tokenize_corpus.main(tiny_run.argv(*limited, "--overwrite"))
+    batches = batches_of(monkeypatch, tiny_run, *limited)
     training = json.loads((tiny_run.output_dir / "training.json").read_text())
     assert training["max_steps"] == 15
-    assert "from step 13 on, of the bytes 100.00 % web" in capsys.readouterr().out
+    assert "from step 13 on, 100.00 % web (of the bytes)" in capsys.readouterr().out
     assert [phase["after_step"] for phase in training["phases"]] == [0, 12]  # half of 15, but 12 were done
     assert training["mixture"]["web"]["asked_fraction"] == pytest.approx(0.4 * 12 / 15 + 3 / 15, abs=0.02)
     ledger = open_ledger(tiny_run.output_dir)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process, two, and two with a part of the model each: the same gradients, and checkpoints that all go on from.
+"""One process, two, and two with a part of the model each: the same gradients, the same checkpoints.
 
-All that takes two processes runs in one launch, one run after the other, since starting them is what takes time.
+All runs of two processes share one launch, one after the other, since starting processes takes most of the time.
 """
 
 import json
@@ -32,8 +32,8 @@ LAYOUTS = {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
 def main(plan: str) -> None:
     """Train one run after the other as one process of several; `plan` lists [name, arguments] of each.
 
-    Runs named `sharded...` have FSDP2, which Accelerate takes for GPUs only, made up for processors; one named
-    `poisoned` has NaN in the loss of process 1 at step 3.
+    Runs named `sharded...` have FSDP2, on CPUs by means of divided_models.py. The run named `poisoned` has NaN in the
+    loss of process 1 at step 3.
     """
     sys.path.insert(0, str(RECIPES))
     from divided_models import fsdp2
@@ -68,7 +68,7 @@ def gradients(run: TinyRun) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def runs(tokenized_run, tmp_path_factory) -> dict[str, TinyRun]:
-    """All runs of this file, trained."""
+    """Return all runs of this file, trained."""
     folder = tmp_path_factory.mktemp("processes")
     runs: dict[str, TinyRun] = {}
 
@@ -138,7 +138,7 @@ def test_the_learning_rate_is_the_same_function_of_the_step_on_any_number_of_pro
 
 
 @pytest.mark.parametrize("name", ["1 to 2", "1 to 2, then 1", "sharded", "sharded 1 to 2", "sharded, then 1"])
-def test_a_checkpoint_goes_on_at_another_number_of_processes_and_with_the_model_in_parts(runs, name):
+def test_a_checkpoint_resumes_on_another_number_of_processes_and_with_the_model_in_parts(runs, name):
     one, other = runs["alone"].losses(), runs[name].losses()
     assert list(one) == list(other)
     assert max(abs(one[step] - other[step]) for step in one) < 1e-5
@@ -171,7 +171,7 @@ def test_each_process_writes_its_part_and_the_parts_are_the_whole(runs):
     assert manifest["num_processes"] == 2 and manifest["tokenize_sha256"] and manifest["versions"]["torch"]
 
 
-def test_nan_on_one_process_has_all_skip_the_same_step(runs):
+def test_nan_on_one_process_makes_all_skip_the_same_step(runs):
     run = runs["poisoned"]
     assert [entry["step"] for entry in read_chronicle(run.output_dir) if entry["event"] == "skip"] == [3]
     checkpoint = run.output_dir / "checkpoints" / "step_00000020"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that would harm the model are skipped, counted, and answered by the recipe's policy, the same each time."""
+"""Steps that would harm the model are skipped and counted, and the recipe's policy follows, the same each time."""
 
 import json
 import math
@@ -43,13 +43,13 @@ def test_a_loss_or_gradient_norm_of_more_than_six_sigma_is_a_spike_once_half_the
     assert judge(watched, [9.0], [1.0]) == [False], "the loss"
     watched = monitor(window_steps=16)
     assert all(judge(watched, CALM)) and judge(watched, [2.0], [9.0]) == [False], "the gradient"
-    assert judge(watched, [0.1], [0.1]) == [True], "what falls is no spike"
+    assert judge(watched, [0.1], [0.1]) == [True], "a value that falls is no spike"
     unwatched = monitor(window_steps=16, max_sigmas=None)
     assert all(judge(unwatched, CALM)) and judge(unwatched, [9.0]) == [True]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_skipped_from_the_first_step_on_and_leaves_the_statistics_alone(value):
+def test_a_value_that_is_not_finite_is_skipped_from_the_first_step_on_and_leaves_the_statistics_alone(value):
     watched = monitor(window_steps=8)
     assert judge(watched, [value, 2.0], [1.0, value]) == [False, False]
     assert watched.state()["window"] == []
@@ -70,28 +70,28 @@ def test_a_level_that_stays_becomes_the_new_normal():
 def test_a_verdict_is_read_a_step_later_and_survives_a_checkpoint():
     watched = monitor(window_steps=16)
     judge(watched, [*CALM, 9.0], first=1)
-    assert [v.kind for v in watched.settle()] == ["taken"] * 16
+    assert [v.kind for v in watched.read_verdicts()] == ["taken"] * 16
     stored = json.loads(json.dumps(watched.state()))
     resumed = StabilityMonitor(Stability(window_steps=16), torch.device("cpu"), stored)
     assert torch.equal(resumed.window, watched.window)
     for one in (watched, resumed):
         judge(one, [2.0], first=18)
-        assert [(v.step, v.kind) for v in one.settle()] == [(17, "spike")]
-        assert [(v.step, v.kind) for v in one.settle(last=True)] == [(18, "taken")]
+        assert [(v.step, v.kind) for v in one.read_verdicts()] == [(17, "spike")]
+        assert [(v.step, v.kind) for v in one.read_verdicts(last=True)] == [(18, "taken")]
 
 
 def decide(watched: StabilityMonitor, *verdicts: tuple[int, str], rollbacks: int = 0):
     return [watched.decide(Verdict(step, kind, 1.0, 1.0), rollbacks) for step, kind in verdicts]
 
 
-def test_so_many_steps_after_each_other_that_are_not_finite_stop_the_run():
+def test_consecutive_steps_that_are_not_finite_stop_the_run():
     bad, good = "not_finite", "taken"
     assert decide(monitor(max_nonfinite_steps=3), (1, bad), (2, bad), (3, good), (4, bad), (5, bad)) == [None] * 5
     *_, decision = decide(monitor(max_nonfinite_steps=3), (4, bad), (5, bad), (6, bad))
     assert decision.action == "abort" and decision.steps == (4, 5, 6)
 
 
-def test_several_skipped_steps_in_the_window_send_the_run_back_and_too_many_returns_stop_it():
+def test_several_skipped_steps_in_the_window_roll_the_run_back_and_too_many_rollbacks_stop_it():
     settings = {"window_steps": 20, "rollback": {"after_skips": 2, "skip_before": 3, "skip_after": 1}}
     spikes = (40, "spike"), (70, "spike"), (75, "spike")
     first, second, decision = decide(monitor(**settings), *spikes)
@@ -115,7 +115,7 @@ def test_a_step_that_is_not_taken_changes_neither_the_weights_nor_the_optimizer(
 
 
 class Waits(TorchDispatchMode):
-    """Counts the calls that on a GPU have the host wait for a value."""
+    """Counts the calls that make the host of a GPU wait for a value."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,7 @@ def test_muon_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits
     assert len(watched.param_groups) == 1 and len(watched.param_groups[0]["params"]) == 2
     with Waits() as waits:
         step_where([alone], torch.tensor(True))
-    assert waits.count == 1, "the count sees a wait where there is one"
+    assert waits.count == 1, "it counts a wait where there is one"
 
 
 # --- in training, with the loss of chosen steps poisoned
@@ -185,7 +185,7 @@ LONG = ["--training.max_tokens=10240", "--training.stability.window_steps=16", "
 POLICY = "{after_skips: 2, skip_before: 2, skip_after: 1, learning_rate_factor: 0.5}"
 
 
-def test_a_step_with_nan_is_skipped_counted_and_named_and_the_loss_that_is_logged_stays_finite(tiny_run, monkeypatch):
+def test_a_step_with_nan_is_skipped_counted_and_named_and_the_logged_loss_stays_finite(tiny_run, monkeypatch):
     poison(monkeypatch, {7: math.nan})
     pretrain.main(tiny_run.argv("--training.logging_steps=4"))
     assert skipped_in(tiny_run) == [7]
@@ -195,7 +195,7 @@ def test_a_step_with_nan_is_skipped_counted_and_named_and_the_loss_that_is_logge
     assert (tiny_run.output_dir / "model").exists()
 
 
-def test_a_run_stops_after_several_naming_the_documents_of_their_steps(tiny_run, monkeypatch):
+def test_a_run_stops_after_several_such_steps_and_names_their_documents(tiny_run, monkeypatch):
     poison(monkeypatch, dict.fromkeys((6, 7, 8), math.inf))
     with pytest.raises(FloatingPointError) as stopped:
         pretrain.main(tiny_run.argv())
@@ -204,14 +204,14 @@ def test_a_run_stops_after_several_naming_the_documents_of_their_steps(tiny_run,
     }
     assert all(document in str(stopped.value) for document in documents)
     status = json.loads((tiny_run.output_dir / "status.json").read_text())
-    assert status["status"] == "failed" and "3 steps after each other" in status["reason"]
+    assert status["status"] == "failed" and "3 consecutive steps" in status["reason"]
     assert read_chronicle(tiny_run.output_dir)[-1]["event"] == "failure"
     advised = re.search(r"--data.skip.steps=(.*) and (--run.resume=\S*step_00000004), or start", str(stopped.value))
     pretrain.main(tiny_run.argv(f"--data.skip.steps={advised[1]}", advised[2]))
     assert set(tiny_run.losses()) == set(range(1, 21)) - {6, 7, 8}
 
 
-def test_spikes_send_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_run_does_the_same(
+def test_spikes_roll_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_run_does_the_same(
     tokenized_run, tmp_path, monkeypatch
 ):
     overrides = [*LONG, f"--training.stability.rollback={POLICY}"]
@@ -239,7 +239,7 @@ def test_spikes_send_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_r
         real(seed, step, process)
 
     monkeypatch.setattr(pretrain, "seed_step", die)
-    for die.at in (26, 30, 0):  # between the two spikes, after the rollback, and not any more
+    for die.at in (26, 30, 0):  # between the two spikes, after the rollback, and never
         try:
             pretrain.main(runs[1].argv(*overrides))
         except KeyboardInterrupt:
@@ -248,17 +248,17 @@ def test_spikes_send_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_r
     assert (runs[1].output_dir / "model").exists()
 
 
-def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(tiny_run, monkeypatch):
+def test_a_rollback_without_an_earlier_checkpoint_is_an_error(tiny_run, monkeypatch):
     poison(monkeypatch, {12: 50.0, 14: 50.0})
     overrides = [*LONG, f"--training.stability.rollback={POLICY}", "--training.save_steps=50"]
     with pytest.raises(RecipeError, match="no checkpoint is from before step 10"):
         pretrain.main(tiny_run.argv(*overrides))
 
 
-# --- the look inside
+# --- the probe
 
 
-def test_each_evaluation_looks_inside_the_model(tiny_run):
+def test_each_evaluation_probes_the_model(tiny_run):
     pretrain.main(tiny_run.argv("--training.max_tokens=512", "--training.warmup_steps=0", "--training.eval_steps=1"))
     looks = [line for line in tiny_run.metrics() if "probe/logit_rms" in line]
     assert [line["step"] for line in looks] == [1, 2]
@@ -271,13 +271,13 @@ def test_each_evaluation_looks_inside_the_model(tiny_run):
     assert looks[0]["probe/logit_rms"] != looks[1]["probe/logit_rms"], "the same batch, another model"
 
 
-def test_what_looks_wrong_inside_is_said():
+def test_a_probe_that_looks_wrong_gives_a_warning():
     calm = dict.fromkeys(
         (f"probe/{n}" for n in ("hidden_rms_first", "hidden_rms_last", "hidden_rms_max", "attention_entropy_min")), 1.0
     ) | {"probe/dead_unit_fraction": 0.0, "probe/logit_max": 9.0, "probe/logit_rms": 1.0}
     calm |= {"probe/first_norm_gain_mean": 1.0, "probe/first_norm_gain_max": 1.0}
     assert find_warnings(calm, calm) == find_warnings(calm, None) == []
-    for change, said in (
+    for change, text in (
         ({"probe/hidden_rms_max": 5000.0}, "exploding"),
         ({"probe/dead_unit_fraction": 0.9}, "90% of a layer's feed-forward units are dead"),
         ({"probe/attention_entropy_min": 1e-4}, "collapsed"),
@@ -285,4 +285,4 @@ def test_what_looks_wrong_inside_is_said():
         ({"probe/first_norm_gain_mean": 4.0}, "first_norm_gain_mean went from 1 to 4"),
         ({"probe/logit_rms": math.nan}, "probe/logit_rms not finite"),
     ):
-        assert any(said in warning for warning in find_warnings(calm | change, calm)), said
+        assert any(text in warning for warning in find_warnings(calm | change, calm)), text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed's ZeRO stage 3 on two processes of a processor: the losses of one process, and the same checkpoints."""
+"""DeepSpeed's ZeRO stage 3 on two processes of a CPU: the losses of one process, and the same checkpoints."""
 
 import json
 import os
@@ -33,7 +33,7 @@ pretrain.main()
 
 
 def poison(set_attribute) -> None:
-    """Have the loss of step 5 be NaN, which is therefore not taken."""
+    """Make the loss of step 5 NaN, so that the step is skipped."""
     plain, seed_step, at = summed_loss.SummedLoss, pretrain.seed_step, []
 
     class Poisoned(plain):
@@ -102,11 +102,11 @@ def test_two_processes_with_a_part_each_give_the_losses_checkpoints_and_model_of
     assert probes[0] and probes[0] == pytest.approx(probes[1], rel=0.02, abs=1e-3)
 
 
-def test_each_goes_on_from_a_checkpoint_of_the_other(one, two, tokenized_run, tmp_path):
-    begun_in_one, begun_in_two = tokenized_run.copy(tmp_path / "a"), tokenized_run.copy(tmp_path / "b")
-    done = train_in_two(begun_in_one, tmp_path / "train.py", f"--run.resume={checkpoint(one, 8)}")
+def test_each_resumes_from_a_checkpoint_of_the_other(one, two, tokenized_run, tmp_path):
+    started_by_one, started_by_two = tokenized_run.copy(tmp_path / "a"), tokenized_run.copy(tmp_path / "b")
+    done = train_in_two(started_by_one, tmp_path / "train.py", f"--run.resume={checkpoint(one, 8)}")
     assert done.returncode == 0, done.stderr[-3000:]
-    pretrain.main(begun_in_two.argv(*SETTINGS, f"--run.resume={checkpoint(two, 8)}"))
+    pretrain.main(started_by_two.argv(*SETTINGS, f"--run.resume={checkpoint(two, 8)}"))
     expected = {step: loss for step, loss in one.losses().items() if step > 8}
-    for run in (begun_in_one, begun_in_two):
+    for run in (started_by_one, started_by_two):
         assert run.losses() == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from recipe_config import Recipe, Training
+from training.record import append_lines
+from training.schedule import SPEED_STEPS, plan_steps
+from training.text import TrainingText
+from training.utilisation import Utilisation, measure_utilisation, peak_flops, peak_memory_bytes
+
+
+class Progress:
+    """The clock, the counts and the progress bar of a run.
+
+    Args:
+        recipe: of the run.
+        text: of the run.
+        accelerator: of the run.
+        state: of the run, at the step that training starts from.
+
+    Attributes:
+        started: the clock (time.perf_counter) when training started, moved back by the seconds before a resume.
+        step_ended: the clock at the ends of this process's first steps, which training.max_seconds is planned with.
+        utilisation: of the phase; see enter_phase.
+        grad_norm: of the last step.
+    """
+
+    def __init__(self, recipe: Recipe, text: TrainingText, accelerator: Accelerator, state: dict):
+        self.run, self.recipe, self.training = Path(recipe.run.output_dir), recipe, text.training
+        self.vocab_size = len(text.tokenizer)
+        self.accelerator, self.is_main = accelerator, accelerator.is_main_process
+        self.peak_flops = peak_flops(accelerator.device) if self.is_main else None  # takes a second on a CPU
+        self.utilisation: Utilisation | None = None
+        self.started = self.logged_at = time.perf_counter()
+        self.logged_steps = state["trained_steps"]
+        self.step_ended: list[float] = []
+        # Since the last line of metrics.jsonl: nats, bytes and tokens of the steps taken; bytes and tokens by source.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
+        self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.bar = tqdm(
+            total=state["max_steps"],
+            initial=state["step"],
+            desc="pretrain",
+            unit=" steps",
+            leave=False,
+            disable=not self.is_main,
+        )
+
+    def enter_phase(self, sequence_length: int) -> None:
+        """Count the FLOPs of a token in sequences of a phase's length."""
+        self.utilisation = measure_utilisation(
+            self.recipe.model,
+            self.vocab_size,
+            sequence_length,
+            self.training.gradient_checkpointing,
+            self.peak_flops,
+            self.accelerator.num_processes,
+        )
+
+    def start(self, state: dict) -> None:
+        """Start the trackers and the clock."""
+        # A resumed run stays one run where the tracker would start another.
+        options = {"trackio": {"name": self.run.name, "resume": "allow"}}
+        self.accelerator.init_trackers(self.run.name, init_kwargs=options)
+        self.started = time.perf_counter() - state["seconds"]
+        self.restart_clock(state)
+
+    def seconds(self) -> float:
+        """Return how long the run has trained, resumed parts included."""
+        return time.perf_counter() - self.started
+
+    def restart_clock(self, state: dict) -> None:
+        """Measure the speed of training from here on."""
+        self.logged_at, self.logged_steps = time.perf_counter(), state["trained_steps"]
+
+    def count_step(self, seen: Tensor, sums: Tensor, grad_norm: Tensor) -> None:
+        """Add a step to the next line of metrics.jsonl.
+
+        Args:
+            seen: bytes and tokens of each source that this process read.
+            sums: nats, bytes and tokens of the step over all processes; zeros if it was skipped.
+            grad_norm: norm of its gradient before clipping.
+        """
+        self.seen.add_(seen)
+        self.sums.add_(sums)
+        self.grad_norm = grad_norm
+
+    def forget_steps(self, state: dict) -> None:
+        """Return the bar to the step of a rollback, and leave out what was counted since the last line."""
+        self.bar.n = state["step"]
+        self.sums.zero_()
+        self.seen.zero_()
+        self.restart_clock(state)
+
+    def plan_steps(self, state: dict) -> int | None:
+        """Return how many steps training.max_seconds allows, the same on all processes; None before it is known."""
+        self.step_ended.append(time.perf_counter())
+        if len(self.step_ended) < SPEED_STEPS.stop:
+            return None
+        left_seconds = self.training.max_seconds - (self.step_ended[-1] - self.started)
+        steps = plan_steps(self.step_ended, state["step"], left_seconds, state["max_steps"], self.training)
+        self.bar.total = broadcast_object_list([steps])[0]
+        return self.bar.total
+
+    def log_steps(self, state: dict, learning_rate: float, skipped_steps: int) -> None:
+        """Write a line of metrics.jsonl about the steps since the last, and add what they read to the state."""
+        counts = self.accelerator.reduce(self.seen).tolist()
+        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
+            state["bytes_seen"][name] += num_bytes
+            state["tokens_seen"][name] += num_tokens
+        nats, num_bytes, num_tokens = self.sums.tolist()
+        if num_tokens:  # data.skip may have left none
+            processed_tokens = (state["trained_steps"] - self.logged_steps) * self.training.tokens_per_step
+            speed = processed_tokens / (time.perf_counter() - self.logged_at)
+            record = {
+                "step": state["step"],
+                "train/loss": nats / num_tokens,
+                "train/bits_per_byte": nats / math.log(2) / max(1, num_bytes),
+                "train/grad_norm": self.grad_norm.item(),
+                "train/learning_rate": learning_rate,
+                "train/skipped_steps": skipped_steps,
+                "train/tokens_per_second": speed,
+                "train/seconds": self.seconds(),
+                "train/peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            }
+            record |= self.utilisation.record(speed) | total_seen(state)
+            self.log(record)
+            self.bar.set_postfix_str(describe_step(record), refresh=False)
+        self.sums.zero_()
+        self.seen.zero_()
+
+    def log(self, record: dict) -> None:
+        """Append a line to metrics.jsonl, and hand it to the trackers."""
+        if self.is_main:
+            append_lines(self.run / "metrics.jsonl", [record])
+        values = {name: value for name, value in record.items() if name != "step"}
+        self.accelerator.log(values, step=record["step"])
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.is_main:
+            self.bar.write(f"pretrain: {text}")
+
+
+def total_seen(state: dict) -> dict[str, int]:
+    """Return the tokens and bytes of all sources that training has read, as metrics.jsonl names them."""
+    return {f"train/{key}": sum(state[key].values()) for key in ("tokens_seen", "bytes_seen")}
+
+
+def describe_step(record: dict) -> str:
+    """Return what stands beside the bar, from a line of metrics.jsonl."""
+    used = record.get("train/utilisation_hardware_fraction")
+    return (
+        f"loss {record['train/loss']:.3f}, {record['train/bits_per_byte']:.3f} bits/byte, "
+        f"grad {record['train/grad_norm']:.2f}, lr {record['train/learning_rate']:.2e}, "
+        f"{record['train/tokens_per_second']:,.0f} tokens/s{'' if used is None else f', {used:.0%} of peak'}, "
+        f"{record['train/tokens_seen']:,} tokens"
+    )
+
+
+def describe_plan(
+    accelerator: Accelerator, training: Training, parameters: dict[str, int], state: dict, checkpoint: Path | None
+) -> str:
+    """Return what will be trained, on what, and from which checkpoint."""
+    micro_tokens = training.per_device_train_batch_size * training.sequence_length * accelerator.num_processes
+    plan = (
+        f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
+        f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
+        f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
+        f"{training.tokens_per_step // micro_tokens} micro-steps * {accelerator.num_processes} processes, "
+        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
+    )
+    return f"{plan}\n{describe_phases(state['phases'])}"
+
+
+def describe_phases(phases: list[dict]) -> str:
+    """Return a line for each phase: its shares, and its sequence length where that is raised."""
+    lines = []
+    for phase in phases:
+        shares = ", ".join(f"{100 * share:.2f} % {name}" for name, share in phase["shares"].items() if share)
+        length = f", in sequences of {phase['sequence_length']:,} tokens" if "sequence_length" in phase else ""
+        lines.append(f"pretrain: from step {phase['after_step'] + 1:,} on, {shares} (of the bytes){length}")
+    return "\n".join(lines)
+
+
+def describe_shares(shares: dict[str, dict[str, float]]) -> str:
+    """Return what record.shares_so_far found, in words."""
+    return "; ".join(
+        f"{name} {100 * part['share']:.2f} % of the bytes (target {100 * part['asked']:.2f} %), "
+        f"read {part['repetitions']:.1f} times"
+        for name, part in shares.items()
+    )
