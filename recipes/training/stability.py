@@ -155,7 +155,7 @@ class StabilityMonitor:
 
     def state(self) -> dict:
         """Return the state as JSON values, which represent it exactly."""
-        window = self.window[~self.window[:, 0].isnan()].tolist()
+        window = self.window[~self.window[:, 0].isnan()].tolist()  # waits for the device, so `unread` has arrived
         unread = [[step, values.tolist()] for step, values, _ in self.unread]
         recent = [vars(verdict) for verdict in self.recent]
         return {"window": window, "skipped": dict(self.skipped), "recent": recent, "unread": unread}
