@@ -40,6 +40,8 @@ ARROWS = {
     "model": {"mixture", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
+    # run_recipe: launch_command and requests_command, until they have a place that is no command.
+    "sweeps": {"atomic_files", "planning", "recipe_config", "recipe_loading", "run_folder", "run_recipe", "stages"},
     "publishing": {
         "atomic_files",
         "card_text",
