@@ -866,7 +866,10 @@ def divmod_neighbours(value: int, unit: int) -> tuple[int, int]:
 
 def main() -> None:
     schema = Recipe.model_json_schema()
-    schema["properties"]["base"] = {"type": "string", "description": "YAML file that this one is laid over."}
+    schema["properties"]["base"] = {
+        "anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}],
+        "description": "YAML file that this one is laid over, or several, later ones over earlier ones.",
+    }
     # An overlay states only what differs, so an editor must not ask for the rest.
     schema.pop("required")
     for definition in schema["$defs"].values():
