@@ -26,7 +26,7 @@ from typing import Any
 
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
-from stages import STAGES
+from stages import STAGES, exported_tasks
 from sweeps.arm_results import draw, write_page
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
@@ -45,7 +45,7 @@ from sweeps.runs import (
 
 
 def make_tokens(run: ArmRun, config: Path) -> Path:
-    """Run the stages up to the tokens, and return their folder.
+    """Run the stages up to the tokens for the recipe in `config`, and return their folder.
 
     Runs of as many domain bytes share the documents, and of these the runs with the same tokenizer share the tokens.
     """
@@ -57,7 +57,9 @@ def make_tokens(run: ArmRun, config: Path) -> Path:
     for folder in (documents, tokens):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(documents / ".lock"):
-        export_tasks(recipe, documents, run.name)
+        if exported_tasks(recipe):
+            export_tasks(recipe, documents, run.name)
+            link(config.parent, documents, "benchmarks")
         run_stage("prepare", [sys.executable], config, documents, run.name)
         link(tokens, documents, "documents")
         run_stage("tokenizer", [sys.executable], config, tokens, run.name)
@@ -67,9 +69,11 @@ def make_tokens(run: ArmRun, config: Path) -> Path:
 
 def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[str]) -> dict:
     """Run the stages up to the model in the run's folder, and return its row without the key."""
-    if run.base and not (bases[run.base].folder(bases[run.base].key) / "model").exists():
-        with locked(Path(run.recipe.run.output_dir) / f".base-{run.base}.lock"):
-            train(bases[run.base], bases[run.base].folder(bases[run.base].key), bases, launcher)
+    if run.base:
+        base = bases[run.base]
+        if not (base.folder(base.key) / "model").exists():
+            with locked(Path(run.recipe.run.output_dir) / f".base-{run.base}.lock"):
+                train(base, base.folder(base.key), bases, launcher)
     tokens = make_tokens(run, write_config(run.recipe, folder))
     training, scores = train_model(run.recipe, folder, tokens, launcher, run.name)
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
 from run_folder import is_finished, new_output
 from run_recipe import launch_command, requests_command
-from stages import ROOT, STAGES, exported_tasks
+from stages import ROOT, STAGES
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,11 @@ def train_missing(
         train: trains a run in a folder and returns its row without the key.
         max_runs: None: all.
     """
-    rows, command = read_rows(csv_file), Path(sys.argv[0]).stem
+    rows = read_rows(csv_file)
     waiting = {key: run for key, run in runs.items() if key not in rows}
     left = len(waiting) if max_runs is None else max_runs
     total = sum(run.flops for run in list(waiting.values())[:left])
-    with tqdm(total=total, unit="FLOP", unit_scale=True, desc=command, disable=not total) as bar:
+    with tqdm(total=total, unit="FLOP", unit_scale=True, desc="training", disable=not total) as bar:
         for key, run in waiting.items():
             if not left:
                 break
@@ -129,7 +128,7 @@ def train_missing(
                     add_row(csv_file, row)
             left -= 1
             bar.update(run.flops)
-            bar.write(f"{command}: {run.name}: finished, its row is in {csv_file}")
+            bar.write(f"{run.name}: finished, its row is in {csv_file}")
 
 
 def train_model(recipe: Recipe, folder: Path, inputs: Path, launcher: list[str], name: str) -> tuple[dict, dict]:
@@ -171,7 +170,7 @@ def recipe_in(folder: Path, recipe: Recipe) -> Recipe:
 def export_tasks(recipe: Recipe, folder: Path, name: str) -> None:
     """Write the items of the recipe's tasks into folder/benchmarks, against which prepare decontaminates."""
     recipe = recipe_in(folder, recipe)
-    if exported_tasks(recipe) and not is_finished(recipe, "requests"):
+    if not is_finished(recipe, "requests"):
         with new_output(recipe, "requests") as output:
             run_logged([*requests_command(recipe), str(output)], folder / "log.txt", f"{name}: requests")
 
