@@ -82,7 +82,7 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
         base = values.pop("base", None)
         bases = [] if base is None else [base] if isinstance(base, str) else base
         if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-            raise RecipeError(f"{path}: base: expected the name of a YAML file, or a list of names, got {base!r}")
+            raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}; several are a list")
         yield from read_files([path.parent / name for name in bases], (*seen, path.resolve()))
         yield path, values, origins
 
