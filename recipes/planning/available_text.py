@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The available text: how long a run it allows, how a run divides it, and what repeated text is worth."""
+"""The available text: the longest run it allows, how a run divides it, and the effective tokens of repetition."""
 
 import json
 from dataclasses import dataclass

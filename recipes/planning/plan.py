@@ -162,9 +162,9 @@ def find_warnings(plan: dict, text: Text, recomputation_factor: float, extrapola
 def choose_size(law_name: str, flops: float, text: Text) -> float:
     """Return N: the law's optimum, times the factor by which repeated text makes the repetition law's optimum smaller.
 
-    As a factor it applies to laws without a form for the loss, and is 1 where the text is enough. Where the text ends
-    before the budget, the repetition law would spend the rest on a larger model, for little gain. As BloombergGPT's
-    authors did, the size stays and the rest of the budget is left.
+    As a factor it applies to laws without a form for the loss, and it is 1 where there is enough text. Where the text
+    ends before the budget, the repetition law would spend the rest on a larger model, for little gain. As
+    BloombergGPT's authors did, the size stays and the rest of the budget is left.
     """
     most, plain = text.most_tokens(), REPETITION_LAW.law
     free = plain.optimum(flops)[0]

@@ -110,7 +110,7 @@ def describe_memory(memory: dict) -> list[tuple[str, str]]:
 
 
 def size(num_bytes: float) -> str:
-    """Show an amount of text in the decimal unit in which it reads best."""
+    """Format an amount of text with its largest decimal unit."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.4g} {name}"
