@@ -1,60 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the size of the vocabulary before a tokenizer is trained: measure sizes, weigh their cost, test the law.
+"""Choose the size of the vocabulary before a tokenizer is trained: measure sizes and their cost, test the law.
 
-In:   <run.output_dir>/documents/, tokenizer.*, vocabulary.* and, as what is planned, model.* and training.*.
+In:   <run.output_dir>/documents/, tokenizer.*, vocabulary.* and, of the planned run, model.* and training.*.
 Out:  in --results, or <run.output_dir>/vocabulary/: vocabulary.json, vocabulary.png, and runs.csv with a row for each
-      small model. Tokenizers and small models themselves lie in <run.output_dir>/vocabulary/<size>/.
+      small model. The tokenizers and small models are in <run.output_dir>/vocabulary/<size>/.
 
     python recipes/choose_vocabulary.py --config recipes/legal/base.yaml
     python recipes/choose_vocabulary.py --config recipes/legal/base.yaml --vocabulary.trained_sizes=[]  # minutes
 
-What is weighed, each over the planned mixture of held-out text:
+Measured on the planned mixture of held-out text:
 - bits per byte at log2(size) bits a token: BloombergGPT's measure (https://huggingface.co/papers/2303.17564, section
-  2.3), which counts what a token costs if all were as probable. It knows nothing of the model's size.
-- what the paper left out: the share of parameters and of FLOPs that the vocabulary takes in the planned model, the
-  FLOPs for a byte of text, and the bytes that its sequence_length holds.
-- the optimum of the vocabulary law (Tao et al. 2024, scaling_laws.py) for the planned model and length of training.
+  2.3). It takes all tokens to be equally probable, and ignores the model's size.
+- the vocabulary's share of the planned model's parameters and FLOPs, the FLOPs for a byte of text, and the bytes that
+  sequence_length tokens hold.
+- the optimum of the vocabulary law (Tao et al. 2024, planning/scaling_laws.py) for the planned model and run.
 - bits per byte of small models at equal FLOPs, the vocabulary's included: whether the law holds on this text.
 
-The recommendation is the law's optimum, rounded to a multiple of 128 and held within what the text carries. A row of
-runs.csv is keyed by the hash of what decides the run; a run that has one is not made again. vocabulary.json:
-recommended, reason, planned, law, sizes, others (tokenizer.compare_with), small_models.
+The recommendation is the law's optimum, rounded to a multiple of 128 and limited by the text. A small model that has a
+row in runs.csv is not trained again; see sweeps/runs.py. vocabulary.json: recommended, reason, planned, law, sizes,
+others (tokenizer.compare_with), small_models.
 """
 
-import hashlib
 import json
-import math
-import subprocess
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure  # by itself it draws with Agg, which needs no display
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from atomic_files import read_record, write_json
-from fit_scaling_law import Run, add_row, claimed, last_validation, locked, read_rows, train
-from launching import launch_command
 from mixture.shares import average_shares, resolve_shares
-from planning.charts import COLORS, save
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
-from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_vocab_size
-from recipe_config import Model, Recipe, RecipeError, Training
+from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from planning.vocabulary_size import describe_choice, draw_sizes, law_optima, measure, round_size
+from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
-from stages import ROOT, STAGES
-from train_tokenizer import as_transformers, is_general, read_texts
-from train_tokenizer import train as train_tokenizer
+from stages import STAGES
+from sweeps.runs import (
+    Run,
+    choose_launcher,
+    hash_settings,
+    locked,
+    read_rows,
+    run_stage,
+    train_missing,
+    train_model,
+    write_config,
+)
 from vocabulary.report_card import first_bytes
 from vocabulary.tokenizer_files import load_others, load_tokenizer
+from vocabulary.tokenizer_training import as_transformers, read_texts, train_tokenizer
 
 
 MAX_HELD_OUT_BYTES = 2_000_000  # of a source
-MIN_SIZE = 512  # below it there is little but the 256 bytes
-# Shapes of 33 million to 1.1 billion non-vocabulary parameters are what the law was fitted on.
-LAW_FROM_PARAMETERS = 33e6
-# How the small models are trained: the settings that recipes/legal/quickstart.yaml found for its own.
+# For the small models, as recipes/legal/quickstart.yaml trains its own.
 SMALL_TRAINING = {
     "sequence_length": 256,
     "tokens_per_step": 4096,
@@ -63,28 +64,15 @@ SMALL_TRAINING = {
     "learning_rate": 4e-3,
     "decay_fraction": 0.4,
     "logging_steps": 50,
-    "eval_steps": 1_000_000,  # at the end alone
+    "eval_steps": 1_000_000,  # only at the end
     "save_steps": 200,
 }
-
-
-def round_size(size: float) -> int:
-    return max(MIN_SIZE, round(size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
 
 
 def planned_flops(recipe: Recipe) -> float:
     """Return 6 N D of the planned run, N the parameters that a token is multiplied by."""
     counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
     return FLOPS_PER_PARAMETER_AND_TOKEN * counts["multiplying"] * recipe.training.max_tokens
-
-
-def law_optima(model: Model, flops: float) -> dict[str, float]:
-    """Return the law's optimum for a model by each approach; only the third knows the FLOPs of the run."""
-    parameters = count_parameters(model, VOCAB_MULTIPLE)["non_vocabulary"]
-    return {
-        f"approach_{approach}": optimal_vocab_size(parameters, model.hidden_size, approach, flops)
-        for approach in (1, 2, 3)
-    }
 
 
 def with_size(recipe: Recipe, vocab_size: int) -> Recipe:
@@ -104,9 +92,9 @@ def with_size(recipe: Recipe, vocab_size: int) -> Recipe:
 
 
 def tokenizer_of(recipe: Recipe, shares: dict[str, float]) -> Tokenizer:
-    """Return the tokenizer of a recipe of `with_size`, trained if it was not yet.
+    """Return the tokenizer of a recipe from `with_size`, and train it if that is not done yet.
 
-    Raises: RecipeError: the text carries fewer entries.
+    Raises: RecipeError: the text is too small for so many tokens.
     """
     documents = require(recipe, "prepare")
     if not is_finished(recipe, "tokenizer", overwrite=True):
@@ -117,37 +105,6 @@ def tokenizer_of(recipe: Recipe, shares: dict[str, float]) -> Tokenizer:
                 output
             )
     return load_tokenizer(str(Path(recipe.run.output_dir) / STAGES["tokenizer"].output))
-
-
-def measure(tokenizer: Tokenizer, texts: dict[str, list[str]], shares: dict[str, float], recipe: Recipe) -> dict:
-    """Return what a tokenizer does to the held-out text and costs in the planned model.
-
-    Returns: vocab_size; bytes_per_token of the mixture and by domain; uniform_bits_per_byte, log2(vocab_size) for each
-        token; of the planned model parameters_fraction and flops_fraction, which the vocabulary takes; flops_per_byte,
-        of training on a byte of the mixture; context_bytes, what sequence_length holds.
-    """
-    tokens_per_byte, by_domain = {}, {}
-    for source in recipe.data.sources:
-        num_tokens = sum(len(one.ids) for one in tokenizer.encode_batch_fast(texts[source.name], False))
-        num_bytes = sum(len(text.encode()) for text in texts[source.name])
-        tokens_per_byte[source.name] = num_tokens / num_bytes
-        tokens, total = by_domain.get(source.label, (0, 0))
-        by_domain[source.label] = (tokens + num_tokens, total + num_bytes)
-    per_byte = sum(shares[name] * rate for name, rate in tokens_per_byte.items()) / sum(shares.values())
-    vocab_size, sequence_length = tokenizer.get_vocab_size(), recipe.training.sequence_length
-    counts = count_parameters(recipe.model, vocab_size)
-    flops = training_flops_per_token(recipe.model, vocab_size, sequence_length)
-    without = training_flops_per_token(recipe.model, 0, sequence_length)
-    return {
-        "vocab_size": vocab_size,
-        "bytes_per_token": 1 / per_byte,
-        "domains": {domain: num_bytes / tokens for domain, (tokens, num_bytes) in by_domain.items()},
-        "uniform_bits_per_byte": math.log2(vocab_size) * per_byte,
-        "parameters_fraction": 1 - counts["non_vocabulary"] / counts["total"],
-        "flops_fraction": 1 - without / flops,
-        "flops_per_byte": flops * per_byte,
-        "context_bytes": sequence_length / per_byte,
-    }
 
 
 def small_run(recipe: Recipe, vocab_size: int) -> Run:
@@ -163,59 +120,63 @@ def small_run(recipe: Recipe, vocab_size: int) -> Run:
         torch_compile=recipe.training.torch_compile,
         max_eval_bytes=recipe.training.max_eval_bytes,
     )
-    counts = count_parameters(settings.model, vocab_size)
-    return Run(settings.flops, False, small, {"total": counts["total"], "multiplying": counts["multiplying"]})
+    return Run(small, settings.flops)
 
 
 def run_key(run: Run, documents: Path) -> str:
-    """Return the hash of all that decides a small model: its settings and the documents."""
+    """Return the key of a small model's row: the hash of its settings and the documents."""
     recipe = run.recipe
     # Without defaults, so that a key that is added to recipes later changes no row.
     stated = recipe.model_dump(exclude_defaults=True, include={"model", "training", "tokenizer"})
-    for observing in ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_compile"):
-        stated["training"].pop(observing, None)
+    for not_deciding in ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_compile"):
+        stated["training"].pop(not_deciding, None)
     shares = {source.name: source.share for source in recipe.data.sources}
-    decides = {
-        "recipe": stated,
-        "seed": recipe.run.seed,
-        "shares": shares,
-        "documents": read_record(documents)["sha256"],
+    documents_hash = read_record(documents)["sha256"]
+    return hash_settings({"recipe": stated, "seed": recipe.run.seed, "shares": shares, "documents": documents_hash})
+
+
+def train(run: Run, folder: Path, shares: dict[str, float], launcher: list[str]) -> dict:
+    """Make a small model's tokenizer and tokens, train it in `folder`, and return its row without the key."""
+    recipe = run.recipe
+    inputs = Path(recipe.run.output_dir)
+    with locked(inputs / ".lock"):
+        tokenizer_of(recipe, shares)
+        run_stage("tokenize", [sys.executable], write_config(recipe, inputs), inputs, run.name)
+    training, scores = train_model(recipe, folder, inputs, launcher, run.name)
+    by_source = {
+        name.removeprefix("eval/").replace("/", "_"): f"{value:.6f}"
+        for name, value in scores.items()
+        if name.startswith("eval/bits_per_byte/")
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return {
+        "vocab_size": recipe.tokenizer.vocab_size,
+        "flops": f"{run.flops:.6g}",
+        "hidden_size": recipe.model.hidden_size,
+        "num_hidden_layers": recipe.model.num_hidden_layers,
+        "total_parameters": count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"],
+        "tokens": training["tokens_seen"],
+        "learning_rate": f"{recipe.training.learning_rate:.6g}",
+        "seed": recipe.run.seed,
+        "bits_per_byte": f"{scores['eval/bits_per_byte']:.6f}",
+        **by_source,
+        "repetitions": f"{max(part['repetitions'] for part in training['mixture'].values()):.3f}",
+        "seconds": f"{training['seconds']:.1f}",
+        "device": training["device"],
+        "mixed_precision": training["mixed_precision"],
+    }
 
 
-def train_small(recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_file: Path, launch: list[str]) -> list:
-    """Train the small models that have no row yet, add their rows, and return those of all sizes that are there."""
+def train_small(
+    recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_file: Path, launcher: list[str]
+) -> list:
+    """Train the small models that have no row yet, and return the rows of all sizes that have one."""
     runs = [small_run(recipe, size) for size in sizes]
-    keys = [run_key(run, require(recipe, "prepare")) for run in runs]
-    for key, run in tqdm(list(zip(keys, runs, strict=True)), desc="choose_vocabulary: small models", unit=" models"):
-        folder = Path(run.recipe.run.output_dir)
-        with claimed(folder / ".claim") as mine:
-            if not mine or key in read_rows(csv_file):
-                continue
-            tokenizer_of(run.recipe, shares)
-            config = folder / "recipe.yaml"
-            config.write_text(run.recipe.dump_yaml(), encoding="utf-8")
-            subprocess.run(
-                [sys.executable, str(ROOT / STAGES["tokenize"].script), "--config", str(config)], check=True
-            )
-            trained = folder / "runs" / key
-            trained.mkdir(parents=True, exist_ok=True)
-            measured = train(run, trained, folder, launch)
-            scored = last_validation(trained)
-            by_source = {
-                name.removeprefix("eval/").replace("/", "_"): f"{value:.6f}"
-                for name, value in scored.items()
-                if name.startswith("eval/bits_per_byte/")
-            }
-            kept = ("hidden_size", "num_hidden_layers", "total_parameters", "tokens", "learning_rate", "seed")
-            row = {"key": key, "vocab_size": run.recipe.tokenizer.vocab_size, "flops": f"{run.budget_flops:.6g}"}
-            row |= {name: measured[name] for name in kept} | {"bits_per_byte": measured["bits_per_byte"]} | by_source
-            row |= {name: measured[name] for name in ("repetitions", "seconds", "device", "mixed_precision")}
-            with locked(folder.parent / ".rows.lock"):
-                add_row(csv_file, row)
+    documents = require(recipe, "prepare")
+    by_key = {run_key(run, documents): run for run in runs}
+    folder = Path(recipe.run.output_dir) / "vocabulary"
+    train_missing(by_key, csv_file, folder, partial(train, shares=shares, launcher=launcher))
     rows = read_rows(csv_file)
-    return [rows[key] for key in keys if key in rows]
+    return [rows[key] for key in by_key if key in rows]
 
 
 def sizes_to_train(recipe: Recipe) -> list[int]:
@@ -227,8 +188,8 @@ def sizes_to_train(recipe: Recipe) -> list[int]:
     return [factor * round_size(best) for factor in (1, 4, 16, 64)]
 
 
-def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
-    """Measure, train, and return vocabulary.json's content. Without `launch` no small model is trained."""
+def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
+    """Measure, train, and return vocabulary.json's content. Without `launcher` no small model is trained."""
     documents = require(recipe, "prepare")
     sources = recipe.data.sources
     others = load_others(recipe.tokenizer.compare_with)
@@ -243,7 +204,7 @@ def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
     law = law_optima(recipe.model, flops)
     by_law = round_size(law["approach_3"])
 
-    # Every size that the text carries, the law's own among them.
+    # Every size that the text is large enough for, the law's own among them.
     measured, left_out = [], {}
     sizes = sorted({*recipe.vocabulary.sizes, by_law})
     for size in tqdm(sizes, desc="choose_vocabulary: tokenizers", unit=" sizes"):
@@ -254,12 +215,12 @@ def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
             continue
         measured.append(measure(tokenizer, texts, shares, recipe))
     if not measured:
-        raise RecipeError(f"vocabulary.sizes: the text carries none of them: {next(iter(left_out.values()))}")
+        raise RecipeError(f"vocabulary.sizes: the text is too small for all of them: {next(iter(left_out.values()))}")
     reached = [row["vocab_size"] for row in measured]
     recommended = min(by_law, max((size for size in reached if size % VOCAB_MULTIPLE == 0), default=max(reached)))
 
     trained_sizes = sizes_to_train(recipe)
-    small = train_small(recipe, trained_sizes, shares, results / "runs.csv", launch) if launch else []
+    small = train_small(recipe, trained_sizes, shares, results / "runs.csv", launcher) if launcher else []
     small_law = law_optima(recipe.vocabulary.model, recipe.vocabulary.flops)
     found = {
         "recommended": recommended,
@@ -288,119 +249,8 @@ def choose(recipe: Recipe, results: Path, launch: list[str] | None) -> dict:
             ],
         },
     }
-    return found | {"reason": list(reasons(found, by_law, {s.label for s in sources if not is_general(s)}))}
-
-
-def reasons(found: dict, by_law: int, domains: set[str]) -> Iterator[str]:
-    """Say in sentences why this size, what the other measures say, and against whom it saves what."""
-    planned, law, rows = found["planned"], found["law"], {row["vocab_size"]: row for row in found["sizes"]}
-    size, row = found["recommended"], rows[found["recommended"]]
-    parameters = planned["non_vocabulary_parameters"]
-    outside = "" if parameters >= LAW_FROM_PARAMETERS else ", fewer than it was fitted on"
-    yield (
-        f"{size:,} entries: the vocabulary law (approach 3) gives {law['approach_3']:,} for {parameters / 1e6:,.1f} M "
-        f"non-vocabulary parameters{outside}, a width of {planned['hidden_size']:,} and {planned['flops']:.2g} FLOPs; "
-        f"approaches 1 and 2, which take the length to be optimal, give {law['approach_1']:,} and "
-        f"{law['approach_2']:,}."
-    )
-    if size < by_law:
-        yield f"The text carries no more of {by_law:,}; with more text measure again."
-    yield (
-        f"The vocabulary is then {row['parameters_fraction']:.1%} of the parameters and {row['flops_fraction']:.1%} "
-        f"of the FLOPs; a sequence of {planned['sequence_length']:,} tokens holds {row['context_bytes']:,.0f} bytes."
-    )
-    paper = min(found["sizes"], key=lambda one: one["uniform_bits_per_byte"])
-    edge = paper["vocab_size"] in (min(rows), max(rows))
-    yield (
-        f"Tokens times log2(size) alone, BloombergGPT's measure, is least at {paper['vocab_size']:,}"
-        f"{', the end of what was tried' if edge else ''}, where the vocabulary would be "
-        f"{paper['parameters_fraction']:.1%} of the parameters."
-    )
-    cheapest = min(found["sizes"], key=lambda one: one["flops_per_byte"])
-    yield (
-        f"Training on a byte of text costs least at {cheapest['vocab_size']:,}, of those measured: "
-        f"{fewer(1 - cheapest['flops_per_byte'] / row['flops_per_byte'])} FLOPs than at {size:,}."
-    )
-    runs = found["small_models"]["runs"]
-    if len(runs) > 1:
-        best = min(runs, key=lambda run: run["bits_per_byte"])
-        listed = ", ".join(f"{run['vocab_size']:,}: {run['bits_per_byte']:.4f}" for run in runs)
-        yield (
-            f"Small models of {found['small_models']['non_vocabulary_parameters'] / 1e6:.2f} M non-vocabulary "
-            f"parameters, for which the law gives {found['small_models']['law']['approach_3']:,}, trained with "
-            f"{found['small_models']['flops']:.2g} FLOPs each (one seed), in bits per byte: {listed}. Best is "
-            f"{best['vocab_size']:,}."
-        )
-    for name, other in found["others"].items():
-        by_domain = [
-            f"{fewer(1 - other['domains'][domain] / row['domains'][domain])} tokens on {domain}"
-            for domain in sorted(row["domains"], key=lambda domain: domain not in domains)
-        ]
-        yield (
-            f"Beside {name} ({other['vocab_size']:,} entries) it takes {', '.join(by_domain)}; the "
-            f"planned model trains on the mixture with {fewer(1 - row['flops_per_byte'] / other['flops_per_byte'])} "
-            "FLOPs."
-        )
-
-
-def fewer(fraction: float) -> str:
-    return f"{abs(fraction):.1%} {'fewer' if fraction >= 0 else 'MORE'}"
-
-
-def draw(found: dict, path: Path) -> None:
-    """Draw the four measures over the size, and the recommendation."""
-    sizes = [row["vocab_size"] for row in found["sizes"]]
-    runs = found["small_models"]["runs"]
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    (compression, cost), (share, trained) = figure.subplots(2, 2)
-    compression.plot(sizes, [row["bytes_per_token"] for row in found["sizes"]], "o-", color=COLORS[0], label="ours")
-    for index, (name, other) in enumerate(found["others"].items()):
-        compression.plot(other["vocab_size"], other["bytes_per_token"], "sD^vPX"[index % 6], color="0.4")
-        compression.annotate(name, (other["vocab_size"], other["bytes_per_token"]), fontsize=6, ha="right", va="top")
-    compression.set(ylabel="bytes per token of the mixture")
-    cost.plot(sizes, [row["uniform_bits_per_byte"] for row in found["sizes"]], "o-", color=COLORS[0])
-    cost.set(ylabel="log2(size) bits a token, per byte", title="BloombergGPT's measure")
-    share.plot(
-        sizes, [100 * row["parameters_fraction"] for row in found["sizes"]], "o-", color=COLORS[0], label="parameters"
-    )
-    share.plot(
-        sizes,
-        [100 * row["flops_fraction"] for row in found["sizes"]],
-        "s--",
-        color=COLORS[1],
-        label="FLOPs of a token",
-    )
-    least = min(row["flops_per_byte"] for row in found["sizes"])
-    share.plot(
-        sizes,
-        [100 * (row["flops_per_byte"] / least - 1) for row in found["sizes"]],
-        "^-.",
-        color=COLORS[2],
-        label="FLOPs of a byte over the least",
-    )
-    share.set(ylabel="per cent", title="what it takes of the planned model")
-    share.legend(fontsize="small")
-    for index, name in enumerate(key for key in (runs[0] if runs else {}) if key.startswith("bits_per_byte")):
-        label = name.removeprefix("bits_per_byte").strip("_") or "all"
-        points = sorted((run["vocab_size"], run[name]) for run in runs)
-        trained.plot(*zip(*points, strict=True), "os^Dv"[index % 5] + "-", color=COLORS[index % 7], label=label)
-    if runs:
-        small = found["small_models"]
-        trained.axvline(small["law"]["approach_3"], color="0.5", linestyle=":", label="law's optimum for this model")
-        trained.legend(fontsize="small")
-    trained.set(
-        ylabel="bits per byte of held-out text",
-        title=f"small models at {found['small_models']['flops']:.2g} FLOPs each",
-    )
-    trained.set_visible(bool(runs))
-    for axes in (compression, cost, share):
-        axes.axvline(found["recommended"], color=COLORS[5], linewidth=1)
-    compression.set_title(f"recommended (red): {found['recommended']:,}")
-    for axes in figure.axes:
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("entries")
-        axes.grid(alpha=0.3)
-    save(figure, path)
+    domains = {source.label for source in sources} - {"general"}
+    return found | {"reason": list(describe_choice(found, by_law, domains))}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -420,12 +270,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.dry_run:
         return
-    chosen = Path(options.accelerate_config) if options.accelerate_config else None
-    launch = launch_command(chosen, options.num_processes) if trained_sizes else None
-    found = choose(recipe, results, launch)
+    found = choose(recipe, results, choose_launcher(options) if trained_sizes else None)
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / "vocabulary.json", found)
-    draw(found, results / "vocabulary.png")
+    draw_sizes(found, results / "vocabulary.png")
     for sentence in found["reason"]:
         print(f"choose_vocabulary: {sentence}")
     print(f"choose_vocabulary: set tokenizer.vocab_size={found['recommended']}; {results}/vocabulary.json")

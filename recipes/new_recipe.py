@@ -31,9 +31,11 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
 from corpus.language import LanguageFilter
-from plan_run import make_plan, plan_cost, plan_memory, plan_training, read_budget, read_text
+from planning.available_text import read_text
+from planning.budget import plan_cost, read_budget
 from planning.devices import DEVICES, Device, find_device
 from planning.model_shape import count_parameters, training_flops_per_token
+from planning.plan import make_plan, plan_memory, plan_training
 from planning.planned_recipe import comments_on, launch_file, settings_of_plan, summarise, write_base
 from recipe_config import Name, Recipe, RecipeError, Source, whole_number
 from recipe_loading import load_recipe, run_command

@@ -870,7 +870,10 @@ def divmod_neighbours(value: int, unit: int) -> tuple[int, int]:
 
 def main() -> None:
     schema = Recipe.model_json_schema()
-    schema["properties"]["base"] = {"type": "string", "description": "YAML file that this one overrides."}
+    schema["properties"]["base"] = {
+        "anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}],
+        "description": "YAML file that this one overrides, or several; later ones win.",
+    }
     # An overlay states only what differs, so an editor must not ask for the rest.
     schema.pop("required")
     for definition in schema["$defs"].values():

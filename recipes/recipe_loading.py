@@ -82,10 +82,10 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)
-        if base is not None:
-            if not isinstance(base, str):
-                raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}")
-            yield from read_files([path.parent / base], (*seen, path.resolve()))
+        bases = [] if base is None else [base] if isinstance(base, str) else base
+        if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+            raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}; several are a list")
+        yield from read_files([path.parent / name for name in bases], (*seen, path.resolve()))
         yield path, values, origins
 
 

@@ -19,105 +19,30 @@ speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_s
 """
 
 import json
-import tempfile
-from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from atomic_files import write_json
-from corpus.local_executor import available_cores
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
-from vocabulary.byte_level_bpe import train_bpe
 from vocabulary.new_entries import choose_entries
 from vocabulary.report_card import CONTEXT, encoding_speed, pieces, read_terms, report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
-from vocabulary.split_and_merge import train_unigram
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
-from vocabulary.training_sample import draw_sample, write_chunks
+from vocabulary.tokenizer_training import SAMPLE_SEED, as_transformers, read_texts, sample_sizes, train_tokenizer
+from vocabulary.training_sample import draw_sample
 
 
-SAMPLE_SEED = 0  # not run.seed: models of different seeds share one tokenizer
 MIN_BYTES_PER_ENTRY = 100
 OURS, YARDSTICK = "domain tokenizer", "general tokenizer"
-
-
-def read_texts(documents: Path, split: str, source: str) -> Iterator[str]:
-    """Yield the texts of a split of a source, file by file."""
-    for file in sorted((documents / split / source).glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
-            yield from batch["text"].to_pylist()
-
-
-def sample_sizes(recipe: Recipe, shares: dict[str, float]) -> dict[str, int]:
-    """Return how many bytes of each source with a share are in the sample of tokenizer.max_train_bytes."""
-    total = sum(shares.values())
-    return {source: int(recipe.tokenizer.max_train_bytes * share / total) for source, share in shares.items() if share}
-
-
-def train(
-    recipe: Recipe, documents: Path, shares: dict[str, float], vocab_size: int, pad: bool, name: str
-) -> Tokenizer:
-    """Train one tokenizer on the sources that have a share; the same documents give the same one.
-
-    Args:
-        recipe: whose settings it follows.
-        documents: the prepared documents.
-        shares: source -> its part of the sample, of which max_train_bytes are drawn.
-        vocab_size: all tokens, special ones included.
-        pad: fill up with reserved tokens where the text carries fewer.
-        name: shown in the progress bar.
-
-    Raises: RecipeError: the text yields fewer tokens and `pad` is not set; a special token could be text.
-    """
-    settings = recipe.tokenizer
-    sizes = sample_sizes(recipe, shares)
-    options = {"max_token_bytes": settings.max_token_bytes, "special_tokens": settings.special_tokens}
-    options |= {"num_reserved": settings.num_reserved_tokens, "pad": pad}
-
-    def sample(source: str) -> Iterator[str]:
-        return draw_sample(lambda: read_texts(documents, "train", source), sizes[source], SAMPLE_SEED)
-
-    with tqdm(desc=f"tokenizer: read, {name}", unit="B", unit_scale=True, leave=False) as bar:
-
-        def counted(texts: Iterable[str]) -> Iterator[str]:
-            for text in texts:
-                bar.update(len(text.encode()))
-                yield text
-
-        if settings.algorithm == "bpe":
-            texts = (text for source in sizes for text in counted(sample(source)))
-            return train_bpe(
-                texts, settings.pretokenization, vocab_size, min_frequency=settings.min_frequency, **options
-            )
-        with tempfile.TemporaryDirectory(prefix=".chunks.", dir=recipe.run.output_dir) as folder:
-            chunks = {}
-            for source, size_bytes in sizes.items():
-                at_hand = sum(len(text.encode()) for text in read_texts(documents, "train", source))
-                num_chunks = max(1, round(min(size_bytes, at_hand) / settings.chunk_bytes))
-                chunks[source] = write_chunks(counted(sample(source)), num_chunks, Path(folder) / source, SAMPLE_SEED)
-            workers = recipe.data.workers or available_cores()
-            return train_unigram(chunks, settings.pretokenization, vocab_size, workers=workers, **options)
-
-
-def as_transformers(tokenizer: Tokenizer, end_of_text: str, sequence_length: int) -> PreTrainedTokenizerFast:
-    """Wrap a tokenizer so that AutoTokenizer loads it, adding nothing to what it encodes."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=end_of_text,
-        eos_token=end_of_text,
-        model_max_length=sequence_length,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
@@ -212,7 +137,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
         else:
             vocab_size = carried_size(recipe, train_bytes)
             pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
-            tokenizers = {OURS: train(recipe, documents, shares, vocab_size, pad, "all text")}
+            tokenizers = {OURS: train_tokenizer(recipe, documents, shares, vocab_size, pad, "all text")}
             num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizers[OURS].get_vocab())
             if num_reserved > settings.num_reserved_tokens:
                 print(
@@ -221,7 +146,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 )
             general = {source.name: shares[source.name] for source in sources if is_general(source)}
             if sum(general.values()) and len(general) < len(sources):
-                tokenizers[YARDSTICK] = train(recipe, documents, general, vocab_size, True, "general text")
+                tokenizers[YARDSTICK] = train_tokenizer(recipe, documents, general, vocab_size, True, "general text")
         card = report_card(
             tokenizers | others,
             {source.name: read_texts(documents, "validation", source.name) for source in sources},

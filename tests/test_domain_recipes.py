@@ -67,6 +67,15 @@ def test_a_recipe_takes_every_size_and_keeps_its_own_data(domain):
         assert sized.data == base.data and sized.model != base.model or size == "360m"
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_trial_is_its_domains_recipe_with_the_smallest_size(domain):
+    trial, base = (load_recipe([RECIPES / domain / f"{name}.yaml"]) for name in ("trial", "base"))
+    sized = load_recipe([RECIPES / domain / "base.yaml", RECIPES / "sizes" / "5m.yaml"])
+    assert (trial.model, trial.training, trial.tokenizer) == (sized.model, sized.training, sized.tokenizer)
+    assert trial.data.extract_text == base.data.extract_text and trial.data.min_shares == base.data.min_shares
+    assert trial.run.output_dir == f"runs/{domain}-trial" and trial.evaluation.xz
+
+
 @pytest.mark.parametrize("name", ["25m", "125m", "360m", "1b"])
 def test_a_size_has_about_the_parameters_of_its_name(name):
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", RECIPES / "sizes" / f"{name}.yaml"])

@@ -41,6 +41,7 @@ ARROWS = {
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
+    "sweeps": {"atomic_files", "launching", "planning", "recipe_config", "recipe_loading", "run_folder", "stages"},
     "publishing": {
         "atomic_files",
         "card_text",
@@ -128,6 +129,7 @@ def test_imports_run_one_way():
     for path in [*RECIPES.glob("*.py"), *STEPS]:
         importer = path.parent.name if path in STEPS else path.stem
         for imported in (imports(path) & ours) - {importer}:
+            assert imported in ARROWS, f"{relative(path)} imports the command {imported}.py"
             if importer in ARROWS:
                 assert imported in ARROWS[importer], f"{relative(path)}: {importer} may not import {imported}"
                 found[importer].add(imported)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a budget to a plan: what plan_run.py and fit_scaling_law.py are made of, one step a file."""
+"""From a budget to a plan: scaling laws, model shapes, memory, cost, and the choice of the vocabulary's size."""

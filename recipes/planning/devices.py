@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does at most, holds, and draws: the figures that hours, cost and energy are planned from.
+"""The devices' peak FLOP/s, memory and power, from which hours, cost and energy are planned.
 
 Peaks are dense bf16 products with fp32 sums, as the makers' data sheets give them (half of what they print for sparse
 matrices), checked against stas00/ml-engineering (compute/accelerator/README.md), karpathy/nanochat (common.py) and
@@ -17,7 +17,7 @@ class Device:
 
     Attributes:
         peak_flops: dense bf16 FLOP/s.
-        memory_bytes: what it holds; 1 GB is 1e9 bytes.
+        memory_bytes: 1 GB is 1e9 bytes.
         watts: thermal design power.
         source: where the figures are from.
     """
@@ -39,8 +39,8 @@ DEVICES = {
     "rtx-4090": Device(165.2e12, 24e9, 450, "NVIDIA Ada white paper; 330 there is with fp16 sums"),
     "mi300x": Device(1307.4e12, 192e9, 750, "AMD MI300X data sheet"),
 }
-# What training takes of the peak, recomputed activations counted as work. BloombergGPT's 102 TFLOP/s of an A100 are
-# 0.33; published runs lie between 0.3 and 0.5. Yours can be read off the first steps of a run.
+# Share of the peak that training reaches, recomputed activations counted as work. BloombergGPT's 102 TFLOP/s of an
+# A100 are 0.33; published runs reach 0.3 to 0.5. The first steps of a run show yours.
 UTILISATION_FRACTION = 0.4
 UTILISATION_INTERVAL = (0.3, 0.5)
 
@@ -61,7 +61,7 @@ def measure_products() -> dict[str, float]:
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         matrix = torch.randn(1024, 1024, dtype=dtype)
         best = float("inf")
-        for _ in range(8):  # the first warm up; the best is what the processor can do
+        for _ in range(8):  # the first ones warm up
             started = time.perf_counter()
             matrix @ matrix
             best = min(best, time.perf_counter() - started)

@@ -52,7 +52,7 @@ KNOWN_MODELS = [
     KnownModel("SmolLM2-1.7B", 1.71e9, 11e12, "arXiv 2502.02737"),
 ]
 
-# Open weights that a team can go on from, by size. Their tokens are those of the released checkpoint.
+# Open weights that a team can continue, by size. Their tokens are those of the released checkpoint.
 OPEN_MODELS = [
     KnownModel("Pythia-70M", 70.4e6, 299.9e9, "EleutherAI/pythia, README.md"),
     KnownModel("SmolLM2-135M", 135e6, 2e12, "arXiv 2502.02737"),

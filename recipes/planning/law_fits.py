@@ -55,7 +55,7 @@ class Parabola:
 
     @property
     def parameters(self) -> float:
-        """N at the minimum; NaN where the parabola has none, or one that lies off every scale."""
+        """N at the minimum; NaN where the parabola has none, or one off every scale."""
         square, linear, _ = self.coefficients
         log_parameters = -linear / (2 * square) if square > 0 else float("inf")
         return 10**log_parameters if abs(log_parameters) < 30 else float("nan")
@@ -80,7 +80,7 @@ def fit_envelope(runs: Runs) -> PowerLaw:
         log_flops, log_loss = np.log(runs.flops[of_size]), np.log(runs.loss[of_size])
         known = (np.log(compute) >= log_flops[0] - 0.02) & (np.log(compute) <= log_flops[-1] + 0.02)
         row[known] = np.interp(np.log(compute[known]), log_flops, log_loss)
-    covered = np.isfinite(losses).sum(axis=0) >= 2  # where only one size was run it is no choice
+    covered = np.isfinite(losses).sum(axis=0) >= 2  # with one size there is nothing to choose
     return fit_power_law(compute[covered], sizes[losses[:, covered].argmin(axis=0)])
 
 
@@ -175,7 +175,7 @@ def size_exponent(law: LossLaw) -> float:
 def resample(runs: Runs, parabolas: list[Parabola], times: int, seed: int) -> Iterator[Runs]:
     """Yield the runs with other noise: the parabolas' losses plus residuals drawn from all of them.
 
-    Three coefficients a budget leave the residuals too small by sqrt((n - 3 budgets) / n), which is made good.
+    Three coefficients a budget make the residuals too small by sqrt((n - 3 budgets) / n), which is corrected.
     """
     fitted = np.empty_like(runs.loss)
     for budget, parabola in zip(np.unique(runs.budget), parabolas, strict=True):

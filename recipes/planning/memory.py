@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step of pretrain.py holds in a device's memory, by part, and which batch fits.
+"""Estimate a device's memory in a step of pretrain.py, by part, and the largest batch that fits.
 
 Weights, gradients and optimizer state are fp32, matrix products bf16 (autocast). Activations are counted from what the
 backward pass of transformers' Llama keeps, tensor by tensor (compare Korthikanti et al. 2022, arXiv 2205.05198, who
@@ -29,11 +29,11 @@ def rows_per_chunk(vocab_size: int) -> int:
 
 
 def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int = BF16) -> float:
-    """Return what one layer keeps of one token for its backward pass.
+    """Return the bytes that one layer keeps of one token for its backward pass.
 
     Args:
         model: the shape.
-        compiled: by torch.compile, which keeps the inputs of matrix products and recomputes what lies between them.
+        compiled: by torch.compile, which keeps the inputs of matrix products and recomputes the rest.
         compute_bytes: of a number in matrix products: 2 under autocast, 4 without.
     """
     hidden, feed_forward = model.hidden_size, model.intermediate_size
@@ -46,7 +46,7 @@ def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int 
     mlp = compute_bytes * 2 * feed_forward  # gate and up
     if not compiled:
         norms += 2 * hidden * FP32  # the normalised input, before the gain
-        if compute_bytes < FP32:  # autocast casts it anew for each of the five products that take one
+        if compute_bytes < FP32:  # autocast casts it again for each of the five products that take one
             norms += 3 * hidden * compute_bytes
         mlp += compute_bytes * 2 * feed_forward  # silu(gate), and its product with up
     return attention + norms + mlp

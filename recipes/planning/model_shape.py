@@ -111,12 +111,12 @@ def choose_shape(parameters: float, counts: str, vocab_size: int | None) -> tupl
     Widths are multiples of 128 (of 32 below 256, of 1,024 from 4,096 on), so that heads of 128 (64 below a width of
     2,048, 32 below 256) divide them, matrices fill a GPU's tiles and 8 GPUs can share the heads of a large model. The
     feed-forward layer is 8/3 as wide, rounded up to a multiple of 128 (32). Among the shapes within 4 % of the size
-    the one is taken whose width over depth is nearest to the families'.
+    the one whose width over depth is nearest to the families' is chosen.
 
     Args:
         parameters: how many, under the convention `counts` of scaling_laws.py.
         counts: the convention.
-        vocab_size: entries. None: those of the vocabulary law.
+        vocab_size: None: by the vocabulary law.
 
     Returns: the shape and the vocabulary's size.
     """
@@ -128,22 +128,22 @@ def choose_shape(parameters: float, counts: str, vocab_size: int | None) -> tupl
         *range(2048, 4096, 256),
         *range(4096, 65536, 1024),
     ]:
-        entries = vocab_size or choose_vocab_size(parameters, hidden_size)
-        if best and hidden_size * entries > 4 * parameters:
+        size = vocab_size or choose_vocab_size(parameters, hidden_size)
+        if best and hidden_size * size > 4 * parameters:
             break
         for tied in (True, False):
-            one_layer = count_parameters(shape_of(hidden_size, 1, tied), entries)
-            layer = count_parameters(shape_of(hidden_size, 2, tied), entries)["total"] - one_layer["total"]
+            one_layer = count_parameters(shape_of(hidden_size, 1, tied), size)
+            layer = count_parameters(shape_of(hidden_size, 2, tied), size)["total"] - one_layer["total"]
             exact = 1 + (parameters - one_layer[counts]) / layer
             for layers in {max(1, math.floor(exact)), max(1, math.ceil(exact))}:
                 counted = one_layer[counts] + (layers - 1) * layer
                 total = one_layer["total"] + (layers - 1) * layer
-                if tied != (hidden_size * entries > TIED_FRACTION * (total - one_layer["projection"])):
+                if tied != (hidden_size * size > TIED_FRACTION * (total - one_layer["projection"])):
                     continue
                 off = abs(math.log(counted / parameters))
                 distance = abs(math.log(hidden_size / layers / aspect)) + 25 * max(0.0, off - 0.04)
                 if best is None or distance < best[0]:
-                    best = (distance, shape_of(hidden_size, layers, tied), entries)
+                    best = (distance, shape_of(hidden_size, layers, tied), size)
     return best[1], best[2]
 
 

@@ -5,7 +5,7 @@ import textwrap
 
 
 def describe(plan: dict) -> str:
-    """Return the plan as the table that the terminal shows."""
+    """Return plan.json's content as a table for the terminal."""
     budget, text, training = plan["budget"], plan["text"], plan["training"]
     model, counts, cost, loss = plan["model"], plan["parameters"], plan["cost"], plan["loss"]
     heads = f"{model['num_attention_heads']} heads"
@@ -17,7 +17,7 @@ def describe(plan: dict) -> str:
         ("devices", f"{budget['num_devices']} x {budget['device']} ({budget['device_source']})"),
         ("", f"{budget['utilisation_fraction']:.0%} of the peak"),
         (
-            "text at hand",
+            "available text",
             f"{size(text['domain_bytes'])} {text['domain']}, {size(text['general_bytes'])} other; "
             f"{text['bytes_per_token']:.2f} bytes a token",
         ),
@@ -26,7 +26,7 @@ def describe(plan: dict) -> str:
             "model",
             f"{counts['total']:,} parameters ({counts['non_embedding']:,} without the embedding): "
             f"{model['num_hidden_layers']} layers, {model['hidden_size']} wide, {heads}, "
-            f"feed-forward {model['intermediate_size']}, {plan['vocab_size']:,} entries"
+            f"feed-forward {model['intermediate_size']}, vocabulary {plan['vocab_size']:,}"
             + (", tied" if model["tie_word_embeddings"] else ""),
         ),
         (
@@ -37,7 +37,7 @@ def describe(plan: dict) -> str:
         (
             "mixture",
             f"{text['domain_share']:.1%} {text['domain']} ({text['domain_epochs']:.2f} times), other "
-            f"{text['general_epochs']:.2f} times; worth {text['worth_tokens']:.4g} new tokens",
+            f"{text['general_epochs']:.2f} times; {text['worth_tokens']:.4g} effective tokens",
         ),
         (
             "training",
@@ -110,7 +110,7 @@ def describe_memory(memory: dict) -> list[tuple[str, str]]:
 
 
 def size(num_bytes: float) -> str:
-    """Show an amount of text in the decimal unit in which it reads best."""
+    """Format an amount of text with its largest decimal unit."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.4g} {name}"

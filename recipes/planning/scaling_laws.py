@@ -27,7 +27,7 @@ from scipy.optimize import minimize_scalar
 FLOPS_PER_PARAMETER_AND_TOKEN = 6  # 2 in the forward pass, twice that in the backward pass
 PETAFLOP_S_DAY = 1e15 * 24 * 3600
 # Chinchilla, Table 3 (approach 1) and Table A3 (approaches 2 and 3): parameters, FLOPs, tokens of optimal runs. The
-# paper prints 1.26e24 for 175B in approach 3; 6 * 175e9 * 12.0e12 is 1.26e25, and every other row keeps to 6 N D.
+# paper prints 1.26e24 for 175B in approach 3; 6 * 175e9 * 12.0e12 is 1.26e25, and every other row satisfies 6 N D.
 CHINCHILLA_PARAMETERS = (400e6, 1e9, 10e9, 67e9, 175e9, 280e9, 520e9, 1e12, 10e12)
 CHINCHILLA_TABLES = {
     "chinchilla_1": (
@@ -178,9 +178,9 @@ BESIROGLU_STANDARD_ERRORS = {"E": 0.0257, "A": 124.5, "B": 1293.3, "alpha": 0.01
 
 @dataclass(frozen=True)
 class RepetitionLaw:
-    """Muennighoff et al. 2023: text that is read again is worth less than new text, and so are parameters in excess.
+    """Muennighoff et al. 2023: repeated text adds less than new text, and so do parameters in excess.
 
-    L(N, D) as in LossLaw, with N and D replaced by what they are worth. Fitted on 182 runs of 7M to 9B parameters and
+    L(N, D) as in LossLaw, of the effective N and D. Fitted on 182 runs of 7M to 9B parameters and
     1 to 500 epochs over C4 (GPT-2's tokenizer).
     """
 
@@ -195,14 +195,14 @@ class RepetitionLaw:
         alpha=0.3526596,
         beta=0.3526596,
     )
-    repeated_tokens: float = 15.387756  # R_D*: how many repetitions until their worth has fallen to 1 - 1/e
+    repeated_tokens: float = 15.387756  # R_D*: the decay constant of repetitions
     repeated_parameters: float = 5.309743  # R_N*
 
-    def worth_tokens(self, tokens: float, unique_tokens: float) -> float:
-        """Return how many new tokens are worth as much as `tokens`, of which `unique_tokens` are different."""
+    def effective_tokens(self, tokens: float, unique_tokens: float) -> float:
+        """Return how many new tokens `tokens` are equivalent to, `unique_tokens` of them being different."""
         return decayed_sum(tokens, min(tokens, unique_tokens), self.repeated_tokens)
 
-    def worth_parameters(self, parameters: float, unique_tokens: float) -> float:
+    def effective_parameters(self, parameters: float, unique_tokens: float) -> float:
         """Return N without what it has in excess of the size that is optimal for the unique tokens alone."""
         a, b = self.law.alpha, self.law.beta
         ratio = (a * self.law.A / (b * self.law.B)) ** (1 / (a + b))
@@ -219,7 +219,7 @@ class RepetitionLaw:
         """
         unique_tokens = min(tokens, unique_tokens)
         return self.law.loss(
-            self.worth_parameters(parameters, unique_tokens), self.worth_tokens(tokens, unique_tokens)
+            self.effective_parameters(parameters, unique_tokens), self.effective_tokens(tokens, unique_tokens)
         )
 
     def optimum(self, flops: float, unique_tokens: float, most_tokens: float = math.inf) -> tuple[float, float]:
@@ -283,7 +283,7 @@ def optimal_vocabulary_parameters(
 def optimal_vocab_size(
     non_vocabulary_parameters: float, hidden_size: int, approach: int = 3, flops: float | None = None
 ) -> float:
-    """Return the optimal number of vocabulary entries; see `optimal_vocabulary_parameters`. Not rounded."""
+    """Return the optimal vocabulary size; see `optimal_vocabulary_parameters`. Not rounded."""
     return optimal_vocabulary_parameters(non_vocabulary_parameters, approach, flops) / hidden_size
 
 

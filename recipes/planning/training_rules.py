@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch and learning rate where a recipe leaves them out: one rule, for the planner and for every recipe."""
+"""Batch and learning rate where a recipe leaves them out: one rule for the planner and all recipes."""
 
 import math
 
@@ -27,8 +27,8 @@ def rule_tokens_per_step(multiplying_parameters: float, sequences_tokens: int, m
 def rule_learning_rate(multiplying_parameters: float) -> float:
     """Return OLMo-core's peak learning rate, to two digits.
 
-    For models smaller than the rule was made for, that of the smallest it was made for: carried further down, it is
-    too high (experiments/README.md: at 60,000 parameters a quarter of it is best).
+    A model smaller than the rule was made for gets the rate of the smallest: extrapolated, the rule is too high
+    (experiments/README.md: at 60,000 parameters a quarter of it is best).
     """
     rule = olmo_rule(max(multiplying_parameters, OLMO_PARAMETERS[0]))
     return float(f"{rule.learning_rate:.2g}")

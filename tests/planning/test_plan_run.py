@@ -13,11 +13,14 @@ import pytest
 from tiny_run import RECIPES, ROOT
 
 import plan_run
-from plan_run import Text, make_plan
 from planning import charts
-from planning.devices import DEVICES
+from planning.available_text import Text
+from planning.devices import DEVICES, find_device
 from planning.known_models import KNOWN_MODELS
 from planning.memory import largest_batch, memory_by_part
+from planning.plan import make_plan
+from planning.plan_table import describe
+from planning.scaling_laws import LAWS
 from recipe_config import Model, RecipeError
 from recipe_loading import load_recipe
 
@@ -37,6 +40,7 @@ BLOOMBERG = [
     "--plan.vocab_size=131072",
     "--plan.law=chinchilla_1",
 ]
+SOURCES = {"law": "legal", "code": "legal", "web": "general"}
 TEXT = ["--plan.domain_bytes=20e9", "--plan.general_bytes=19e9"]
 
 
@@ -46,9 +50,9 @@ def plan(tmp_path):
 
     def make(*overrides: str) -> dict:
         recipe = load_recipe([BASE], [f"--run.output_dir={tmp_path / 'run'}", *overrides])
-        made = make_plan(recipe, plan_run.find_device(recipe.plan.device))
+        made = make_plan(recipe, find_device(recipe.plan.device))
         assert_finite(made, "plan")
-        assert plan_run.describe(made)
+        assert describe(made)
         return made
 
     return make
@@ -83,7 +87,7 @@ def test_bloomberggpt_lies_on_chinchillas_line_in_size_and_below_it_in_tokens():
     bloomberg = next(model for model in KNOWN_MODELS if model.name == "BloombergGPT")
     assert bloomberg.flops == pytest.approx(1.73e23, rel=5e-3)  # the 2.36e23 of its paper include recomputation
     budget = 3.51e23  # what they had planned
-    parameters, tokens = plan_run.LAWS["chinchilla_2"].optimum(budget)
+    parameters, tokens = LAWS["chinchilla_2"].optimum(budget)
     assert bloomberg.parameters == pytest.approx(parameters, rel=0.03)
     assert bloomberg.tokens < 0.5 * tokens
 
@@ -117,14 +121,14 @@ def test_with_text_enough_each_law_is_followed_exactly_and_with_less_the_model_i
     assert scarce["text"]["worth_tokens"] < scarce["tokens"]
 
 
-def test_the_mixture_keeps_to_the_domains_share_and_to_the_repetitions():
+def test_the_mixture_is_limited_by_the_domains_share_and_the_repetitions():
     text = Text(domain_tokens=10e9, general_tokens=100e9, min_domain_share=0.5, max_repetitions=4)
     assert text.most_tokens() == 80e9
     assert text.split(20e9) == (10e9, 10e9)
     domain, general = text.split(80e9)
     assert domain / 10e9 == 4 and general == 40e9
-    worth, unique = text.worth(80e9)
-    assert worth == pytest.approx(37.26e9 + 40e9, rel=1e-3) and unique == 50e9
+    effective, unique = text.effective_tokens(80e9)
+    assert effective == pytest.approx(37.26e9 + 40e9, rel=1e-3) and unique == 50e9
     little_general = Text(domain_tokens=10e9, general_tokens=1e9, min_domain_share=0.5, max_repetitions=4)
     assert little_general.most_tokens() == 44e9
     assert little_general.split(44e9) == (40e9, 4e9)
@@ -160,6 +164,23 @@ def test_documents_without_text_of_the_domain_are_refused(plan, tmp_path):
     (documents / "stats.json").write_text(json.dumps({"sources": {"web": {"kept": kept}}}))
     with pytest.raises(RecipeError, match="no text of 'legal' was kept; there is nothing to plan"):
         plan("--plan.hours=1")
+
+
+def test_bytes_per_token_are_of_each_part_weighted_by_its_bytes(plan, tmp_path):
+    sources = [{"name": name, "path": name, "domain": domain} for name, domain in SOURCES.items()]
+    report = {
+        "bytes_per_token": {"domain tokenizer": {"law": 4.0, "code": 2.0, "web": 5.0}},
+        "train_bytes": {"law": 4 * 10**9, "code": 10**9, "web": 7 * 10**9},
+    }
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "run" / "tokenizer" / "report.json").write_text(json.dumps(report))
+    options = [f"--data.sources={json.dumps(sources)}", "--plan.flops=1e18", "--plan.domain=legal"]
+    text = plan(*TEXT, *options)["text"]
+    assert text["domain_bytes_per_token"] == pytest.approx(5e9 / (1e9 + 0.5e9))
+    assert text["general_bytes_per_token"] == pytest.approx(5.0)
+    shares = text["domain_share"], 1 - text["domain_share"]
+    assert text["bytes_per_token"] == pytest.approx(shares[0] * 5 / 1.5 + shares[1] * 5.0)
+    assert (text["domain_bytes"], text["general_bytes"]) == pytest.approx((20e9, 19e9))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +253,7 @@ def test_memory_falls_with_sharding_and_checkpointing_and_grows_with_the_batch()
         assert not batch or total(batch) <= 0.9 * device.memory_bytes < total(2 * batch)
 
 
-def test_a_model_that_is_gone_on_from_is_not_planned(plan):
+def test_a_continued_model_is_not_planned(plan):
     base = ["--model.from_pretrained=some/model", "--training.learning_rate=1e-4", "--training.tokens_per_step=65536"]
     with pytest.raises(RecipeError, match="model.from_pretrained=some/model: its size is given"):
         plan(*base, "--training.max_tokens=1e9", "--plan.hours=1", *TEXT)

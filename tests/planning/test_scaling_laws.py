@@ -91,13 +91,13 @@ def test_kaplans_law_is_read_as_chinchillas_appendix_reads_it():
     assert LAWS["chinchilla_1"].optimum(1e21)[0] == pytest.approx(2.86e9, rel=2e-3)
 
 
-def test_repeated_text_is_worth_what_the_published_check_values_say():
+def test_the_effective_tokens_of_repeated_text_are_the_published_check_values():
     law = REPETITION_LAW
     assert law.loss(6.34e9, 242e9, 25e9) == pytest.approx(2.2256440890, abs=1e-9)
     assert law.loss(8.67e9, 178e9, 25e9) == pytest.approx(2.2269634075, abs=1e-9)
-    worth = [law.worth_tokens(epochs * 1e9, 1e9) / 1e9 for epochs in (1, 2, 4, 8, 16, 40, 1e6)]
-    assert worth == pytest.approx([1, 1.968, 3.726, 6.624, 10.58, 15.17, 16.39], abs=5e-3)
-    assert law.worth_tokens(3e9, 5e9) == 3e9  # less than one epoch
+    effective = [law.effective_tokens(epochs * 1e9, 1e9) / 1e9 for epochs in (1, 2, 4, 8, 16, 40, 1e6)]
+    assert effective == pytest.approx([1, 1.968, 3.726, 6.624, 10.58, 15.17, 16.39], abs=5e-3)
+    assert law.effective_tokens(3e9, 5e9) == 3e9  # less than one epoch
 
 
 def test_with_text_enough_the_repetition_law_is_the_plain_one_and_with_too_little_it_takes_a_smaller_model():

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments of arms: the grid, its cost, what identifies a run, and one that is trained and gone on with."""
+"""Experiments of arms: the grid, its cost, what identifies a run, and one that is trained and continued."""
 
 import csv
 import json
+import shutil
 
 import pytest
 from tiny_run import RECIPES, write_tiny_texts
 
 import compare_arms
-from compare_arms import load_experiment
 from recipe_config import RecipeError
+from sweeps.arm_results import draw, write_page
+from sweeps.arms import flops_per_token, load_experiment
+from sweeps.runs import read_rows
 
 
+EXPERIMENTS = ("ablations", "break_even", "mixture_share", "scratch_or_adapt", "scratch_or_adapt_legal")
 TINY = """
 results: results
 x: domain_bytes
@@ -57,7 +61,7 @@ def test_the_shipped_experiments_give_every_arm_the_same_compute():
         assert len(runs) == sum(seeds) * len(experiment.flops) * max(1, len(experiment.domain_bytes))
         assert len({run.key for run in runs}) == len(runs)
         for run in runs:
-            spent = compare_arms.flops_per_token(run.recipe) * run.recipe.training.max_tokens
+            spent = flops_per_token(run.recipe) * run.recipe.training.max_tokens
             assert spent == pytest.approx(run.flops, rel=0.02)
             assert run.base in (None, *bases)
     shares = {
@@ -88,6 +92,18 @@ def test_the_ablations_change_one_thing_at_a_time_at_two_sizes():
         }
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_rows_are_recognised_and_give_the_committed_page(name, tmp_path):
+    source = RECIPES / "experiments"
+    shutil.copytree(source / name, tmp_path / name)
+    shutil.copy(source / f"{name}.yaml", tmp_path)
+    compare_arms.main(["--config", str(tmp_path / f"{name}.yaml"), "--max_runs", "0"])
+    for file in ("README.md", "runs.csv"):
+        assert (tmp_path / name / file).read_bytes() == (source / name / file).read_bytes()
+    runs = load_experiment(source / f"{name}.yaml")[2]
+    assert {run.key for run in runs} == read_rows(source / name / "runs.csv").keys()
+
+
 def flat(values: dict, prefix: str = "") -> dict:
     pairs = {f"{prefix}{key}": value for key, value in values.items()}
     nested = [flat(value, f"{key}.") for key, value in pairs.items() if isinstance(value, dict)]
@@ -107,7 +123,6 @@ def test_a_row_is_keyed_by_what_the_experiment_states_and_not_by_where_it_runs(t
 
 
 def test_the_page_of_an_experiment_has_the_mean_of_the_seeds_and_how_far_they_lie_apart(tmp_path):
-    experiment, _, _ = load_experiment(RECIPES / "experiments" / "ablations.yaml")
     shared = {"parameters": "1000", "tokens": "2000", "domain_bytes": "all", "size": "small"}
     rows = [
         shared
@@ -115,19 +130,18 @@ def test_the_page_of_an_experiment_has_the_mean_of_the_seeds_and_how_far_they_li
         | {"budget_flops": "1e9", "sense_accuracy": "0.25", "sense_gold_bits_per_byte": "3.0"}
         for arm, seed, bits in (("cosine", 0, "1.50"), ("cosine", 1, "1.60"), ("z-loss", 0, "1.40"))
     ]
-    compare_arms.draw(experiment, rows, tmp_path / "curve.png")
-    compare_arms.write_page(experiment, rows, tmp_path / "README.md")
+    draw(rows, "arm", tmp_path / "curve.png")
+    write_page("Ablations", rows, tmp_path / "README.md")
     page = (tmp_path / "README.md").read_text()
     assert "| cosine | small | 1,000 | 2,000 | all | 2 | 1.550 (0.100) | 2.000 (0.000) | 0.250 (0.000) |" in page
     assert "| z-loss | small | 1,000 | 2,000 | all | 1 | 1.400 | 2.000 | 0.250 |" in page
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    over_bytes = experiment.model_copy(update={"x": "domain_bytes"})
     rows = [row | {"domain_bytes": str(number * 1000)} for number, row in enumerate(rows, 1)]
-    compare_arms.draw(over_bytes, rows + [row | {"budget_flops": "4e9"} for row in rows], tmp_path / "budgets.png")
+    draw(rows + [row | {"budget_flops": "4e9"} for row in rows], "domain_bytes", tmp_path / "budgets.png")
     assert (tmp_path / "budgets.png").stat().st_size > (tmp_path / "curve.png").stat().st_size, "a row a budget"
 
 
-def test_adapters_buy_more_tokens_and_new_entries_cost_some():
+def test_adapters_buy_more_tokens_and_new_tokens_cost_some():
     _, _, runs = load_experiment(RECIPES / "experiments" / "scratch_or_adapt.yaml")
     tokens = {run.arm: run.recipe.training.max_tokens for run in runs if run.flops == 1e12}
     assert tokens["adapters"] == pytest.approx(1.5 * tokens["continued"], rel=0.02)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The budget: from hours, money or FLOPs to model FLOPs, and from a run's FLOPs to hours, money and energy."""
+
+import math
+
+from planning.devices import UTILISATION_FRACTION, UTILISATION_INTERVAL, Device
+from recipe_config import Plan, RecipeError
+
+
+LEAST_FLOPS, MOST_FLOPS = 1e12, 1e30
+
+
+def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
+    """Convert the budget to model FLOPs, and add what that assumes to `assumptions`.
+
+    Raises: RecipeError: there is none, or it is impossible.
+    """
+    budgets = plan.budgets()
+    if not budgets:
+        raise RecipeError("plan: no budget; set one of plan.flops, plan.device_hours, plan.hours and plan.money")
+    ((kind, amount),) = budgets.items()
+    low, high = (plan.utilisation_fraction,) * 2 if plan.utilisation_fraction else UTILISATION_INTERVAL
+    utilisation = plan.utilisation_fraction or UTILISATION_FRACTION
+    if plan.utilisation_fraction is None:
+        assumptions.append(
+            f"{utilisation:.0%} of the device's peak, between {low:.0%} and {high:.0%}; measure it, then set "
+            "plan.utilisation_fraction"
+        )
+    # Without recomputed activations.
+    flops_per_hour = device.peak_flops * utilisation * 3600 / plan.recomputation_factor
+    if kind == "flops":
+        flops = amount
+    else:
+        device_hours = {
+            "device_hours": amount,
+            "hours": amount * plan.devices,
+            "money": amount / (plan.price_per_device_hour or math.inf),
+        }[kind]
+        flops = device_hours * (1 - plan.reserve_fraction) * flops_per_hour
+    if not LEAST_FLOPS <= flops <= MOST_FLOPS:
+        raise RecipeError(
+            f"plan.{kind}: {amount:g} is {flops:.3g} model FLOPs; a run has between {LEAST_FLOPS:g} and {MOST_FLOPS:g}"
+        )
+    return {
+        "kind": kind,
+        "amount": amount,
+        "model_flops": flops,
+        "utilisation_fraction": utilisation,
+        "utilisation_interval": [low, high],
+        "flops_per_device_hour": flops_per_hour,
+    }
+
+
+def plan_cost(plan: Plan, device: Device, budget: dict, used_flops: float) -> dict:
+    """Return hours, money and energy of a run: expected, and at both ends of utilisation_interval."""
+
+    def at(utilisation: float) -> dict:
+        device_hours = used_flops * plan.recomputation_factor / (device.peak_flops * utilisation * 3600)
+        return {
+            "device_hours": device_hours,
+            "hours": device_hours / plan.devices,
+            "money": device_hours * plan.price_per_device_hour if plan.price_per_device_hour else None,
+            "kilowatt_hours": device_hours * device.watts / 1000 if device.watts else None,
+        }
+
+    low, high = budget["utilisation_interval"]
+    return {
+        "expected": at(budget["utilisation_fraction"]),
+        "least": at(high),
+        "most": at(low),
+        "meaning": "without the reserve; energy at the devices' thermal design power, without the building's",
+    }

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of compare_arms.py: a figure of its rows, and a page with a table of their means."""
+
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure  # by itself it draws with Agg, which needs no display
+
+
+BITS, ACCURACY = "_bits_per_byte", "_accuracy"  # columns: <label>_bits_per_byte, <task>_gold_bits_per_byte, ...
+
+
+def labels_of(rows: list[dict]) -> list[str]:
+    """Return the labels of text that the rows have bits per byte of."""
+    return [name.removesuffix(BITS) for name in rows[0] if name.endswith(BITS) and not name.endswith("_gold" + BITS)]
+
+
+def tasks_of(rows: list[dict]) -> list[str]:
+    """Return the tasks that the rows have the accuracy of."""
+    return [name.removesuffix(ACCURACY) for name in rows[0] if name.endswith(ACCURACY)]
+
+
+def draw(rows: list[dict], x: str, path: Path) -> None:
+    """Draw bits per byte of each label, and accuracy of each task, over the column `x` of the rows.
+
+    A line joins the means over the seeds, and each seed is a point. Where x is a budget or an amount of text, each arm
+    has a line; else the arms are the points of one line, as shares are. With x = "arm", each arm is a row of points.
+    """
+    figure = draw_arms(rows) if x == "arm" else draw_lines(rows, x)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def draw_arms(rows: list[dict]) -> Figure:
+    """Draw a row of points an arm, one panel for each size and label."""
+    labels, arms = labels_of(rows), list(dict.fromkeys(row["arm"] for row in rows))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    figure = Figure(figsize=(5 * len(labels), (1 + 0.3 * len(arms)) * len(sizes)))
+    panels = figure.subplots(len(sizes), len(labels), squeeze=False)
+    for size, of_size in zip(sizes, panels, strict=True):
+        chosen = [row for row in rows if row["size"] == size]
+        for label, axes in zip(labels, of_size, strict=True):
+            bits = [float(row[label + BITS]) for row in chosen]
+            axes.plot(bits, [arms.index(row["arm"]) for row in chosen], "o", alpha=0.7)
+            axes.set_yticks(range(len(arms)), arms, fontsize="small")
+            axes.set(xlabel=f"bits per byte of held-out text, {label}", title=size, ylim=(len(arms) - 0.5, -0.5))
+            axes.grid(axis="y", linewidth=0.3)
+    return figure
+
+
+def draw_lines(rows: list[dict], x: str) -> Figure:
+    """Draw lines over the column x, one panel for each measure."""
+    measures = {label + BITS: f"bits per byte of held-out text, {label}" for label in labels_of(rows)}
+    measures |= {task + ACCURACY: f"accuracy, {task}" for task in tasks_of(rows)}
+    by_arm = x in ("budget_flops", "domain_bytes")
+    # Over an amount of text, a row of panels for each budget: it shows where one arm overtakes another.
+    budgets = sorted({float(row["budget_flops"]) for row in rows}) if x == "domain_bytes" else [None]
+    figure = Figure(figsize=(4.6 * len(measures), 3.8 * len(budgets)))
+    panels = figure.subplots(len(budgets), len(measures), squeeze=False)
+    for budget, of_budget in zip(budgets, panels, strict=True):
+        chosen = [row for row in rows if budget in (None, float(row["budget_flops"]))]
+        for (column, title), axes in zip(measures.items(), of_budget, strict=True):
+            for arm in dict.fromkeys(row["arm"] for row in chosen) if by_arm else [None]:
+                seeds: dict[float, list[float]] = {}
+                for row in chosen:
+                    if arm in (None, row["arm"]):
+                        seeds.setdefault(float(row[x]), []).append(float(row[column]))
+                places = sorted(seeds)
+                (line,) = axes.plot(places, [mean(seeds[place]) for place in places], label=arm)
+                points = [(place, value) for place in places for value in seeds[place]]
+                axes.plot(*zip(*points, strict=True), "o", color=line.get_color(), alpha=0.6)
+            axes.set(xlabel=x, ylabel=title, title="" if budget is None else f"{budget:.3g} FLOPs")
+            if by_arm:
+                axes.set_xscale("log")
+    if by_arm:
+        panels[0][0].legend(fontsize="small")
+    return figure
+
+
+def write_page(title: str, rows: list[dict], path: Path) -> None:
+    """Write the results' README.md: each arm's mean over its seeds, and the range of the seeds."""
+    labels, tasks = labels_of(rows), tasks_of(rows)
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        place = tuple(row[column] for column in ("arm", "size", "parameters", "tokens", "domain_bytes"))
+        groups.setdefault(place, []).append(row)
+    lines = [
+        f"# {title}",
+        "",
+        "Written by `recipes/compare_arms.py` from [runs.csv](runs.csv). Bits per byte of validation text, lower is",
+        "better"
+        + ("; accuracy of tasks" if tasks else "")
+        + "; of several seeds the mean, and in brackets how far the highest is above the lowest.",
+        "",
+        "![bits per byte](curve.png)",
+        "",
+        "| arm | size | parameters | tokens | bytes of domain text | seeds | " + " | ".join(labels + tasks) + " |",
+        "|---|---|--:|--:|--:|--:|" + "--:|" * len(labels + tasks),
+    ]
+    for (arm, size, parameters, tokens, domain_bytes), group in groups.items():
+        cells = [arm, size, f"{int(parameters):,}", f"{int(tokens):,}", domain_bytes, str(len(group))]
+        for column in [label + BITS for label in labels] + [task + ACCURACY for task in tasks]:
+            values = [float(row[column]) for row in group]
+            spread = f" ({max(values) - min(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.3f}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
