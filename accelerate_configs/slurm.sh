@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretrain a recipe as a Slurm job that puts itself back into the queue: warned before its time is up, it has training
-# save a checkpoint, and goes on from there when it is its turn again.
+# save a checkpoint, and resumes from it in its next turn.
 #
 #   sbatch --nodes 2 accelerate_configs/slurm.sh --config recipes/legal/base.yaml
 #

@@ -60,6 +60,29 @@ COMPUTING = re.compile(
     "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
     "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke"
 )
+# Phrases that a reader has to translate, with the field's own words.
+WORN_PHRASES = {
+    r"gone on (from|with)|(go|goes|going) on (from|with|where)": "resume, continue",
+    r"\bforet(ell|old)\b(?![`\"'])": "predict",
+    r"yardstick": "baseline",
+    r"double of the Hub": "mock Hub",
+    r"(passed|passes|passing) over (?!the documents)": "skip",
+    r"\btaught\b": "fine-tuned",
+    r"at hand\b": "available",
+    r"made anew|makes (it|them) anew": "rebuild",
+    r"of which the": "a sentence of its own",
+    r"See above": "a docstring that says it",
+    r"that is none\b": "not a",
+    r"held within|(kept|keeps) to the": "limited by",
+    r"\bwas told\b|\bis told\b|\bare told\b": "printed, reported",
+    r"\d entries\b": "vocabulary size",
+    r"asked and (was )?delivered|asked/delivered": "target, actual",
+    r"lies in (the|a) folder": "is in",
+    r"which roads?\b|roads? to take": "approach",
+    r"worth it[.,]": "a number",
+    r"had begun\b|was begun\b|not begun\b": "started",
+    r"laid over it": "overlay",
+}
 PACKAGES = sorted(path.parent.name for path in RECIPES.glob("*/__init__.py"))
 STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob("[!_]*.py"))
 EVAL_PACKAGES = ("metrics", "sections")
@@ -79,7 +102,7 @@ def test_every_shipped_recipe_loads_and_its_model_has_the_parameters_its_comment
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])
     with torch.device("meta"):
         counted = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))
-    stated = re.search(r"^model:  # ([\d,]+) parameters with ([\d,]+) entries", path.read_text(), re.MULTILINE)
+    stated = re.search(r"^model:  # ([\d,]+) parameters with a vocabulary of ([\d,]+)", path.read_text(), re.MULTILINE)
     if stated:
         assert counted["total"] == int(stated[1].replace(",", ""))
         assert recipe.tokenizer.vocab_size == int(stated[2].replace(",", ""))
@@ -181,6 +204,25 @@ def test_every_source_file_states_its_licence():
         assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
 
 
+def test_prose_uses_the_words_of_the_field():
+    this = Path(__file__).resolve()
+    kinds = ("*.py", "*.md", "*.yaml", "*.jinja", "*.sh")
+    folders = [RECIPES, ROOT / "eval", ROOT / "accelerate_configs", ROOT / "tests"]
+    files = [ROOT / "README.md", *(file for folder in folders for kind in kinds for file in folder.rglob(kind))]
+    found = [
+        f"{relative(file)}: {match[0]!r}: say: {instead}"
+        for file in files
+        if file != this
+        for phrase, instead in WORN_PHRASES.items()
+        for match in re.finditer(phrase, file.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_first_page_is_read_in_a_minute_or_two():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
 def commands(page: Path) -> list[list[str]]:
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -190,7 +232,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_paths_in_a_page_exist_and_the_keys_of_its_commands_are_in_the_schema(page):
     text = page.read_text()
-    # What a run makes, and what the reader is told to make, is not in the repository.
+    # Made by a run or by the reader, so not in the repository.
     made = ("runs/", "my_texts", "path/to", "benchmarks/", "recipes/telecom", "eval/results.json")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
         assert (page.parent / target).exists(), target

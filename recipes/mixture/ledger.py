@@ -73,7 +73,7 @@ class Ledger:
     def steps_of(self, document: str) -> Iterator[dict]:
         """Yield, in the order of training, the steps that hold a piece of a document, up to the last of the run.
 
-        The document is looked for in the whole index, so this takes time that grows with the documents at hand.
+        The whole index is searched, so the time grows with the number of documents.
 
         Raises: RecipeError: no training document has this id.
         """

@@ -20,7 +20,7 @@ class Text:
     Attributes:
         domain_tokens, general_tokens: different tokens of each part.
         min_domain_share: least share of the domain in a run.
-        max_repetitions: most passes over either part.
+        max_repetitions: most epochs of either part.
     """
 
     domain_tokens: float

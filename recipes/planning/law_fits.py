@@ -130,7 +130,7 @@ def fit_loss(runs: Runs, counts: str, start: LossLaw | None = None) -> LossLaw:
         value = np.where(inside, error**2 / 2, HUBER_DELTA * (np.abs(error) - HUBER_DELTA / 2)).sum()
         weights = np.clip(error, -HUBER_DELTA, HUBER_DELTA) / total * terms
         slopes = weights.sum(axis=1)
-        # In units of the Huber loss's own size, or the optimizer stops at its tolerance before it has begun.
+        # In units of the Huber loss's own size, or the optimizer stops at its tolerance at the first step.
         gradient = np.array([*slopes, -(weights[1] * log_n).sum(), -(weights[2] * log_d).sum()])
         return value / HUBER_DELTA**2, gradient / HUBER_DELTA**2
 

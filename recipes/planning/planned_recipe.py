@@ -41,7 +41,7 @@ def settings_of_plan(plan: dict) -> dict[str, Any]:
 def comments_on(plan: dict) -> dict[str, str]:
     """Return comments for base.yaml: key -> where its value is from, or what to edit."""
     continued = "from_pretrained" in plan["model"]
-    size = f"{plan['parameters']['total']:,} parameters with {plan['vocab_size']:,} entries"
+    size = f"{plan['parameters']['total']:,} parameters with a vocabulary of {plan['vocab_size']:,}"
     fits = f"fits {plan['budget']['device']} with {launch_file(plan)}"
     return {
         "data.sources": "edit: add license and url, and a source of general text with a share",

@@ -60,7 +60,7 @@ def fit(rows: list[dict], resamples: int, seed: int = 0) -> dict:
         "unit": "bits per byte of held-out text",
         "counts": "multiplying",
         "runs": len(runs.loss),
-        "intervals": "10th to 90th percentile of fits to the runs with their noise drawn anew",
+        "intervals": "10th to 90th percentile of fits to the runs with their noise resampled",
         "resamples": resamples,
         "resamples_without_minima": int(np.isnan(resampled["approach_2"]).sum()),
         "exponents": exponents,

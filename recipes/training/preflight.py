@@ -218,16 +218,16 @@ def check_label_shift(setup: Setup) -> tuple[bool, str, str]:
 
 def check_document_borders(setup: Setup) -> tuple[bool, str, str]:
     """Check that positions begin at 0 at each end of text, with which a document begins, and nowhere else."""
-    begun = misplaced = looked = 0
-    while begun < BORDERS and looked < BORDER_BATCHES:  # long documents leave few borders
+    started = misplaced = looked = 0
+    while started < BORDERS and looked < BORDER_BATCHES:  # long documents leave few borders
         item = setup.batches[looked]
         begins = item["input_ids"][:, 1:] == setup.tokenizer.eos_token_id
-        begun += int(begins.sum())
+        started += int(begins.sum())
         misplaced += int(((item["position_ids"][:, 1:] == 0) != begins).sum())
         looked += 1
     sequences = looked * setup.batches.batch_size
-    found = f"{begun} documents begin within {sequences} sequences, {misplaced} misplaced"
-    return begun and not misplaced, found, "some, and a position of 0 at each end of text and nowhere else"
+    found = f"{started} documents begin within {sequences} sequences, {misplaced} misplaced"
+    return started and not misplaced, found, "some, and a position of 0 at each end of text and nowhere else"
 
 
 def check_special_tokens(setup: Setup) -> tuple[bool, str, str]:

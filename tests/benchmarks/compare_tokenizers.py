@@ -6,7 +6,7 @@
 
 DATA holds legal/, finance/, medical/ and general/, each with JSON lines that have `text`. Of each file the tenth
 of documents whose text has the lowest hash is held out. A domain tokenizer is trained on 51 parts of its domain and 49
-of general text, by bytes, the yardstick on general text alone, all by the settings of train_tokenizer.py. The general
+of general text, by bytes, the baseline on general text alone, all by the settings of train_tokenizer.py. The general
 tokenizers are read from the packages without installing them; nothing of them is kept. Prints tables in Markdown.
 """
 

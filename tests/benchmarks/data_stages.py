@@ -100,9 +100,9 @@ def measure(stage: str, arguments: list[str]) -> dict[str, tuple[float, float, i
     spans = {stage: (times[0], time.monotonic())} | json.loads(output.splitlines()[-1])
     figures = {}
     for name, (start, end) in spans.items():
-        begun, done = np.interp([start, end], times, cpu_seconds)
+        started, done = np.interp([start, end], times, cpu_seconds)
         within = num_bytes[(times >= start - SAMPLE_SECONDS) & (times <= end + SAMPLE_SECONDS)]
-        figures[name] = end - start, done - begun, int(within.max())
+        figures[name] = end - start, done - started, int(within.max())
     return figures
 
 

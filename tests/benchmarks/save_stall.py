@@ -33,21 +33,21 @@ def main() -> None:
     steps: list[tuple[bool, float]] = []  # was a checkpoint being written, seconds
     saving: list[pretrain.Checkpoints] = []
     save, seed_step = pretrain.Checkpoints.save, pretrain.seed_step
-    begun = [0.0]
+    started = [0.0]
 
     def timed_save(self, *what) -> None:
         started = time.perf_counter()
         saving[:] = [self]
         save(self, *what)
         stalls.append(time.perf_counter() - started)
-        begun[0] = 0.0  # the step that the save came after is over
+        started[0] = 0.0  # the step that the save came after is over
 
     def timed_step(*what) -> None:
         now = time.perf_counter()
-        if begun[0]:
+        if started[0]:
             writing = bool(saving) and saving[0].thread is not None and saving[0].thread.is_alive()
-            steps.append((writing, now - begun[0]))
-        begun[0] = now
+            steps.append((writing, now - started[0]))
+        started[0] = now
         seed_step(*what)
 
     pretrain.Checkpoints.save, pretrain.seed_step = timed_save, timed_step

@@ -4,7 +4,7 @@
     python tests/benchmarks/start_up.py runs/legal-quickstart --rounds 3
 
 The run folder lends its tokens and its recipe. A run is trained to step 10, its checkpoint is taken once more with the
-step set to 1,000,000, and a run goes on from each: the position in the data is one number, so both take the same time.
+step set to 1,000,000, and a run resumes from each: the position in the data is one number, so both take the same time.
 Started as one process, without `accelerate launch`. Medians over the rounds, in turns; compiled and then not, since
 compiling is most of it.
 """

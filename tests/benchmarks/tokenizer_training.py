@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--chunk_megabytes", type=float, default=4, help="size of the chunks of split-and-merge")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--minutes", type=float, default=60, help="a row that takes longer is stopped")
-    parser.add_argument("--results", type=Path, help="JSON lines to go on from and to add to")
+    parser.add_argument("--results", type=Path, help="JSON lines to continue and to add to")
     parser.add_argument("--measure", choices=list(METHODS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "recipes"))

@@ -145,7 +145,7 @@ def test_the_numbers_are_the_planners_and_the_comments_say_so(make, monkeypatch)
     assert recipe.training.tokens_per_step % (6 * micro_tokens) == 0, "which six can share"
     assert recipe.training.tokens_per_step == pytest.approx(plan["training"]["tokens_per_step"], rel=0.1)
     text = (folder / "base.yaml").read_text()
-    assert f"model:  # {plan['parameters']['total']:,} parameters with 32,768 entries" in text
+    assert f"model:  # {plan['parameters']['total']:,} parameters with a vocabulary of 32,768" in text
     for key in ("max_tokens", "tokens_per_step", "learning_rate", "per_device_train_batch_size"):
         assert f"{key}: " in text and "# planner: " in text.partition(f"  {key}: ")[2].splitlines()[0], key
 
