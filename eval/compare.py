@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare evaluated models on the same items and documents: a table, paired differences, win rates, figures.
+"""Compare evaluated models on the same items and documents: a table, paired differences, win rates, a figure.
 
-In:  two or more evaluations: folders with results.json and items/, as run_eval.py writes them, or run folders that
-     hold one in eval/. The first is the one that the others are compared with.
-Out: a table on the terminal; <output>/comparison.json, comparison.md and figures/comparison.png with --output.
+In:  two or more evaluations: folders with results.json and items/, as run_eval.py writes them, or run folders with one
+     in eval/. The others are compared with the first.
+Out: a table on the terminal; with --output, comparison.json, comparison.md and figures/comparison.png in that folder.
 
     python eval/compare.py runs/legal-a runs/legal-b
     python eval/compare.py runs/legal-a runs/legal-a/eval/baselines/HuggingFaceTB--SmolLM2-135M --output comparison
 
-A difference is judged by the paired bootstrap: items are drawn with what both models made of them, so that items that
-are hard for both do not blur it. The win rate of a model is the share of its comparisons, over all tasks and all other
-models, in which it scores higher; ties count half. BloombergGPT, section 5.1, reports the same.
+Differences are judged by the paired bootstrap: each resample draws items with both models' results, so that items
+that are hard for both add no noise. A model's win rate is the fraction of its comparisons, over all tasks and other
+models, in which it scores higher; ties count half, as in BloombergGPT, section 5.1.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from wording import plain, table
 
 
 def find_evaluation(path: Path) -> Path:
-    """Return the folder with results.json. Raises: SystemExit: there is none."""
+    """Return the folder with results.json: the path or its eval/. Raises: SystemExit: neither has one."""
     for folder in (path, path / "eval"):
         if (folder / "results.json").is_file():
             return folder
-    raise SystemExit(f"{path}: no results.json there nor in its eval/; run eval/run_eval.py first")
+    raise SystemExit(f"{path}: no results.json in it nor in its eval/; run eval/run_eval.py first")
 
 
 def read_items(folder: Path, name: str) -> dict[str, dict]:
@@ -41,15 +41,15 @@ def read_items(folder: Path, name: str) -> dict[str, dict]:
 
 
 def bits(documents: list[dict]):
-    """Return bits per byte as a function of the documents drawn."""
+    """Return a function from drawn documents to their bits per byte."""
     nats, sizes = (np.array([each[key] for each in documents], float) for key in ("nats", "bytes"))
     return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
 
 
 def paired(first, other, size: int, seed: int) -> dict:
-    """Compare two scores, each a function of the items drawn, on the same draws.
+    """Compare two scores, each a function of the drawn items, on the same draws.
 
-    Returns: "difference" (other - first), "interval" (95 %), "beyond_noise" (the interval does not hold 0).
+    Returns: {"difference" (other - first), "interval" (95 %), "beyond_noise" (the interval excludes 0)}.
     """
     every = np.arange(size)
     difference = other(every) - first(every)
@@ -59,7 +59,7 @@ def paired(first, other, size: int, seed: int) -> dict:
 
 
 def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | None:
-    """Compare all evaluations on the items of `name` that every one of them scored; None where there are none."""
+    """Compare all evaluations on the items of `name` that all of them scored; None for fewer than two items."""
     items = [read_items(folder, name) for folder in folders]
     shared = [key for key in items[0] if all(key in each for each in items[1:])]
     if len(shared) < 2:
@@ -77,9 +77,9 @@ def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | Non
 def compare(folders: list[Path], seed: int = 0) -> dict:
     """Compare evaluations.
 
-    Returns: comparison.json's content: "models"; "bits_per_byte" and "tasks", {name: {"num_items", "scores" (a value a
-        model), "against_first" (what `paired` returns for each but the first), "metric"}}; "gold_bits_per_byte", the
-        same of the right continuations; "win_rates", a value a model over "tasks".
+    Returns: comparison.json's content: "models"; "bits_per_byte" and "tasks", {name: {"num_items", "scores" (one for
+        each model), "against_first" (from `paired`, None for the first model), "metric"}}; "gold_bits_per_byte", the
+        same for the right continuations; "win_rates", one for each model, over "tasks".
     """
     results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
     compared: dict = {
@@ -105,7 +105,7 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
 
 
 def win_rates(scores: list[list[float]]) -> list[float]:
-    """Return each model's share of won comparisons with every other model on every task; ties count half."""
+    """Return the fraction of comparisons that each model wins, over tasks and other models; ties count half."""
     if not scores:
         return []
     table = np.array(scores)  # (tasks, models)
@@ -115,7 +115,7 @@ def win_rates(scores: list[list[float]]) -> list[float]:
 
 
 def describe(compared: dict) -> list[str]:
-    """Return the comparison as lines of text. A star: the difference from the first model is beyond noise."""
+    """Return the comparison as lines of text. A star marks a difference from the first model beyond noise."""
     header = ["", "measured by", "items", *(plain(model)[-28:] for model in compared["models"])]
     rows = []
     for part, label in (
@@ -136,12 +136,12 @@ def describe(compared: dict) -> list[str]:
     return [
         *table(header, rows, left=2),
         "* differs from the first model by more than noise: 95 % paired bootstrap over the items that all scored.",
-        "Bits per byte: lower is better. Without a star a difference shows nothing.",
+        "Bits per byte: lower is better. A difference without a star may be noise.",
     ]
 
 
 def differences_figure(compared: dict) -> Figure:
-    """Draw every difference from the first model with its interval, scores and bits per byte apart."""
+    """Draw every difference from the first model with its interval: scores above, bits per byte below."""
     parts = [part for part in ("tasks", "bits_per_byte") if compared[part]]
     rows = sum(len(compared[part]) for part in parts)
     figure = Figure(figsize=(7, 1.6 * len(parts) + 0.35 * rows))
@@ -170,14 +170,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations, or run folders")
     parser.add_argument("--output", type=Path, help="folder for comparison.json, comparison.md and the figure")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     arguments = parser.parse_args(argv)
     if len(arguments.evaluations) < 2:
-        raise SystemExit("give two evaluations or more")
+        raise SystemExit("give at least two evaluations")
     compared = compare([find_evaluation(path) for path in arguments.evaluations], arguments.seed)
     if not compared["tasks"] and not compared["bits_per_byte"]:
         raise SystemExit(
-            "these evaluations have no items in common: run eval/run_eval.py with the same tasks and text"
+            "these evaluations have no items in common; run eval/run_eval.py with the same tasks and documents"
         )
     lines = describe(compared)
     if arguments.output is not None:

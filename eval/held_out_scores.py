@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte of a run's held-out documents: by source, domain, month after the cut-off, context length."""
+"""Bits per byte of a run's held-out documents: by source, domain, month after the cut-off and context length."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
 PIECE_DOCUMENTS = 32  # scored together by one process
-# Long documents are read with this many times the model's own context, so far as so many of its contexts hold them.
-CONTEXT_FACTORS, LONG_CONTEXTS = (0.5, 1, 2, 4), 64
+CONTEXT_FACTORS = (0.5, 1, 2, 4)  # of the model's own context, for long documents
+LONG_CONTEXTS = 64  # long documents are read until they fill the model's context so many times
 
 
 def read_documents(folder: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Yield (id, text, date) of a source's parquet files, file by file."""
+    """Yield (id, text, date) from a source's parquet files, file by file."""
     for path in sorted(folder.glob("*.parquet")):
         file = pq.ParquetFile(path)
         columns = [name for name in ("id", "text", "date") if name in file.schema_arrow.names]
@@ -46,17 +46,16 @@ def chosen_documents(folder: Path, max_bytes: int | None) -> list[tuple[str, str
 
 
 def summarise(nats: np.ndarray, byte_counts: np.ndarray, tokens: int, sizes: dict, seed: int) -> dict:
-    """Return the entry of one source or domain.
+    """Return the entry of one source or domain in results.json.
 
-    The 95 % interval is that of the bootstrap over documents: each resample draws documents with their nats and bytes
-    together. It says how much the choice of documents matters, not the choice of a training seed; None for a single
-    document, which says nothing about it.
+    The 95 % interval comes from the bootstrap over documents: each resample draws documents with their nats and bytes
+    together. It covers the choice of documents, not that of a training seed. A single document has no interval.
 
     Args:
         nats: (documents,), of each document.
         byte_counts: (documents,), of each document.
         tokens: of all documents.
-        sizes: compressed bytes of all documents under each of XZ_KINDS; a kind may be missing or None.
+        sizes: {kind of XZ_KINDS: compressed bytes of all documents}; a kind may be missing or None.
         seed: of the bootstrap.
     """
     total_bytes = int(byte_counts.sum())
@@ -96,7 +95,7 @@ def score_split(
     for folder in sorted(path for path in (arguments.documents / split).iterdir() if path.is_dir()):
         documents = [each for each in chosen_documents(folder, arguments.max_bytes_per_source) if each[1]]
         if not documents:
-            logger.warning("%s holds no text, so %s is left out", folder, folder.name)
+            logger.warning("%s holds no text: %s is skipped", folder, folder.name)
             continue
         texts = [text for _, text, _ in documents]
         pieces = [texts[start : start + PIECE_DOCUMENTS] for start in range(0, len(texts), PIECE_DOCUMENTS)]
@@ -112,7 +111,7 @@ def score_split(
 
 
 def summed(documents: list[dict], sizes: dict, seed: int) -> dict:
-    """Return the entry of some documents: what `summarise` returns, and how many their tokens do not give back."""
+    """Return the entry of some documents: `summarise`, and how many of them their tokens do not restore."""
     nats, sizes_of = (np.array([each[key] for each in documents]) for key in ("nats", "bytes"))
     entry = summarise(nats, sizes_of, sum(each["tokens"] for each in documents), sizes, seed)
     return entry | {"documents_not_restored": sum(not each["restored"] for each in documents)}
@@ -123,9 +122,9 @@ def score_sources(
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """Score the held-out documents.
 
-    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}; months are those of the dated
-        documents of the split `future`, which is later than all training text, where there is one; context_lengths
-        as `score_context_lengths` returns them; and the documents of each source.
+    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}, and the documents of each source.
+        months: of the dated documents in the split `future`, which is later than all training text, if there is one.
+        context_lengths: from `score_context_lengths`.
     """
     stats = arguments.documents / "stats.json"
     known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
@@ -175,10 +174,10 @@ def score_context_lengths(
     sources: list[str],
     work: SharedWork,
 ) -> dict[str, dict]:
-    """Score documents longer than the model's context, read with less of it, all of it, and more than it was made for.
+    """Score documents that are longer than the model's context, at CONTEXT_FACTORS times that context.
 
-    Returns: {tokens of the context: entry}, the same documents in each; {} where none is so long, or where the model
-        cannot read beyond its context, as with learned positions.
+    Returns: {tokens of the context: entry}, the same documents in each; {} if none is so long, or if the model cannot
+        read beyond its context, as with learned positions.
     """
     config = model.config.get_text_config()
     own_length = getattr(config, "max_position_embeddings", None) or arguments.context_length

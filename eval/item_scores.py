@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what each item of a task cost to its scores, each with a 95 % interval, the level of chance, and the margin.
+"""Turn scored items into a task's scores, with 95 % intervals, chance levels and probability margins.
 
-A scored item: {"id", "gold", "nats", "bytes", "tokens" and "characters" (of each choice), "greedy" (the first choice
-is what the model would write), "uncalibrated" (nats after a context without content), "prediction" and "target" (texts
-of kind `answer`), "tag"}.
+A scored item: {"id", "gold", "nats", "bytes", "tokens" and "characters" (of each choice), "greedy" (whether the model
+would write the first choice), "uncalibrated" (nats after a context without content), "prediction" and "target" (texts,
+kind `answer`), "tag"}.
 """
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +15,13 @@ from metrics.numeric_match.numeric_match import numbers_match
 
 
 RESAMPLES = 1000  # of the bootstrap
-GUESSES = 200  # simulated, where chance has no formula
+GUESSES = 200  # simulated for a metric whose chance level has no formula
 
 Scored = list[dict]
 
 
 def predictions(items: Scored, rule: str) -> np.ndarray:
-    """Return the chosen index of each item: the plain likelihood, or divided by characters, tokens or a prior."""
+    """Return the chosen index of each item, by likelihood: plain, per character, per token or over a prior."""
     divided = {
         "plain": lambda item, nats: nats,
         "per_character": lambda item, nats: nats / np.maximum(1, item["characters"]),
@@ -46,16 +45,16 @@ def accuracy(rule: str) -> Callable:
 
 
 def class_counts(gold: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each class: items of it, items taken for it, and both."""
+    """Return, for each class, the items of it, the items predicted as it, and the items that are both."""
     size = int(max(gold.max(), chosen.max())) + 1
     right = np.bincount(gold[gold == chosen], minlength=size)
     return np.bincount(gold, minlength=size), np.bincount(chosen, minlength=size), right
 
 
 def weighted_f1(rule: str) -> Callable:
-    """F1 of each class, weighted by how many items are of it, as scikit-learn's average="weighted".
+    """F1 of each class, weighted by its number of items, as scikit-learn's average="weighted".
 
-    Items with a tag, as those of Headline, are scored tag by tag, and the tags' scores are averaged.
+    Items with tags, as in Headline, are scored for each tag, and the tags' scores are averaged.
     """
 
     def of_draw(gold: np.ndarray, chosen: np.ndarray) -> float:
@@ -78,7 +77,7 @@ def weighted_f1(rule: str) -> Callable:
 
 
 def balanced_accuracy(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-    """Mean over the classes of the share found of each, LegalBench's metric."""
+    """Mean recall over the classes, LegalBench's metric."""
     chosen = predictions(items, "plain") if chosen is None else chosen
     gold = np.array([item["gold"] for item in items])
 
@@ -107,7 +106,7 @@ def entity_f1(items: Scored, chosen: np.ndarray | None = None) -> Callable:
 
 
 def rouge_l(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-    from rouge_score.rouge_scorer import RougeScorer  # evaluate.load("rouge") would need the Hub
+    from rouge_score.rouge_scorer import RougeScorer  # evaluate.load("rouge") needs the Hub
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return answer_metric(lambda prediction, target: scorer.score(target, prediction)["rougeL"].fmeasure)(items)
@@ -136,7 +135,7 @@ CHOICE_METRICS = [name for name in METRICS if name.startswith(("acc", "f1", "bal
 
 
 def draws(size: int, seed: int) -> np.ndarray:
-    """Return the bootstrap's resamples, (RESAMPLES, size): the same for every model and metric of as many items."""
+    """Return the bootstrap's resamples, (RESAMPLES, size), the same for every model and metric."""
     return np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
 
 
@@ -150,7 +149,7 @@ def measured(score: Callable[[np.ndarray], float], size: int, seed: int) -> tupl
 
 
 def chance_level(name: str, items: Scored, seed: int) -> float | None:
-    """Return what guessing scores: by the number of choices, by simulation for F1; None for free answers."""
+    """Return the score of guessing: from the number of choices, by simulation for F1, None for written answers."""
     if name not in CHOICE_METRICS:
         return None
     sizes = np.array([len(item["nats"]) for item in items])
@@ -162,14 +161,14 @@ def chance_level(name: str, items: Scored, seed: int) -> float | None:
 
 
 def gold_bits(items: Scored) -> Callable:
-    """Bits per byte of the right continuations together: it moves long before accuracy does."""
+    """Bits per byte of all right continuations together, which improves long before accuracy does."""
     nats = np.array([item["nats"][item["gold"]] for item in items])
     sizes = np.array([item["bytes"][item["gold"]] for item in items])
     return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
 
 
 def margins(items: Scored) -> Callable:
-    """Probability of the right choice among the choices, less that of the best wrong one: -1 to 1, 0 undecided."""
+    """Probability of the right choice among the choices, minus that of the best wrong one: -1 to 1."""
     values = []
     for item in items:
         shares = np.exp(min(item["nats"]) - np.array(item["nats"]))
@@ -182,8 +181,8 @@ def score_items(items: Scored, metrics: list[str], seed: int) -> tuple[dict, dic
     """Score items by some metrics.
 
     Returns: {"num_items", "chance" (of the first metric), "metrics": {name: {"value", "stderr", "interval",
-        "chance"}}, "gold_bits_per_byte", "probability_margin"}, the last two None where there is no choice or no
-        likelihood; and the resampled scores of each metric.
+        "chance"}}, "gold_bits_per_byte", "probability_margin"}, the last two None without likelihoods or choices; and
+        the bootstrap scores of each metric.
     """
     size, resampled = len(items), {}
     entry = {"num_items": size, "chance": chance_level(metrics[0], items, seed), "metrics": {}}
@@ -195,7 +194,3 @@ def score_items(items: Scored, metrics: list[str], seed: int) -> tuple[dict, dic
     entry["gold_bits_per_byte"] = measured(gold_bits(items), size, seed)[0] if has_likelihood else None
     entry["probability_margin"] = measured(margins(items), size, seed)[0] if has_choice else None
     return entry, resampled
-
-
-def write_items(items: Scored) -> str:
-    return "".join(json.dumps(item) + "\n" for item in items)

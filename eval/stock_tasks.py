@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of lm-eval's own format, those that it ships and those of a folder, as benchmarks of this repository.
+"""Load tasks in lm-eval's format, its own or those of a folder, as benchmarks of this repository.
 
-Such a task is code: its YAML names functions that run. So they are loaded only where --stock_tasks asks for them by
-name, and a folder of them only where --task_folder names it. What is asked is what lm-eval would ask; how it is
-scored, reported, exported and checked against training text is the same as for eval/tasks.
+Such a task is code: its YAML names functions that run. It is therefore loaded only if --stock_tasks names it, and a
+folder of tasks only if --task_folder names it. The requests are those that lm-eval would make. Scoring, reporting,
+export and the check against training text are the same as for eval/tasks.
 """
 
 import hashlib
@@ -14,19 +14,19 @@ from pathlib import Path
 from benchmark_tasks import Benchmark
 
 
-PREFIX = "lm_eval-"  # of their names here: eval/tasks has tasks of the same names
+PREFIX = "lm_eval-"  # of their names in results.json, since eval/tasks has tasks of the same names
 KINDS = {"multiple_choice": "choice", "loglikelihood": "cloze"}
 
 
 def load_stock_tasks(names: list[str], folder: Path | None, num_fewshot: int | None) -> dict[str, tuple]:
-    """Load tasks by name, groups and tags too: {name here: (benchmark, items, few-shot examples, origin)}.
+    """Load tasks, groups and tags by name: {PREFIX + task: (benchmark, items, few-shot examples, origin)}.
 
     Args:
-        names: as lm-eval knows them.
-        folder: of tasks to take instead of those that lm-eval ships.
-        num_fewshot: examples before each question; None: as each task says.
+        names: lm-eval's.
+        folder: of tasks to load instead of those that lm-eval ships.
+        num_fewshot: examples before each question; None: as many as each task sets.
 
-    Raises: ValueError: naming a task that there is not, that cannot be loaded, or that is scored in another way.
+    Raises: ValueError: naming a task that does not exist, cannot be loaded, or needs lm-eval's own scoring.
     """
     from lm_eval.tasks import TaskManager
 
@@ -74,7 +74,7 @@ def as_benchmark(name: str, task, num_fewshot: int | None) -> tuple[Benchmark, l
 
 
 def as_item(task, doc: dict) -> dict:
-    """Ask a task what it makes of a row; see benchmark_rows.py for the forms of an item."""
+    """Turn a row into an item by the task's own functions; benchmark_rows.py lists the forms of an item."""
     text, target = task.doc_to_text(doc), task.doc_to_target(doc)
     if task.config.output_type == "loglikelihood":
         return {"context": text, "continuation": target.removeprefix(" ")}
@@ -85,7 +85,7 @@ def as_item(task, doc: dict) -> dict:
 
 
 def commit_of(rows) -> str | None:
-    """Return the commit of the Hub that rows are of, as it stands in the addresses they came from."""
+    """Return the Hub commit of rows, read from the addresses of their downloaded files; None if unknown."""
     sources = getattr(getattr(rows, "info", None), "download_checksums", None) or {}
     found = re.search(r"@([0-9a-f]{40})/", " ".join(sources))
     return found and found[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models side by side: differences beyond noise and within it, win rates, and what cannot be compared."""
+"""Compare models: differences beyond and within noise, win rates, and evaluations without common items."""
 
 import json
 
@@ -10,7 +10,7 @@ from compare import main, win_rates
 
 
 def write_evaluation(folder, model, accuracy, bits, *, items=400, seed=0):
-    """Write an evaluation of a model that is right on a share of the items and needs so many bits a byte."""
+    """Write an evaluation of a model with a given accuracy and bits per byte."""
     generator = np.random.default_rng(seed)
     scored = [
         {"id": str(n), "gold": 0, "nats": [1.0, 2.0] if generator.random() < accuracy else [2.0, 1.0]}
@@ -61,11 +61,11 @@ def test_ties_count_half():
     assert win_rates([[0.5, 0.5], [0.2, 0.1]]) == [0.75, 0.25]
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_evaluations_that_cannot_be_compared_are_refused(tmp_path):
     first = write_evaluation(tmp_path / "a", "a", 0.5, 2.0, items=2)
     (tmp_path / "b" / "items").mkdir(parents=True)
     (tmp_path / "b" / "results.json").write_text((first / "results.json").read_text())
     with pytest.raises(SystemExit, match="no items in common"):
         main([str(first), str(tmp_path / "b")])
-    with pytest.raises(SystemExit, match="no results.json there nor in its eval/"):
+    with pytest.raises(SystemExit, match="no results.json in it nor in its eval/"):
         main([str(first), str(tmp_path)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics that can be shared, by hand-made answers; scikit-learn and lm-eval where they have the same."""
+"""The metrics on hand-made answers, and against scikit-learn where it has the same."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_modules_load_with_evaluate_from_their_folder():
         ("", "12", False),
     ],
 )
-def test_numbers_match_however_they_are_written(prediction, target, right):
+def test_numbers_match_in_any_notation(prediction, target, right):
     item = {"prediction": prediction, "target": target}
     assert METRICS["numeric_match"]([item])(np.array([0])) == right
 

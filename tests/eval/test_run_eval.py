@@ -22,13 +22,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import held_out_scores
 import report
-import run_eval
 from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
+from generated_samples import generate_sample
 from item_scores import gold_bits, measured
 from request_scoring import RequestScorer
-from run_eval import load_tasks, main, overlap_groups, parse_arguments, run_task
+from run_eval import load_tasks, main, parse_arguments, run_task
 from shared_work import SharedWork
+from training_overlap import overlap_groups
 
 
 TASKS = ["legal_sense", "general_agreement", "dosing_shorthand"]
@@ -64,7 +65,7 @@ def requests(exported):
 
 
 def decontamination_of(exported, task, *, kept=(), removed=(), too_short=()):
-    """Return what decontamination.json says of a task's items: documents with them were kept, or all removed."""
+    """Return a decontamination.json of one task: documents with these items were kept, or all removed."""
     left = [{"id": item, "fraction": 0.9, "fraction_after_removal": 0.3} for item in kept]
     gone = [{"id": item, "fraction": 1.0, "fraction_after_removal": 0.0} for item in removed]
     found = {"overlaps": [*left, *gone], "not_checkable": {"too_short": list(too_short), "template": []}}
@@ -74,7 +75,7 @@ def decontamination_of(exported, task, *, kept=(), removed=(), too_short=()):
 
 @pytest.fixture(scope="module")
 def decontamination(exported, requests, tmp_path_factory):
-    """A decontamination.json by which 30 items still overlap, 10 did, and 5 cannot be checked."""
+    """A decontamination.json: 30 items still overlap, 10 did before removal, 5 cannot be checked."""
     ids = [item["id"] for item in requests["general_agreement"]]
     path = tmp_path_factory.mktemp("checked") / "decontamination.json"
     chosen = {"kept": ids[:30], "removed": ids[30:40], "too_short": ids[40:45]}
@@ -145,7 +146,7 @@ def test_long_documents_are_scored_with_less_and_more_than_the_models_context(mo
     assert held_out_scores.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork()) == {}
 
 
-def test_clean_and_overlapping_items_are_scored_apart_and_few_are_only_counted(evaluated, decontamination):
+def test_clean_and_overlapping_items_are_scored_separately_and_few_are_only_counted(evaluated, decontamination):
     results = json.loads(evaluated[0])
     assert results["settings"]["decontamination_sha256"] == hashlib.sha256(decontamination.read_bytes()).hexdigest()
     task = results["tasks"]["general_agreement"]
@@ -177,7 +178,7 @@ def test_items_that_are_not_those_that_were_checked_are_unchecked(exported, requ
     assert set(overlap_groups("legal_sense", items[1:], checked)) == {"unchecked"}
 
 
-def test_without_a_check_of_the_text_nothing_is_told_apart(model, tokenizer):
+def test_without_a_check_of_the_text_overlap_is_not_reported(model, tokenizer):
     result = run_tasks(model, tokenizer, ["general_agreement"], context_length=64, batch_size=8)
     assert result["general_agreement"]["by_overlap"] is None
 
@@ -253,8 +254,8 @@ def test_model_of_random_weights_is_near_chance_on_every_task(model, tokenizer):
     assert set(results["legal_sense"]["metrics"]) == {"acc", "acc_norm"}
 
 
-class TaughtModel(LlamaForCausalLM):
-    """Predicts the next token of sequences it was told, from their very beginning, and nothing elsewhere."""
+class MemorisingModel(LlamaForCausalLM):
+    """Predicts the next token of known sequences, from their first token, and is uniform elsewhere."""
 
     def forward(self, input_ids, **kwargs):
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
@@ -265,30 +266,30 @@ class TaughtModel(LlamaForCausalLM):
         return CausalLMOutputWithPast(logits=logits)
 
 
-def taught(model, tokenizer, items, prefix):
-    """Build a model that knows the right continuation of each item after prefix."""
+def memorising(model, tokenizer, items, prefix):
+    """Build a model that knows the right continuation of each item after a prefix."""
     known = defaultdict(set)
     for item in items:
         tokens = [*prefix, *tokenizer(item["context"] + item["choices"][item["gold"]])["input_ids"]]
         for position in range(1, len(tokens)):
             known[tuple(tokens[:position])].add(tokens[position])
-    pupil = TaughtModel(model.config)
-    pupil.known = known
-    return pupil.eval()
+    memorised = MemorisingModel(model.config)
+    memorised.known = known
+    return memorised.eval()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_model_that_knows_the_answers_after_the_start_token_gets_all_right(model, tokenizer, requests, name):
-    pupil = taught(model, tokenizer, requests[name], [tokenizer.bos_token_id])
-    result = run_tasks(pupil, tokenizer, [name], context_length=128, batch_size=4)[name]
+    memorised = memorising(model, tokenizer, requests[name], [tokenizer.bos_token_id])
+    result = run_tasks(memorised, tokenizer, [name], context_length=128, batch_size=4)[name]
     assert result["metrics"]["acc"]["value"] == 1.0
     assert result["gold_bits_per_byte"]["value"] < 0.3
     assert result["probability_margin"]["value"] > 0.9
 
 
 def test_model_that_knows_the_answers_without_a_start_token_knows_nothing(model, tokenizer, requests):
-    pupil = taught(model, tokenizer, requests["legal_sense"], [])
-    result = run_tasks(pupil, tokenizer, ["legal_sense"], context_length=128, batch_size=4)["legal_sense"]
+    memorised = memorising(model, tokenizer, requests["legal_sense"], [])
+    result = run_tasks(memorised, tokenizer, ["legal_sense"], context_length=128, batch_size=4)["legal_sense"]
     assert result["metrics"]["acc"]["value"] < 0.5
 
 
@@ -306,8 +307,8 @@ def test_tokenizer_that_joins_context_and_continuation_is_counted(model, tokeniz
     assert 0 < result["boundary_mismatches"] <= result["num_items"]
 
 
-def test_text_cut_differently_before_a_continuation_is_scored_as_a_whole(model, tokenizer):
-    """What a joined token costs counts to the continuation, so the parts still add up to the whole text."""
+def test_text_tokenized_differently_before_a_continuation_is_scored_as_a_whole(model, tokenizer):
+    """A joined token belongs to the continuation, so the parts still add up to the whole text."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     settings["pre_tokenizer"]["use_regex"] = False
     settings["model"]["vocab"]["s\u0120"] = len(tokenizer)
@@ -341,7 +342,7 @@ def test_tokenizer_that_adds_bos_or_eos_by_itself_scores_the_same(model, tokeniz
 
 
 def test_scores_are_those_of_lm_eval_where_it_scores_the_same_tokens(model, tokenizer):
-    """lm-eval's own HFLM and metrics, with the start token added as text, against ours."""
+    """lm-eval's own HFLM, with the start token added as text, against ours."""
     from lm_eval.models.huggingface import HFLM
 
     arguments = parse_arguments(["--tasks", "dosing_shorthand"])
@@ -367,9 +368,7 @@ def test_written_answers_are_scored_and_do_not_depend_on_company(model, tokenize
     assert results[0]["gold_bits_per_byte"]["value"] > 1
 
 
-def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
-    model_folder, documents, evaluated, tmp_path, monkeypatch
-):
+def test_a_stopped_evaluation_resumes_and_gives_the_same(model_folder, documents, evaluated, tmp_path, monkeypatch):
     output = tmp_path / "eval"
     command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
     command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
@@ -386,7 +385,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
         main(command)
     assert not output.exists() and len(list((tmp_path / ".eval.parts").glob("*.json"))) >= 2
     main(command)
-    assert len(scored) == 4  # the third source alone was left to score
+    assert len(scored) == 4  # only the third source was left to score
     assert not (tmp_path / ".eval.parts").exists()
     assert (output / "results.json").exists()
     ours, whole = json.loads((output / "results.json").read_text()), json.loads(evaluated[0])
@@ -447,7 +446,7 @@ def test_continuation_longer_than_the_context_is_refused(model, tokenizer):
         run_tasks(model, tokenizer, ["general_agreement"], context_length=8, batch_size=4)
 
 
-def test_requests_cut_to_the_context_are_counted(model, tokenizer):
+def test_requests_truncated_to_the_context_are_counted(model, tokenizer):
     result = run_tasks(model, tokenizer, ["legal_sense"], context_length=60, batch_size=4)["legal_sense"]
     assert result["truncated"] > 0
 
@@ -515,7 +514,7 @@ def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path)
     config = LlamaConfig(**model.config.to_dict() | {"num_hidden_layers": 3})
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    config.save_pretrained(tmp_path / "model")  # asks for a layer that the weights do not have
+    config.save_pretrained(tmp_path / "model")  # names a layer that the weights lack
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval/results.json").write_text("earlier")
     with pytest.raises(SystemExit, match="do not fit the model"):
@@ -524,7 +523,7 @@ def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path)
 
 
 def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokenizer):
-    (sample,) = run_eval.generate_samples(model, tokenizer, ["The parties agree. " * 40], context_length=32, seed=0)
+    sample = generate_sample(model, tokenizer, "The parties agree. " * 40, context_length=32, seed=0)
     assert sample["prompt"] == "The parties agree. " * 40 and isinstance(sample["text"], str)
 
 

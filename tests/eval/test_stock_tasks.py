@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of lm-eval, by name and from a folder: asked as lm-eval asks them, and only where they are asked for."""
+"""Tasks of lm-eval, by name and from a folder: the requests that lm-eval makes, and loaded only when named."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 
-from benchmark_tasks import build_requests, exported_items, read_benchmarks, shots_at_hand
+from benchmark_tasks import available_shots, build_requests, exported_items, read_benchmarks
 from request_scoring import RequestScorer
 from run_eval import load_tasks, main, parse_arguments, run_task
 from shared_work import SharedWork
 from stock_tasks import load_stock_tasks
 
 
-# Rows as the Hub has them, made up.
+# Made-up rows in the form of the Hub's.
 ROWS = {
     "allenai/ai2_arc": [
         {
@@ -42,7 +42,7 @@ ROWS = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub that has ROWS in every split."""
+    """A mock Hub with ROWS in every split."""
 
     def load(path, name=None, **_):
         return DatasetDict({split: Dataset.from_list(ROWS[path]) for split in ("train", "validation", "test")})
@@ -53,11 +53,11 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "num_fewshot"), [("arc_easy", 0), ("arc_easy", 2), ("winogrande", 0), ("lambada_openai", 0)]
 )
-def test_a_stock_task_asks_what_lm_eval_asks(hub, name, num_fewshot):
-    folder = Path(lm_eval.tasks.__file__).parent / name.partition("_")[0]  # to index all of them takes a minute
+def test_a_stock_task_makes_the_requests_of_lm_eval(hub, name, num_fewshot):
+    folder = Path(lm_eval.tasks.__file__).parent / name.partition("_")[0]  # indexing all tasks takes a minute
     ((key, (benchmark, items, shots, origin)),) = load_stock_tasks([name], folder, num_fewshot).items()
     assert key == f"lm_eval-{name}" and origin["path"] in ROWS and origin["revision"] is None
-    ours = build_requests(benchmark, items, shots, shots_at_hand(benchmark, shots, num_fewshot), seed=0)
+    ours = build_requests(benchmark, items, shots, available_shots(benchmark, shots, num_fewshot), seed=0)
     task = TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
     task.set_config("num_fewshot", num_fewshot)
     task.set_fewshot_seed(0)
@@ -68,7 +68,7 @@ def test_a_stock_task_asks_what_lm_eval_asks(hub, name, num_fewshot):
     assert (benchmark.metrics[0], benchmark.kind) == (own.metrics[0], own.kind)
 
 
-def test_a_foreign_folder_is_read_only_where_it_is_named_and_is_scored_as_our_own(model, tokenizer, tmp_path):
+def test_a_foreign_folder_is_read_only_if_named_and_is_scored_as_our_own(model, tokenizer, tmp_path):
     folder = tmp_path / "foreign"
     folder.mkdir()
     (folder / "rows.jsonl").write_text('{"question": "The keys", "right": "are here", "wrong": "is here"}\n' * 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two answers are the same number, however it is written: `$1,234.50`, `(3.2)`, `12.5 %`, `yes`."""
+"""Exact match of numbers in any notation: `$1,234.50`, `(3.2)`, `12.5 %`."""
 
 import re
 
@@ -8,16 +8,16 @@ import evaluate
 
 
 _DESCRIPTION = """
-Exact match of numeric answers, as FinQA, ConvFinQA and TAT-QA have them. Currency signs, thousands separators and
-units are read away, parentheses mean minus, a percentage is divided by 100, and two numbers match when they agree to
-the places of the reference. Answers without a number match as text, case and spaces aside.
+Exact match of numeric answers, as in FinQA, ConvFinQA and TAT-QA. Currency signs, thousands separators and units are
+ignored, parentheses mean minus, and a percentage is divided by 100. Two numbers match if they agree to the decimal
+places of the reference. Answers without a number match as text, ignoring case and spaces.
 """
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: what the model wrote (text).
     references: the right answer (text).
 Returns:
-    numeric_match: share of the answers that match, 0 to 1.
+    numeric_match: fraction of the answers that match, 0 to 1.
 Example:
     >>> metric = evaluate.load("numeric_match")
     >>> metric.compute(predictions=["$ 1,200", "no"], references=["1200.0", "yes"])["numeric_match"]
@@ -28,7 +28,7 @@ NUMBER = re.compile(r"(?P<open>\()?\s*(?P<minus>[-\u2212])?\s*[$\u20ac\u00a3]?\s
 
 
 def read_number(text: str) -> tuple[float, int] | None:
-    """Return the first number of a text and the places after its decimal point; None where there is none."""
+    """Return the first number of a text and its decimal places; None if there is no number."""
     match = NUMBER.search(text)
     if match is None:
         return None
