@@ -123,7 +123,7 @@ def medmcqa(row: dict) -> dict | None:
         return None
     options = [row[key] for key in ("opa", "opb", "opc", "opd")]
     return {
-        "context": lettered(f"Question: {row['question']}", options),
+        "context": lettered(f"Question: {row['question']}\nChoices:", options),
         "choices": list("ABCD"),
         "gold": int(row["cop"]),
     }

@@ -2,7 +2,7 @@
 """The benchmarks of eval/tasks: their definitions, their rows, and the requests that they make of a model.
 
 Each YAML in eval/tasks/<suite>/ defines one benchmark as data, without code. It has lm-eval's keys dataset_path,
-dataset_name, test_split, fewshot_split, num_fewshot, target_delimiter, description and version, and these:
+dataset_name, test_split, validation_split, fewshot_split, num_fewshot, target_delimiter, description and version:
     tasks        {task name: keys that differ}, or a CSV file beside the YAML with a column `task` and one a key
     rows         the reader of benchmark_rows.py that turns a row into an item
     selected_by  the field that holds dataset_name, in a file with the rows of several tasks
@@ -13,6 +13,7 @@ dataset_name, test_split, fewshot_split, num_fewshot, target_delimiter, descript
     groups       names that select the task together with others, and under which their scores are averaged
     commercial   false: the licence forbids commercial use, and the task runs only with --noncommercial
     published    {model: published score}, in the unit of the task's score
+An empty line follows a description, as lm-eval's own tasks write it.
 """
 
 import contextlib
@@ -50,6 +51,7 @@ class Benchmark:
     encoding: str | None = None
     revision: str | None = None
     test_split: str = "test"
+    validation_split: str | None = None  # scored instead of the test split, by a task that has none in lm-eval
     fewshot_split: str | None = None
     fewshot_order: str = "random"  # or first: always the first rows, in their order
     holdout: float | None = None  # fraction of the test split used for few-shot examples, if no other split has any
@@ -65,6 +67,10 @@ class Benchmark:
     groups: list = field(default_factory=list)
     published: dict = field(default_factory=dict)
     version: float = 1.0
+
+    @property
+    def scored_split(self) -> str:
+        return self.validation_split or self.test_split
 
 
 def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
@@ -90,6 +96,8 @@ def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
             unknown = settings.keys() - Benchmark.__dataclass_fields__.keys()
             if unknown:
                 raise ValueError(f"{path}: {name}: unknown keys: {', '.join(sorted(unknown))}")
+            if settings.get("description"):
+                settings["description"] += "\n\n"
             benchmark = Benchmark(task=name, suite=path.parent.name, file=path, **settings)
             if benchmark.rows not in READERS:
                 raise ValueError(f"{path}: rows: {benchmark.rows!r}: benchmark_rows.py has {', '.join(READERS)}")
@@ -175,7 +183,7 @@ def read_hub_rows(benchmark: Benchmark) -> tuple[dict[str, list[dict]], str | No
     else:
         revision = HfApi(token=False).dataset_info(benchmark.dataset_path, revision=benchmark.revision).sha
         loaded = load_dataset(benchmark.dataset_path, benchmark.dataset_name, revision=revision, token=False)
-    wanted = {benchmark.test_split, benchmark.fewshot_split} - {None}
+    wanted = {benchmark.scored_split, benchmark.fewshot_split} - {None}
     return {split: list(loaded[split]) for split in wanted}, revision
 
 
@@ -194,12 +202,12 @@ def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[di
         local = benchmark.file.parent / benchmark.data_files["test"]
     if local is not None:
         splits, revision = read_local_rows(local), None
-        test = splits.get("test") or splits.get(benchmark.test_split, [])
+        test = splits.get("test") or splits.get(benchmark.scored_split, [])
         other = [name for name in (benchmark.fewshot_split, "fewshot", "train", "dev") if name in splits]
-        pool = splits[other[0]] if other and other[0] != benchmark.test_split else []
+        pool = splits[other[0]] if other and other[0] != benchmark.scored_split else []
     else:
         splits, revision = read_hub_rows(benchmark)
-        test, pool = splits[benchmark.test_split], splits.get(benchmark.fewshot_split, [])
+        test, pool = splits[benchmark.scored_split], splits.get(benchmark.fewshot_split, [])
     parts = [to_items(benchmark, rows, kind) for rows, kind in ((test, ""), (pool, "fewshot-"))]
     items, shots = label_choices(benchmark, *parts)
     if benchmark.holdout and not shots:
@@ -266,14 +274,16 @@ def build_requests(
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
-    splits = {"test": Dataset.from_list(items)} | ({"fewshot": Dataset.from_list(shots)} if num_fewshot else {})
+    # lm-eval draws other examples for a task that has a validation split only.
+    scored, examples = ("validation", "training") if benchmark.validation_split else ("test", "fewshot")
+    splits = {scored: Dataset.from_list(items)} | ({examples: Dataset.from_list(shots)} if num_fewshot else {})
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task = ConfigurableTask(
         config={
             "task": benchmark.task,
             "custom_dataset": lambda **_: DatasetDict(splits),
-            "test_split": "test",
-            "fewshot_split": "fewshot" if num_fewshot else None,
+            f"{scored}_split": scored,
+            f"{examples}_split": examples if num_fewshot else None,
             "fewshot_config": {"sampler": "first_n" if benchmark.fewshot_order == "first" else "default"},
             "num_fewshot": num_fewshot,
             "description": benchmark.description,
@@ -329,6 +339,12 @@ def available_shots(benchmark: Benchmark, shots: list[dict], requested: int | No
     if available < wanted:
         logger.warning("%s: only %d of %d few-shot examples are available", benchmark.task, available, wanted)
     return min(wanted, available)
+
+
+def common_answers(rendered: list[dict]) -> list[str | None]:
+    """Return the texts of the first, second, ... choice, as far as every item has as many; None where they differ."""
+    columns = zip(*([text for _, text in entry["requests"]] for entry in rendered), strict=False)
+    return [texts[0].strip() if len(set(texts)) == 1 else None for texts in columns]
 
 
 def exported_items(rendered: list[dict]) -> list[dict]:

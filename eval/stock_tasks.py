@@ -52,6 +52,7 @@ def as_benchmark(name: str, task, num_fewshot: int | None) -> tuple[Benchmark, l
         file=Path(),
         dataset_path=str(config.dataset_path),
         dataset_name=config.dataset_name,
+        validation_split=None if config.test_split else config.validation_split,
         fewshot_order="first" if task.fewshot_cfg.sampler == "first_n" else "random",
         num_fewshot=config.num_fewshot or 0,
         kind=KINDS[config.output_type],
