@@ -3,28 +3,51 @@
 
 import numpy as np
 
+from benchmark_tasks import Benchmark
+from intervals import combine
 
-def average_groups(tasks: dict[str, dict], resampled: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
+
+def average_groups(
+    tasks: dict[str, dict], benchmarks: dict[str, Benchmark], noncommercial: bool
+) -> tuple[dict[str, dict], dict[str, dict]]:
     """Average the scores of each group's tasks. Every task counts once, as in LegalBench and MMLU.
+
+    A group has a score if all of its allowed tasks ran and were scored by one metric. Anything else is a part, under a
+    name of its own.
 
     Args:
         tasks: {task: its entry in results.json}.
-        resampled: {task: {metric: bootstrap scores}}.
+        benchmarks: all tasks that there are, {task: benchmark}.
+        noncommercial: whether tasks are allowed whose licence forbids commercial use.
 
-    Returns: {group: {"score", "value", "interval", "chance", "num_tasks"}}. The interval comes from resampling the
-        items of every task.
+    Returns: the groups, {group: entry}, and the parts, {"legalbench (2 of 162)": entry}. An entry: {"group", "score",
+        "value", "interval", "chance", "constant", "baseline", "num_tasks", "num_members" (tasks of the whole group)}.
     """
-    groups = {}
+    groups, parts = {}, {}
     for group in sorted({group for entry in tasks.values() for group in entry["groups"]}):
-        members = {name: entry for name, entry in tasks.items() if group in entry["groups"]}
-        scores = [entry["metrics"][entry["score"]] for entry in members.values()]
-        draws = np.mean([resampled[name][entry["score"]] for name, entry in members.items()], axis=0)
-        chances = [score["chance"] for score in scores]
-        groups[group] = {
-            "score": next(iter(members.values()))["score"],
-            "value": float(np.mean([score["value"] for score in scores])),
-            "interval": [float(bound) for bound in np.percentile(draws, [2.5, 97.5])],
-            "chance": None if None in chances else float(np.mean(chances)),
-            "num_tasks": len(members),
+        members = [task for task, benchmark in benchmarks.items() if group in benchmark.groups]
+        allowed = {task for task in members if noncommercial or benchmarks[task].commercial}
+        ran = {task: entry for task, entry in tasks.items() if group in entry["groups"]}
+        metrics = sorted({entry["score"] for entry in ran.values()})
+        scores = [entry["metrics"][entry["score"]] for entry in ran.values()]
+        value, interval = combine([score["value"] for score in scores], [score["interval"] for score in scores])
+        averaged = {
+            "group": group,
+            "score": metrics[0] if len(metrics) == 1 else f"mean of {', '.join(metrics)}",
+            "value": value,
+            "interval": interval,
+            **{level: mean_level(scores, level) for level in ("chance", "constant", "baseline")},
+            "num_tasks": len(ran),
+            "num_members": len(members),
         }
-    return groups
+        if allowed <= ran.keys() and len(metrics) == 1:
+            groups[group] = averaged
+        else:
+            parts[f"{group} ({len(ran)} of {len(members)})"] = averaged
+    return groups, parts
+
+
+def mean_level(scores: list[dict], level: str) -> float | None:
+    """Return the mean of a level over the tasks; None if a task has none."""
+    levels = [score[level] for score in scores]
+    return None if None in levels else float(np.mean(levels))

@@ -8,7 +8,7 @@ Out: <output>/results.json; items/ with the cost of each item and document, whic
 
     python eval/run_eval.py --model runs/legal-quickstart/model --documents runs/legal-quickstart/documents \
         --output runs/legal-quickstart/eval --tasks legal_sense,general_agreement --xz
-    python eval/run_eval.py --model HuggingFaceTB/SmolLM2-135M --output smollm2 --tasks legal,mmlu_law
+    python eval/run_eval.py --model HuggingFaceTB/SmolLM2-135M --output smollm2 --tasks legal,mmlu
     python eval/run_eval.py --model runs/mine/model --output scores --tasks arc_easy --task_data arc_easy=arc.jsonl
     python eval/run_eval.py --model runs/mine/model --output scores --stock_tasks sciq --task_folder path/to/tasks
     accelerate launch --num_processes 8 eval/run_eval.py --model runs/mine/model --output scores --tasks finance
@@ -31,7 +31,6 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig
@@ -41,6 +40,7 @@ from benchmark_tasks import (
     available_shots,
     build_requests,
     choose_tasks,
+    common_answers,
     exported_items,
     load_items,
     read_benchmarks,
@@ -264,9 +264,10 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
         "bits_per_byte": {"sources": {}, "domains": {}, "months": {}, "context_lengths": {}},
         "tasks": {},
         "groups": {},
+        "group_parts": {},
         "samples": [],
     }
-    files, resampled = {}, {}
+    files = {}
     if own.documents is not None:
         results["bits_per_byte"], scored = score_sources(model, tokenizer, own, work)
         files |= {f"items/documents.{source}.jsonl": json_lines(each) for source, each in scored.items()}
@@ -281,10 +282,12 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
         )
         decontamination = read_decontamination(own.decontamination)
         for task, (benchmark, items, shots, origin) in tasks.items():
-            entry, scored, resampled[task] = run_task(scorer, benchmark, items, shots, own, decontamination)
+            entry, scored = run_task(scorer, benchmark, items, shots, own, decontamination)
             results["tasks"][task] = entry | {"dataset": origin}
             files[f"items/{task}.jsonl"] = json_lines(scored)
-        results["groups"] = average_groups(results["tasks"], resampled)
+        results["groups"], results["group_parts"] = average_groups(
+            results["tasks"], read_benchmarks(), own.noncommercial
+        )
     return {"results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n"} | files
 
 
@@ -295,27 +298,27 @@ def run_task(
     shots: list[dict],
     arguments: argparse.Namespace,
     decontamination: dict | None = None,
-) -> tuple[dict, list[dict], dict[str, np.ndarray]]:
+) -> tuple[dict, list[dict]]:
     """Score one task.
 
     Returns: its entry in results.json: what `score_items` returns, "score" (the name of its first metric), "groups",
         "version", "num_fewshot", the counts that `score_requests` returns, "published", and "by_overlap" (what
-        `score_by_overlap` returns, None if the training text was not checked); its scored items; and the bootstrap
-        scores of each metric.
+        `score_by_overlap` returns, None if the training text was not checked); and its scored items.
     """
     num_fewshot = available_shots(benchmark, shots, arguments.num_fewshot)
     rendered = build_requests(benchmark, items, shots, num_fewshot, arguments.seed)
     scored, counts = score_requests(
         scorer, benchmark.task, rendered, max_new_tokens=benchmark.max_new_tokens, calibrated=benchmark.calibrated
     )
-    entry, resampled = score_items(scored, benchmark.metrics, arguments.seed)
+    answers = common_answers(rendered)
+    entry = score_items(benchmark.task, scored, benchmark.metrics, arguments.seed, answers)
     entry |= {"score": benchmark.metrics[0], "groups": benchmark.groups, "version": benchmark.version}
     entry |= {"num_fewshot": num_fewshot, **counts, "published": benchmark.published, "by_overlap": None}
     if decontamination is not None:
         exported = exported_items(build_requests(benchmark, items, [], 0, arguments.seed))
         overlaps = overlap_groups(benchmark.task, exported, decontamination)
-        entry["by_overlap"] = score_by_overlap(benchmark, scored, overlaps)
-    return entry, scored, resampled
+        entry["by_overlap"] = score_by_overlap(benchmark, scored, overlaps, arguments.seed, answers)
+    return entry, scored
 
 
 def weights_sha256(model: str) -> str | None:
@@ -335,7 +338,7 @@ def describe(results: dict) -> str:
     alone = {name: entry for name, entry in results["tasks"].items() if not entry["groups"]}
     parts += [f"{name} {e['score']} {e['metrics'][e['score']]['value']:.3f}" for name, e in alone.items()]
     parts += [
-        f"{name} {e['score']} {e['value']:.3f} ({e['num_tasks']} tasks)" for name, e in results["groups"].items()
+        f"{name}, {e['score']} {e['value']:.3f}" for name, e in (results["groups"] | results["group_parts"]).items()
     ]
     return ", ".join([*parts, f"{len(results['samples'])} samples"])
 

@@ -55,7 +55,9 @@ def overlap_groups(name: str, items: list[dict], decontamination: dict) -> list[
     ]
 
 
-def score_by_overlap(benchmark: Benchmark, scored: list[dict], groups: list[str]) -> dict[str, dict]:
+def score_by_overlap(
+    benchmark: Benchmark, scored: list[dict], groups: list[str], seed: int, answers: list[str | None]
+) -> dict[str, dict]:
     """Score the items of each overlap group: {group: what `score_items` returns}.
 
     A group of fewer than MIN_GROUP_ITEMS items has no metrics.
@@ -64,7 +66,7 @@ def score_by_overlap(benchmark: Benchmark, scored: list[dict], groups: list[str]
     for group in (each for each in OVERLAP_GROUPS if each in groups):
         items = [item for item, own in zip(scored, groups, strict=True) if own == group]
         if len(items) >= MIN_GROUP_ITEMS:
-            by_overlap[group] = score_items(items, benchmark.metrics, seed=0)[0]
+            by_overlap[group] = score_items(benchmark.task, items, benchmark.metrics, seed, answers)
         else:
             chance = float(np.mean([1 / len(item["nats"]) for item in items]))
             by_overlap[group] = {

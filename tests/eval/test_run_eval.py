@@ -21,11 +21,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import held_out_scores
+import intervals
 import report
 from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
 from generated_samples import generate_sample
-from item_scores import gold_bits, measured
+from intervals import measured
+from item_scores import gold_bits
 from request_scoring import RequestScorer
 from run_eval import load_tasks, main, parse_arguments, run_task
 from shared_work import SharedWork
@@ -208,7 +210,7 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     limit = ["--max_bytes_per_source", "200", "--context_length", "64"]
     main(["--model", str(model_folder), "--documents", str(documents), "--output", str(tmp_path / "eval"), *limit])
     entry = json.loads((tmp_path / "eval/results.json").read_text())["bits_per_byte"]["sources"]["stories"]
-    texts = [text for _, text, _ in held_out_scores.chosen_documents(documents / "test/stories", None)]
+    texts = [each.text for each in held_out_scores.chosen_documents(documents / "test/stories", None)]
     assert "number 2" in texts[0]  # the fixture's ids run against the rows
     scores = score_documents(model, tokenizer, texts[:1], context_length=64)
     assert (entry["documents"], entry["bytes"]) == (1, scores[0].bytes)
@@ -216,12 +218,40 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     assert entry["confidence_interval"] is None and entry["xz_documents"] is None
 
 
+def documents_of(bits, sizes, families=None):
+    """Scored documents of so many bits a byte and bytes."""
+    rows = zip(bits, sizes, families or [None] * len(bits), strict=True)
+    return [
+        {"id": str(n), "family": family, "nats": np.log(2) * cost * size, "bytes": size, "tokens": 7, "restored": True}
+        for n, (cost, size, family) in enumerate(rows)
+    ]
+
+
 def test_interval_resamples_nats_and_bytes_of_a_document_together():
-    byte_counts = np.array([10, 1000, 100, 5])
-    entry = held_out_scores.summarise(np.log(2) * byte_counts * 1.5, byte_counts, 7, {}, seed=0)
+    entry = held_out_scores.summed("law", documents_of([1.5] * 4, [10, 1000, 100, 5]), {}, seed=0)
     assert entry["bits_per_byte"] == pytest.approx(1.5)
     assert entry["confidence_interval"] == pytest.approx([1.5, 1.5])  # every document costs 1.5 bits a byte
-    assert held_out_scores.RESAMPLES >= 1000
+    assert intervals.RESAMPLES >= 1000
+
+
+def test_interval_resamples_families_of_documents(model, tokenizer, tmp_path):
+    bits, sizes = [1.0] * 30 + [2.0, 3.0, 2.0, 3.0], [100] * 34
+    apart = held_out_scores.summed("law", documents_of(bits, sizes), {}, seed=0)
+    family = held_out_scores.summed("law", documents_of(bits, sizes, ["gpl"] * 30 + [None] * 4), {}, seed=0)
+    assert (apart["families"], family["families"]) == (34, 5) and apart["documents"] == family["documents"] == 34
+    assert apart["bits_per_byte"] == family["bits_per_byte"]
+    width = [high - low for low, high in (apart["confidence_interval"], family["confidence_interval"])]
+    assert width[1] > 2 * width[0], "30 versions of a licence are not 30 documents"
+    alone = held_out_scores.summed("law", documents_of(bits[:3], sizes[:3], ["gpl"] * 3), {}, seed=0)
+    assert alone["families"] == 1 and alone["confidence_interval"] is None
+    folder = tmp_path / "documents" / "test" / "law"
+    folder.mkdir(parents=True)
+    rows = [{"id": str(n), "text": "The goods.", "date": None, "family": n // 2} for n in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    arguments = parse_arguments(["--documents", str(tmp_path / "documents"), "--context_length", "64"])
+    assert (
+        held_out_scores.score_sources(model, tokenizer, arguments, SharedWork())[0]["sources"]["law"]["families"] == 2
+    )
 
 
 def test_standard_error_of_a_ratio_matches_its_formula():
@@ -229,7 +259,7 @@ def test_standard_error_of_a_ratio_matches_its_formula():
     sizes = generator.integers(10, 60, size=400)
     nats = sizes * generator.uniform(0.5, 1.5, size=400)
     items = [{"nats": [cost], "bytes": [size], "gold": 0} for cost, size in zip(nats, sizes, strict=True)]
-    result, _ = measured(gold_bits(items), len(items), seed=0)
+    result = measured(gold_bits(items), "task", len(items), seed=0)
     bits, ratio = nats / np.log(2), nats.sum() / np.log(2) / sizes.sum()
     stderr = np.sqrt(((bits - ratio * sizes) ** 2).sum() * 400 / 399) / sizes.sum()
     assert result["value"] == pytest.approx(ratio)

@@ -91,7 +91,7 @@ def test_a_foreign_folder_is_read_only_if_named_and_is_scored_as_our_own(model, 
     assert [path.name for path in (tmp_path / "requests").iterdir()] == ["lm_eval-keys.jsonl"]
     arguments = parse_arguments([*asked, "keys"])
     scorer = RequestScorer(model, tokenizer, context_length=64, batch_size=2, work=SharedWork())
-    entry, scored, _ = run_task(scorer, *load_tasks(arguments)["lm_eval-keys"][:3], arguments)
+    entry, scored = run_task(scorer, *load_tasks(arguments)["lm_eval-keys"][:3], arguments)
     assert entry["num_items"] == 4 and entry["chance"] == 0.5 and entry["version"] == 3.0
     assert set(entry["metrics"]) == {"acc", "acc_norm"} and len(scored[0]["nats"]) == 2
 
