@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
 
 from benchmark_tasks import (
@@ -53,7 +54,7 @@ from item_scores import score_items
 from request_scoring import RequestScorer, score_requests
 from results_folder import OWN_FILES, json_lines, parts_folder, write_results, write_synced
 from shared_work import SharedWork
-from stock_tasks import load_stock_tasks
+from stock_tasks import load_without_tokens
 from training_overlap import overlap_groups, read_decontamination, score_by_overlap
 
 
@@ -162,19 +163,30 @@ def check_arguments(arguments: argparse.Namespace) -> None:
                 )
         if arguments.model is not None:
             problems += check_model(arguments)
+        same = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in arguments.baselines]
+        problems += [f"--baselines: {name} is named twice" for name in sorted({n for n in same if same.count(n) > 1})]
+        for name in arguments.baselines:
+            problems += [f"--baselines: {problem}" for problem in check_folder(name)]
     if problems:
         raise SystemExit("run_eval.py cannot start:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def check_model(arguments: argparse.Namespace) -> list[str]:
-    """Return the problems of the model, and fill in context_length and stride from its config."""
-    folder = Path(arguments.model)
+def check_folder(model: str) -> list[str]:
+    """Return the problems of a model's folder, or of a name that is neither a folder nor a Hub id."""
+    folder = Path(model)
     if folder.is_dir():
         lacking = [name for name in ("config.json", "*.safetensors", "tokenizer*.json") if not any(folder.glob(name))]
         if lacking:
-            return [f"--model: the folder {folder} lacks {', '.join(lacking)}; use one that save_pretrained wrote"]
-    elif folder.is_absolute() or arguments.model.startswith(".") or arguments.model.count("/") > 1:
-        return [f"--model: there is no folder {folder}, and a Hub id has the form name or owner/name"]
+            return [f"the folder {folder} lacks {', '.join(lacking)}; use one that save_pretrained wrote"]
+    elif folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
+        return [f"there is no folder {folder}, and a Hub id has the form name or owner/name"]
+    return []
+
+
+def check_model(arguments: argparse.Namespace) -> list[str]:
+    """Return the problems of the model, and fill in context_length and stride from its config."""
+    if problems := check_folder(arguments.model):
+        return [f"--model: {problem}" for problem in problems]
     try:
         config = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -196,9 +208,6 @@ def load_tasks(arguments: argparse.Namespace) -> dict[str, tuple]:
 
     Raises: SystemExit: naming every task whose rows cannot be read.
     """
-    # Reading rows needs no credentials, and code of tasks must not find any.
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH"):
-        os.environ.pop(name, None)
     benchmarks, loaded, problems = read_benchmarks(), {}, []
     for name in arguments.tasks:
         given = [arguments.task_data[each] for each in (name, *benchmarks[name].groups) if each in arguments.task_data]
@@ -209,9 +218,9 @@ def load_tasks(arguments: argparse.Namespace) -> dict[str, tuple]:
             problems.append(f"{name}: {type(error).__name__}: {error}")
     try:
         if arguments.stock_tasks:
-            loaded |= load_stock_tasks(arguments.stock_tasks, arguments.task_folder, arguments.num_fewshot)
-    except Exception as error:  # these tasks are code
-        problems.append(f"--stock_tasks: {type(error).__name__}: {error}")
+            loaded |= load_without_tokens(arguments.stock_tasks, arguments.task_folder, arguments.num_fewshot)
+    except ValueError as error:
+        problems.append(f"--stock_tasks: {error}")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise SystemExit(f"tasks whose rows cannot be read; --task_data TASK=FILE reads a local copy:\n{listed}")
@@ -248,7 +257,7 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
         each: version(each) for each in ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
     }
     weights = weights_sha256(name)
-    commit = None if weights else getattr(model.config, "_commit_hash", None) or revision
+    commit = None if weights else commit_of(name, revision)
     identity = {"model": weights or [name, commit], "settings": settings, "versions": versions}
     work = SharedWork(parts_folder(own.output), identity)
     checked = own.decontamination and hashlib.sha256(own.decontamination.read_bytes()).hexdigest()
@@ -321,6 +330,22 @@ def run_task(
     return entry, scored
 
 
+def baseline_folders(models: list[str]) -> dict[str, str]:
+    """Name a folder for the results of each baseline: its own name, with as many parents' names as tell it apart."""
+    parts = {name: Path(name).resolve().parts[1:] if Path(name).is_dir() else (name,) for name in models}
+    folders = {}
+    for name, own in parts.items():
+        length = next(n for n in range(1, len(own) + 1) if sum(each[-n:] == own[-n:] for each in parts.values()) == 1)
+        folders[name] = "--".join(own[-length:]).replace("/", "--")
+    return folders
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """Return the commit of a model that was loaded from the Hub, which is the name of its folder in the cache."""
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else revision
+
+
 def weights_sha256(model: str) -> str | None:
     """Return the sha256 of a model folder's safetensors, in the order of their names; None for a Hub id."""
     files = sorted(Path(model).glob("*.safetensors"))
@@ -356,9 +381,10 @@ def main(argv: list[str] | None = None) -> None:
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
-    for name in arguments.baselines:
-        folder = f"baselines/{Path(name).name if Path(name).is_dir() else name.replace('/', '--')}"
-        files |= {f"{folder}/{path}": text for path, text in evaluate_model(name, None, arguments, tasks).items()}
+    for name, folder in baseline_folders(arguments.baselines).items():
+        files |= {
+            f"baselines/{folder}/{path}": text for path, text in evaluate_model(name, None, arguments, tasks).items()
+        }
     if state.is_main_process:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from mini_hub import hub_environment, start_hub
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -23,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import held_out_scores
 import intervals
 import report
+import run_eval
 from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
 from generated_samples import generate_sample
@@ -471,6 +474,25 @@ def test_later_text_is_scored_by_month_and_baselines_beside(model_folder, tmp_pa
     assert json.loads(other.read_text())["bits_per_byte"] == results["bits_per_byte"]
 
 
+def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_twice(model_folder, model, tmp_path):
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(model.config)
+    for folder in ("a", "b"):
+        shutil.copytree(model_folder, tmp_path / folder / "model")
+    other.save_pretrained(tmp_path / "b" / "model")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--baselines"]
+    main([*command, str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model")])
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("eval/baselines/*/results.json")}
+    assert found.keys() == {"a--model", "b--model"}
+    assert found["a--model"]["model_sha256"] != found["b--model"]["model_sha256"]
+    assert run_eval.baseline_folders([str(model_folder), "owner/model"]) == {
+        str(model_folder): "model",
+        "owner/model": "owner--model",
+    }
+    with pytest.raises(SystemExit, match=r"is named twice\n.*there is no folder .*/absent"):
+        main([*command, str(model_folder), f"{model_folder}/", str(tmp_path / "absent")])
+
+
 def test_continuation_longer_than_the_context_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="more than context_length=8"):
         run_tasks(model, tokenizer, ["general_agreement"], context_length=8, batch_size=4)
@@ -481,12 +503,27 @@ def test_requests_truncated_to_the_context_are_counted(model, tokenizer):
     assert result["truncated"] > 0
 
 
-def test_tokens_leave_the_environment_before_lm_eval_code_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
-    main(["--export_requests", str(tmp_path), "--tasks", "legal_sense"])
-    assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
-    assert [path.name for path in tmp_path.iterdir()] == ["legal_sense.jsonl"]
+@pytest.mark.parametrize("login", ["environment", "file"])
+def test_a_private_model_is_loaded_with_a_token_from_the_environment_or_the_login_file(model_folder, tmp_path, login):
+    """The model is read after the tasks, which must not take the token away."""
+    (tmp_path / "home").mkdir()
+    with start_hub() as (_, endpoint):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        token = environment.pop("HF_TOKEN")
+        create = "import sys, huggingface_hub as hub; api = hub.HfApi(token=sys.argv[1])\n"
+        create += "api.create_repo('firm/model', private=True)\n"
+        create += "api.upload_folder(repo_id='firm/model', folder_path=sys.argv[2])"
+        subprocess.run([sys.executable, "-c", create, token, str(model_folder)], check=True, env=environment)
+        script = str(TASKS_DIR.parent / "run_eval.py")
+        command = [sys.executable, script, "--model", "firm/model", "--tasks", "general_agreement"]
+        command += ["--output", str(tmp_path / "eval")]
+        without = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert without.returncode and "cannot be read from the Hub" in without.stderr
+        if login == "file":
+            (tmp_path / "home" / "token").write_text(token)  # as `hf auth login` does
+        subprocess.run(command, check=True, env=environment | ({"HF_TOKEN": token} if login == "environment" else {}))
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["model"] == "firm/model" and len(results["revision"]) == 40
 
 
 def test_exported_requests_cover_every_item_with_its_answer(requests):
