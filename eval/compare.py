@@ -71,7 +71,7 @@ def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | Non
 
 
 def compare_groups(results: dict, tasks: dict[str, dict]) -> dict[str, dict]:
-    """Compare the means over the groups of tasks, or parts of groups, of which every evaluation scored every task."""
+    """Compare the means of groups of tasks, and of parts of groups, whose tasks all evaluations scored."""
     compared = {}
     for name, group in (results.get("groups", {}) | results.get("group_parts", {})).items():
         members = [

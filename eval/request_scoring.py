@@ -81,18 +81,20 @@ class RequestScorer:
         shared = min(length for _, length in kept)
         parts = []
         for (context, continuation), whole, (_, own) in zip(requests, encoded, kept, strict=True):
-            cut = shared if common_context else own
+            boundary = shared if common_context else own
             parts.append(
                 Encoded(
-                    [self.start, *whole[:cut]], whole[cut:], self.continuation_bytes(context, continuation, whole, cut)
+                    [self.start, *whole[:boundary]],
+                    whole[boundary:],
+                    self.continuation_bytes(context, continuation, whole, boundary),
                 )
             )
         return parts, any(own < length for length, own in kept)
 
-    def continuation_bytes(self, context: str, continuation: str, whole: list[int], cut: int) -> int:
-        """Return the UTF-8 bytes of the tokens from `cut` on."""
+    def continuation_bytes(self, context: str, continuation: str, whole: list[int], boundary: int) -> int:
+        """Return the UTF-8 bytes of the tokens from `boundary` on."""
         text = context + continuation
-        before = self.tokenizer.decode(whole[:cut], clean_up_tokenization_spaces=False)
+        before = self.tokenizer.decode(whole[:boundary], clean_up_tokenization_spaces=False)
         if text.startswith(before):
             return len(text.encode()) - len(before.encode())
         return len(continuation.encode())  # the tokenizer changes the text, or a token ends inside a character
