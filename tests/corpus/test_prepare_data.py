@@ -129,7 +129,7 @@ def test_personal_data_is_replaced_counted_and_dropped_as_the_recipe_says(run):
 
 def test_a_row_that_extract_text_cannot_take_is_quarantined_and_a_source_of_such_rows_stops_the_run(run, tmp_path):
     (tmp_path / "data.py").write_text("def extract_text(example, source):\n    return example['body']\n")
-    with pytest.raises(RecipeError, match=r"law: no document is left of it \(40 unreadable\)"):
+    with pytest.raises(RecipeError, match=r"law: no document is left \(40 unreadable\)"):
         prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
     append_rows(run, *(json.dumps({"body": make_text(seed)}).encode() for seed in range(200, 220)))
     prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
@@ -268,7 +268,7 @@ def test_a_source_that_is_not_there_or_too_small_stops_the_run_by_name(run):
     empty = [{"name": "empty", "path": str(run.texts / "empty")}]
     with pytest.raises(RecipeError, match="empty: path .* no file of type"):
         prepare_data.main(run.argv(f"--data.sources={json.dumps(empty)}"))
-    with pytest.raises(RecipeError, match=r"law: no document is left of it \(40 too_short\)"):
+    with pytest.raises(RecipeError, match=r"law: no document is left \(40 too_short\)"):
         prepare_data.main(only_law(run, "--data.min_document_bytes=1_000_000"))
     (run.texts / "law.jsonl").write_bytes(row(make_text(0)) + b"\n" + row(make_text(1)))
     with pytest.raises(RecipeError, match="law: 2 distinct documents are left after cleaning"):

@@ -211,8 +211,8 @@ def test_rules_and_thresholds_that_cannot_be_are_refused_all_at_once():
     assert unknown.startswith("data.quality.overrides.gopher_min_word: ")
     assert "did you mean gopher_min_words? " in unknown and "fineweb_max_newlines" in unknown
     assert fraction == (
-        "data.quality.overrides.gopher_max_top_2_gram: got 1.5; write a fraction from 0 to 1, or false to do without "
-        "the rule"
+        "data.quality.overrides.gopher_max_top_2_gram: got 1.5; write a fraction from 0 to 1, or false to turn the "
+        "rule off"
     )
     assert "gopher_min_words: got -1; write a number of at least 0" in negative
     assert "c4_cut_citations: the rule is on or off, got 0.5; write true or false" in switch
