@@ -148,6 +148,15 @@ def test_text_is_normalised_and_refused_for_its_language_and_quality_as_the_reci
     assert any(text.startswith("AB ") for text in everything)
 
 
+def test_lines_that_the_quality_rules_remove_are_not_counted_also_where_personal_data_is_left(run):
+    append_rows(run, *(row(f"Read our cookie policy here.\n{make_text(seed)}") for seed in range(500, 505)))
+    rules = "--data.quality={profile: professional, overrides: {c4_cut_policy_lines: true}}"
+    prepare_data.main(only_law(run, rules, "--data.personal_data=null"))
+    texts = [document["text"] for split in SPLITS for document in documents(run, split)]
+    assert len(texts) == 45 and not any("cookie" in text for text in texts)
+    assert stats(run, "law")["bytes_in"] == sum(len(text.encode()) for text in texts)
+
+
 def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(run):
     notice = "This notice is printed at the top of every page of the reporter, whatever the case may be."
     bodies = [make_text(seed) for seed in range(200, 230)]
