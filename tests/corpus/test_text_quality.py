@@ -468,7 +468,7 @@ def test_unknown_languages_are_refused_with_those_that_are_known():
     with pytest.raises(RecipeError) as error:
         LanguageFilter(["en", "english", "xx"])
     first, second = error.value.problems
-    assert first.startswith("data.languages.keep.1: no language is known as 'english', did you mean ")
+    assert first.startswith("data.languages.keep.1: unknown language 'english'; did you mean ")
     assert second.startswith("data.languages.keep.2: ") and " de, " in second and " zh, " in second
 
 
