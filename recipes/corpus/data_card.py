@@ -39,7 +39,7 @@ LICENCE_KINDS = {
     ),
     "public domain": (
         "its publisher claims no rights in it",
-        r"(?:us )?public domain(?: mark| in the (?:us|united states))?|cc ?(?:0|zero)|pddl|unlicense",
+        r"(?:us )?public domain(?: mark| in (?:us|united states))?|cc ?(?:0|zero)|pddl|unlicense",
     ),
 }
 # Kinds that let anyone pass text on, for whatever purpose and cut short as a sample is.
@@ -108,6 +108,7 @@ def render_data_card(
 def licence_kind(statement: str | None) -> str:
     """Return the kind of licence that a statement names; of several names the strictest counts."""
     words = re.sub(r"[-_\s]+", " ", (statement or "").lower())
+    words = re.sub(r"\b(?:by|per) (?:article|document|item|work)\b", " ", words)  # which of the names, not terms
     words = re.sub(
         r"\b(?:v?\d+(?:\.\d+)*|licen[cs]es?|version|international|the|clause|only|or later)(?!\w)", " ", words
     )

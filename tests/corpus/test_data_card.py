@@ -90,6 +90,9 @@ def card_of(folder: Path, recipe: Recipe, stats: dict | None = None, decontamina
         ("CC BY 4.0 for the collection; each text is its author's, read from the package", "unknown"),
         ("MIT, and the companies hold the copyright", "unknown"),
         ("not public domain", "unknown"),
+        ("by article", "unknown"),
+        ("CC BY 4.0, MIT or our own, by article", "unknown"),
+        ("public domain in the world", "unknown"),
         ("CC BY-NC-ND 4.0", "no derivatives"),
         ("CC BY-ND 3.0", "no derivatives"),
         ("cc-by-nc-sa-4.0", "non-commercial"),
@@ -103,8 +106,12 @@ def card_of(folder: Path, recipe: Recipe, stats: dict | None = None, decontamina
         ("BSD-3-Clause", "attribution"),
         ("MIT", "attribution"),
         ("Public Domain", "public domain"),
+        ("public domain in the US", "public domain"),
+        ("Public domain in the United States", "public domain"),
+        ("US Public Domain", "public domain"),
         ("CC0 1.0", "public domain"),
         ("CC0-1.0 or CC BY-SA 4.0", "share-alike"),
+        ("CC BY, CC BY-SA, CC0 or Public Domain, by article", "share-alike"),  # of medical/base.yaml
         ("CC BY 4.0 and a licence of our own", "unknown"),
     ],
 )
