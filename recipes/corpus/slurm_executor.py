@@ -138,7 +138,7 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
     def run_tasks(self) -> None:
         if not self.get_incomplete_ranks():
             return
-        # The job of an earlier process that was killed may still run. The tasks that it leaves undone are submitted again.
+        # The job of a killed earlier process may still run. The tasks that it leaves undone are submitted again.
         earlier = {element.job for element in self.queue(SILENCE_SECONDS) if element.alive}
         if earlier and self.wait(earlier):
             return
