@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From raw sources to clean documents: what prepare_data.py is made of, one step a file."""
+"""The steps of prepare_data.py, from raw sources to clean documents: one step a file."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The account of every document: it is in one split, or dropped under one reason."""
+"""Account for every document: it is in one split, or dropped for one reason."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from recipe_config import Source
 
 
 SPLITS = ("train", "validation", "test", "future")
-# Steps that drop documents and do not count them: of each what is counted before and after it, and the reason.
+# Steps that drop documents without counting them: the labels counted before and after the step, and the reason.
 DIFFERENCES = (
     ("exact_in", "exact_out", "exact_duplicate"),
     ("cut_exact_in", "cut_exact_out", "exact_duplicate"),
@@ -23,13 +23,13 @@ NOTHING = np.zeros(2, dtype=np.int64)
 
 
 class Tally:
-    """Documents and bytes under each label for one task, written to `<folder>/<name>.<rank>.json`.
+    """Count documents and bytes under labels for one task; written to `<folder>/<name>.<rank>.json`.
 
     Args:
         folder: created when needed.
-        name: the step that counts.
-        rank: the task.
-        source: what the labels are about; None counts documents under the source each of them names.
+        name: of the step that counts.
+        rank: of the task.
+        source: prefix of every label; None if the labels already start with a source.
     """
 
     def __init__(self, folder: Path, name: str, rank: int, source: str | None = None):
@@ -50,7 +50,7 @@ class Tally:
 
 
 def count_documents(documents, rank: int, world_size: int, folder: Path, name: str) -> Iterator[Document]:
-    """Pass documents on, counting those of each source under `<source>/<name>`."""
+    """Yield the documents unchanged, counting those of each source under `<source>/<name>`."""
     tally = Tally(folder, name, rank)
     for document in documents:
         tally.add(f"{document.metadata['source']}/{name}", len(document.text.encode()))
@@ -59,7 +59,7 @@ def count_documents(documents, rank: int, world_size: int, folder: Path, name: s
 
 
 def sum_counts(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Add up what the tasks of a step counted: label -> (documents, bytes)."""
+    """Return label -> (documents, bytes), summed over the tasks of a step."""
     totals: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob(f"{name}.*.json")):
         for label, counted in json.loads(file.read_text()).items():
@@ -68,21 +68,21 @@ def sum_counts(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def explain_empty(source: str, counts: dict[str, np.ndarray]) -> str:
-    """Say of a source without documents where its examples went."""
+    """Return the message for a source without documents: how many examples were dropped for which reason."""
     reasons = labelled(counts, f"{source}/dropped")
-    found = ", ".join(f"{number:,} {reason}" for reason, (number, _) in reasons.items()) or "no example was found"
-    return f"data.sources: {source}: no document is left of it ({found}); look at its files and at data.extract_text"
+    found = ", ".join(f"{number:,} {reason}" for reason, (number, _) in reasons.items()) or "no examples found"
+    return f"data.sources: {source}: no document is left ({found}); check its files and data.extract_text"
 
 
 def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], families: dict[str, int] | None) -> dict:
-    """Put documents/stats.json together from what the tasks of every step counted.
+    """Return the content of documents/stats.json, from what the tasks of every step counted.
 
     Args:
-        sources: those of the recipe, revisions pinned.
+        sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
             `split:<name>`, `personal_data:<kind>`, `cut` (documents that lost passages, and the bytes they lost).
-        dates: source -> what is known of its documents' dates.
-        families: source -> families of documents, where they were looked for.
+        dates: source -> dated_documents, first_date and last_date.
+        families: source -> number of families; None if families were not computed.
     """
     totals = sum_counts(counts, "*")
     stats = {}
@@ -119,7 +119,7 @@ def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], fa
 
 
 def labelled(counts: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return what stands after the colon of the labels that begin with `prefix:`."""
+    """Return rest -> count for the labels `<prefix>:<rest>`."""
     return {label.partition(":")[2]: n for label, n in counts.items() if label.startswith(f"{prefix}:")}
 
 

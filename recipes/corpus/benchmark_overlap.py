@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find benchmark items in training text, drop the documents that hold them, and account for what stays.
+"""Find benchmark items in training text, drop the documents that contain them, and report what remains.
 
 In:   benchmarks/<task>.jsonl with id, context, choices and gold, as `eval/run_eval.py --export_requests` writes them.
-Out:  the documents that hold no item, and decontamination.json: for each task what could be checked, what was found
-      in which document and what is left, so that scores can be shown for clean items apart.
+Out:  the documents that contain no item, and decontamination.json: for each task what could be checked, what was found
+      in which document, and what remains, so that clean items can be scored separately.
 
     python eval/run_eval.py --export_requests benchmarks        # then data.decontamination.benchmarks=benchmarks
 
-A document is dropped when runs of at least `ngram_words` words that it shares with an item cover a given share of the
-item's words. To count the words in shared n-grams, so that one changed word does not hide a copy, is the measure of
-Llama 2 (arXiv:2307.09288, A.6); that one document must hold the share by itself, half of the item, is the rule of
-Cosmopedia (github.com/huggingface/cosmopedia, decontamination); runs of 13 words, or of a whole item of 8 to 12, are
-those of GPT-3 (arXiv:2005.14165, appendix C). At a half, one run is enough for items of up to twice its length, so a
-common phrase in a short item can drop documents; the report shows such an item by its many documents. What is reworded
-or translated is not found, nor is an item whose parts stand apart in a document and are each shorter than a run.
+A document is dropped if the runs of at least `ngram_words` words that it shares with an item cover a given fraction of
+the item's words. The rule combines three sources:
+
+    Llama 2       counts the words in shared n-grams, so one changed word does not hide a copy (arXiv:2307.09288, A.6)
+    Cosmopedia    asks one document to cover half of the item (github.com/huggingface/cosmopedia, decontamination)
+    GPT-3         uses runs of 13 words, or a whole item of 8 to 12 (arXiv:2005.14165, appendix C)
+
+At a fraction of a half, one run is enough for an item of up to twice its length, so a common phrase in a short item
+can drop documents; such an item has many documents in the report. Reworded or translated items are not found, nor
+items that a document has only in scattered parts, each shorter than a run.
 """
 
 import json
@@ -32,11 +35,12 @@ from corpus.document_families import WORD
 
 
 MIN_WORDS = 8
-# What so many items of a task share is its wording (instructions, worked examples) and identifies none of them.
+# An n-gram in at least TEMPLATE_ITEMS and more than this fraction of a task's items is the task's wording
+# (instructions, worked examples) and identifies no item.
 TEMPLATE_FRACTION = 0.05
 TEMPLATE_ITEMS = 10
 LISTED_DOCUMENTS = 10
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it modulo 2**64 loses nothing
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it modulo 2**64 loses no bits
 TABLE_CELLS_PER_NGRAM = 16
 # Soft hyphen, zero-width and direction marks, fillers, variation selectors.
 INVISIBLE = re.compile(
@@ -46,16 +50,16 @@ INVISIBLE = re.compile(
 
 
 def normalised_words(text: str) -> list[str]:
-    """Return the words of a text, the same whatever its case, punctuation, spacing and variants of characters."""
+    """Return the words of a text without differences of case, punctuation, spacing and character variants."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     return WORD.findall(text.casefold().replace("_", " "))
 
 
 def read_items(path: Path) -> list[tuple[str | int, list[str]]]:
-    """Return (id, words of the context and the right choice) of a task's items, ordered by id.
+    """Return (id, words of the context and the correct choice) of a task's items, ordered by id.
 
-    Raises: ValueError: naming the line that is no item, or whose id was there before.
+    Raises: ValueError: a line is not an item, or repeats an id.
     """
     items: dict[str | int, list[str]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
@@ -66,18 +70,21 @@ def read_items(path: Path) -> list[tuple[str | int, list[str]]]:
             form = "an item needs id, context, choices and gold, as eval/run_eval.py --export_requests writes them"
             raise ValueError(f"{path}:{number}: {error!r}; {form}") from error
         if item_id in items:
-            raise ValueError(f"{path}:{number}: the id {item_id!r} was there before; give each item its own")
+            raise ValueError(f"{path}:{number}: the id {item_id!r} is not unique; give each item its own")
         items[item_id] = normalised_words(text)
     return sorted(items.items(), key=lambda item: str(item[0]))
 
 
 def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
-    """Hash every n-gram: the hashes of its words are the digits of a number to BASE, modulo 2**64.
+    """Hash every n-gram: a polynomial in BASE of the hashes of its words, modulo 2**64.
 
-    Between w words of text and g n-grams of benchmarks about w * g / 2**64 false matches are expected: one in 18,000
-    corpora of a billion words, for a million n-grams.
+    The expected number of false matches between w words of text and g benchmark n-grams is about w * g / 2**64: one in
+    18,000 corpora of a billion words, for a million n-grams.
 
-    Args: words: (n,) uint64, one hash a word. length: words in an n-gram; if there are fewer, they are one n-gram.
+    Args:
+        words: (n,) uint64, one hash a word.
+        length: words of an n-gram; fewer words are one n-gram.
+
     Returns: (n - length + 1,) uint64, or (1,).
     """
     length = min(length, len(words))
@@ -90,18 +97,19 @@ def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
 
 
 class BenchmarkIndex:
-    """The n-grams of benchmark items by their hashes; it can be pickled, and depends on the items alone.
+    """The n-grams of benchmark items by their hashes; it pickles, and depends on the items alone.
 
-    N-grams that at least TEMPLATE_ITEMS and more than TEMPLATE_FRACTION of a task's items share are cut out of them.
-    Of the passages that are left, those of MIN_WORDS words and more are looked for, in runs of `ngram_words` words or,
-    where a passage is shorter, as a whole.
+    The wording of a task (TEMPLATE_FRACTION) is removed from its items. Each remaining passage of at least MIN_WORDS
+    words is searched for, in runs of `ngram_words` words or, if it is shorter, as a whole.
 
     Attributes:
         items: (task, id) of the items that can be checked.
-        num_items: task -> items in its file; sha256: task -> hash of its file.
-        not_checkable: task -> reason (too_short, template) -> ids; template_ngrams: task -> how many were cut out.
+        num_items: task -> items in its file.
+        sha256: task -> hash of its file.
+        not_checkable: task -> reason (too_short, template) -> ids.
+        template_ngrams: task -> n-grams of its wording.
 
-    Raises: ValueError: without items to check, or for a file that does not hold items.
+    Raises: ValueError: there are no items to check, or a file has a line that is not an item.
     """
 
     def __init__(self, folder: Path, ngram_words: int = 13):
@@ -113,52 +121,68 @@ class BenchmarkIndex:
         self.sha256 = {path.stem: file_sha256(path) for path in paths}
         self.num_items = {task: len(items) for task, items in tasks.items()}
         self.not_checkable = {task: {"too_short": [], "template": []} for task in tasks}
+        self.template_ngrams: dict[str, int] = {}
         vocabulary = set(chain.from_iterable(words for items in tasks.values() for _, words in items))
         self.word_hashes = {word: xxhash.xxh64_intdigest(word) for word in sorted(vocabulary)}
 
-        # The passages of all items lie in one row of words; an item's are those between its bound and the next.
-        self.items, self.template_ngrams, bounds = [], {}, [0]
-        ngrams, runs, beginnings = [], [], []
+        self.items: list[tuple[str, str | int]] = []
+        passages_of_items = []
         for task, items in tasks.items():
-            hashed = [(item_id, self.hash_words(words)) for item_id, words in items]
-            templates = self.find_templates([words for _, words in hashed])
-            self.template_ngrams[task] = len(templates)
-            for item_id, words in hashed:
-                passages = self.cut_out(templates, words)
-                if not passages:
-                    self.not_checkable[task]["too_short" if len(words) < MIN_WORDS else "template"].append(item_id)
-                    continue
-                start = bounds[-1]
-                for passage in passages:
-                    ngrams.append(ngram_hashes(passage, self.ngram_words))
-                    first = start + np.arange(len(ngrams[-1]))
-                    runs.append(np.stack([first, first + min(self.ngram_words, len(passage))], axis=1))
-                    beginnings.append(ngram_hashes(passage, MIN_WORDS)[: len(first)])
-                    start += len(passage)
+            for item_id, passages in self.find_passages(task, items):
                 self.items.append((task, item_id))
-                bounds.append(start)
+                passages_of_items.append(passages)
         if not self.items:
             remedy = f"write <task>.jsonl with: python eval/run_eval.py --export_requests {folder}"
-            raise ValueError(f"{folder}: no item of at least {MIN_WORDS} words that stands for itself; {remedy}")
+            raise ValueError(f"{folder}: no item of at least {MIN_WORDS} words besides its task's wording; {remedy}")
+        self.index_passages(passages_of_items)
+
+    def find_passages(self, task: str, items: list) -> Iterator[tuple[str | int, list[np.ndarray]]]:
+        """Yield (id, passages to search for) of the items that have any; note the others in not_checkable."""
+        hashed = [(item_id, self.hash_words(words)) for item_id, words in items]
+        templates = self.find_templates([words for _, words in hashed])
+        self.template_ngrams[task] = len(templates)
+        for item_id, words in hashed:
+            if passages := self.remove_templates(templates, words):
+                yield item_id, passages
+            else:
+                self.not_checkable[task]["too_short" if len(words) < MIN_WORDS else "template"].append(item_id)
+
+    def index_passages(self, passages_of_items: list[list[np.ndarray]]) -> None:
+        """Set the arrays that `overlaps` searches.
+
+        All passages form one sequence of words, in which item i has the words from bounds[i] to bounds[i + 1].
+        ngrams are the sorted hashes of the n-grams, runs their (start, end) in the sequence. Most positions of a text
+        are ruled out by table, which says whether any n-gram begins with MIN_WORDS words whose hash has these bits.
+        """
+        bounds, ngrams, runs, beginnings = [0], [], [], []
+        for passages in passages_of_items:
+            start = bounds[-1]
+            for passage in passages:
+                ngrams.append(ngram_hashes(passage, self.ngram_words))
+                first = start + np.arange(len(ngrams[-1]))
+                runs.append(np.stack([first, first + min(self.ngram_words, len(passage))], axis=1))
+                beginnings.append(ngram_hashes(passage, MIN_WORDS)[: len(first)])
+                start += len(passage)
+            bounds.append(start)
         self.bounds, self.ngrams = np.array(bounds), np.concatenate(ngrams)
         order = np.argsort(self.ngrams, kind="stable")
         self.ngrams, self.runs = self.ngrams[order], np.concatenate(runs)[order]
-        # Most places of a text are ruled out by one byte that says whether an n-gram may begin so.
         bits = (TABLE_CELLS_PER_NGRAM * len(self.ngrams)).bit_length()
         self.shift, self.table = np.uint64(64 - bits), np.zeros(1 << bits, dtype=bool)
         self.table[np.concatenate(beginnings) >> self.shift] = True
 
     def hash_words(self, words: list[str]) -> np.ndarray:
-        """Return one uint64 a word, 0 for those that no item has."""
+        """Return one uint64 a word, 0 for words that no item has."""
         return np.fromiter(map(self.word_hashes.get, words, repeat(0)), dtype=np.uint64, count=len(words))
 
     def find_templates(self, items: list[np.ndarray]) -> np.ndarray:
+        """Return the hashes of the n-grams that are a task's wording, given the word hashes of its items."""
         distinct = [np.unique(ngram_hashes(words, self.ngram_words)) for words in items if len(words) >= MIN_WORDS]
         ngrams, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *distinct]), return_counts=True)
         return ngrams[(counts >= TEMPLATE_ITEMS) & (counts > TEMPLATE_FRACTION * len(items))]
 
-    def cut_out(self, templates: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
-        """Return the passages before, between and after the templates that are long enough to be looked for."""
+    def remove_templates(self, templates: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
+        """Return the passages between the templates that have at least MIN_WORDS words."""
         own = np.ones(len(words), dtype=bool)
         for start in np.flatnonzero(np.isin(ngram_hashes(words, self.ngram_words), templates)):
             own[start : start + self.ngram_words] = False
@@ -166,7 +190,7 @@ class BenchmarkIndex:
         return [words[start:end] for start, end in edges if end - start >= MIN_WORDS]
 
     def overlaps(self, text: str) -> dict[tuple[str, str | int], float]:
-        """Return, for each item with a run of words in the text, the share of its passages' words in such runs."""
+        """Return the fraction of its passages' words that the text covers, for each item that shares a run with it."""
         words = self.hash_words(normalised_words(text))
         hashes = ngram_hashes(words, MIN_WORDS)
         places = np.flatnonzero(self.table[hashes >> self.shift])
@@ -190,9 +214,9 @@ class BenchmarkIndex:
 def drop_overlapping(
     documents, rank: int, world_size: int, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path
 ) -> Iterator[Document]:
-    """Pass on the documents that hold less than `min_overlap_fraction` (above 0, at most 1) of every item.
+    """Yield the documents that cover less than `min_overlap_fraction` (above 0, at most 1) of every item.
 
-    Every overlap, of dropped and of kept documents, is in folder/<rank>.jsonl when the task ends.
+    When the task ends, every overlap, of dropped and of kept documents, is in folder/<rank>.jsonl.
     """
     rows = []
     for document in documents:
@@ -208,9 +232,9 @@ def drop_overlapping(
 
 
 def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path) -> dict:
-    """Merge what the tasks of `drop_overlapping` noted in a folder, write it to path and return it.
+    """Merge what the tasks of `drop_overlapping` wrote to a folder; write the report to path and return it.
 
-    Of each overlapping item it gives the documents, the largest fraction in one of them and in one that was kept.
+    Each overlapping item has its documents, and the largest fraction in any of them and in any that was kept.
     """
     rows = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
     rows.sort(key=lambda row: (row["task"], str(row["id"]), -row["fraction"], row["source"], row["document"]))
@@ -240,7 +264,7 @@ def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float,
 
 
 def sum_removed(rows: Iterable[dict]) -> dict[str, dict[str, int]]:
-    """Count each dropped document once, by source, however many items it overlaps with."""
+    """Return source -> documents and bytes dropped; a document counts once, however many items it overlaps."""
     dropped = {(row["source"], row["document"]): row["bytes"] for row in rows if row["dropped"]}
     totals: dict[str, dict[str, int]] = {}
     for (source, _), num_bytes in sorted(dropped.items()):

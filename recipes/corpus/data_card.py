@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data card: README.md of a documents folder, rendered from data_card.md and what prepare counted.
+"""Render the data card: README.md of a documents folder, from data_card.md and what prepare counted.
 
-In:   the content of stats.json and decontamination.json, the documents, and what the recipe says of its sources.
-Out:  documents/README.md, with which the folder can be published as a dataset; the same card without any text of the
-      sources goes into a release. It depends on nothing else, not even on where the run lies.
+In:   the content of stats.json and decontamination.json, the documents, and the recipe's sources.
+Out:  documents/README.md, which lets the folder be published as a dataset. A release has the same card without text of
+      the sources. The card depends on nothing else, not even on the path of the run.
 
-Licences are told apart by name alone. A statement counts only if it consists of nothing but names that are known
-here: "MIT for the collection, each text its author's" is unknown, and not MIT.
+Licences are classified by name alone. A statement is known only if it consists of nothing but known names: "MIT for
+the collection, each text its author's" is unknown, not MIT.
 """
 
 import re
@@ -22,27 +22,27 @@ from recipe_config import Recipe, Source
 from sources.units import is_hub_dataset
 
 
-# The strictest first: what the kind asks, and the names of its licences as `licence_kind` spells them.
+# The strictest first: what the kind allows, and the names of its licences as `licence_kind` normalises them.
 BY = r"(?:cc|creative commons) (?:by|attribution)"
 NC, ND, SA = r"(?:nc|non ?commercial)", r"(?:nd|no ?deriv(?:ative)?s?)", r"(?:sa|share ?alike)"
 LICENCE_KINDS = {
-    "unknown": ("no licence that is known here is named; only the owner of the text can allow its use", None),
-    "no derivatives": ("it may be passed on unchanged only, and it was changed", rf"{BY}(?: {NC})? {ND}"),
-    "non-commercial": ("it may be used and passed on for non-commercial purposes only", rf"{BY} {NC}(?: {SA})?"),
+    "unknown": ("it names no licence that is known here, so only the owner of the text can permit its use", None),
+    "no derivatives": ("it may be shared only unchanged, and it was changed", rf"{BY}(?: {NC})? {ND}"),
+    "non-commercial": ("it may be used and shared for non-commercial purposes only", rf"{BY} {NC}(?: {SA})?"),
     "share-alike": (
-        "it may be passed on, and what is made of it, under the same licence and with credit",
+        "it and works made from it may be shared under the same licence, with credit",
         rf"{BY} {SA}|odbl|gfdl|[al]?gpl|mpl|eupl",
     ),
     "attribution": (
-        "it may be passed on with credit and the notice of its licence",
+        "it may be shared with credit and its licence notice",
         rf"{BY}|odc by|open data commons attribution|mit|apache|(?:new |simplified )?bsd|isc|ogl",
     ),
     "public domain": (
         "its publisher claims no rights in it",
-        r"(?:us )?public domain(?: mark| in the (?:us|united states))?|cc ?(?:0|zero)|pddl|unlicense",
+        r"(?:us )?public domain(?: mark| in (?:us|united states))?|cc ?(?:0|zero)|pddl|unlicense",
     ),
 }
-# Kinds that let anyone pass text on, for whatever purpose and cut short as a sample is.
+# Kinds that let anyone share the text for any purpose, also in part, as in a sample.
 REDISTRIBUTABLE = ("share-alike", "attribution", "public domain")
 HUB_LICENSES = {
     *("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0"),
@@ -50,15 +50,15 @@ HUB_LICENSES = {
     *("gpl-3.0", "isc", "mit", "mpl-2.0", "odbl", "odc-by", "pddl", "unlicense"),
 }
 SAMPLES, SAMPLE_CHARACTERS = 3, 280  # of each source
-# Settings of `data` that are shown elsewhere, say where something lies, or do not decide the documents.
-UNSHOWN = {
+# Settings of `data` that the card shows elsewhere, that are paths, or that do not change the documents.
+HIDDEN_SETTINGS = {
     *("sources", "min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus", "workers", "executor", "slurm"),
     *("extract_text", "personal_data", "decontamination"),
 }
 
 
 def write_data_card(recipe: Recipe, documents: Path, stats: dict, decontamination: dict | None) -> None:
-    """Write README.md into a folder of documents, with samples of the sources that anyone may share."""
+    """Write README.md to a folder of documents, with samples of the sources that anyone may share."""
     kinds = {source.name: licence_kind(source.license) for source in recipe.data.sources}
     samples = {
         name: choose_samples(documents / "train" / name) for name, kind in kinds.items() if kind in REDISTRIBUTABLE
@@ -73,11 +73,11 @@ def render_data_card(
     """Return the card.
 
     Args:
-        recipe: its sources' licences and addresses are those of now, as a licence may be corrected afterwards.
+        recipe: gives the sources' current licences and URLs, since a licence may be corrected afterwards.
         stats: content of stats.json.
-        decontamination: content of decontamination.json, None where there is none.
-        samples: source -> texts, of the sources that may be shown; None for a card without the sources' text.
-        withheld: source -> why its text is not published with the card; None where the card lies beside all of it.
+        decontamination: content of decontamination.json, or None.
+        samples: source -> texts, for the sources that may be shared; None for a card without text of the sources.
+        withheld: source -> why its text is not published with the card; None if all text is next to the card.
     """
     kinds = {source.name: licence_kind(source.license) for source in recipe.data.sources}
     strictest = strictest_licence(recipe)
@@ -100,14 +100,15 @@ def render_data_card(
         splits=splits,
         kept={split: sum_kept(stats, [split]) for split in splits},
         total=sum_kept(stats, splits),
-        settings=flatten(recipe.data.model_dump(exclude=UNSHOWN)),
+        settings=flatten(recipe.data.model_dump(exclude=HIDDEN_SETTINGS)),
         actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
     )
 
 
 def licence_kind(statement: str | None) -> str:
-    """Return the kind of licence that a statement names; of several names the strictest counts."""
+    """Return the kind of the licence that a statement names, the strictest if it names several."""
     words = re.sub(r"[-_\s]+", " ", (statement or "").lower())
+    words = re.sub(r"\b(?:by|per) (?:article|document|item|work)\b", " ", words)  # which of the names, not terms
     words = re.sub(
         r"\b(?:v?\d+(?:\.\d+)*|licen[cs]es?|version|international|the|clause|only|or later)(?!\w)", " ", words
     )
@@ -121,14 +122,14 @@ def licence_kind(statement: str | None) -> str:
 
 
 def strictest_licence(recipe: Recipe) -> str:
-    """Return the kind of licence that binds most of those of the sources."""
+    """Return the strictest kind of licence of the sources."""
     found = {licence_kind(source.license) for source in recipe.data.sources}
     return next(kind for kind in LICENCE_KINDS if kind in found)
 
 
 def describe_dataset(recipe: Recipe, stats: dict, with_files: bool, withheld: dict) -> dict:
-    """Return the front matter: what the Hub shows and filters by, and the files of each split where they are there."""
-    there = {"sources": {name: entry for name, entry in stats["sources"].items() if name not in withheld}}
+    """Return the front matter: what the Hub shows and filters by and, with_files, the files of each split."""
+    published = {"sources": {name: entry for name, entry in stats["sources"].items() if name not in withheld}}
     strictest, labels = strictest_licence(recipe), list(dict.fromkeys(s.label for s in recipe.data.sources))
     stated = {
         re.sub(r"^odc-by-1\.0$", "odc-by", "-".join(source.license.lower().split()))
@@ -137,7 +138,7 @@ def describe_dataset(recipe: Recipe, stats: dict, with_files: bool, withheld: di
     }
     is_known = len(stated) == 1 and stated <= HUB_LICENSES
     other = {"license": "other", "license_name": strictest.replace(" ", "-")}
-    splits = [split for split in split_names(there) if sum_kept(there, [split])["documents"]]
+    splits = [split for split in split_names(published) if sum_kept(published, [split])["documents"]]
     files = [{"split": split, "path": f"{split}/*/*.parquet"} for split in splits]
     data = ({"license": stated.pop()} if is_known else other) | {
         "language": recipe.hub.language,
@@ -150,7 +151,7 @@ def describe_dataset(recipe: Recipe, stats: dict, with_files: bool, withheld: di
 
 
 def size_category(documents: int) -> str:
-    """Return the Hub's name for a number of rows."""
+    """Return the Hub's size category for a number of rows."""
     names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     exponent = len(str(documents)) - 1
     if exponent < 3:
@@ -159,7 +160,7 @@ def size_category(documents: int) -> str:
 
 
 def origin(source: Source) -> str:
-    """Say where a source comes from; of a file on this machine only its name."""
+    """Return where a source comes from; for a local file only its name."""
     if is_hub_dataset(source):
         return f"Hub dataset {source.path}" + (f", {source.config}" if source.config else "") + f", {source.split}"
     if "://" in source.path:
@@ -168,10 +169,12 @@ def origin(source: Source) -> str:
 
 
 def split_names(stats: dict) -> list[str]:
+    """Return the splits that any source has, in order."""
     return list(dict.fromkeys(split for source in stats["sources"].values() for split in source["kept"]))
 
 
 def sum_kept(stats: dict, splits: list[str]) -> dict[str, int]:
+    """Return the documents and bytes of all sources in some splits."""
     entries = [
         source["kept"][split] for source in stats["sources"].values() for split in splits if split in source["kept"]
     ]
@@ -179,7 +182,7 @@ def sum_kept(stats: dict, splits: list[str]) -> dict[str, int]:
 
 
 def flatten(settings: dict, prefix: str = "") -> dict[str, object]:
-    """Return key path -> value of nested settings, but for paths of folders."""
+    """Return key path -> value of nested settings, with the number of earlier corpora in place of their paths."""
     flat = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
@@ -192,19 +195,19 @@ def flatten(settings: dict, prefix: str = "") -> dict[str, object]:
 
 
 def choose_samples(folder: Path) -> list[str]:
-    """Return the beginnings of the documents with the least ids, which are hashes of their text.
+    """Return the beginnings of the SAMPLES documents with the lowest ids, which are hashes of their text.
 
-    Args: folder: a source's Parquet files, of which only the ids are read whole, one row group at a time.
+    Args: folder: has a source's Parquet files; only their ids are all read, one row group at a time.
     """
-    least: list[tuple[str, str, int]] = []
+    lowest: list[tuple[str, str, int]] = []
     for path in sorted(folder.glob("*.parquet")):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["id"])["id"]
             first = pc.select_k_unstable(pa.table({"id": ids}), k=SAMPLES, sort_keys=[("id", "ascending")])
-            least += [(ids[row].as_py(), str(path), group) for row in first.to_pylist()]
-        least = sorted(least)[:SAMPLES]
-    return [shorten(read_text(Path(path), group, document)) for document, path, group in least]
+            lowest += [(ids[row].as_py(), str(path), group) for row in first.to_pylist()]
+        lowest = sorted(lowest)[:SAMPLES]
+    return [shorten(read_text(Path(path), group, document)) for document, path, group in lowest]
 
 
 def read_text(path: Path, group: int, document: str) -> str:
@@ -213,8 +216,6 @@ def read_text(path: Path, group: int, document: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return the beginning of a text in one line of what can be shown."""
+    """Return the beginning of a text on one line, without characters that cannot be printed."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * SAMPLE_CHARACTERS]).split())
-    return (words[:SAMPLE_CHARACTERS] or "(nothing that can be shown)") + (
-        " ..." if len(words) > SAMPLE_CHARACTERS else ""
-    )
+    return (words[:SAMPLE_CHARACTERS] or "(no printable text)") + (" ..." if len(words) > SAMPLE_CHARACTERS else "")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find families: documents that share long runs of words, such as the versions of one licence or one statute.
 
-If the members of a family were spread over training and held-out text, the held-out text would be half known.
+A family is held out as a whole; otherwise the model would be trained on parts of the held-out text.
 """
 
 import re
@@ -28,11 +28,11 @@ def word_ngrams(text: str, words: int = FAMILY_NGRAM_WORDS) -> np.ndarray:
 def find_families(texts: Iterable[str], containment: float) -> np.ndarray:
     """Label each text with its family.
 
-    Two texts are of one family when the n-grams they share are at least `containment` of those of the one that has
-    fewer; families are closed under this relation.
+    Two texts are related if they share at least the fraction `containment` of the n-grams of the one that has fewer.
+    A family is a connected component of this relation.
 
     Args:
-        texts: the documents, read once; 8 bytes of memory are taken for each distinct n-gram of each.
+        texts: the documents, read once; each distinct n-gram of each takes 8 bytes of memory.
         containment: 0 to 1.
 
     Returns: one int32 label a text.
@@ -43,7 +43,7 @@ def find_families(texts: Iterable[str], containment: float) -> np.ndarray:
         return np.arange(len(sizes), dtype=np.int32)
     documents = np.repeat(np.arange(len(sizes)), sizes)
     distinct, columns, occurrences = np.unique(np.concatenate(ngrams), return_inverse=True, return_counts=True)
-    shared = occurrences[columns] > 1  # n-grams of one document alone relate it to nothing
+    shared = occurrences[columns] > 1  # an n-gram of one document relates it to no other
     incidence = coo_array(
         (np.ones(shared.sum(), dtype=np.int32), (documents[shared], columns[shared])),
         shape=(len(sizes), len(distinct)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents on disk: Parquet files of (id, source, text, date), whose bytes depend on the documents alone."""
+"""Read and write documents: Parquet files of (id, source, text, date) whose bytes depend on the documents alone."""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -17,12 +17,12 @@ ROW_GROUP_BYTES = 32 << 20
 
 
 def document_id(text: str) -> str:
-    """Return the name of a document: the first 128 bits of the sha256 of its text, in hex digits."""
+    """Return the id of a document: the first 128 bits of the sha256 of its text, in hex digits."""
     return sha256(text.encode()).hexdigest()[:32]
 
 
 class DocumentWriter:
-    """Write documents to one Parquet file in row groups of about 32 MB of text; without documents, no file."""
+    """Write documents to one Parquet file in row groups of about 32 MB of text; no file for no documents."""
 
     def __init__(self, path: Path):
         self.path, self.rows, self.num_bytes, self.file = path, [], 0, None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact duplicates, with datatrove: of equal texts the one from the source named first in the recipe stays."""
+"""Find exact duplicates with datatrove, and keep the text from the source named first in the recipe."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +18,13 @@ def find_exact_duplicates(
 
     Args:
         run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
-        documents: the steps that give the documents.
-        folder: for what the passes leave each other and the returned steps.
-        counts: folder of the tallies; datatrove's filter does not count, so documents are counted before and after.
+        documents: steps that yield the documents.
+        folder: for files that the passes and the returned steps exchange.
+        counts: folder of the tallies; documents are counted before and after datatrove's filter, which does not count.
         sources: names, in the order of the recipe.
-        name: of the search, where there is more than one; documents are counted as `<name>_in` and `<name>_out`.
+        name: of the search, to tell several apart; documents are counted as `<name>_in` and `<name>_out`.
 
-    Returns: steps for the same documents, divided among the same tasks, that leave out all copies but one.
+    Returns: steps that drop all copies but one, for the same documents divided among the same tasks.
     """
     config = ExactDedupConfig(
         content_getter=document_text, document_priority=partial(source_priority, sources=sources)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose the documents that are held out of training: by a hash of their content, by family, and by date.
 
-Nothing about a document's place, its source's order or the number of workers enters the choice, so the same text is
-held out of the next run too. Memory does not grow with the corpus: only of the documents with the least hashes, about
-as many as can be held out, is more known than a running sum. Families are the exception; see document_families.py.
+The choice does not depend on a document's position, the order of its source or the number of workers, so the next run
+holds out the same text. Memory does not grow with the corpus: only the documents with the smallest hashes, about as
+many as can be held out, are kept in memory. Families are the exception; see document_families.py.
 """
 
 import json
@@ -21,14 +21,15 @@ from corpus.document_files import DocumentWriter, texts
 from recipe_config import Data, RecipeError, Splits
 
 
-# What the choice needs of each document; the date may be a day, a month, a year, or nothing.
+# What the choice needs of each document. The date is a day, a month, a year, or empty.
 NOTE = np.dtype([("id", "S32"), ("source", "<u2"), ("num_bytes", "<u8"), ("date", "S10")])
-# Of so many documents of a source all are looked at, of the rest only what the shares can need.
-MIN_POOL_DOCUMENTS = 10_000
+# A source with up to this many documents is considered whole; of a larger one only the documents with the smallest
+# hashes.
+MIN_CANDIDATES = 10_000
 
 
 def note_documents(documents, rank: int, world_size: int, folder: Path, sources: list[str]) -> Iterator[Document]:
-    """Pass documents on and write their NOTEs, in order, to folder/<rank>.npy."""
+    """Yield the documents unchanged and write their NOTEs, in order, to folder/<rank>.npy."""
     notes = []
     for document in documents:
         date = (document.metadata.get("date") or "").encode()
@@ -40,50 +41,51 @@ def note_documents(documents, rank: int, world_size: int, folder: Path, sources:
 
 
 def is_future(date: str | None, splits: Splits) -> bool:
-    """Return whether a date is of splits.future_from or later, or, of a month or year, may be."""
+    """Return whether a date is splits.future_from or later. A month or year counts if one of its days is."""
     return bool(date and splits.future_from) and date >= splits.future_from[: len(date)]
 
 
-def plan_splits(notes: Path, documents: Path, data: Data) -> tuple[dict[str, str], dict[str, int] | None]:
+def choose_held_out(notes: Path, documents: Path, data: Data) -> tuple[dict[str, str], dict[str, int] | None]:
     """Choose the documents of the validation and test split of each source.
 
-    Families of documents (each document by itself unless data.family_containment is set) are taken in the order of
-    a hash of their content, until the split's share of the source's bytes is reached; one that is larger than what
-    is left stays in train. Where even the smallest is larger than the share, it is taken all the same. What is of
-    the future is in none of them.
+    Families of documents (without data.family_containment, each document is one) are taken in the order of a hash of
+    their content, until the split has its share of the source's bytes; a family larger than what is left stays in
+    train. If even the smallest is larger than the share, the smallest is taken. Documents from splits.future_from on
+    are in neither split.
 
     Args:
         notes: folder that `note_documents` wrote.
         documents: folder with the documents in the same order; read for families only.
         data: sources, splits and family_containment.
 
-    Returns: document id -> split for everything held out, and source -> number of families.
+    Returns: document id -> split of the held-out documents, and source -> number of families (None without families).
     Raises: RecipeError: a source too small to give every split a family.
     """
     files = sorted(notes.glob("*.npy"))
     if data.family_containment is None:
-        pool, total_bytes = gather_pool(files, data)
-        labels, families = np.arange(len(pool)), None
+        candidates, total_bytes = read_candidates(files, data)
+        labels, families = np.arange(len(candidates)), None
     else:
-        pool = np.concatenate([np.load(file) for file in files])
-        progress = tqdm(texts(documents), total=len(pool), desc="prepare: families", leave=False)
+        candidates = np.concatenate([np.load(file) for file in files])
+        progress = tqdm(texts(documents), total=len(candidates), desc="prepare: families", leave=False)
         labels = find_families(progress, data.family_containment)
-        families = count_families(pool, labels, data)
-        past = past_documents(pool, data.splits)
-        pool, labels = pool[past], labels[past]
-        total_bytes = np.bincount(pool["source"], weights=pool["num_bytes"], minlength=len(data.sources))
-    return choose(pool, labels, total_bytes, data), families
+        families = count_families(candidates, labels, data)
+        past = past_documents(candidates, data.splits)
+        candidates, labels = candidates[past], labels[past]
+        total_bytes = np.bincount(candidates["source"], weights=candidates["num_bytes"], minlength=len(data.sources))
+    return fill_splits(candidates, labels, total_bytes, data), families
 
 
 def past_documents(notes: np.ndarray, splits: Splits) -> np.ndarray:
+    """Return a mask of the documents that are not in the future split."""
     return np.array([not is_future(date.decode(), splits) for date in notes["date"]], dtype=bool)
 
 
-def gather_pool(files: list[Path], data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Return the notes of the documents with the least hashes of each source, and each source's bytes.
+def read_candidates(files: list[Path], data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return the notes of the documents with the smallest hashes of each source, and each source's bytes.
 
-    The pool of a source holds twice the bytes that can be held out of it, since the choice passes over documents that
-    are too large for what is left of a share.
+    The candidates of a source have twice the bytes that can be held out of it, because documents larger than what is
+    left of a share are skipped.
     """
 
     def past(file: Path) -> np.ndarray:
@@ -94,69 +96,79 @@ def gather_pool(files: list[Path], data: Data) -> tuple[np.ndarray, np.ndarray]:
     for file in files:
         notes = past(file)
         total_bytes += np.bincount(notes["source"], weights=notes["num_bytes"], minlength=len(data.sources))
-    pools = [np.zeros(0, dtype=NOTE)] * len(data.sources)
+    candidates = [np.zeros(0, dtype=NOTE)] * len(data.sources)
     for file in files:
         notes = past(file)
         for source in np.unique(notes["source"]):
-            pool = np.concatenate([pools[source], notes[notes["source"] == source]])
-            pool = pool[np.argsort(pool["id"], kind="stable")]
-            before = np.cumsum(pool["num_bytes"]) - pool["num_bytes"]
-            most_bytes = 2 * sum(split_bytes(total_bytes[source], data.splits).values())
-            pools[source] = pool[(before < most_bytes) | (np.arange(len(pool)) < MIN_POOL_DOCUMENTS)]
-    return np.concatenate(pools), total_bytes
+            own = np.concatenate([candidates[source], notes[notes["source"] == source]])
+            own = own[np.argsort(own["id"], kind="stable")]
+            preceding_bytes = np.cumsum(own["num_bytes"]) - own["num_bytes"]
+            max_bytes = 2 * sum(split_bytes(total_bytes[source], data.splits).values())
+            candidates[source] = own[(preceding_bytes < max_bytes) | (np.arange(len(own)) < MIN_CANDIDATES)]
+    return np.concatenate(candidates), total_bytes
 
 
 def split_bytes(total_bytes: float, splits: Splits) -> dict[str, float]:
-    """Return how many bytes of a source each held-out split takes."""
+    """Return the bytes of a source that each held-out split may take."""
     return {
         "test": min(splits.test_fraction * total_bytes, splits.max_bytes),
         "validation": min(splits.validation_fraction * total_bytes, splits.max_bytes),
     }
 
 
-def choose(pool: np.ndarray, labels: np.ndarray, total_bytes: np.ndarray, data: Data) -> dict[str, str]:
-    """Return document id -> split of what is held out; `plan_splits` says how it is chosen."""
+def fill_splits(candidates: np.ndarray, labels: np.ndarray, total_bytes: np.ndarray, data: Data) -> dict[str, str]:
+    """Return document id -> split of the held-out documents, by the rules of `choose_held_out`.
+
+    Args:
+        candidates: NOTEs of the documents.
+        labels: the family of each.
+        total_bytes: of each source.
+        data: sources and splits.
+    """
     members: dict[int, list[int]] = {}
-    for position in np.argsort(pool["id"], kind="stable").tolist():
+    for position in np.argsort(candidates["id"], kind="stable").tolist():
         members.setdefault(int(labels[position]), []).append(position)
     held_out: dict[int, str] = {}
     problems = []
     for index, source in enumerate(data.sources):
-        # Families are in the order of their least id, since their members were entered in the order of ids.
-        weighed = []
+        # In the order of each family's smallest id, because `members` was filled in the order of ids.
+        available = []
         for family in members.values():
-            weight = sum(int(pool["num_bytes"][position]) for position in family if pool["source"][position] == index)
-            if weight and family[0] not in held_out:
-                weighed.append((weight, family))
-        if len(weighed) < 3:
+            num_bytes = sum(int(candidates["num_bytes"][i]) for i in family if candidates["source"][i] == index)
+            if num_bytes and family[0] not in held_out:
+                available.append((num_bytes, family))
+        if len(available) < 3:
             problems.append(
-                f"data.sources: {source.name}: {len(weighed)} distinct documents are left after cleaning, and train, "
-                f"validation and test need one each; add text, or lower data.min_document_bytes="
+                f"data.sources: {source.name}: {len(available)} distinct documents are left after cleaning, and "
+                f"train, validation and test need one each; add text, or lower data.min_document_bytes="
                 f"{data.min_document_bytes}"
             )
             continue
         for split, left_bytes in split_bytes(total_bytes[index], data.splits).items():
             chosen, rest = [], []
-            for weight, family in weighed:
-                taken = weight <= left_bytes
-                left_bytes -= weight if taken else 0
-                (chosen if taken else rest).append((weight, family))
+            for num_bytes, family in available:
+                fits = num_bytes <= left_bytes
+                left_bytes -= num_bytes if fits else 0
+                (chosen if fits else rest).append((num_bytes, family))
             if not chosen:
                 chosen = [min(rest, key=lambda pair: pair[0])]
                 rest.remove(chosen[0])
             held_out |= {position: split for _, family in chosen for position in family}
-            weighed = rest
+            available = rest
     if problems:
         raise RecipeError(*problems)
-    return {pool["id"][position].decode(): split for position, split in held_out.items()}
+    return {candidates["id"][position].decode(): split for position, split in held_out.items()}
 
 
-def least_trained(notes: Path, held_out: dict[str, str], data: Data) -> dict[str, str]:
-    """Return, of each source with more text than its max_training_bytes, the least id that is trained on.
+def lowest_training_ids(notes: Path, held_out: dict[str, str], data: Data) -> dict[str, str]:
+    """Return source -> lowest document id that stays in train, for sources with more text than max_training_bytes.
 
-    Held-out text has the least ids and training begins at the greatest, so more bytes only add documents.
+    Documents are held out from the lowest id up and trained on from the highest id down, so a higher limit only adds
+    documents to train.
+
+    Raises: RecipeError: a limit below the size of the first document.
     """
-    least = {}
+    lowest = {}
     for index, source in enumerate(data.sources):
         if source.max_training_bytes is None:
             continue
@@ -167,16 +179,16 @@ def least_trained(notes: Path, held_out: dict[str, str], data: Data) -> dict[str
         if len(fits) and not fits[0]:
             raise RecipeError(
                 f"data.sources: {source.name}: max_training_bytes={source.max_training_bytes:,} is less than the "
-                f"{own['num_bytes'][0]:,} bytes of the document that comes first; allow more"
+                f"{own['num_bytes'][0]:,} bytes of the first document; raise it"
             )
         if not fits.all():
-            least[source.name] = own["id"][fits][-1].decode()
-    return least
+            lowest[source.name] = own["id"][fits][-1].decode()
+    return lowest
 
 
-def count_families(pool: np.ndarray, labels: np.ndarray, data: Data) -> dict[str, int]:
-    pairs = Counter(source for _, source in set(zip(labels.tolist(), pool["source"].tolist(), strict=True)))
-    return {source.name: pairs[index] for index, source in enumerate(data.sources)}
+def count_families(notes: np.ndarray, labels: np.ndarray, data: Data) -> dict[str, int]:
+    families = Counter(source for _, source in set(zip(labels.tolist(), notes["source"].tolist(), strict=True)))
+    return {source.name: families[index] for index, source in enumerate(data.sources)}
 
 
 def describe_dates(notes: Path, sources: list[str]) -> dict[str, dict]:
@@ -199,20 +211,20 @@ def write_splits(
     rank: int,
     world_size: int,
     folder: Path,
-    held_out: Path,
-    least_ids: dict[str, str],
+    held_out: Path,  # JSON file of the dict that `choose_held_out` returns
+    lowest_ids: dict[str, str],  # what `lowest_training_ids` returns
     splits: Splits,
     counts: Path,
 ) -> None:
-    """Write each document below its split and source, but those of train with an id below `least_trained`."""
-    chosen: dict[str, str] = json.loads(held_out.read_text())
+    """Write each document to folder/<split>/<source>/<rank>.parquet; drop those of train below their lowest id."""
+    held_out_ids: dict[str, str] = json.loads(held_out.read_text())
     writers: dict[tuple[str, str], DocumentWriter] = {}
     tally = Tally(counts, "split", rank)
     for document in documents:
         source = document.metadata["source"]
         future = is_future(document.metadata.get("date"), splits)
-        split = "future" if future else chosen.get(document.id, "train")
-        if split == "train" and document.id < least_ids.get(source, ""):
+        split = "future" if future else held_out_ids.get(document.id, "train")
+        if split == "train" and document.id < lowest_ids.get(source, ""):
             tally.add(f"{source}/dropped:max_training_bytes", len(document.text.encode()))
             continue
         if (split, source) not in writers:

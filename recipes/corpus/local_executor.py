@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one task of a pipeline runs, and `data.executor: local`, which runs them in processes of this machine.
+"""Run one task of a pipeline; `data.executor: local`, which runs the tasks in processes of this machine.
 
-datatrove's local executor waits for ever when the kernel kills a worker, and sends the whole pipeline with each task;
-so of it only the bookkeeping is used.
+Only the bookkeeping of datatrove's local executor is used: it waits for ever if the kernel kills a worker, and sends
+the whole pipeline with each task.
 """
 
 import os
@@ -27,10 +27,10 @@ RECIPES = Path(__file__).resolve().parents[1]
 
 
 class TaskRunner:
-    """Runs one task as datatrove does, but without its log, which shows what was in a document.
+    """Run one task as datatrove does, but without its log, which contains text of documents.
 
     Attributes:
-        status: what the progress bar says beside the amount done.
+        status: shown in the progress bar.
     """
 
     status = ""
@@ -41,7 +41,7 @@ class TaskRunner:
         logger.disable("datatrove")
         documents = None
         for step in self.pipeline:
-            # A step counts what it sees, so each task has its own; a function does not, and may hold a large index.
+            # A step has counters, so each task gets a copy; a function has none and may hold a large index.
             own = deepcopy(step) if isinstance(step, PipelineStep) else step
             documents = own(documents, rank, self.world_size)
         if documents:
@@ -50,7 +50,7 @@ class TaskRunner:
 
 
 class LocalExecutor(TaskRunner, LocalPipelineExecutor):
-    """Processes of this machine, which end when this one does, however it ends."""
+    """Run tasks in processes of this machine, which end with this one, however it ends."""
 
     def __init__(self, data: Data, pipeline: list, tasks: int, folder: Path, description: str):
         super().__init__(pipeline, tasks, data.workers or available_cores(), str(folder))
@@ -58,7 +58,7 @@ class LocalExecutor(TaskRunner, LocalPipelineExecutor):
 
     @staticmethod
     def check(data: Data) -> None:
-        """Nothing is needed."""
+        """Accept any settings: nothing has to be checked."""
 
     def run_tasks(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -76,30 +76,30 @@ class LocalExecutor(TaskRunner, LocalPipelineExecutor):
                     future.result()
             except BrokenProcessPool as error:
                 raise RecipeError(
-                    f"{self.description}: a worker process was killed, most likely for want of memory; start the "
-                    f"command again with fewer data.workers than {workers}, it goes on with what is missing"
+                    f"{self.description}: a worker process was killed, most likely because memory ran out; start "
+                    f"the command again with fewer data.workers than {workers}, and it resumes where it stopped"
                 ) from error
             except BaseException:
-                held.close()  # the workers end now, not with their tasks
+                held.close()  # ends the workers now, not after their tasks
                 raise
         held.close()
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, which in a container or a Slurm job are not all there are."""
+    """Return how many cores this process may use, which in a container or a Slurm job can be fewer than all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def start_fork_server(context) -> None:
-    """Start the process that workers are forked from, once, with the modules of recipes/ that are in use imported.
+    """Start the process that workers are forked from, once, with the loaded modules of recipes/ imported.
 
-    Otherwise each worker of each pipeline would import them itself, for a second or two, and hold its own copy.
+    Otherwise each worker of each pipeline would import them, for a second or two, and have its own copy in memory.
     """
     files = {name: Path(getattr(module, "__file__", None) or "") for name, module in sys.modules.items()}
     ours = {name: file for name, file in files.items() if file.is_relative_to(RECIPES)}
     context.set_forkserver_preload([file.stem if name == "__main__" else name for name, file in ours.items()])
     before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it does not take over sys.path
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the fork server does not inherit sys.path
     try:
         forkserver.ensure_running()
     finally:
@@ -108,7 +108,7 @@ def start_fork_server(context) -> None:
 
 
 def become_worker(executor: LocalExecutor, lifeline: connection.Connection) -> None:
-    """Set this process up to run tasks of an executor until the other end of the lifeline is closed."""
+    """Prepare this process to run tasks of an executor until the other end of the lifeline is closed."""
     global worker_executor
     worker_executor = executor
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one

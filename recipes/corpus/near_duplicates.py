@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Near-duplicates by MinHash: of the documents that resemble each other the best copy stays, whatever its source.
+"""Find near-duplicates by MinHash, across all sources, and keep the best document of each cluster.
 
 In:   distinct documents, and the documents/ folders of earlier runs that the recipe names.
-Out:  for each reason to drop, the ids of the documents it is about; steps that leave them out.
+Out:  for each reason to drop, the ids of its documents; steps that drop them.
 
 Documents whose sets of word n-grams have the Jaccard similarity s share one of b buckets of r hashes with probability
-1 - (1 - s^r)^b (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). Sharing is closed into clusters, so a
-chain of revisions is one cluster although its ends differ. Of a cluster stays the document of the source named first
-in the recipe, among those the longest, then the one whose id is lowest; none where it has an earlier document in it.
-Words are the same in any case and with or without accents; a text shorter than an n-gram is compared as a whole.
+1 - (1 - s^r)^b (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). Matches are transitive: A~B and B~C put
+A and C in one cluster. A cluster keeps the document of the source named first in the recipe, among those the longest,
+then the one with the lowest id. A cluster with an earlier document keeps none. Words are compared without case and
+accents; a text shorter than an n-gram is compared as a whole.
 
-datatrove has these steps too, and here they are done over for three reasons. It takes every number for the same, and
-so drops a quarter of a collection of fact sheets, whose figures are what they say. Of a cluster an arbitrary document
-stays. Its signatures take three times as long, even with words by regular expression (most of it goes into
-accents, character by character, and a remainder after each of 112 products an n-gram), hold 112 numbers for each word
-of a document at once (14 GB for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8 bytes
-a bucket, and 42 with what decides which one stays.
+datatrove has these steps too. These replace them for three reasons:
 
-At 1 TB of documents of 6 kB, 170 million: 26 GB of disk; each bucket's task sorts them in about 5 GB of memory. The
-clusters are found by one task, which holds about 250 bytes for each document that is in one, 14 GB if a third are,
-and takes some minutes. All else is some MB a task, whatever the length of a document.
+- It treats all numbers as equal, and so drops a quarter of a collection of fact sheets that differ in their figures.
+- It keeps an arbitrary document of a cluster.
+- Its signatures take three times as long, even with words by regular expression: most of the time goes into accents,
+  character by character, and a remainder after each of 112 products an n-gram. They hold 112 numbers for each word
+  of a document at once (14 GB for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8
+  bytes a bucket, and 42 for the fields that decide which document is kept.
+
+At 1 TB in 170 million documents of 6 kB: 26 GB of disk; each bucket's task sorts them in about 5 GB of memory. One
+task finds the clusters in some minutes, with about 250 bytes for each document in a cluster: 14 GB if a third are. All
+other tasks take some MB, whatever the length of a document.
 """
 
 import unicodedata
@@ -42,13 +44,13 @@ from recipe_config import NearDuplicates, RecipeError
 
 
 NEAR, NEAR_EARLIER = "near_duplicate", "near_duplicate_of_earlier"
-EARLIER = 0  # before every source of the recipe
+EARLIER = 0  # priority before every source of the recipe
 EARLIER_TASKS = 64
 RECORD = np.dtype([("id", "S32"), ("bytes", "<u8"), ("priority", "<u2")])
 HIGHEST = np.iinfo(np.uint64).max
-# Seams between blocks may cut a word in two, which changes 5 of about 170,000 n-grams.
+# A block may end inside a word, which changes 5 of about 170,000 n-grams.
 BLOCK_CHARACTERS = 1 << 20
-# N-grams whose permutations fit into a core's cache together.
+# So many n-grams' permutations fit into a core's cache.
 CHUNK_NGRAMS = 512
 MAX_CACHED_WORDS = 1 << 20
 
@@ -56,7 +58,7 @@ MAX_CACHED_WORDS = 1 << 20
 def list_earlier_documents(folders: list[str]) -> list[Path]:
     """Return the Parquet files of earlier runs, of every split.
 
-    Raises: RecipeError: for each folder that is no finished and whole documents/ folder.
+    Raises: RecipeError: a folder is not a complete documents/ folder of a finished run.
     """
     files, problems = [], []
     for index, folder in enumerate(folders):
@@ -67,7 +69,9 @@ def list_earlier_documents(folders: list[str]) -> list[Path]:
             record = None
             where += f" ({error})"
         if record is None or record["stage"] != "prepare":
-            problems.append(f"{where} is no documents/ folder of a finished run; name one that prepare has written")
+            problems.append(
+                f"{where} is not the documents/ folder of a finished run; name one that prepare has written"
+            )
             continue
         own = [Path(folder) / name for name in sorted(record["files"]) if name.endswith(".parquet")]
         if missing := [str(path) for path in own if not path.is_file()]:
@@ -92,15 +96,15 @@ def find_near_duplicates(
 
     Args:
         run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
-        documents: the steps that give the documents, no two of them with the same text.
-        folder: for what the passes leave each other and the returned steps.
-        counts: folder of the tallies, where the returned steps write theirs.
+        documents: steps that yield the documents, no two of them with the same text.
+        folder: for files that the passes and the returned steps exchange.
+        counts: folder of the tallies of the returned steps.
         settings: n-grams and buckets.
         sources: names, in the order of the recipe.
-        earlier: what `list_earlier_documents` gives.
-        total_bytes: of the documents, where their steps note progress.
+        earlier: files that `list_earlier_documents` returns.
+        total_bytes: of the documents, for the progress bar.
 
-    Returns: steps for the same documents, divided among the same tasks, that leave out and count those with a reason.
+    Returns: steps that drop and count the near-duplicates, for the same documents divided among the same tasks.
     """
     minhash = MinHash(settings)
     priorities = {name: number for number, name in enumerate(sources, start=EARLIER + 1)}
@@ -113,11 +117,11 @@ def find_near_duplicates(
     run("near-duplicates", [partial(pair_documents, folder=folder)], tasks=settings.num_buckets)
     run("clusters", [partial(choose_documents, folder=folder)], tasks=1)
     reasons = [NEAR_EARLIER, NEAR] if earlier else [NEAR]
-    return [partial(leave_out, folder=folder, reason=reason, counts=counts) for reason in reasons]
+    return [partial(drop_near_duplicates, folder=folder, reason=reason, counts=counts) for reason in reasons]
 
 
 class WordHashes(dict):
-    """Word -> uint64, the same for a word in any case, with or without accents."""
+    """Map a word to a uint64, without its case and accents."""
 
     def __missing__(self, word: str) -> int:
         plain = word.casefold()
@@ -128,9 +132,9 @@ class WordHashes(dict):
 
 
 class MinHash:
-    """Signatures of texts: one number a bucket, equal where all hashes of the bucket are.
+    """Compute signatures of texts: one number a bucket, equal if all hashes of the bucket are equal.
 
-    The permutations of the n-grams' hashes are x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed.
+    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed.
     """
 
     def __init__(self, settings: NearDuplicates):
@@ -143,18 +147,18 @@ class MinHash:
         self.words = WordHashes()
 
     def signature(self, text: str) -> np.ndarray:
-        """Return (num_buckets,) uint64."""
+        """Return the signature, (num_buckets,) uint64."""
         lowest = np.full(len(self.factors), HIGHEST)
         for ngrams in self.ngrams(text):
             for start in range(0, len(ngrams), CHUNK_NGRAMS):
                 permuted = ngrams[start : start + CHUNK_NGRAMS, None] * self.factors
                 permuted += self.terms
                 np.minimum(lowest, permuted.min(axis=0), out=lowest)
-        # As in an n-gram of words: digits of one number, which differ by chance in all but 1 of 2^64 cases.
+        # Combined as the words of an n-gram are: different hashes give equal numbers in 1 of 2^64 cases.
         return lowest.reshape(self.num_buckets, -1) @ self.powers
 
     def ngrams(self, text: str) -> Iterator[np.ndarray]:
-        """Yield uint64 hashes of all n-grams, at least one, block by block."""
+        """Yield the uint64 hashes of all n-grams, at least one, block by block."""
         waiting, complete = np.zeros(0, dtype=np.uint64), False
         for start in range(0, len(text), BLOCK_CHARACTERS):
             found = WORD.findall(text[start : start + BLOCK_CHARACTERS])
@@ -172,15 +176,17 @@ class MinHash:
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
-    """Make every bit depend on all others; the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    """Mix the bits of each hash: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 class SignatureWriter:
-    """Write what is known of a task's documents, in their order: folder/<task>.documents has a RECORD each,
-    folder/<task>.<bucket> their signatures' numbers in one bucket."""
+    """Write the signatures of a task's documents, in order.
+
+    folder/<task>.documents has a RECORD for each document, folder/<task>.<bucket> its number in one bucket.
+    """
 
     def __init__(self, folder: Path, rank: int, minhash: MinHash):
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,12 +227,12 @@ def sign_earlier(
 
 
 def signature_files(folder: Path, suffix: str) -> list[Path]:
-    """Return a suffix' files of all tasks; the documents in them are numbered through in this order."""
+    """Return the files of all tasks with a suffix, in the order that numbers the documents."""
     return [file for part in ("new", "earlier") for file in sorted((folder / part).glob(f"*.{suffix}"))]
 
 
 def pair_documents(documents, rank: int, world_size: int, folder: Path) -> None:
-    """Write the pairs of neighbours among the documents whose numbers in bucket `rank` are equal."""
+    """Write pairs of documents whose numbers in bucket `rank` are equal, each with the next one."""
     numbers = np.concatenate([np.fromfile(file, dtype="<u8") for file in signature_files(folder, f"{rank:03d}")])
     order = np.argsort(numbers)
     numbers = numbers[order]
@@ -236,21 +242,21 @@ def pair_documents(documents, rank: int, world_size: int, folder: Path) -> None:
 
 
 def connect(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the documents (n,) that occur in pairs, ascending, and the cluster (n,) of each, from 0."""
+    """Return the documents (n,) that occur in pairs, ascending, and the cluster (n,) of each, counted from 0."""
     edges = np.zeros((0, 2), dtype=np.int64)
     for file in files:
         documents, ends = np.unique(np.concatenate([edges, np.load(file)]), return_inverse=True)
         first, second = ends.reshape(-1, 2).T
         graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(len(documents),) * 2)
         clusters = connected_components(graph, directed=False)[1]
-        # One edge a document goes on to the next file, so that memory follows the documents and not their pairs.
+        # Each document keeps one edge for the next file, so memory grows with the documents, not with their pairs.
         representatives = documents[np.unique(clusters, return_index=True)[1]]
         edges = np.stack([representatives[clusters], documents], axis=1)
     return documents, clusters
 
 
 def choose_documents(documents, rank: int, world_size: int, folder: Path) -> None:
-    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents that their clusters do without."""
+    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents to drop."""
     numbers, clusters = connect(sorted((folder / "pairs").glob("*.npy")))
     files = signature_files(folder, "documents")
     starts = np.cumsum([0, *(file.stat().st_size // RECORD.itemsize for file in files)])
@@ -261,20 +267,23 @@ def choose_documents(documents, rank: int, world_size: int, folder: Path) -> Non
             known[first:last] = np.memmap(file, dtype=RECORD, mode="r")[numbers[first:last] - start]
     new = known["priority"] != EARLIER
     if len(np.unique(known["id"][new])) < new.sum():
-        raise ValueError("two documents have the same id: drop exact duplicates before near-duplicates are looked for")
+        raise ValueError("two documents have the same id: drop exact duplicates before searching for near-duplicates")
 
     order = np.lexsort((known["id"], HIGHEST - known["bytes"], known["priority"], clusters))
-    best = order[np.flatnonzero(np.diff(clusters[order], prepend=-1))][clusters]  # of each document's cluster
+    best = order[np.flatnonzero(np.diff(clusters[order], prepend=-1))][clusters]  # in each document's cluster
     of_earlier = known["priority"][best] == EARLIER
-    superfluous = new & (best != np.arange(len(best)))
-    for reason, dropped in ((NEAR_EARLIER, superfluous & of_earlier), (NEAR, superfluous & ~of_earlier)):
+    duplicate = new & (best != np.arange(len(best)))
+    for reason, dropped in ((NEAR_EARLIER, duplicate & of_earlier), (NEAR, duplicate & ~of_earlier)):
         (folder / reason).mkdir(exist_ok=True)
         for file, first, last in zip(files, bounds, bounds[1:], strict=False):
             if dropped[first:last].any():
                 np.save(folder / reason / f"{file.stem}.npy", known["id"][first:last][dropped[first:last]])
 
 
-def leave_out(documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path) -> Iterator[Document]:
+def drop_near_duplicates(
+    documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path
+) -> Iterator[Document]:
+    """Yield the documents that are not listed in folder/<reason>/<rank>.npy; count the others."""
     tally = Tally(counts, reason, rank)
     file = folder / reason / f"{rank:05d}.npy"
     ids = frozenset(np.load(file).tolist()) if file.exists() else frozenset()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a datatrove pipeline over a fixed number of tasks, with a progress bar, going on where a killed run stopped.
+"""Run a datatrove pipeline over a fixed number of tasks, with a progress bar; resume where a killed run stopped.
 
-The number of tasks belongs to the data and decides the output; where they run, and how many at a time, belongs to the
-machine and does not. A finished task leaves an empty file in `<folder>/completions`, a running one notes how far it is
-in `<folder>/progress`: on a cluster the run folder lies on a file system that all nodes share.
+The number of tasks depends on the data and decides the output. Where they run, and how many at a time, depends on the
+machine and does not. A finished task leaves an empty file in `<folder>/completions`; a running one writes its progress
+to `<folder>/progress`. On a cluster, the run folder must be on a file system that all nodes share.
 """
 
 import threading
@@ -20,16 +20,16 @@ from recipe_config import Data
 
 
 EXECUTORS = {"local": LocalExecutor, "slurm": SlurmExecutor, "ray": RayExecutor}
-NOTE_SECONDS = 1.0  # between two notes of one task: a shared file system feels each
+NOTE_SECONDS = 1.0  # between two writes of one task, each of which loads a shared file system
 REFRESH_SECONDS = {"local": 0.5, "slurm": 5.0, "ray": 5.0}  # of the bar
 
 
 class TaskProgress:
-    """Count, as documents pass through, how much of a task is done.
+    """Count how much of a task is done and write it to a file now and then.
 
     Args:
-        folder: where the tasks of this pipeline note it, one file each.
-        rank: the task.
+        folder: has one file for each task of the pipeline.
+        rank: of the task.
     """
 
     def __init__(self, folder: Path, rank: int):
@@ -48,7 +48,7 @@ class TaskProgress:
 
 
 def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iterator:
-    """Pass documents on, counting the bytes of their text."""
+    """Yield the documents unchanged, counting the bytes of their text for the progress bar."""
     progress = TaskProgress(folder, rank)
     for document in documents:
         progress.add(len(document.text.encode()))
@@ -57,9 +57,9 @@ def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iter
 
 
 def check_executor(data: Data) -> None:
-    """Find out, before work starts, whether the tasks can run where data.executor says.
+    """Check, before work starts, that the tasks can run on data.executor.
 
-    Raises: RecipeError: when they cannot, with the remedy.
+    Raises: RecipeError: they cannot; the message has the remedy.
     """
     EXECUTORS[data.executor].check(data)
 
@@ -71,14 +71,14 @@ def run_pipeline(
 
     Args:
         pipeline: datatrove steps, or functions (documents, rank, world_size) -> documents of importable modules.
-        tasks: how many parts the work has.
-        data: executor, workers and slurm say where they run and how many at a time.
-        folder: for notes of what is done; the same folder again does only what is missing.
-        description: what the progress bar and errors call it.
-        total_bytes: what the tasks' `TaskProgress` adds up to; None counts finished tasks instead.
+        tasks: number of tasks.
+        data: gives executor, workers and slurm.
+        folder: for the state of the pipeline; a second run with the same folder runs only the missing tasks.
+        description: name in the progress bar and in errors.
+        total_bytes: sum of the tasks' `TaskProgress`; None counts finished tasks instead.
 
-    Raises: the error of the first task that fails, as soon as it does; RecipeError for what the user can mend, such as
-        a task that was killed for want of memory.
+    Raises: the error of the first task that fails, as soon as it does; RecipeError if the user can fix the cause, such
+        as a task that was killed because memory ran out.
     """
     notes = folder / "progress"
     notes.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`data.executor: ray`: tasks on the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
+"""`data.executor: ray`: run tasks on the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.
 
-datatrove's executor for Ray returns as if all were well when a task has failed, waits for ever for one that the kernel
-killed, and starts an actor with a pool of processes for each task; so of it only the bookkeeping is used.
+Only the bookkeeping of datatrove's executor for Ray is used: it returns without an error if a task fails, waits for
+ever for a task that the kernel killed, and starts an actor with a pool of processes for each task.
 """
 
 import importlib
@@ -21,11 +21,11 @@ from corpus.local_executor import TaskRunner
 from recipe_config import Data, RecipeError
 
 
-MAX_ATTEMPTS = 3  # at a task whose process or node dies; one that raises an error is not tried again
+MAX_ATTEMPTS = 3  # for a task whose process or node dies; a task that raises an error is not retried
 
 
 class RayExecutor(TaskRunner, RayPipelineExecutor):
-    """Tasks of a Ray cluster, of one core each, which end when this process does."""
+    """Run tasks of one core each on a Ray cluster; they end when this process does."""
 
     def __init__(self, data: Data, pipeline: list, tasks: int, folder: Path, description: str):
         logger.disable("datatrove")
@@ -35,7 +35,7 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
     @staticmethod
     def check(data: Data) -> None:
         if connect().cluster_resources().get("CPU", 0) < 1:
-            raise RecipeError("data.executor: ray: the cluster has no core to give; start its workers with ray start")
+            raise RecipeError("data.executor: ray: the cluster has no core; start its workers with ray start")
 
     def run_tasks(self) -> None:
         waiting, running, attempts = deque(self.get_incomplete_ranks()), {}, Counter()
@@ -43,14 +43,16 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
             return
         ray = connect()
         directory, path = os.getcwd(), [folder for folder in sys.path if folder]
-        held = [ray.put(self)]  # in a list, a task gets the reference, and unpickles it when it has the path
+        held = [
+            ray.put(self)
+        ]  # in a list, so that the task gets the reference, and unpickles it after it has set sys.path
 
         def run_rank(held: list, rank: int) -> None:
             os.chdir(directory)
             sys.path.extend(folder for folder in path if folder not in sys.path)
             ray.get(held[0])._run_for_rank(rank)
 
-        # Left to itself, Ray tries a task that it killed for want of memory again without end.
+        # By default, Ray retries a task without end that it killed because memory ran out.
         task = ray.remote(num_cpus=1, max_retries=0)(run_rank)
         try:
             while waiting or running:
@@ -68,8 +70,8 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
                     if attempts[rank] == MAX_ATTEMPTS:
                         raise RecipeError(
                             f"{self.description}: task {rank} of {self.tasks} was lost {MAX_ATTEMPTS} times, most "
-                            "likely for want of memory; give each node of the Ray cluster fewer cores (--num-cpus of "
-                            f"ray start). Ray says: {str(error).splitlines()[0]}"
+                            "likely because memory ran out; give each node of the Ray cluster fewer cores "
+                            f"(ray start --num-cpus). Ray reports: {str(error).splitlines()[0]}"
                         ) from error
                     waiting.append(rank)
         except BaseException:
@@ -81,7 +83,7 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
 def connect() -> ModuleType:
     """Return the ray package, connected to the cluster.
 
-    Raises: RecipeError: when it is not installed or no cluster answers.
+    Raises: RecipeError: it is not installed, or no cluster answers.
     """
     try:
         ray = importlib.import_module("ray")  # not in requirements.txt: it is large, and few need it
@@ -89,7 +91,7 @@ def connect() -> ModuleType:
         raise RecipeError("data.executor: ray: not installed; on every node: pip install ray==2.60.0") from error
     if not ray.is_initialized():
         try:
-            # Ray itself tries for ten minutes to reach an address where nothing listens.
+            # Ray itself retries for ten minutes if nothing listens at an address.
             if named := re.fullmatch(r"(?:ray://)?(.+):(\d+)", os.environ.get("RAY_ADDRESS", "")):
                 socket.create_connection((named[1], int(named[2])), timeout=10).close()
             ray.init(address="auto", log_to_driver=False, logging_level="ERROR")

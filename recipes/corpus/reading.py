@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first pass over the text: read the sources, take the text out of each example, and judge it by itself."""
+"""First pass over the text: read the sources, extract the text of each example, then clean and filter it by itself."""
 
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,15 +23,17 @@ from sources.readers import Unreadable, document_date, read_unit
 from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
 
 
-# A source is read by at least so many tasks, where it has so many files, and by one more for each so many bytes.
+# A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
 MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
 
 
 def pin_revisions(data: Data, note: Path) -> Data:
-    """Resolve the head of each Hub dataset without a revision to its commit, so that one commit is read throughout.
+    """Set the revision of each Hub dataset that has none to its current commit, so that all tasks read one commit.
 
-    Args: note: file in which the commits are kept, so that an interrupted run goes on with the same ones.
+    Args:
+        data: settings of the recipe.
+        note: file that stores the commits, so that an interrupted run resumes with the same ones.
     """
     commits = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     sources = []
@@ -47,27 +50,27 @@ def pin_revisions(data: Data, note: Path) -> Data:
 
 
 def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
-    """Divide each source into the parts that one task reads, by the number and the size of its files alone."""
+    """Divide each source into parts, one a task, by the number and the size of its files alone."""
     all_units, parts = list_all_units(data.sources), []
     for source in data.sources:
         units = all_units[source.name]
         wanted = max(MIN_TASKS_PER_SOURCE, sum(unit.size_bytes for unit in units) // BYTES_PER_TASK)
-        # A limit on the bytes of a source is one counter, so one task does the reading.
+        # A limit on the bytes of a source needs one counter, so one task reads the whole source.
         tasks = 1 if source.max_bytes else min(wanted, len(units))
         parts += [(source, units[task::tasks]) for task in range(tasks)]
     return parts
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is no package."""
+    """Import extract_text from the recipe's data.py, which is not in a package."""
     spec = importlib.util.spec_from_file_location("recipe_data", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.extract_text
 
 
-class Judge:
-    """What a recipe wants to be done with a document by itself, whatever the others are: clean, refuse, redact."""
+class DocumentPipeline:
+    """The steps for one document that do not depend on other documents: normalise, filter, redact."""
 
     def __init__(self, data: Data):
         self.data = data
@@ -75,65 +78,67 @@ class Judge:
         self.quality = data.quality and QualityFilter(data.quality.profile, data.quality.overrides)
         self.redactor = data.personal_data and Redactor(data.personal_data.profile, data.personal_data.actions)
 
-    def clean(self, text: str | None) -> str:
+    def normalise(self, text: str | None) -> str:
         text = (text or "").replace("\r\n", "\n")
         return (normalise(text) if self.data.normalise_text else text).strip()
 
-    def apply(self, text: str) -> tuple[str, str | None]:
-        """Return the text as it goes on, and the reason to drop it or None."""
+    def filter(self, text: str) -> tuple[str, str | None]:
+        """Return the text, without lines that the quality rules remove, and the reason to drop it or None."""
         if len(text.encode()) < self.data.min_document_bytes:
             return text, "too_short" if text else "no_text"
         if self.language and (reason := self.language.refuse(text)):
             return text, reason
         return self.quality.apply(text) if self.quality else (text, None)
 
+    def redact(self, text: str) -> tuple[str | None, Counter]:
+        """Return the text without personal data, None to drop it, and how many of each kind it had."""
+        return self.redactor.apply(text) if self.redactor else (text, Counter())
+
 
 def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Path) -> Iterator[Document]:
-    """Read one part of a source: yield its documents, count every example as read or dropped for a reason."""
+    """Yield the documents of one part of a source; count every example as read, or as dropped for a reason."""
     source, units = parts[rank]
-    extract_text, judge = load_extract_text(data.extract_text), Judge(data)
+    extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
     progress = TaskProgress(work / "logs" / "read" / "progress", rank)
     tally = Tally(work / "counts", "read", rank, source.name)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
-    with quarantine.open("w", encoding="utf-8") as refused:
-        for unit, example in read_until(source, units, tally, progress):
+    with quarantine.open("w", encoding="utf-8") as quarantined:
+        for unit, example in read_examples(source, units, tally, progress):
             if not isinstance(example, Unreadable):
-                example = take_text_and_date(extract_text, example, source, unit, data.splits)
+                example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 tally.add("dropped:unreadable", example.size_bytes)
                 entry = {"source": source.name, "position": example.position, "reason": example.reason}
-                refused.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 continue
             text, date = example
-            text = judge.clean(text)
+            text = pipeline.normalise(text)
             num_bytes = len(text.encode())
             if not unit.size_bytes:
                 progress.add(num_bytes)
-            text, reason = judge.apply(text)
+            text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
                 continue
-            if judge.redactor is not None:
-                text, found = judge.redactor.apply(text)
-                tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
-                if text is None:
-                    tally.add("dropped:personal_data", num_bytes)
-                    continue
-                num_bytes = len(text.encode())
-            tally.add("read", num_bytes)
+            text, found = pipeline.redact(text)
+            tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
+            if text is None:
+                tally.add("dropped:personal_data", num_bytes)
+                continue
+            tally.add("read", len(text.encode()))
             yield Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
     progress.note()
     tally.write()
 
 
-def take_text_and_date(
+def extract_document(
     extract_text: Callable, example: dict, source: Source, unit: Unit, splits: Splits
 ) -> tuple[str | None, str | None] | Unreadable:
-    """Call the recipe's extract_text; what it cannot take, or gives that is no text, is no document.
+    """Return the text and the date of an example, or why it is unreadable.
 
-    Nor is, where later text is held out, one whose date cannot be told: it could be trained on all the same. Elsewhere
-    it goes on without a date.
+    It is unreadable if extract_text raises an error or returns anything but a text or None. A date in an unknown form
+    is dropped, except with splits.future_from: then the document is unreadable, because it could be future text.
     """
     try:
         text = extract_text(example, source.name)
@@ -153,7 +158,7 @@ def take_text_and_date(
         return Unreadable(unit.name, str(error), len(text.encode()))
 
 
-def read_until(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
+def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
     """Yield (unit, example) until the source's max_bytes of documents have been read."""
     for unit in units:
         for example in read_unit(source, unit):

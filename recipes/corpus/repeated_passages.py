@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut the passages that very many documents share, such as notices, disclaimers and the frame of a form, out of all.
+"""Remove the passages that very many documents share, such as notices, disclaimers and the text of a form.
 
-In:   documents, no two of them the same or nearly the same; the recipe's data.repeated_passages.
-Out:  the documents without these passages, with new ids, and counts with the most frequent passages for the data card.
+In:   documents without exact and near-duplicates; the recipe's data.repeated_passages.
+Out:  the documents without these passages, with new ids, and the counts of the most frequent passages.
 
-A passage is what stands between blank lines or, in a text without any, a line. Two are the same when their words are,
-whatever their case, punctuation and spacing; numbers count as words, since "raised by 25 basis points" is no copy of
-"raised by 50". Smaller units do harm: in hard-wrapped text a line is half a sentence, and in lists of answers to
-patients the lines that most documents share are what they teach.
+A passage is the text between blank lines or, in a text without any, a line. Two passages are equal if their words are,
+whatever the case, punctuation and spacing. Numbers count as words: "raised by 25 basis points" does not repeat "raised
+by 50". Smaller units do harm: in hard-wrapped text a line is half a sentence, and in answers to patients the lines
+that most documents share are the content.
 
-It comes after duplicates are dropped, because fifty copies of one document share all of its passages and would all be
-emptied. Documents that differed only in what was cut are the same afterwards, so exact duplicates are dropped again.
+Duplicates are dropped first: fifty copies of one document share all of its passages and would all lose them. Documents
+that differed only in removed passages become equal, so exact duplicates are dropped again afterwards.
 
-It pays for crawled pages, filings and blog posts with the same notice below each. It destroys where the repeated is
-the text: a collection of licences or contracts, statements of a committee, statutes whose lists begin with the same
-words. Look at the passages and their counts before training, and name the sources to look in.
+Use it for crawled pages, filings and blog posts with the same notice below each. Do not use it where repetition is the
+content: licences, contracts, statements of a committee, statutes whose lists begin with the same words. Check the
+passages and their counts before training, and name the sources to search.
 
-datatrove's sentence and substring steps keep the first of any two occurrences, so what is left of a document depends
-on the others' order, and quotations go with the boilerplate; the first needs a sentence splitter for each language,
-the second a suffix array of all tokens, built by a program outside of Python.
+datatrove's sentence and substring steps keep the first of any two occurrences, so the text that remains depends on the
+order of documents, and quotations are removed too. The first needs a sentence splitter for each language, the second a
+suffix array of all tokens, built by a program outside Python.
 """
 
 import json
@@ -38,7 +38,7 @@ from recipe_config import RepeatedPassages
 
 
 BLANK_LINES = re.compile(r"(\n\s*\n\s*)")
-# What is longer is a text and no boilerplate, and its words are not to be held in memory all at once.
+# A longer passage is no boilerplate, and its words would take too much memory.
 MAX_PASSAGE_CHARACTERS = 100_000
 HASHES_IN_MEMORY = 1 << 23
 LISTED_PASSAGES = 100
@@ -54,36 +54,36 @@ def find_repeated_passages(
     min_document_bytes: int,
     total_bytes: int | None = None,
 ) -> Callable:
-    """Count passages and choose those to cut.
+    """Count passages and choose those to remove.
 
     Args:
         run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
-        documents: the steps that give the documents.
-        folder: for what the passes leave each other and the returned step.
-        counts: folder of the tallies, where the returned step writes its own.
-        settings: what a repeated passage is and where it is looked for.
-        min_document_bytes: documents that are shorter after cutting are dropped.
-        total_bytes: of the documents, where their steps note progress.
+        documents: steps that yield the documents.
+        folder: for files that the passes and the returned step exchange.
+        counts: folder of the tallies of the returned step.
+        settings: when a passage counts as repeated, and in which sources.
+        min_document_bytes: documents that become shorter are dropped.
+        total_bytes: of the documents, for the progress bar.
 
-    Returns: the step that cuts. It counts under `<source>/`: `cut`, the documents that are shorter now and the bytes
-    that are gone from them; `cut_passages`; `dropped:repeated_passages`, the documents of which too little is left.
+    Returns: the step that removes the passages. It counts under `<source>/`: `cut`, the documents that lost passages
+    and the bytes they lost; `cut_passages`; `dropped:repeated_passages`, the documents that became too short.
     """
     run("passages", [*documents, partial(count_passages, folder=folder, settings=settings)], total_bytes=total_bytes)
     choose = partial(choose_passages, folder=folder, min_documents=settings.min_documents)
     run("repeated passages", [choose], tasks=1)
     return partial(
-        cut_passages, folder=folder, counts=counts, settings=settings, min_document_bytes=min_document_bytes
+        remove_passages, folder=folder, counts=counts, settings=settings, min_document_bytes=min_document_bytes
     )
 
 
 def split_passages(text: str) -> list[str]:
-    """Return passages at even places and what separates them at odd ones."""
+    """Return the passages at even indices and their separators at odd ones."""
     parts = BLANK_LINES.split(text)
     return parts if len(parts) > 1 else re.split("(\n)", text)
 
 
 def passage_hashes(passages: list[str], min_words: int) -> np.ndarray:
-    """Return a uint64 a passage, 0 for those that are too short or too long to be looked for."""
+    """Return a uint64 a passage, 0 for passages that are too short or too long."""
     hashes = np.zeros(len(passages), dtype=np.uint64)
     for place, passage in enumerate(passages):
         if min_words <= len(passage) <= MAX_PASSAGE_CHARACTERS:
@@ -98,8 +98,10 @@ def is_chosen(document: Document, settings: RepeatedPassages) -> bool:
 
 
 class RunWriter:
-    """Collect the passages of a task's documents and write them in runs that fit into memory: their hashes, ascending,
-    and how many of the documents have each."""
+    """Collect the passages of a task's documents and write them in runs that fit into memory.
+
+    A run has the hashes, ascending, and for each the number of documents that have it.
+    """
 
     def __init__(self, folder: Path, rank: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,9 +132,9 @@ def count_passages(documents, rank: int, world_size: int, folder: Path, settings
 
 
 def choose_passages(documents, rank: int, world_size: int, folder: Path, min_documents: int) -> None:
-    """Write the hashes (uint64, ascending) of the passages in at least min_documents, and those in most with counts.
+    """Write the hashes (uint64, ascending) of the passages in at least min_documents, and counts of the most frequent.
 
-    The runs are merged in ranges of about HASHES_IN_MEMORY hashes, so a larger corpus takes no more memory.
+    The runs are merged in ranges of about HASHES_IN_MEMORY hashes, so memory does not grow with the corpus.
     """
     runs = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.hashes.npy"))]
     counts = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.documents.npy"))]
@@ -156,7 +158,7 @@ def choose_passages(documents, rank: int, world_size: int, folder: Path, min_doc
     (folder / "listed.json").write_text(json.dumps(listed))
 
 
-def cut_passages(
+def remove_passages(
     documents,
     rank: int,
     world_size: int,
@@ -165,7 +167,7 @@ def cut_passages(
     settings: RepeatedPassages,
     min_document_bytes: int,
 ) -> Iterator[Document]:
-    """Pass documents on without the repeated passages; what those in most documents say is in folder/samples."""
+    """Yield the documents without the repeated passages; write the text of the most frequent to folder/samples."""
     repeated = np.load(folder / "repeated.npy")
     listed = {number for number, _ in json.loads((folder / "listed.json").read_text())}
     samples: dict[int, str] = {}
@@ -176,17 +178,17 @@ def cut_passages(
             continue
         parts, source = split_passages(document.text), document.metadata["source"]
         hashes = passage_hashes(parts[::2], settings.min_words)
-        cut = np.searchsorted(repeated, hashes, "right") > np.searchsorted(repeated, hashes, "left")
-        if not cut.any():
+        is_repeated = np.searchsorted(repeated, hashes, "right") > np.searchsorted(repeated, hashes, "left")
+        if not is_repeated.any():
             yield document
             continue
-        for place in np.flatnonzero(cut):
+        for place in np.flatnonzero(is_repeated):
             if (number := int(hashes[place])) in listed:
-                # Wherever a passage is met first, the same wording of it is shown.
+                # The first wording in alphabetical order, whatever the order of documents and tasks.
                 sample = parts[2 * place][:SAMPLE_CHARACTERS]
                 samples[number] = min(sample, samples.get(number, sample))
-        tally.documents[f"{source}/cut_passages"] += int(cut.sum())
-        text, num_bytes = join_passages(parts, ~cut), len(document.text.encode())
+        tally.documents[f"{source}/cut_passages"] += int(is_repeated.sum())
+        text, num_bytes = join_passages(parts, ~is_repeated), len(document.text.encode())
         left_bytes = len(text.encode())
         if not text or left_bytes < min_document_bytes:
             tally.add(f"{source}/dropped:repeated_passages", num_bytes)
@@ -200,13 +202,13 @@ def cut_passages(
 
 
 def join_passages(parts: list[str], kept: np.ndarray) -> str:
-    """Return the kept passages, each but the first after what separated it from the one before it."""
+    """Return the kept passages, each but the first after its preceding separator."""
     places = 2 * np.flatnonzero(kept)
     return "".join(parts[place] if place == places[0] else parts[place - 1] + parts[place] for place in places).strip()
 
 
 def summarise(folder: Path) -> dict:
-    """Return how many passages were repeated and, of those in most documents, in how many and how they begin."""
+    """Return the number of repeated passages and, for the most frequent, their documents and beginnings."""
     samples: dict[str, str] = {}
     for file in sorted((folder / "samples").glob("*.json")):
         for number, sample in json.loads(file.read_text()).items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`data.executor: slurm`: each pipeline is a job array, which the stage submits and waits for.
+"""`data.executor: slurm`: submit each pipeline as a job array and wait for it.
 
-The stage itself runs where jobs can be submitted, and does what lies between the pipelines. Killed and started again,
-it finds its job in the queue by name and waits for it. datatrove's executor writes the job's files, submits them and
-runs a task in the job; what is added here is the waiting, and a script that no space in a path breaks.
+The command keeps running where jobs can be submitted, until all jobs end, and does the steps between them. If it is
+killed and started again, it finds its job in the queue by name and waits for it. datatrove's executor writes the job's
+files, submits them and runs a task in the job. This module adds the waiting, and a script for paths with spaces.
 """
 
 import hashlib
@@ -28,31 +28,30 @@ from corpus.local_executor import RECIPES, TaskRunner
 from recipe_config import Data, RecipeError
 
 
-MAX_ARRAY_ELEMENTS = (
-    1000  # Slurm allows 1001 unless a cluster says otherwise; an element runs several tasks if need be
-)
+# Slurm's default limit is 1001; with more tasks, an element runs several.
+MAX_ARRAY_ELEMENTS = 1000
 
-LOOK_SECONDS = 1.0  # between two looks at what the tasks have written
-QUEUE_SECONDS = 20.0  # between two questions to the scheduler, which thousands of them would slow down
+LOOK_SECONDS = 1.0  # between two checks of the tasks' files
+QUEUE_SECONDS = 20.0  # between two queries to the scheduler, so as not to slow it down
 SILENCE_SECONDS = 3600.0  # how long the scheduler may fail to answer
-UNSEEN_SECONDS = 120.0  # how long after its end a task's files may be unseen here: NFS keeps a listing for a minute
-CANCEL_SECONDS = 120.0  # how long cancelled tasks are waited for
+UNSEEN_SECONDS = 120.0  # how long a finished task's files may be invisible here: NFS caches a listing for a minute
+CANCEL_SECONDS = 120.0  # how long to wait for cancelled tasks
 
-REMEDIES = {  # by the states in which an element of an array has failed for good
+REMEDIES = {  # by final state of a failed element of an array
     "BOOT_FAIL": "start the command again",
-    "CANCELLED": "someone or the cluster cancelled it; start the command again to go on",
+    "CANCELLED": "someone or the cluster cancelled it; start the command again to resume",
     "DEADLINE": "raise the deadline in data.slurm.options",
-    "FAILED": "its log says why",
+    "FAILED": "see its log",
     "NODE_FAIL": "start the command again",
     "OUT_OF_MEMORY": "raise data.slurm.mem_per_cpu_gib",
     "PREEMPTED": "start the command again",
     "TIMEOUT": "raise data.slurm.time",
 }
-HELD_FOR_GOOD = "launch failed requeued held"  # the reason of an element that no node could start
+HELD_FOR_GOOD = "launch failed requeued held"  # reason of an element that no node could start
 
 
 class Element(NamedTuple):
-    """One element of a job array, as the scheduler shows it."""
+    """One element of a job array, as the scheduler reports it."""
 
     job: str
     index: str
@@ -69,7 +68,7 @@ class Element(NamedTuple):
 
 
 class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
-    """A job array of one core an element, and the process that waits for it."""
+    """Run tasks as a job array of one core an element, and wait for it."""
 
     def __init__(self, data: Data, pipeline: list, tasks: int, folder: Path, description: str):
         logger.disable("datatrove")
@@ -94,7 +93,10 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
 
     @staticmethod
     def check(data: Data) -> None:
-        """Ask the scheduler whether it would take a job with the recipe's settings."""
+        """Check that the scheduler would accept a job with the recipe's settings.
+
+        Raises: RecipeError: it would not, or its commands are missing.
+        """
         missing = [command for command in ("sbatch", "squeue", "scancel") if shutil.which(command) is None]
         if missing:
             raise RecipeError(
@@ -108,13 +110,13 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
             ["sbatch", "--test-only", *options, "--wrap=true"], capture_output=True, text=True, check=False
         )
         if asked.returncode:
-            raise RecipeError(f"data.slurm: sbatch refuses such a job: {asked.stderr.strip()}")
+            raise RecipeError(f"data.slurm: sbatch refuses a job with these settings: {asked.stderr.strip()}")
 
     def run(self) -> None:
-        """Run an element's tasks, inside the job, and end the process there.
+        """Run an element's tasks, inside the job, and end the process without cleaning up.
 
-        An interpreter that is taken down while one of Arrow's threads lets go of a Python file aborts at times
-        (apache/arrow issue 34314), and Slurm then takes an element for failed that has done its work.
+        The interpreter sometimes aborts at exit while a thread of Arrow releases a Python file (apache/arrow issue
+        34314), and Slurm then reports an element as failed that has done its work.
         """
         super().run()
         sys.stdout.flush()
@@ -122,7 +124,7 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         os._exit(0)
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
-        """Run a task inside the job, leaving a note for the waiting process if it fails."""
+        """Run a task inside the job; if it fails, write the error to a file for the waiting process."""
         try:
             super()._run_for_rank(rank)
         except Exception as error:
@@ -136,7 +138,7 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
     def run_tasks(self) -> None:
         if not self.get_incomplete_ranks():
             return
-        # A former process may have been killed while its job goes on. What that job leaves undone is submitted anew.
+        # The job of a killed earlier process may still run. The tasks that it leaves undone are submitted again.
         earlier = {element.job for element in self.queue(SILENCE_SECONDS) if element.alive}
         if earlier and self.wait(earlier):
             return
@@ -144,16 +146,16 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         try:
             self.launch_job()
         except (OSError, subprocess.CalledProcessError) as error:
-            raise RecipeError(f"{self.description}: sbatch failed ({error}); what it said stands above") from error
+            raise RecipeError(f"{self.description}: sbatch failed ({error}); see its output above") from error
         if not self.wait({self.job_id}):
             elements = self.account({self.job_id})
             failed = next((element for element in elements if element.failed), None)
-            self.fail({self.job_id}, [self.explain(failed) if failed else self.explain_nothing()])
+            self.fail({self.job_id}, [self.explain(failed) if failed else self.explain_unfinished()])
 
     def wait(self, jobs: set[str]) -> bool:
-        """Wait for the tasks of jobs, and return whether all tasks have finished when the jobs have.
+        """Wait until the jobs end, and return whether all tasks have finished.
 
-        Raises: RecipeError: when one has failed; the rest is cancelled then.
+        Raises: RecipeError: a task failed; the others are cancelled.
         """
         asked_at, alive_at = -math.inf, time.monotonic()
         try:
@@ -173,14 +175,16 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
                 time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt as error:
             names = " ".join(sorted(jobs))
-            text = f"Slurm job {names} goes on; start the command again to wait for it, or end it: scancel {names}"
+            text = (
+                f"Slurm job {names} keeps running; start the command again to wait for it, or end it: scancel {names}"
+            )
             raise KeyboardInterrupt(text) from error
         return True
 
     def queue(self, patience_seconds: float) -> list[Element]:
         """Return the elements of this pipeline's jobs that wait, run, or ended within minutes.
 
-        Raises: RecipeError: when the scheduler has not answered for that long. The job goes on then.
+        Raises: RecipeError: the scheduler has not answered for that long. The job keeps running.
         """
         command = ["squeue", "--me", f"--name={self.job_name}", "--states=all", "--array", "--noheader"]
         silent_since = time.monotonic()
@@ -193,13 +197,13 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
             if time.monotonic() - silent_since > patience_seconds:
                 raise RecipeError(
                     f"{self.description}: squeue has not answered for {patience_seconds:.0f} s ({reason}); start the "
-                    "command again when it does, to wait for the job that goes on"
+                    "command again when it does, to wait for the job, which keeps running"
                 )
             self.status = f"squeue: {reason}"
             time.sleep(QUEUE_SECONDS)
 
     def account(self, jobs: set[str]) -> list[Element]:
-        """Return what the accounting, where a cluster has one, says of the elements of jobs."""
+        """Return the elements of jobs from the cluster's accounting; none if it has no accounting."""
         command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
         try:
             answer = ask([*command, f"--jobs={','.join(sorted(jobs))}"])
@@ -209,11 +213,11 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         return [Element(*match.groups()) for match in found if match]
 
     def noted_failures(self) -> list[str]:
-        """Return what the tasks that failed have noted, the first task's first."""
+        """Return the errors that failed tasks wrote, in the order of the tasks."""
         return [line for file in sorted(self.failures.glob("*.json")) for line in json.loads(file.read_text())]
 
     def fail(self, jobs: set[str], problems: list[str]) -> None:
-        """Cancel what is left, wait for its end, so that the next start does not take it for its own, and raise."""
+        """Cancel the jobs, wait until they end, so that the next start ignores them, and raise the problems."""
         subprocess.run(["scancel", *sorted(jobs)], capture_output=True, check=False)
         until = time.monotonic() + CANCEL_SECONDS
         while time.monotonic() < until and any(e.alive and e.job in jobs for e in self.queue(CANCEL_SECONDS)):
@@ -226,20 +230,21 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         return (
             f"{self.description}: element {element.index} of Slurm job {element.job} ended as {element.state}; "
             f"{REMEDIES.get(element.state, element.reason)}; its log is {log}"
-            + "".join(f", which ends: {line}" for line in last)
+            + "".join(f", whose last line is: {line}" for line in last)
         )
 
-    def explain_nothing(self) -> str:
+    def explain_unfinished(self) -> str:
         return (
-            f"{self.description}: Slurm job {self.job_id} is over, but task {self.get_incomplete_ranks()[0]} has not "
-            f"finished as seen from here; see {self.slurm_logs_folder}, and whether all nodes share that file system"
+            f"{self.description}: Slurm job {self.job_id} has ended, but task {self.get_incomplete_ranks()[0]} has "
+            f"not finished as seen from here; see {self.slurm_logs_folder}, and check that all nodes share its file "
+            "system"
         )
 
     def log_of(self, job: str, index: str) -> str:
         return f"{self.slurm_logs_folder}/{job}_{index}.out"
 
     def get_launch_file_contents(self, sbatch_args: dict, run_script: str) -> str:
-        """Return the script of the job: the directory, the modules and the interpreter of this process."""
+        """Return the script of the job, with the directory, PYTHONPATH and interpreter of this process."""
         task = [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline"]
         lines = [
             "#!/bin/bash",
@@ -251,24 +256,24 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
         return "\n".join(lines) + "\n"
 
     def launch_merge_stats(self) -> None:
-        """Leave out datatrove's second job, which adds up figures that nothing here reads."""
+        """Skip datatrove's second job, which sums statistics that nothing here reads."""
 
     def save_executor_as_json(self, indent: int = 4) -> None:
-        """Leave out a file that would spell out every argument of the pipeline."""
+        """Skip a file that would contain every argument of the pipeline."""
 
 
 def option(name: str, value: str) -> str:
-    """Spell an option of sbatch; an empty value, as the shell writes it too, is a flag."""
+    """Return an option of sbatch; an empty value, also quoted, makes it a flag."""
     return f"--{name}" if value in ("", "''") else f"--{name}={value}"
 
 
 def first_number(answer: str) -> str:
-    """Return the job's id from sbatch's answer, which may end in the name of a cluster."""
+    """Return the job's id from sbatch's output, which may end in the name of a cluster."""
     return re.search(r"\d+", answer)[0]
 
 
 def summarise(elements: list[Element]) -> str:
-    """Say how many elements are in each state, and why the first that waits does."""
+    """Return the number of elements in each state, and why the first pending one waits."""
     alive = [element for element in elements if element.alive]
     states = Counter(element.state.lower() for element in alive)
     reasons = [element.reason for element in alive if element.state == "PENDING"]
@@ -278,5 +283,5 @@ def summarise(elements: list[Element]) -> str:
 
 
 def ask(command: list[str]) -> str:
-    """Return what a command of the scheduler prints, in a minute at most."""
+    """Return the output of a command of the scheduler, which may take at most a minute."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

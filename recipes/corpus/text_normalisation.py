@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give equal text equal characters: one form for accents, line ends and spaces, and nothing that cannot be seen.
+"""Normalise characters: one form for accents, line ends and spaces, and no invisible characters.
 
 In:   the text of one document.
-Out:  the text in Unicode's form NFC; line ends as \\n; a plain space for every other horizontal one but the tab;
+Out:  the text in Unicode's form NFC; line ends as \\n; a plain space for every horizontal space but the tab;
       no control, invisible or direction characters; no spaces at the end of a line; at most two blank lines in a row.
 
-NFC joins a letter and its accent and leaves what carries meaning; NFKC would also make m2 of m², 1/2 of ½, "tm" of ™,
-and break citations, doses and units. So § ½ ² ™ ﬁ, curly quotes, dashes and bullets stay, and so do tabs and the
-spaces inside a line and before it, which make tables, code and the levels of a statute.
+NFC joins a letter and its accent and changes no meaning. NFKC would also turn m² into m2, ½ into 1/2 and ™ into "tm",
+and break citations, doses and units. So § ½ ² ™ ﬁ, curly quotes, dashes and bullets stay. Tabs and the spaces inside
+and before a line stay too: they make tables, code and the levels of a statute.
 
-Characters U+0080 to U+009F are read as Windows-1252, of which they are what is left when it was taken for Latin-1, as
-browsers do (WHATWG Encoding Standard): in old filings they are quotes and dashes. Other wrong decoding is left alone.
+Characters U+0080 to U+009F are decoded as Windows-1252, as browsers do (WHATWG Encoding Standard): they come from
+Windows-1252 text that was decoded as Latin-1, and in old filings are quotes and dashes. Other wrong decoding stays.
 """
 
 import re
@@ -20,8 +20,8 @@ import unicodedata
 BLANK_LINES = 2
 SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\x1c-\x1f"
 LINE_ENDS = "\r\x0b\x0c\u2028\u2029"
-# Soft hyphen; zero-width space and no-break space, of which one is the byte order mark; word joiner and invisible
-# operators; marks that set the direction; annotation and object characters; U+FFFE and U+FFFF, which are none.
+# Soft hyphen; zero-width space and no-break space (the byte order mark); word joiner and invisible operators;
+# direction marks; annotation and object characters; the non-characters U+FFFE and U+FFFF.
 INVISIBLE = (
     "\x00-\x08\x0e-\x1b\x7f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ufffe\uffff"
 )
@@ -30,17 +30,17 @@ TAGS, FLAG = "\U000e0000-\U000e007f", "\U0001f3f4[\U000e0020-\U000e007f]+"
 ODD = re.compile(f"[{SPACES}{LINE_ENDS}{INVISIBLE}{TAGS}\x80-\x9f]")
 ODD_OR_FLAG = re.compile(f"{FLAG}|{ODD.pattern}")
 ODD_IN_ASCII = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
-# Joiners shape letters in scripts from Arabic to Mongolian and make one emoji of several; elsewhere they do nothing.
+# Joiners shape letters in scripts from Arabic to Mongolian and combine emoji; elsewhere they have no effect.
 JOINED = "\u0600-\u1cff\u2190-\u2bff\ua800-\uab2f\ufb1d-\ufe0f\ufe70-\ufefe\U00010a00-\U00011fff\U0001f000-\U0001faff"
 STRAY_JOINER = re.compile(f"(?<![{JOINED}])[\u200c\u200d]+")
 
 
 def normalise(text: str) -> str:
-    """Return the text with one form for what looks the same; a second time it changes nothing."""
+    """Return the normalised text; the function is idempotent."""
     if (ODD_IN_ASCII if text.isascii() else ODD).search(text):
         text = ODD_OR_FLAG.sub(replacement, text.replace("\r\n", "\n"))
     text = unicodedata.normalize("NFC", text)
-    # Accents that a joiner kept apart may change places, so that another one is astray.
+    # NFC may reorder accents that a joiner separated, and so leave another joiner stray.
     while ("\u200c" in text or "\u200d" in text) and STRAY_JOINER.search(text):
         text = unicodedata.normalize("NFC", STRAY_JOINER.sub("", text))
     if " \n" in text or "\t\n" in text:
@@ -51,7 +51,7 @@ def normalise(text: str) -> str:
 
 
 def replacement(match: re.Match) -> str:
-    """Return what an odd character becomes; the tags of a flag stay."""
+    """Return the replacement of an odd character; the tags of a flag stay."""
     character = match[0]
     if len(character) > 1:
         return character

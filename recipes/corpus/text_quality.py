@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuse documents that are hardly text: the rules of Gopher, C4 and FineWeb, with thresholds a recipe can set.
+"""Refuse documents that are hardly text: the rules of Gopher, C4 and FineWeb, with thresholds that a recipe can set.
 
-In:   the text of one document, the name of a profile, thresholds over the profile's.
-Out:  the text, from which C4's rules may have cut lines, and the name of the rule that refuses it, or None.
+In:   the text of one document, the name of a profile, thresholds that override the profile's.
+Out:  the text, without the lines that C4's rules remove, and the name of the first rule that it breaks, or None.
 
     quality = QualityFilter("professional", {"gopher_min_words": 40, "gopher_max_hashes": False})
     text, broken_rule = quality.apply(text)
 
-    web            the published thresholds, put together as FineWeb does: made for pages of the web
-    professional   statutes, contracts, filings, abstracts and notes pass, whose lines are short, end in commas or
-                   in nothing and recur by design, whose numbers are many and whose sentences may be none; it cuts
-                   nothing out of them
+    web            the published thresholds, combined as in FineWeb: made for web pages
+    professional   passes statutes, contracts, filings, abstracts and notes: their lines are short, repeat by design
+                   and end in commas or in nothing, and they have many numbers and may have no sentence. It removes no
+                   lines
 
-RULES has every rule with its threshold in each profile. By the rules' first word, their sources are:
+RULES has every rule with its threshold in each profile. The first word of a rule is its source:
 
     gopher     Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 and table A1
     c4         Raffel et al. 2020, JMLR 21, section 2.2, and the code published with it
-    fineweb    Penedo et al. 2024, arXiv 2406.17557, section 3.6; it leaves out C4's rule on unpunctuated lines
-    domain     ours, for what the professional profile has to leave out
+    fineweb    Penedo et al. 2024, arXiv 2406.17557, section 3.6, which omits C4's rule on unpunctuated lines
+    domain     ours, for what the professional profile has to refuse
 
-They are made for English: for another language set gopher_min_stop_words and domain_min_common_words to false, and
+The rules are made for English. For another language set gopher_min_stop_words and domain_min_common_words to false;
 for one without spaces, where each character counts as a word, gopher_min_mean_word_length too.
 
-The verdicts of web are those of datatrove's filters on the same words, as tests show, but that what stands in a line
-that is cut no longer counts. Those filters, which write every n-gram as a string, take about 1 MB/s together; here
-words are numbered and the numbers sorted, six times as fast (tests/benchmarks/README.md).
+With the profile web, the results equal those of datatrove's filters on the same words, as tests show, except that the
+text of a removed line no longer counts. Those filters build every n-gram as a string and take about 1 MB/s together;
+here words are numbered and the numbers sorted, which is six times as fast (tests/benchmarks/README.md).
 """
 
 import re
@@ -45,7 +45,7 @@ from recipe_config import RecipeError
 
 
 class Rule(NamedTuple):
-    """Its threshold in each profile, or False where the profile does without it."""
+    """One rule: its threshold in each profile (False: not used), and what it measures."""
 
     web: float | bool
     professional: float | bool
@@ -53,58 +53,56 @@ class Rule(NamedTuple):
     meaning: str
 
 
-# In the order in which they are tried: a document is counted under the first rule that it breaks. In a name, min and
-# max say on which side of the threshold a document is refused; cut, that only the lines are cut out.
+# In the order of the checks: a document counts under the first rule that it breaks. In a name, min and max say on
+# which side of the threshold a document is refused; cut says that only lines are removed.
 RULES = {
-    "gopher_max_repeated_paragraphs": Rule(0.3, 0.6, "fraction", "paragraphs that stood before"),
-    "gopher_max_repeated_paragraph_chars": Rule(0.2, 0.5, "fraction", "characters in them"),
-    "gopher_max_repeated_lines": Rule(0.3, 0.6, "fraction", "lines that stood before"),
-    "gopher_max_repeated_line_chars": Rule(0.2, 0.5, "fraction", "characters in them"),
-    "gopher_max_top_2_gram": Rule(0.2, 0.4, "fraction", "characters in the commonest 2 words in a row"),
-    "gopher_max_top_3_gram": Rule(0.18, 0.4, "fraction", "characters in the commonest 3 words in a row"),
-    "gopher_max_top_4_gram": Rule(0.16, 0.4, "fraction", "characters in the commonest 4 words in a row"),
-    "gopher_max_repeated_5_grams": Rule(0.15, 0.6, "fraction", "characters in 5 words in a row that stood before"),
-    "gopher_max_repeated_6_grams": Rule(0.14, 0.6, "fraction", "characters in 6 words in a row that stood before"),
-    "gopher_max_repeated_7_grams": Rule(0.13, 0.6, "fraction", "characters in 7 words in a row that stood before"),
-    "gopher_max_repeated_8_grams": Rule(0.12, 0.6, "fraction", "characters in 8 words in a row that stood before"),
-    "gopher_max_repeated_9_grams": Rule(0.11, 0.6, "fraction", "characters in 9 words in a row that stood before"),
-    "gopher_max_repeated_10_grams": Rule(0.1, 0.6, "fraction", "characters in 10 words in a row that stood before"),
+    "gopher_max_repeated_paragraphs": Rule(0.3, 0.6, "fraction", "repeated paragraphs"),
+    "gopher_max_repeated_paragraph_chars": Rule(0.2, 0.5, "fraction", "characters in repeated paragraphs"),
+    "gopher_max_repeated_lines": Rule(0.3, 0.6, "fraction", "repeated lines"),
+    "gopher_max_repeated_line_chars": Rule(0.2, 0.5, "fraction", "characters in repeated lines"),
+    "gopher_max_top_2_gram": Rule(0.2, 0.4, "fraction", "characters in the most frequent 2-word sequence"),
+    "gopher_max_top_3_gram": Rule(0.18, 0.4, "fraction", "characters in the most frequent 3-word sequence"),
+    "gopher_max_top_4_gram": Rule(0.16, 0.4, "fraction", "characters in the most frequent 4-word sequence"),
+    **{
+        f"gopher_max_repeated_{n}_grams": Rule(web, 0.6, "fraction", f"characters in repeated {n}-word sequences")
+        for n, web in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.1))
+    },
     "gopher_min_words": Rule(50, 20, "words", "length"),
     "gopher_max_words": Rule(100_000, False, "words", "length"),
     "gopher_min_mean_word_length": Rule(3, 2, "characters", "mean length of the words"),
     "gopher_max_mean_word_length": Rule(10, 10, "characters", "mean length of the words"),
     "gopher_max_hashes": Rule(0.1, 0.1, "per word", "#"),
-    "gopher_max_ellipses": Rule(0.1, False, "per word", "ellipses, such as leaders"),
+    "gopher_max_ellipses": Rule(0.1, False, "per word", "ellipses, which dot leaders are too"),
     "gopher_max_bullet_lines": Rule(0.9, False, "fraction", "lines that begin with a bullet or a dash"),
     "gopher_max_ellipsis_lines": Rule(0.3, 0.5, "fraction", "lines that end in an ellipsis"),
-    "gopher_min_alphabetic_words": Rule(0.8, 0.2, "fraction", "words with a letter in them"),
-    "gopher_min_stop_words": Rule(2, False, "words", f"different ones of: {' '.join(STOP_WORDS)}"),
-    "c4_cut_long_word_lines": Rule(1000, False, "characters", "cut lines with a longer word"),
-    "c4_cut_citations": Rule(True, False, "switch", "cut [1], [edit] and [citation needed]"),
+    "gopher_min_alphabetic_words": Rule(0.8, 0.2, "fraction", "words with a letter"),
+    "gopher_min_stop_words": Rule(2, False, "words", f"distinct words of: {' '.join(STOP_WORDS)}"),
+    "c4_cut_long_word_lines": Rule(1000, False, "characters", "remove lines with a longer word"),
+    "c4_cut_citations": Rule(True, False, "switch", "remove [1], [edit] and [citation needed]"),
     "c4_cut_unpunctuated_lines": Rule(
-        False, False, "switch", "cut lines that do not end in . ? ! or a quotation mark"
+        False, False, "switch", "remove lines that do not end in . ? ! or a quotation mark"
     ),
-    "c4_cut_short_lines": Rule(3, False, "words", "cut shorter lines"),
-    "c4_cut_javascript_lines": Rule(True, False, "switch", "cut lines that name JavaScript"),
-    "c4_cut_policy_lines": Rule(True, False, "switch", "cut lines on cookies, terms of use and privacy policies"),
+    "c4_cut_short_lines": Rule(3, False, "words", "remove shorter lines"),
+    "c4_cut_javascript_lines": Rule(True, False, "switch", "remove lines that name JavaScript"),
+    "c4_cut_policy_lines": Rule(True, False, "switch", "remove lines on cookies, terms of use and privacy policies"),
     "c4_max_lorem_ipsum": Rule(0, 2, "times", "lorem ipsum"),
     "c4_max_curly_brackets": Rule(0, 0.03, "per word", "opening curly brackets"),
     "c4_min_sentences": Rule(5, False, "sentences", "length"),
     "fineweb_min_punctuated_lines": Rule(0.12, False, "fraction", "lines that end in terminal punctuation"),
     "fineweb_max_short_lines": Rule(0.67, False, "fraction", "lines of at most 30 characters"),
-    "fineweb_max_repeated_line_chars": Rule(0.01, False, "fraction", "characters in lines that stood before"),
+    "fineweb_max_repeated_line_chars": Rule(0.01, False, "fraction", "characters in repeated lines"),
     "fineweb_max_newlines": Rule(0.3, 0.7, "per word", "line ends"),
     "domain_max_policy_phrases": Rule(False, 0.04, "per word", "mentions of cookies, terms of use, privacy policies"),
     "domain_min_common_words": Rule(False, 0.03, "fraction", "words that are numbers or stop words, in any case"),
 }
 SHORT_LINE_CHARS = 30
-# Of a longer text, and a longer line, only the beginning is judged, which bounds the memory that its words take.
-JUDGED_CHARS = 4_000_000
+# Only this many characters of a text, or of a line, are measured, which bounds the memory for its words.
+MEASURED_CHARS = 4_000_000
 
 COMMON = sorted({form for word in STOP_WORDS for form in (word, word.capitalize(), word.upper())})
 TERMINALS = tuple(sorted(TERMINAL_PUNCTUATION))
 BULLETS, ELLIPSES = ("•", "-"), (ELLIPSIS, "…")
-# A full stop before a small letter is an abbreviation's.
+# A full stop before a lower-case letter ends an abbreviation.
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?:[ \t]+|(?<=[。！？]))(?![a-z])")
 CHINESE_OR_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 ASCII = bytes(range(128))
@@ -112,14 +110,14 @@ ASCII_WORDS_APART = bytes(i if i >= 128 or chr(i).isalnum() or chr(i) == "_" els
 
 
 class QualityFilter:
-    """The rules of a profile, with a recipe's thresholds over its own.
+    """Apply the rules of a profile, with the thresholds that a recipe overrides.
 
     Args:
-        profile: whose thresholds hold where overrides has none.
-        overrides: rule -> threshold, in the rule's unit. False leaves a rule out; True takes it with its threshold
-            in the profile or, where that has none, in the other.
+        profile: gives the thresholds that overrides does not.
+        overrides: rule -> threshold, in the rule's unit. False turns a rule off; True turns it on with its threshold
+            in the profile or, if that has none, in the other profile.
 
-    Raises: RecipeError: rules that do not exist, thresholds that they cannot have.
+    Raises: RecipeError: an unknown rule, or a threshold that the rule cannot have.
     """
 
     def __init__(
@@ -138,19 +136,19 @@ class QualityFilter:
         used = {name: limit for name, limit in limits.items() if limit is not False}
         self.cuts = {name: limit for name, limit in used.items() if "_cut_" in name}
         self.limits = {name: limit for name, limit in used.items() if "_cut_" not in name}
-        self.enough = min(self.limits.get(f"gopher_max_repeated_{n}_grams", 1) for n in range(5, 11))
+        self.lowest_repeated_limit = min(self.limits.get(f"gopher_max_repeated_{n}_grams", 1) for n in range(5, 11))
 
     def apply(self, text: str) -> tuple[str, str | None]:
-        """Return the text as it goes on, and the first rule that refuses it or None."""
-        judged = text[:JUDGED_CHARS]
-        words = split_words(judged)
-        measured = measure_words(judged, words, self.enough)
+        """Return the text without removed lines, and the first rule that it breaks or None."""
+        measured_text = text[:MEASURED_CHARS]
+        words = split_words(measured_text)
+        measured = measure_words(measured_text, words, self.lowest_repeated_limit)
         kept = text
         if self.cuts:
             kept = cut_lines(text, self.cuts)
-            judged = kept[:JUDGED_CHARS]
-            words = split_words(judged)
-        measured |= measure_lines(judged, len(words))
+            measured_text = kept[:MEASURED_CHARS]
+            words = split_words(measured_text)
+        measured |= measure_lines(measured_text, len(words))
         for name, limit in self.limits.items():
             if measured[name] < limit if "_min_" in name else measured[name] > limit:
                 return text, name
@@ -158,23 +156,23 @@ class QualityFilter:
 
 
 def explain_override(name: str, value: float | bool) -> str | None:
-    """Say why a rule cannot have a threshold; None where it can."""
+    """Return why a rule cannot have this threshold, or None."""
     if name not in RULES:
         nearest = get_close_matches(name, RULES, n=1, cutoff=0)[0]
-        return f"there is no such rule; did you mean {nearest}? The rules: {', '.join(RULES)}"
+        return f"unknown rule; did you mean {nearest}? The rules: {', '.join(RULES)}"
     unit = RULES[name].unit
     if isinstance(value, bool):
         return None
     if unit == "switch":
         return f"the rule is on or off, got {value:g}; write true or false"
     if value < 0 or (unit == "fraction" and value > 1):
-        possible = "a fraction from 0 to 1" if unit == "fraction" else "a number from 0"
-        return f"got {value:g}; write {possible}, or false to do without the rule"
+        possible = "a fraction from 0 to 1" if unit == "fraction" else "a number of at least 0"
+        return f"got {value:g}; write {possible}, or false to turn the rule off"
     return None
 
 
 def split_words(text: str) -> list[str]:
-    """Return WORD.findall(text), several times as fast unless it is Chinese or Japanese."""
+    """Return WORD.findall(text), several times as fast for text that is not Chinese or Japanese."""
     others = set(text.encode().translate(None, ASCII).decode())
     if len(others) > 100 or CHINESE_OR_JAPANESE.search("".join(others)):
         return WORD.findall(text)
@@ -184,8 +182,8 @@ def split_words(text: str) -> list[str]:
     return text.encode().translate(ASCII_WORDS_APART).decode().split()
 
 
-def measure_words(text: str, words: list[str], enough: float) -> dict[str, float]:
-    """Measure what Gopher's rules are about, and our share of common words."""
+def measure_words(text: str, words: list[str], lowest_repeated_limit: float) -> dict[str, float]:
+    """Return rule -> measured value for Gopher's rules and for domain_min_common_words."""
     counts = Counter(words)
     odd = [word for word in counts if not word.isalpha()]
     marks = [word for word in odd if not word.isalnum() and PUNCTUATION_SET.issuperset(word)]
@@ -198,7 +196,7 @@ def measure_words(text: str, words: list[str], enough: float) -> dict[str, float
     num_ellipses = sum(map(text.count, ELLIPSES))
     ellipsis_lines = [line for line in lines if line.rstrip().endswith(ELLIPSES)] if num_ellipses else []
     each_word, each_line = max(len(words), 1), max(len(lines), 1)
-    return measure_repetition(text, words, counts, enough) | {
+    return measure_repetition(text, words, counts, lowest_repeated_limit) | {
         "gopher_min_words": num_words,
         "gopher_max_words": num_words,
         "gopher_min_mean_word_length": num_word_chars / max(num_words, 1),
@@ -213,15 +211,20 @@ def measure_words(text: str, words: list[str], enough: float) -> dict[str, float
     }
 
 
-def measure_repetition(text: str, words: list[str], vocabulary: Iterable[str], enough: float) -> dict[str, float]:
-    """Measure what Gopher's rules on repetition are about.
+def measure_repetition(
+    text: str, words: list[str], vocabulary: Iterable[str], lowest_repeated_limit: float
+) -> dict[str, float]:
+    """Return rule -> measured value for Gopher's rules on repetition.
+
+    For example, in "a b a b a b" the 2-gram "a b" occurs three times and "b a" twice. The most frequent is "a b": 3
+    characters each time with its space, so gopher_max_top_2_gram is 3 * 3 / 11.
 
     Args:
         text: a document.
         words: its words.
-        vocabulary: each of them once.
-        enough: where n-grams of 5 and more words repeat no more than this fraction of the text, a fraction up to it
-            is returned for each of them, which is faster than to measure each.
+        vocabulary: its distinct words.
+        lowest_repeated_limit: the lowest threshold on repeated n-grams of 5 to 10 words. If an upper bound of what
+            they cover, as a fraction of the text, is no higher, the bound is returned for the rest: no rule is broken.
     """
     measured: dict[str, float] = {}
     num_chars = max(len(text), 1)
@@ -235,11 +238,11 @@ def measure_repetition(text: str, words: list[str], vocabulary: Iterable[str], e
     numbering = dict(zip(vocabulary, count(), strict=False))
     numbers = np.fromiter(map(numbering.__getitem__, words), np.int64, len(words))
     lengths = np.fromiter(map(len, numbering), np.int64, len(numbering))[numbers]
-    starts = np.concatenate(([0], lengths.cumsum()))  # of the words, in characters without what is between them
-    # Behind the end stand words that occur once, so that no n-gram with one of them recurs.
-    behind = np.arange(len(numbering), len(numbering) + 10)
-    numbers, base = np.concatenate((numbers, behind)), len(numbering) + 10
-    # An n-gram recurs only where the one without its last word does, so from round to round less is looked at.
+    starts = np.concatenate(([0], lengths.cumsum()))  # of the words, in characters, separators not counted
+    # Ten unique words after the end: an n-gram that reaches them is never repeated.
+    padding = np.arange(len(numbering), len(numbering) + 10)
+    numbers, base = np.concatenate((numbers, padding)), len(numbering) + 10
+    # A repeated n-gram begins with a repeated (n-1)-gram, so each round looks at fewer positions.
     positions, grams = np.arange(len(words)), numbers[: len(words)]
     for n in range(2, 11):
         positions, grams = keep_recurring(positions, grams * base + numbers[positions + (n - 1)])
@@ -252,12 +255,12 @@ def measure_repetition(text: str, words: list[str], vocabulary: Iterable[str], e
             top_chars = most * (starts[first + n] - starts[first] + n - 1) if n <= len(words) else 0
             measured[f"gopher_max_top_{n}_gram"] = top_chars / num_chars
             continue
-        # Whatever repeats in n-grams of n words or more lies within those that recur: few of them are enough to know.
+        # A repeated (n+1)-gram contains a repeated n-gram, so a small n-gram count bounds all longer ones.
         covered = np.zeros(len(words), bool)
         for k in range(n):
             covered[positions + k] = True
         at_most = lengths[covered].sum() / num_chars
-        if at_most <= enough:
+        if at_most <= lowest_repeated_limit:
             return measured | {f"gopher_max_repeated_{longer}_grams": at_most for longer in range(n, 11)}
         repeated = find_repeated(positions, grams, n)
         measured[f"gopher_max_repeated_{n}_grams"] = (starts[repeated + n] - starts[repeated]).sum() / num_chars
@@ -265,7 +268,7 @@ def measure_repetition(text: str, words: list[str], vocabulary: Iterable[str], e
 
 
 def keep_recurring(positions: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions whose code another one has too, in no order, and numbers that equal codes share."""
+    """Return the positions whose code is not unique, in any order, and a number for each that equal codes share."""
     order = codes.argsort()
     codes = codes[order]
     as_before = np.zeros(len(codes) + 1, bool)
@@ -275,7 +278,7 @@ def keep_recurring(positions: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray
 
 
 def find_repeated(positions: np.ndarray, grams: np.ndarray, n: int) -> np.ndarray:
-    """Return where n-grams stand that stood before, each behind the end of the last."""
+    """Return the positions of n-grams that occurred before, each after the end of the previous one."""
     order = positions.argsort()
     seen, repeated, free = set(), [], 0
     for position, gram in zip(positions[order].tolist(), grams[order].tolist(), strict=True):
@@ -288,12 +291,12 @@ def find_repeated(positions: np.ndarray, grams: np.ndarray, n: int) -> np.ndarra
 
 
 def cut_lines(text: str, cuts: Mapping[str, float]) -> str:
-    """Return the lines that C4's rules leave, without the spaces around them."""
+    """Return the lines that C4's rules keep, stripped of surrounding spaces."""
     kept = []
     longest, fewest = cuts.get("c4_cut_long_word_lines", len(text)), cuts.get("c4_cut_short_lines", 0)
     for line in text.splitlines():
         line = line.strip()
-        words = line[:JUDGED_CHARS].split()
+        words = line[:MEASURED_CHARS].split()
         if len(words) < fewest or (len(line) > longest and max(map(len, words)) > longest):
             continue
         if "c4_cut_citations" in cuts:
@@ -310,7 +313,7 @@ def cut_lines(text: str, cuts: Mapping[str, float]) -> str:
 
 
 def measure_lines(text: str, num_words: int) -> dict[str, float]:
-    """Measure what C4's and FineWeb's rules are about, and our share of phrases from notices on cookies."""
+    """Return rule -> measured value for C4's and FineWeb's rules and for domain_max_policy_phrases."""
     lines = [line for line in text.split("\n") if line.strip()]
     num_newlines, lower = text.count("\n"), text.lower()
     each_line, each_word = max(len(lines), 1), max(num_words, 1)

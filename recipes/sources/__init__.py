@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe reads: where a source's files are, and the rows and texts in them."""
+"""List the files of a recipe's sources, and read the rows and texts in them."""

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a source of the recipe to its examples: files, folders, archives, URLs and Hub datasets read the same way.
+"""Read the examples of a source: files, folders, archives, URLs and Hub datasets in the same way.
 
-A source is a list of units (a file, a member of an archive, a data file of a Hub dataset), in an order that depends on
-their names alone. Each unit yields examples, mappings that `extract_text` of the recipe's data.py turns into
-documents: the rows of JSON lines, JSON or Parquet as they are, any other file as `{"text": its content}`. Each carries
-the name of its unit as `path`. A text stays the text that was written, also where it looks like a date or a number.
+A source is a list of units (units.py). Each unit yields examples, which `extract_text` of the recipe's data.py turns
+into documents: the rows of JSON lines, JSON or Parquet, or `{"text": content}` for any other file. Each example has
+the name of its unit as `path`. A text that looks like a date or a number stays a text.
 
-What cannot be read is yielded as an `Unreadable`, never dropped in silence: of JSON lines the line, of Parquet the
-row or what is left of the row group, of a packed file what comes after the damage, else the file. A connection that
-fails is no damage: the file systems try again for a bounded time, then reading ends with an error.
+Data that cannot be read is yielded as an `Unreadable`, never dropped silently: the line of JSON lines, the row or the
+rest of the row group of Parquet, the rest of a compressed file, otherwise the file. A failed connection is not damage:
+the file systems retry for a limited time, then reading ends with an error.
 
-Memory, whatever a file unpacks to: about 10 * MAX_ROW_BYTES = 1.3 GB at the worst (a row with a character outside the
-basic plane, of which Python holds four bytes a character, as read, as parsed and as handed on), 5 * MAX_ROW_BYTES for
-plain ASCII, a few MB for rows of usual length. Parquet: twice its largest page, which writers keep to 1 MB or 1,024
-rows. Formats that are left to `datasets` (CSV, Arrow ...) have its bounds.
+Memory is bounded, whatever a file unpacks to: at worst about 10 * MAX_ROW_BYTES = 1.3 GB (a row with a character
+outside the basic plane, for which Python stores four bytes a character, as read, as parsed and as yielded), 5 *
+MAX_ROW_BYTES for plain ASCII, a few MB for rows of usual length. Parquet takes twice its largest page, which writers
+limit to 1 MB or 1,024 rows. Formats that `datasets` reads (CSV, Arrow ...) have its bounds.
 """
 
 import copy
@@ -42,25 +41,25 @@ from recipe_config import Source
 from sources.units import Unit, load_builder, named_errors, open_archive, suffix
 
 
-# A longer row or file is refused, whatever it unpacks to.
+# The longest row or file, unpacked.
 MAX_ROW_BYTES = 128 << 20
-# So is a row of more values: `[[],[],` takes three bytes a value in a file, and seventy in Python.
+# The most values of a row: `[[],[],` takes three bytes a value in a file, and seventy in Python.
 MAX_ROW_VALUES = 10_000_000
-# Rows of a Parquet file that are held at a time: a dictionary of one text can stand for any number of them.
+# Rows of a Parquet file in memory at a time, few because one text in a dictionary can repeat in any number of rows.
 PARQUET_BATCH_ROWS = 4
-# A Parquet file that is packed better than text ever is may have no page larger than MAX_ROW_BYTES.
-MAX_PACKING = 100
-# What the readers raise on a file that is damaged, cut short or not of its type.
+# Above this compression ratio, which text never reaches, a Parquet page must not exceed MAX_ROW_BYTES.
+MAX_COMPRESSION_RATIO = 100
+# Errors of the readers on a file that is damaged, truncated or of another type.
 DAMAGED = (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, zstandard.ZstdError) + (
     pa.ArrowException,
 )
-# What else `datasets` raises on one.
+# Errors of `datasets` on one.
 DAMAGED_FOR_DATASETS = (*DAMAGED, ValueError, TypeError, KeyError, tarfile.TarError)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A piece of a unit that is not what its format says, with where it stands and why."""
+    """A part of a unit that cannot be read: its position, the reason and its size."""
 
     position: str
     reason: str
@@ -68,7 +67,7 @@ class Unreadable:
 
 
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
-    """Yield the examples of one unit; what is damaged in it as `Unreadable`, the rest all the same."""
+    """Yield the examples of one unit, and an `Unreadable` for each damaged part of it."""
     examples = read_with_datasets(source, unit) if unit.by_datasets else read_file(unit)
     number = 0
     with named_errors(source):
@@ -79,7 +78,7 @@ def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
             except Exception as error:
                 if not is_damage(error, DAMAGED_FOR_DATASETS if unit.by_datasets else DAMAGED):
                     raise
-                yield Unreadable(f"{unit.name}: row {number}", say_damaged(error), unit.size_bytes)
+                yield Unreadable(f"{unit.name}: row {number}", describe_damage(error), unit.size_bytes)
                 return
             if example is None:
                 return
@@ -87,14 +86,14 @@ def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
 
 
 def is_damage(error: Exception, kinds: tuple[type[Exception], ...] = DAMAGED) -> bool:
-    """Tell a damaged file from what failed on the way to it."""
+    """Return whether an error means a damaged file, rather than a failure to get at it."""
     if isinstance(error, OSError | httpx2.HTTPError) and not isinstance(error, gzip.BadGzipFile):
-        # Arrow's decoders raise a bare OSError; one of the operating system has a number, one of a client its type.
+        # Arrow's decoders raise a bare OSError; the operating system's have an errno, a client's are a subclass.
         return type(error) is OSError and error.errno is None
     return isinstance(error, kinds)
 
 
-def say_damaged(error: Exception) -> str:
+def describe_damage(error: Exception) -> str:
     return f"damaged or cut short: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
@@ -107,7 +106,7 @@ def read_with_datasets(source: Source, unit: Unit) -> Iterator[dict | Unreadable
     whole = builder.config.data_files[source.split]
     one = DataFilesList([unit.path], [whole.origin_metadata[whole.index(unit.path)]])
     builder.config = dataclasses.replace(builder.config, data_files=DataFilesDict({source.split: one}))
-    builder.info = builder.info.copy()  # what is inferred from one file must not decide how another is read
+    builder.info = builder.info.copy()  # features inferred from one file must not apply to another
     from_json = isinstance(builder, Json)
     for number, example in enumerate(builder.as_streaming_dataset(split=source.split), start=1):
         position, reason = f"{unit.name}: row {number}", why_unfit(example)
@@ -128,7 +127,7 @@ def open_unit(unit: Unit) -> Iterator[BinaryIO]:
                 stream = opened.enter_context(
                     open_archive(unit.path, os.stat(unit.path).st_mtime_ns).open(unit.member)
                 )
-            except RuntimeError as error:  # encrypted, or packed in a way that Python does not know
+            except RuntimeError as error:  # encrypted, or an unknown compression
                 raise zipfile.BadZipFile(str(error)) from error
         elif "://" in unit.path:
             remote = opened.enter_context(fsspec.open(unit.path, "rb"))
@@ -143,9 +142,9 @@ def open_unit(unit: Unit) -> Iterator[BinaryIO]:
 
 
 class WholeFile(io.RawIOBase):
-    """A file of any fsspec file system whose end comes after its size; an earlier one is a broken connection.
+    """Read a file of any fsspec file system to its full size; an earlier end is a broken connection.
 
-    Whatever a client raises becomes a ConnectionError, so that nothing of it is taken for damage of the file.
+    All errors of a client become a ConnectionError, so that none counts as damage of the file.
     """
 
     def __init__(self, file, size_bytes: int):
@@ -175,9 +174,9 @@ class WholeFile(io.RawIOBase):
 
 
 class ZstdStream(io.RawIOBase):
-    """The content of a .zst file; one that is cut short is an error, where zstandard's own reader just ends.
+    """Read a .zst file; a truncated file raises an error, where zstandard's own reader just ends.
 
-    It is fed in pieces of 1 KiB, which can unpack to at most 32 MiB.
+    The input is read in pieces of 1 KiB, which unpack to at most 32 MiB.
     """
 
     def __init__(self, packed):
@@ -221,7 +220,7 @@ def read_file(unit: Unit) -> Iterator[dict | Unreadable]:
 
 
 def read_bounded(stream: BinaryIO) -> bytearray:
-    """Read all of a stream, or what is enough to see that it is longer than MAX_ROW_BYTES."""
+    """Read a stream to its end, or a little past MAX_ROW_BYTES."""
     content = bytearray()
     while len(content) <= MAX_ROW_BYTES and (piece := stream.read(1 << 20)):
         content += piece
@@ -243,7 +242,7 @@ def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
 
 
 def holds_json_lines(unit: Unit) -> bool:
-    """Whether a .json file is JSON lines, as many on the Hub are: one of its first two lines is a whole object."""
+    """Return whether a .json file is JSON lines, as many on the Hub are: one of its first two lines is an object."""
     with open_unit(unit) as stream:
         first, second = stream.readline(MAX_ROW_BYTES + 1), stream.readline(MAX_ROW_BYTES + 1)
     if first.lstrip()[:1] != b"{" or not second.strip():
@@ -266,16 +265,16 @@ def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
 
 
 def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    """Yield the rows; of a row group that is damaged the rows up to there, then those of the next.
+    """Yield the rows; for a damaged row group those before the damage, then continue with the next group.
 
-    A page is unpacked as a whole, and its header alone says to how much. Writers end one at 1 MB, but look at its size
-    every 1,024 rows only. What this comes to is only refused in a file that is packed as no text is: one with many
-    long documents looks the same.
+    A page is unpacked as a whole, to a size that only its header has. Writers end a page at 1 MB, but check its size
+    only every 1,024 rows. Larger pages are refused only in a file with a compression ratio that text never reaches,
+    because a file with many long documents has such pages too.
     """
     size_bytes = stream.seek(0, io.SEEK_END)
     file = pq.ParquetFile(stream, buffer_size=1 << 20, page_checksum_verification=True)
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    suspicious = sum(group.total_byte_size for group in groups) > MAX_PACKING * size_bytes
+    suspicious = sum(group.total_byte_size for group in groups) > MAX_COMPRESSION_RATIO * size_bytes
     if (promised := file.metadata.num_rows) != (listed := sum(group.num_rows for group in groups)):
         yield Unreadable(name, f"damaged or cut short: {promised:,} rows, of which {listed:,} are listed", 0)
     number = 0
@@ -297,12 +296,12 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
         except Exception as error:
             if not is_damage(error):
                 raise
-            yield Unreadable(f"{name}: rows {number + 1} to {last}", say_damaged(error), group.total_byte_size)
+            yield Unreadable(f"{name}: rows {number + 1} to {last}", describe_damage(error), group.total_byte_size)
         number = last
 
 
 def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
-    """Turn a batch of one row into an example."""
+    """Convert a batch of one row to an example."""
     if row.nbytes > MAX_ROW_BYTES:
         return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", row.nbytes)
     try:
@@ -316,7 +315,7 @@ def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
 
 
 def decode(content: bytes | bytearray, position: str) -> str | Unreadable:
-    """Decode UTF-8 text that a document can hold: of bounded length, without NUL."""
+    """Decode UTF-8 text that a document can contain: of bounded length, without NUL."""
     if len(content) > MAX_ROW_BYTES:
         return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", len(content))
     try:
@@ -340,7 +339,7 @@ def parse_json(content: bytes | bytearray, position: str) -> object:
 
 
 def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadable:
-    """Return a row that was parsed, or why it is none. A size of 0 is measured where it is needed."""
+    """Return a parsed row, or an `Unreadable`. A size of 0 means not measured yet."""
     if isinstance(value, Unreadable):
         return value
     reason = why_unfit(value) if isinstance(value, dict) else "not a JSON object"
@@ -348,7 +347,7 @@ def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadabl
 
 
 def why_unfit(example: object) -> str | None:
-    """Say why no document can hold a row: NUL or a lone surrogate, which UTF-8 cannot hold, in any of its texts."""
+    """Return why a document cannot contain a row: one of its texts has NUL or a lone surrogate, invalid in UTF-8."""
     waiting = [example]
     while waiting:
         value = waiting.pop()
@@ -375,15 +374,16 @@ MONTH_OR_YEAR = re.compile(r"(\d{4})(?:-(\d\d))?", re.ASCII)
 
 
 def document_date(example: dict, field: str) -> str | None:
-    """Return the day, month or year in a field of an example, as precise as it is given: 2023-05-31, 2023-05 or 2023.
+    """Return the day, month or year in a field of an example, as precise as the field: 2023-05-31, 2023-05 or 2023.
 
-    Taken are a date or time of Python (as from Parquet), a year as a number, and as text those three forms, 20230531,
-    and a time in any zone, which is cut to the day it is there. None where the field is missing, null or blank.
+    The field may be a date or time of Python (as from Parquet), a year as a number, or a text: one of those three
+    forms, 20230531, or a time, reduced to the day in its own time zone. Return None if the field is missing, null or
+    blank.
 
-    Raises: ValueError: anything else, such as 31/05/2023, which is another day elsewhere, or 2023-02-30.
+    Raises: ValueError: anything else, such as 31/05/2023, whose form is ambiguous, or 2023-02-30.
     """
     value = example.get(field)
-    if isinstance(value, date):  # a datetime, or the Timestamp of pandas, is one
+    if isinstance(value, date):  # also a datetime or a pandas Timestamp
         return date(value.year, value.month, value.day).isoformat()
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -395,5 +395,5 @@ def document_date(example: dict, field: str) -> str | None:
             date(int(found[1]), int(found[2] or 1), 1)
             return text
     except ValueError:
-        pass  # a form that is taken, of a day that is none
+        pass  # the right form, but no such day
     raise ValueError(f"{field}: {text[:40]!r} is not a day, month or year such as 2023-05-31, 2023-05 or 2023")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source of the recipe consists of: files, members of an archive, URLs, the data files of a Hub dataset.
+"""List the units of a source: files, members of an archive, URLs, the data files of a Hub dataset.
 
-Their order depends on their names alone. source_readers.py reads them.
+Their order depends on their names alone. readers.py reads them.
 """
 
 import dataclasses
@@ -30,9 +30,13 @@ FULLY_HASHED_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing to read: a file or a URL, of `size_bytes` (0 where unknown), or a member of an archive.
+    """A file, a URL or a member of an archive.
 
-    A data file of a Hub dataset is its URL; `by_datasets` where only the library `datasets` can read it.
+    Attributes:
+        path: of the file or the archive, or the URL; a data file of a Hub dataset has an hf:// URL.
+        member: name in the archive, or empty.
+        size_bytes: 0 if unknown.
+        by_datasets: whether only the library `datasets` can read it.
     """
 
     path: str
@@ -42,21 +46,21 @@ class Unit:
 
     @property
     def sort_key(self) -> bytes:
-        """The bytes of the name, which are the same in every locale."""
+        """Return the bytes of the name, which do not depend on the locale."""
         if self.member or "://" in self.path:
             return (self.member or self.path).encode(errors="surrogatepass")
         return os.fsencode(self.path)
 
     @property
     def name(self) -> str:
-        """What the unit is called in positions; bytes of a file name that are not UTF-8 are spelled out."""
+        """Return the name used in positions; bytes of a file name that are not UTF-8 are escaped."""
         return self.sort_key.decode(errors="backslashreplace")
 
 
 def list_units(source: Source) -> list[Unit]:
-    """List what a source consists of.
+    """Return the units of a source, sorted by name.
 
-    Raises: RecipeError: nothing there, nothing matches, or a path that is neither local, a URL nor a Hub dataset id.
+    Raises: RecipeError: no unit, or a path that is neither local, a URL nor a Hub dataset id.
     """
     where = f"data.sources: {source.name}: path {source.path!r}"
     patterns = list_patterns(source)
@@ -72,8 +76,8 @@ def list_units(source: Source) -> list[Unit]:
                 for info in open_archive(local.as_posix(), local.stat().st_mtime_ns).infolist()
                 if not info.is_dir()
             ]
-        except zipfile.BadZipFile as error:  # its index stands at the end, so nothing is left of one that was cut
-            raise RecipeError(f"{where}: damaged or cut short: {error}; fetch it anew") from error
+        except zipfile.BadZipFile as error:  # the index is at the end, so a truncated archive has none
+            raise RecipeError(f"{where}: damaged or cut short: {error}; download it again") from error
         matching = [m for m in members if any(fnmatch.fnmatchcase(m.filename, p) for p in patterns or ["*"])]
         units = [Unit(local.as_posix(), info.filename, info.file_size) for info in matching]
     elif local.is_file():
@@ -91,9 +95,9 @@ def list_units(source: Source) -> list[Unit]:
 
 
 def list_all_units(sources: list[Source]) -> dict[str, list[Unit]]:
-    """List the units of every source by its name.
+    """Return source -> units, for all sources.
 
-    Raises: RecipeError: with what is wrong with any of them.
+    Raises: RecipeError: the problems of all sources.
     """
     units, problems = {}, []
     for source in sources:
@@ -126,11 +130,11 @@ def list_url(source: Source) -> list[Unit]:
 
 
 def list_hub_dataset(source: Source) -> list[Unit]:
-    """List the data files of a split as `datasets` finds them, as hf:// URLs that hold the commit."""
+    """List the data files of a split as `datasets` finds them, as hf:// URLs with the commit."""
     with named_errors(source):
         files = {str(split): urls for split, urls in load_builder(source).config.data_files.items()}
         if source.split not in files:
-            raise ValueError(f"no split {source.split!r}; there are {', '.join(files)}")
+            raise ValueError(f"no split {source.split!r}; the splits are {', '.join(files)}")
         filesystem, _ = fsspec.core.url_to_fs("hf://")
         plain = are_plain_tables(source)
         return [
@@ -140,7 +144,7 @@ def list_hub_dataset(source: Source) -> list[Unit]:
 
 
 def load_builder(source: Source):
-    """Return what `datasets` reads a Hub dataset with; it knows its card, its configurations and its files."""
+    """Return the builder that `datasets` reads a Hub dataset with; it has the card, configurations and files."""
     return load_builder_of(source.path, source.config, tuple(list_patterns(source)), source.revision)
 
 
@@ -152,19 +156,19 @@ def load_builder_of(path: str, config: str | None, patterns: tuple[str, ...], re
 
 
 def are_plain_tables(source: Source) -> bool:
-    """Whether the files of a Hub dataset are JSON or Parquet without options in its card, for `read_file` to read.
+    """Return whether a Hub dataset is JSON or Parquet without options in its card, so that `read_file` can read it.
 
-    It passes over a damaged row, where `datasets` gives up the file, and leaves a text that looks like a date.
+    `read_file` skips a damaged row, where `datasets` gives up the file, and does not convert a text to a date.
     """
     from datasets import BuilderConfig
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     builder = load_builder(source)
-    common = {field.name for field in dataclasses.fields(BuilderConfig)}
-    options = [field for field in dataclasses.fields(builder.config) if field.name not in common]
-    as_usual = all(getattr(builder.config, field.name) == field.default for field in options)
-    return as_usual and isinstance(builder, Json | Parquet)
+    common_fields = {field.name for field in dataclasses.fields(BuilderConfig)}
+    options = [field for field in dataclasses.fields(builder.config) if field.name not in common_fields]
+    has_defaults = all(getattr(builder.config, field.name) == field.default for field in options)
+    return has_defaults and isinstance(builder, Json | Parquet)
 
 
 def is_hub_dataset(source: Source) -> bool:
@@ -173,10 +177,10 @@ def is_hub_dataset(source: Source) -> bool:
 
 
 def source_fingerprint(source: Source) -> str:
-    """Identify the content of a source: a hash over its units' names and bytes, or a Hub dataset's id and revision.
+    """Return a hash that identifies the content of a source.
 
-    Of a file larger than 64 MiB the size and the first and last 64 KiB stand for the rest, so that finding out that
-    nothing changed takes seconds whatever the size of the corpus.
+    Local files: over names, sizes and bytes; of a file larger than 64 MiB only the first and last 64 KiB. URLs: over
+    names and sizes. A Hub dataset: a constant, since the recipe names its revision.
     """
     digest = hashlib.sha256()
     if not Path(source.path).exists():
@@ -200,25 +204,25 @@ def hash_names(units: list[Unit]) -> str:
 
 
 def suffix(name: str) -> str:
-    """Return the type of a file, whatever it is packed with: `.jsonl` of `a.jsonl.gz`."""
+    """Return the suffix of a file without that of its compression: `.jsonl` of `a.jsonl.gz`."""
     path = Path(name)
     return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
 @lru_cache(maxsize=2)
 def open_archive(path: str, modified_ns: int) -> zipfile.ZipFile:
-    """Open an archive once for all its members: the index of a wheel of 37,000 files takes 0.1 s to read.
+    """Open an archive once for all its members: reading the index of a wheel of 37,000 files takes 0.1 s.
 
     Args:
         path: of the archive.
-        modified_ns: when it was last written, so that a newer one under the same name is opened anew.
+        modified_ns: when it was last written, so that a newer archive with the same name is opened again.
     """
     return zipfile.ZipFile(path)
 
 
 @contextmanager
 def named_errors(source: Source) -> Iterator[None]:
-    """Turn what a library raises about a source into an error that names it."""
+    """Turn the errors that libraries raise into a RecipeError that names the source."""
     try:
         yield
     except RecipeError:

@@ -266,7 +266,7 @@ def test_another_process_builds_the_same_index_and_finds_the_same_with_a_pickled
         ('{"id": 1, "context": "a", "choices": ["b"]}', "task.jsonl:2: KeyError('gold')"),
         ('{"id": 1, "context": "a", "choices": ["b"], "gold": 1}', "task.jsonl:2: IndexError"),
         ('{"id": 1, "context": null, "choices": ["b"], "gold": 0}', "task.jsonl:2: TypeError"),
-        ('{"id": 0, "context": "a", "choices": ["b"], "gold": 0}', "task.jsonl:2: the id 0 was there before"),
+        ('{"id": 0, "context": "a", "choices": ["b"], "gold": 0}', "task.jsonl:2: the id 0 is not unique"),
     ],
 )
 def test_a_line_that_is_no_item_is_refused_with_its_place(tmp_path, line, message):

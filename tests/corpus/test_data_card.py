@@ -90,6 +90,9 @@ def card_of(folder: Path, recipe: Recipe, stats: dict | None = None, decontamina
         ("CC BY 4.0 for the collection; each text is its author's, read from the package", "unknown"),
         ("MIT, and the companies hold the copyright", "unknown"),
         ("not public domain", "unknown"),
+        ("by article", "unknown"),
+        ("CC BY 4.0, MIT or our own, by article", "unknown"),
+        ("public domain in the world", "unknown"),
         ("CC BY-NC-ND 4.0", "no derivatives"),
         ("CC BY-ND 3.0", "no derivatives"),
         ("cc-by-nc-sa-4.0", "non-commercial"),
@@ -103,8 +106,12 @@ def card_of(folder: Path, recipe: Recipe, stats: dict | None = None, decontamina
         ("BSD-3-Clause", "attribution"),
         ("MIT", "attribution"),
         ("Public Domain", "public domain"),
+        ("public domain in the US", "public domain"),
+        ("Public domain in the United States", "public domain"),
+        ("US Public Domain", "public domain"),
         ("CC0 1.0", "public domain"),
         ("CC0-1.0 or CC BY-SA 4.0", "share-alike"),
+        ("CC BY, CC BY-SA, CC0 or Public Domain, by article", "share-alike"),  # of medical/base.yaml
         ("CC BY 4.0 and a licence of our own", "unknown"),
     ],
 )
@@ -122,7 +129,7 @@ def test_the_strictest_licence_of_the_sources_is_that_of_the_whole(tmp_path):
         assert f"is **{kind}** ({list(chosen)[-1]})" in card
         assert metadata_load(tmp_path / "card" / "README.md")["license"] == license
     card = card_of(tmp_path / "card", load(tmp_path, licences | {"mine": "ask me"}))
-    assert "is **unknown** (mine)" in card and "It is no legal advice" in card
+    assert "is **unknown** (mine)" in card and "This is not legal advice" in card
     assert metadata_load(tmp_path / "card" / "README.md")["license_name"] == "unknown"
 
 
@@ -141,7 +148,7 @@ def test_every_loss_is_shown_under_its_reason_with_what_it_was_of_the_text(tmp_p
         "| read | 50 | 5,000 | 100.0 % |",
         "| left out: language:fr | 4 | 400 | 8.0 % |",
         "| left out: near\\_duplicate | 3 | 300 | 6.0 % |",
-        "| cut out of documents that stay: repeated\\_passage | 0 | 250 | 5.0 % |",
+        "| removed from documents that are kept: repeated\\_passage | 0 | 250 | 5.0 % |",
         "| kept: train | 14 | 1,400 | 28.0 % |",
         "31 families",
         "| min\\_document\\_bytes | 200 |",
@@ -158,8 +165,8 @@ def test_a_split_of_later_text_and_the_dates_of_a_source_are_shown(tmp_path):
     stats["sources"]["cases"] = stats["sources"]["cases"] | dated
     stats["sources"]["cases"]["kept"] = stats["sources"]["cases"]["kept"] | {"future": counted(5)}
     card = card_of(tmp_path / "card", recipe, stats)
-    assert "| future | 5 | 500 | scored at the end; text of a later time than all the rest |" in card
-    assert "| 1999-01 to 2024-02-29, of 1,234 documents |" in card and "| not known |" in card
+    assert "| future | 5 | 500 | scored at the end; later than all other text |" in card
+    assert "| 1999-01 to 2024-02-29 (1,234 documents) |" in card and "| not known |" in card
     splits = [entry["split"] for entry in metadata_load(tmp_path / "card" / "README.md")["configs"][0]["data_files"]]
     assert splits == ["train", "validation", "test", "future"]
 
@@ -170,7 +177,7 @@ def test_personal_data_is_shown_by_kind_with_what_was_done(tmp_path):
     card = card_of(tmp_path / "card", recipe, stats_of(recipe, personal_data={"email": 1234, "docket": 7}))
     for line in ("| email | replace | 1,234 |", "| card | drop | 0 |", "| docket | leave | 7 |"):
         assert line in card
-    assert "Personal data was not looked for" in card_of(
+    assert "Personal data was not searched for" in card_of(
         tmp_path / "card", load(tmp_path, {"cases": None}, "--data.personal_data=null")
     )
 
@@ -255,7 +262,7 @@ def test_hostile_text_stays_text(tmp_path):
     for piece in ("<script", "<!--", "```", "[a]", "![i]", "http:/", "www.", "\u202e", "\u2066", "\x1b", "\0"):
         assert piece not in card, piece
     assert "alert(1)" in card and "{{ recipe }}" in card, "it is shown, as text"
-    assert "> (nothing that can be shown)\n" in card and "> 1\\. one two\n" in card
+    assert "> (no printable text)\n" in card and "> 1\\. one two\n" in card
     assert not [line for line in card.splitlines() if line.startswith("# heading")]
     for table in re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table

@@ -11,7 +11,7 @@ from tiny_run import make_text
 
 from corpus import held_out
 from corpus.document_files import document_id, write_documents
-from corpus.held_out import NOTE, describe_dates, is_future, least_trained, note_documents, plan_splits
+from corpus.held_out import NOTE, choose_held_out, describe_dates, is_future, lowest_training_ids, note_documents
 from recipe_config import Data, RecipeError, Splits
 
 
@@ -30,7 +30,7 @@ def plan(folder, data: Data, parts: list[list[Document]]):
         names = [source.name for source in data.sources]
         noted = note_documents(part, rank, len(parts), folder / "notes", names)
         write_documents(noted, rank, len(parts), folder / "documents")
-    return plan_splits(folder / "notes", folder / "documents", data)
+    return choose_held_out(folder / "notes", folder / "documents", data)
 
 
 @pytest.fixture
@@ -58,14 +58,16 @@ def test_each_split_has_its_share_of_each_source_bytes(tmp_path, documents):
         assert sizes["validation"] / total == pytest.approx(0.05, abs=0.02)
 
 
-def test_the_choice_does_not_depend_on_order_or_parts_nor_on_a_pool_of_bounded_size(tmp_path, documents, monkeypatch):
+def test_the_choice_does_not_depend_on_order_or_parts_nor_on_a_bounded_number_of_candidates(
+    tmp_path, documents, monkeypatch
+):
     whole, _ = plan(tmp_path / "whole", make_data(), [documents])
     shuffled = random.Random(0).sample(documents, len(documents))
-    monkeypatch.setattr(held_out, "MIN_POOL_DOCUMENTS", 3)
+    monkeypatch.setattr(held_out, "MIN_CANDIDATES", 3)
     parts = [shuffled[start::7] for start in range(7)]
     assert plan(tmp_path / "parts", make_data(), parts)[0] == whole
-    pool, total_bytes = held_out.gather_pool(sorted((tmp_path / "parts" / "notes").iterdir()), make_data())
-    assert len(pool) < 0.4 * len(documents), "only what the shares can need is held"
+    candidates, total_bytes = held_out.read_candidates(sorted((tmp_path / "parts" / "notes").iterdir()), make_data())
+    assert len(candidates) < 0.4 * len(documents), "only what the shares can need is held"
     assert total_bytes.sum() == sum(len(document.text.encode()) for document in documents)
 
 
@@ -80,8 +82,8 @@ def test_less_text_to_train_on_is_part_of_more_and_the_same_is_held_out(tmp_path
         data = make_data()
         data.sources[0].max_training_bytes = max_training_bytes
         chosen, _ = plan(tmp_path, data, [documents])
-        least = least_trained(tmp_path / "notes", chosen, data).get("law", "")
-        trained = [one for one in documents if one.id not in chosen and one.id >= least]
+        lowest = lowest_training_ids(tmp_path / "notes", chosen, data).get("law", "")
+        trained = [one for one in documents if one.id not in chosen and one.id >= lowest]
         return chosen, {one.id: len(one.text.encode()) for one in trained if one.metadata["source"] == "law"}
 
     found = [train(most) for most in (None, 10**9, 8_000, 4_000)]

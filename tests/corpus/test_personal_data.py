@@ -4,7 +4,7 @@
 The sentences are written for this file, so the figures say how the patterns do on the formats listed here, some of
 which they are known to miss or to mistake; they are no estimate for a corpus. The table of them:
 
-    PYTHONPATH=recipes python tests/test_personal_data.py
+    PYTHONPATH=recipes python tests/corpus/test_personal_data.py
 """
 
 import calendar

@@ -212,7 +212,7 @@ def jobs(slurm: Path) -> int:
 def test_a_slurm_that_cannot_take_the_job_is_refused_before_work_starts(slurm, monkeypatch, tmp_path):
     check_executor(ON_SLURM)
     refused = section("slurm", None, SLURM.model_copy(update={"partition": "nowhere"}))
-    with pytest.raises(RecipeError, match="data.slurm: sbatch refuses such a job: .*invalid partition"):
+    with pytest.raises(RecipeError, match="data.slurm: sbatch refuses a job with these settings: .*invalid partition"):
         check_executor(refused)
     (slurm / "squeue").unlink()
     monkeypatch.setenv("PATH", str(slurm))
@@ -296,7 +296,7 @@ def test_a_task_that_slurm_ends_stops_the_run_with_its_state_and_the_remedy(work
     with pytest.raises(RecipeError, match=wanted):
         work.run(ON_SLURM, killed)
     (slurm / "sacct").write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(RecipeError, match=r"job 102 is over, but task 1 has not finished as seen from here"):
+    with pytest.raises(RecipeError, match=r"job 102 has ended, but task 1 has not finished as seen from here"):
         work.run(ON_SLURM, killed)
 
 

@@ -129,7 +129,7 @@ def test_personal_data_is_replaced_counted_and_dropped_as_the_recipe_says(run):
 
 def test_a_row_that_extract_text_cannot_take_is_quarantined_and_a_source_of_such_rows_stops_the_run(run, tmp_path):
     (tmp_path / "data.py").write_text("def extract_text(example, source):\n    return example['body']\n")
-    with pytest.raises(RecipeError, match=r"law: no document is left of it \(40 unreadable\)"):
+    with pytest.raises(RecipeError, match=r"law: no document is left \(40 unreadable\)"):
         prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
     append_rows(run, *(json.dumps({"body": make_text(seed)}).encode() for seed in range(200, 220)))
     prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
@@ -146,6 +146,15 @@ def test_text_is_normalised_and_refused_for_its_language_and_quality_as_the_reci
     assert len(dropped) == 1 and sum(count["documents"] for count in dropped.values()) == 1, dropped
     everything = [document["text"] for split in SPLITS for document in documents(run, split)]
     assert any(text.startswith("AB ") for text in everything)
+
+
+def test_lines_that_the_quality_rules_remove_are_not_counted_also_where_personal_data_is_left(run):
+    append_rows(run, *(row(f"Read our cookie policy here.\n{make_text(seed)}") for seed in range(500, 505)))
+    rules = "--data.quality={profile: professional, overrides: {c4_cut_policy_lines: true}}"
+    prepare_data.main(only_law(run, rules, "--data.personal_data=null"))
+    texts = [document["text"] for split in SPLITS for document in documents(run, split)]
+    assert len(texts) == 45 and not any("cookie" in text for text in texts)
+    assert stats(run, "law")["bytes_in"] == sum(len(text.encode()) for text in texts)
 
 
 def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(run):
@@ -268,7 +277,7 @@ def test_a_source_that_is_not_there_or_too_small_stops_the_run_by_name(run):
     empty = [{"name": "empty", "path": str(run.texts / "empty")}]
     with pytest.raises(RecipeError, match="empty: path .* no file of type"):
         prepare_data.main(run.argv(f"--data.sources={json.dumps(empty)}"))
-    with pytest.raises(RecipeError, match=r"law: no document is left of it \(40 too_short\)"):
+    with pytest.raises(RecipeError, match=r"law: no document is left \(40 too_short\)"):
         prepare_data.main(only_law(run, "--data.min_document_bytes=1_000_000"))
     (run.texts / "law.jsonl").write_bytes(row(make_text(0)) + b"\n" + row(make_text(1)))
     with pytest.raises(RecipeError, match="law: 2 distinct documents are left after cleaning"):

@@ -211,10 +211,10 @@ def test_rules_and_thresholds_that_cannot_be_are_refused_all_at_once():
     assert unknown.startswith("data.quality.overrides.gopher_min_word: ")
     assert "did you mean gopher_min_words? " in unknown and "fineweb_max_newlines" in unknown
     assert fraction == (
-        "data.quality.overrides.gopher_max_top_2_gram: got 1.5; write a fraction from 0 to 1, or false to do without "
-        "the rule"
+        "data.quality.overrides.gopher_max_top_2_gram: got 1.5; write a fraction from 0 to 1, or false to turn the "
+        "rule off"
     )
-    assert "gopher_min_words: got -1; write a number from 0" in negative
+    assert "gopher_min_words: got -1; write a number of at least 0" in negative
     assert "c4_cut_citations: the rule is on or off, got 0.5; write true or false" in switch
 
 
@@ -379,7 +379,7 @@ def test_words_are_those_of_the_near_duplicates():
 
 
 def test_a_very_long_text_is_judged_by_its_beginning(monkeypatch):
-    monkeypatch.setattr("corpus.text_quality.JUDGED_CHARS", len(PROSE))
+    monkeypatch.setattr("corpus.text_quality.MEASURED_CHARS", len(PROSE))
     text = PROSE + " spam" * 1000
     assert QualityFilter("professional").apply(text) == (text, None)
     assert QualityFilter("web").apply(text)[1] is None
@@ -468,7 +468,7 @@ def test_unknown_languages_are_refused_with_those_that_are_known():
     with pytest.raises(RecipeError) as error:
         LanguageFilter(["en", "english", "xx"])
     first, second = error.value.problems
-    assert first.startswith("data.languages.keep.1: no language is known as 'english', did you mean ")
+    assert first.startswith("data.languages.keep.1: unknown language 'english'; did you mean ")
     assert second.startswith("data.languages.keep.2: ") and " de, " in second and " zh, " in second
 
 

@@ -63,7 +63,7 @@ def make(tmp_path, texts):
         (["--hours", "-1"], "--plan.hours: plan.hours: input should be greater than 0, got -1"),
         (["--gpus", "8xh100", "--money", "500"], "plan.price_per_device_hour: missing; plan.money needs the price"),
         (["--hours", "1", "--money", "5", "--price", "2"], "hours and money are each a budget; keep one of them"),
-        (["--language", "xx"], "no language is known as 'xx'"),
+        (["--language", "xx"], "unknown language 'xx'"),
         (["--model", "nowhere/model"], "--model: 'nowhere/model' cannot be loaded"),
     ],
 )
