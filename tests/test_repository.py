@@ -58,7 +58,7 @@ ARROWS = {
 COMPUTING = re.compile(
     "array|bytes|chr|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|isalnum|items|join|range|replace|"
     "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
-    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke"
+    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke|tatqa_scores"
 )
 # Phrases that a reader has to translate, with the field's own words.
 WORN_PHRASES = {
@@ -67,12 +67,12 @@ WORN_PHRASES = {
     r"yardstick": "baseline",
     r"double of the Hub": "mock Hub",
     r"(passed|passes|passing) over (?!the documents)": "skip",
-    r"\btaught\b": "fine-tuned",
+    r"\b(is|was|were|be|been|yet|model) taught\b": "fine-tuned",
     r"at hand\b": "available",
     r"made anew|makes (it|them) anew": "rebuild",
     r"of which the": "a sentence of its own",
     r"See above": "a docstring that says it",
-    r"that is none\b": "not a",
+    r"that is none\b(?! of)": "not a",
     r"held within|(kept|keeps) to the": "limited by",
     r"\bwas told\b|\bis told\b|\bare told\b": "printed, reported",
     r"\d entries\b": "vocabulary size",

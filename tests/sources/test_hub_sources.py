@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources on the Hub, read as Hub datasets and as hf:// URLs from the local double of the Hub: whole, damaged, cut
+"""Sources on the Hub, read as Hub datasets and as hf:// URLs from the local mock Hub: whole, damaged, cut
 off in the middle, and through the whole of prepare."""
 
 import gzip
@@ -114,7 +114,7 @@ def read_dates() -> dict:
 
 
 def read_damaged() -> dict:
-    """Read datasets of which the second of three files is damaged, and one with a bad row of each kind."""
+    """Read datasets whose second of three files is damaged, and one with a bad row of each kind."""
     packed = gzip.compress(lines(*(make_text(seed) for seed in range(30))))
     commit(
         "me/cut-jsonl",
