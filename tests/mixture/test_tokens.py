@@ -91,7 +91,7 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
     too_large = ["--tokenizer.vocab_size=30_000", "--overwrite"]
-    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text carries only [\d,]+ entries.*pad_vocabulary"):
+    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text yields only [\d,]+ tokens.*pad_vocabulary"):
         train_tokenizer.main(tiny_run.argv(*too_large))
     train_tokenizer.main(tiny_run.argv(*too_large, "--data.fit_to_corpus=true"))
     assert "bytes carry about" in capsys.readouterr().out
