@@ -46,7 +46,7 @@ OURS, YARDSTICK = "domain tokenizer", "general tokenizer"
 
 
 def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
-    """Return tokenizer.vocab_size, or with data.fit_to_corpus what the text carries of it, with a note."""
+    """Return tokenizer.vocab_size, or or with data.fit_to_corpus as much of it as the text yields, with a note."""
     settings = recipe.tokenizer
     if not recipe.data.fit_to_corpus:
         return settings.vocab_size

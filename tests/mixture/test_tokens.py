@@ -94,7 +94,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with
     with pytest.raises(RecipeError, match=r"vocab_size=30000: the text yields only [\d,]+ tokens.*pad_vocabulary"):
         train_tokenizer.main(tiny_run.argv(*too_large))
     train_tokenizer.main(tiny_run.argv(*too_large, "--data.fit_to_corpus=true"))
-    assert "bytes carry about" in capsys.readouterr().out
+    assert "bytes yield about" in capsys.readouterr().out
     report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
     assert 257 <= report["vocab_size"] < 30_000
     train_tokenizer.main(tiny_run.argv("--tokenizer.pad_vocabulary=true", *too_large))
