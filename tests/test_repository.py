@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import result_tables
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from tiny_run import RECIPES, ROOT
@@ -221,6 +222,14 @@ def test_prose_uses_the_words_of_the_field():
 
 def test_the_first_page_is_read_in_a_minute_or_two():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_result_tables_of_pages_are_those_of_the_files_that_runs_wrote():
+    filled = [path for path in PAGES if result_tables.TABLE.search(path.read_text(encoding="utf-8"))]
+    assert ROOT / "README.md" in filled
+    for path in filled:
+        page = path.read_text(encoding="utf-8")
+        assert result_tables.fill(page) == page, f"{relative(path)}: rerun: python tests/result_tables.py"
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill the result tables of pages from the files that runs wrote, so that a number stands in one place.
+
+    python tests/result_tables.py                          # fill the tables of all pages
+    python tests/result_tables.py --keep runs/legal-quickstart recipes/legal/quickstart   # keep a run's result first
+
+`result.json` holds what a page shows of a run: it is made of the run's eval/results.json and training.json. A table is
+between `<!-- result: FOLDER -->` and `<!-- /result -->`, where FOLDER has the `result.json`.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- result: (\S+) -->\n).*?(<!-- /result -->)", re.DOTALL)
+SCORES = ("bytes", "bits_per_byte", "xz_documents", "xz_primed")
+
+
+def keep_result(run: Path, folder: Path) -> None:
+    """Write the folder's result.json from a finished run."""
+    results = json.loads((run / "eval" / "results.json").read_text(encoding="utf-8"))
+    training = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    sources = results["bits_per_byte"]["sources"]
+    result = {
+        "sources": {
+            name: {key: source[key] for key in ("domain", *SCORES, "confidence_interval")}
+            for name, source in sources.items()
+        },
+        "parameters": training["parameters"]["total"],
+        **{key: training[key] for key in ("tokens_seen", "seconds", "device")},
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def make_table(result: dict) -> str:
+    """Return a result as a Markdown table with a sentence on how it was made."""
+    lines = [
+        "| held-out text | this model | `xz`, each document alone | `xz`, given the training text |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, source in result["sources"].items():
+        low, high = source["confidence_interval"]
+        lines.append(
+            f"| {source['domain']} ({name}, {source['bytes'] / 1000:,.0f} kB) | **{source['bits_per_byte']:.3f}** "
+            f"({low:.3f} to {high:.3f}) | {source['xz_documents']:.3f} | {source['xz_primed']:.3f} |"
+        )
+    lines += [
+        "",
+        "Bits needed to predict a byte of unseen text, with 95 % intervals: lower is better, 8 is knowing nothing.",
+        f"{result['parameters']:,} parameters, {result['tokens_seen']:,} tokens, "
+        f"{result['seconds']:.0f} s of training on {result['device']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def fill(page: str) -> str:
+    """Return a page with its tables as the result files have them."""
+
+    def table(match: re.Match) -> str:
+        result = json.loads((ROOT / match[2] / "result.json").read_text(encoding="utf-8"))
+        return match[1] + make_table(result) + match[3]
+
+    return TABLE.sub(table, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", nargs=2, type=Path, metavar=("RUN", "FOLDER"), help="write FOLDER/result.json")
+    options = parser.parse_args()
+    if options.keep:
+        keep_result(*options.keep)
+    for path in [ROOT / "README.md", *ROOT.glob("recipes/**/README.md")]:
+        page = path.read_text(encoding="utf-8")
+        if (filled := fill(page)) != page:
+            path.write_text(filled, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
