@@ -26,19 +26,19 @@ from sources.units import is_hub_dataset
 BY = r"(?:cc|creative commons) (?:by|attribution)"
 NC, ND, SA = r"(?:nc|non ?commercial)", r"(?:nd|no ?deriv(?:ative)?s?)", r"(?:sa|share ?alike)"
 LICENCE_KINDS = {
-    "unknown": ("it names no licence that is known here, so only the owner of the text can permit its use", None),
-    "no derivatives": ("it may be shared only unchanged, and it was changed", rf"{BY}(?: {NC})? {ND}"),
-    "non-commercial": ("it may be used and shared for non-commercial purposes only", rf"{BY} {NC}(?: {SA})?"),
+    "unknown": ("no licence that is known here is stated, so only the owner of the text can permit its use", None),
+    "no derivatives": ("the text may be shared only unchanged, and it was changed", rf"{BY}(?: {NC})? {ND}"),
+    "non-commercial": ("the text may be used and shared for non-commercial purposes only", rf"{BY} {NC}(?: {SA})?"),
     "share-alike": (
-        "it and works made from it may be shared under the same licence, with credit",
+        "the text and works made from it may be shared under the same licence, with credit",
         rf"{BY} {SA}|odbl|gfdl|[al]?gpl|mpl|eupl",
     ),
     "attribution": (
-        "it may be shared with credit and its licence notice",
+        "the text may be shared with credit and its licence notice",
         rf"{BY}|odc by|open data commons attribution|mit|apache|(?:new |simplified )?bsd|isc|ogl",
     ),
     "public domain": (
-        "its publisher claims no rights in it",
+        "its publisher claims no rights in the text",
         r"(?:us )?public domain(?: mark| in (?:us|united states))?|cc ?(?:0|zero)|pddl|unlicense",
     ),
 }

@@ -8,8 +8,8 @@ Out:  the text with fixed placeholders that belong to nobody, or None for a docu
     text, found = redactor.apply("MRN: 00482913, born March 3, 1960")
 
 A number counts if its form and check digits are right. Where the form alone is too common, a cue such as "account no."
-must also precede it. Cues and month names are English. Names and street addresses need a model and are not looked for.
-Repetitions in the patterns are bounded, so the time is linear in the text.
+must also precede it. Cues and month names are English. Names and street addresses need a model and are not searched
+for. Repetitions in the patterns are bounded, so the time is linear in the text.
 """
 
 import re
