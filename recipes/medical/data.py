@@ -12,6 +12,6 @@ def extract_text(example: dict, source: str) -> str | None:
     if source == "guidelines":  # raw_text has the page numbers and running heads of the PDF
         return example.get("clean_text")
     if source == "questions" and "question" in example:
-        # Two thirds of the rows lost their answer for reasons of copyright; a question alone is no training text.
+        # Two thirds of the rows have lost their answer for reasons of copyright; a question alone teaches nothing.
         return f"{example['question']}\n\n{example['answer']}" if example.get("answer") else None
     return example.get("text")
