@@ -46,7 +46,7 @@ from run_folder import is_finished, new_output, require
 from stages import ROOT, STAGES
 from train_tokenizer import as_transformers, is_general, read_texts
 from train_tokenizer import train as train_tokenizer
-from vocabulary.report_card import first_bytes
+from vocabulary.measures import first_bytes
 from vocabulary.tokenizer_files import load_others, load_tokenizer
 
 

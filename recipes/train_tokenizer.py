@@ -37,8 +37,9 @@ from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
 from vocabulary.byte_level_bpe import train_bpe
+from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_entries import choose_entries
-from vocabulary.report_card import CONTEXT, encoding_speed, pieces, read_terms, report_card, write_tokenizer_card
+from vocabulary.report_card import report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
 from vocabulary.split_and_merge import train_unigram
 from vocabulary.tokenizer_extension import extend_tokenizer
