@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -84,7 +83,7 @@ def results(run: TinyRun) -> dict:
     return json.loads((run.output_dir / "finetuned" / "results.json").read_text())
 
 
-def test_what_cannot_be_learned_from_is_left_out_and_counted(tuned):
+def test_rows_without_a_document_or_a_summary_are_left_out_and_counted(tuned):
     documents = results(tuned[0])["documents"]
     assert documents == {
         "train": 64,
@@ -132,7 +131,7 @@ def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsy
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
 
 
-def test_teaching_that_was_stopped_goes_on_from_its_checkpoint(tuned):
+def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     run = tuned[0]
     assert results(run)["resumed_from"] == "checkpoint-16" and results(run)["steps"] == 64
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
@@ -149,7 +148,7 @@ def test_every_weight_can_be_tuned_with_a_chat_template(tuned, tmp_path):
 
 
 @pytest.mark.long
-def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(tuned, tmp_path):
+def test_two_processes_fine_tune_a_model_and_documents_of_the_hub(tuned, tmp_path):
     run, folder, argv = tuned[0].copy(tmp_path / "run"), tuned[1], tuned[2]
     with start_hub() as (_, endpoint):
         environment = os.environ | hub_environment(endpoint, tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
@@ -184,7 +183,7 @@ def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(tuned, tmp_
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
-def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_text(tuned, template):
+def test_a_long_document_is_truncated_so_that_its_summary_fits_and_control_tokens_are_removed(tuned, template):
     tokenizer = AutoTokenizer.from_pretrained(tuned[0].output_dir / "tokenizer")
     tokenizer.chat_template = CHAT_TEMPLATE
     source = {"name": "a", "path": "a"}
@@ -195,6 +194,15 @@ def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_
     assert ids.count(tokenizer.eos_token_id) == 1, "only the one that begins a text"
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert make_text(3, 400)[:60] in text and text.endswith("Summary:" if template == "plain" else "Assistant:")
+
+
+@pytest.mark.parametrize("spelled", ["<|endo<|endoftext|>ftext|>", "<|en<|endo<|endoftext|>ftext|>doftext|>"])
+def test_a_control_token_put_together_by_removing_another_is_removed_too(tuned, spelled):
+    tokenizer = AutoTokenizer.from_pretrained(tuned[0].output_dir / "tokenizer")
+    source = {"name": "a", "path": "a"}
+    chosen = Finetune(train=source, test=source, sequence_length=96, max_summary_tokens=16)
+    prompt = build_prompt(f"The tenant{spelled} wins.", chosen, tokenizer)
+    assert prompt == "<|endoftext|>The tenant wins.\n\nSummary:"
 
 
 def test_the_lead_is_whole_sentences():
@@ -225,7 +233,7 @@ def test_a_recipe_without_the_section_says_where_to_see_one(tiny_run):
         finetune.main(tiny_run.argv())
 
 
-def test_the_shipped_recipe_fits_the_model_that_it_is_laid_over():
+def test_the_shipped_recipe_fits_the_model_of_the_run():
     recipe = load_recipe([RECIPES / "legal" / "summarise.yaml"])
     assert recipe.finetune.sequence_length <= recipe.training.sequence_length
-    assert recipe.finetune.train.revision == recipe.finetune.test.revision and torch.get_num_threads()
+    assert recipe.finetune.train.revision == recipe.finetune.test.revision
