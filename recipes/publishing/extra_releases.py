@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.personal_data import Redactor
+from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_secrets_in_text
 from publishing.release_files import (
@@ -24,9 +25,7 @@ from publishing.release_files import (
     public_names,
     read_if_there,
     recorded_files,
-    relative_paths,
     seal,
-    without_home,
 )
 from recipe_config import Recipe
 from run_folder import require
@@ -43,9 +42,9 @@ def build_tokenizer_release(recipe: Recipe) -> None:
     with new_folder(recipe, "release_tokenizer") as folder:
         for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
             shutil.copyfile(stage / name, folder / name)
-        write_relative(stage / "report.json", folder / "tokenizer_report.json")
-        write_relative(stage / "README.md", folder / "README.md")
-        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        copy_without_paths(stage / "report.json", folder / "tokenizer_report.json", recipe)
+        copy_without_paths(stage / "README.md", folder / "README.md", recipe)
+        shown = shorten_paths(recipe)
         write_terms(shown, recipe, folder)
         seal(recipe, folder)
 
@@ -57,7 +56,7 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
     """
     stage = require(recipe, "prepare")
     recorded = recorded_files(stage)
-    shown = Recipe.model_validate(without_home(recipe.model_dump()))
+    shown = shorten_paths(recipe)
     stats = read_if_there(stage / "stats.json")
     withheld = {source.name: why_withheld(recipe, source.name, stats) for source in recipe.data.sources}
     published = [name for name, reason in withheld.items() if reason is None] if recipe.hub.dataset_text else []
@@ -65,7 +64,7 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         names = {"stats.json": "stats.json" if published else "data_stats.json"}
         names |= {"decontamination.json": "decontamination.json"} if (stage / "decontamination.json").exists() else {}
         for name, new_name in names.items():
-            write_relative(stage / name, folder / new_name)
+            copy_without_paths(stage / name, folder / new_name, recipe)
         for path in sorted(path for path in recorded if path.suffix == ".parquet" and path.parent.name in published):
             copy_text(recipe, path, folder / path.relative_to(stage))
         card = render_data_card(
@@ -106,11 +105,6 @@ def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
         os.link(path, target)  # the same file once more: text may be large
     except OSError:
         shutil.copyfile(path, target)
-
-
-def write_relative(path: Path, target: Path) -> None:
-    """Copy a text file without the paths of this machine."""
-    target.write_text(relative_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:

@@ -6,7 +6,6 @@ it. Text loses the paths of this machine on the way.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,9 +17,10 @@ from safetensors import safe_open
 
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
+from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
-from publishing.release_checks import check_model, home_folder, refuse_odd_files, refuse_secrets
+from publishing.release_checks import check_model, refuse_odd_files, refuse_secrets
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
 from run_folder import new_output, require
@@ -125,7 +125,7 @@ def build_release(recipe: Recipe) -> list[str]:
         refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
         copy_files(recipe, files, folder)
         write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
-        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        shown = shorten_paths(recipe)
         write_recipe(shown, folder / "recipe.yaml")
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
         # Without text of the sources: whether it may be shown is for who publishes the documents to say.
@@ -174,10 +174,11 @@ def copy_files(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
         if path.parent.name in ("model", "figures") or name in ("data.py", "LICENSE"):
             shutil.copyfile(path, folder / name)
             continue
-        text = relative_paths(path.read_text(encoding="utf-8"))
+        copy_without_paths(path, folder / name, recipe)
         if name == "report.html":
-            text = relink(text, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
-        (folder / name).write_text(text, encoding="utf-8")
+            page = (folder / name).read_text(encoding="utf-8")
+            page = relink(page, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
+            (folder / name).write_text(page, encoding="utf-8")
 
 
 def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:
@@ -252,32 +253,3 @@ def describe_files(folder: Path) -> dict[str, dict]:
         for name in names
         if name not in LISTS
     }
-
-
-def relative_paths(text: str) -> str:
-    """Make paths below the home folder or the current one relative to the current one, as a recipe's paths are."""
-    roots = [re.escape(root) for root in (home_folder(), os.getcwd()) if root not in (None, "/")]
-    if not roots:
-        return text
-    path = rf"(?<![\w.])(?:{'|'.join(roots)})(?![\w-])[^\s\"'<>:,;]*"
-    return re.sub(path, lambda found: os.path.relpath(found[0]), text)
-
-
-def without_home(value: object, key: str = "") -> object:
-    """Return a recipe's values with relative paths.
-
-    Raises: RecipeError: a path that shows the home folder even then.
-    """
-    if isinstance(value, dict):
-        return {name: without_home(part, f"{key}.{name}".strip(".")) for name, part in value.items()}
-    if isinstance(value, list):
-        return [without_home(part, f"{key}.{index}") for index, part in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-    shown = relative_paths(value)
-    if shown != value and home_folder() and home_folder().strip("/") in shown:
-        raise RecipeError(
-            f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command in "
-            "a folder below it, or move what it names and set the new path"
-        )
-    return shown

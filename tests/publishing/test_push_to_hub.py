@@ -588,6 +588,45 @@ def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, 
     assert training["notes"] == ["passed over run/checkpoints/step_00000010"]
 
 
+def test_no_file_of_a_release_names_a_local_folder(workspace, tmp_path):
+    matter = tmp_path / "matters" / "acme_v_smith"
+    shutil.copytree(workspace / "run", matter / "run")
+    shutil.copyfile(workspace / "contracts.txt", matter / "contracts.txt")
+    recipe = load(workspace, matter / "run", repo_id="me/a", tokenizer_repo_id="me/b", dataset_repo_id="me/c")
+    recipe.data.sources[0].path = str(matter / "contracts.txt")
+    recipe.tokenizer.compare_with = [f"zip://tekken.json::{matter}/other.whl"]
+    recipe.evaluation.prompts = ["/s/ Jane Roe, for the"]
+    paths = {
+        "contracts": str(matter / "contracts.txt"),
+        "stories": str(tmp_path / "matters" / "acme_v_smith_2" / "old"),
+    }
+    rewrite(
+        matter / "run" / "documents" / "stats.json",
+        lambda stats: [stats["sources"][name].update(path=path) for name, path in paths.items()],
+    )
+    notes = [f"skipped {matter}/run/checkpoints/step_00000010", f"read {matter}/contracts.txt:7"]
+    rewrite(matter / "run" / "training.json", lambda training: training.update(notes=notes))
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    folders = [*build(recipe, ["model", "tokenizer", "dataset"]).values()]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "stage.json"]
+    assert len(folders) == 3 and not [path for path in files if b"acme_v_smith" in path.read_bytes()]
+    shown = load_recipe([folders[0] / "recipe.yaml"])
+    assert (shown.run.output_dir, shown.data.sources[0].path) == ("run", "contracts.txt")
+    assert shown.tokenizer.compare_with == ["zip://tekken.json::other.whl"]
+    assert shown.evaluation.prompts == recipe.evaluation.prompts
+    for folder in (folders[0], folders[2]):
+        stats = read(folder / "data_stats.json")["sources"]
+        assert {name: entry["path"] for name, entry in stats.items()} == {
+            "contracts": "contracts.txt",
+            "stories": "old",
+        }
+    assert read(folders[0] / "training.json")["notes"] == [
+        "skipped run/checkpoints/step_00000010",
+        "read contracts.txt:7",
+    ]
+
+
 def test_a_second_call_makes_nothing_and_a_changed_input_makes_it_anew(recipe):
     build(recipe, ["model"])
     release = output_folder(recipe, "publish")
@@ -948,6 +987,8 @@ def test_a_release_is_enough_to_make_the_model_again_bit_for_bit(trained, tmp_pa
     ]
     stages = {Path(word).stem: command for command in commands for word in command if word.startswith("recipes/")}
     monkeypatch.chdir(tmp_path)
+    for source in ("law.jsonl", "web"):  # where recipe.yaml names them
+        (tmp_path / source).symlink_to(run.texts / source)
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
     for name in ("prepare_data", "train_tokenizer", "tokenize_corpus", "pretrain"):
         command = stages[name]
