@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.personal_data import Redactor
+from publishing.base_model import find_base
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_secrets_in_text
@@ -27,7 +28,7 @@ from publishing.release_files import (
     recorded_files,
     seal,
 )
-from recipe_config import Recipe
+from recipe_config import Recipe, RecipeError
 from run_folder import require
 
 
@@ -36,7 +37,15 @@ SCANNED_ROWS = 1000  # of a Parquet file at a time
 
 
 def build_tokenizer_release(recipe: Recipe) -> None:
-    """Make release_tokenizer/: the tokenizer's files, its report and its card."""
+    """Make release_tokenizer/: the tokenizer's files, its report and its card.
+
+    Raises: RecipeError: the tokenizer was not trained by this run.
+    """
+    taken = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained
+    if taken:
+        raise RecipeError(
+            f"hub.tokenizer_repo_id: the tokenizer is that of {taken}, not this run's; leave the key out"
+        )
     stage = require(recipe, "tokenizer")
     recorded = recorded_files(stage)
     with new_folder(recipe, "release_tokenizer") as folder:
@@ -111,7 +120,7 @@ def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:
     licence = recipe.hub.license_file or licence_at_hand(recipe)
     if licence:
         shutil.copyfile(licence, folder / "LICENSE")
-    write_notice(shown, folder)
+    write_notice(shown, folder, find_base(recipe))
 
 
 @contextmanager

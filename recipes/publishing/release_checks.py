@@ -38,7 +38,7 @@ MIN_SECRET_CHARACTERS = 12
 COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost", "work", "home"}
 # How a file begins that may have this suffix; a pickle or an archive under another name is refused.
 BEGINNINGS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
-TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ""}
+TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ".jinja", ""}
 
 
 def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
+from publishing.base_model import find_base
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
@@ -45,7 +46,7 @@ WHERE_THERE = {  # files that only some runs have
 }
 RESULTS = {"evaluate": {"eval/results.json": "results.json"}, "report": {"report.html": "report.html"}}
 MODEL_FILE = re.compile(
-    r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
+    r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json|chat_template\.jinja"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 WEIGHT_FILE = re.compile(r"model.*\.safetensors(\.index\.json)?")
@@ -125,16 +126,16 @@ def build_release(recipe: Recipe) -> list[str]:
         refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
         copy_files(recipe, files, folder)
         write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
-        shown = shorten_paths(recipe)
+        shown, base = shorten_paths(recipe), find_base(recipe)
         write_recipe(shown, folder / "recipe.yaml")
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
         # Without text of the sources: whether it may be shown is for who publishes the documents to say.
         (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
-        write_notice(shown, folder)
+        write_notice(shown, folder, base)
         write_eval_results(folder)
         if recipe.hub.tensorboard:
             write_tensorboard_log(folder)
-        write_card(shown, folder)
+        write_card(shown, folder, base)
         seal(recipe, folder)
         check_model(folder, output_folder(recipe, "pretrain"))
     return notes

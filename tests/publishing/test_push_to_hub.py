@@ -22,6 +22,7 @@ import torch
 from datasets import load_dataset
 from datatrove.data import Document
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
@@ -42,16 +43,18 @@ import pretrain
 from atomic_files import file_sha256, write_json
 from card_text import escape_markdown
 from corpus.document_files import write_documents
-from publishing import release_checks, revision_queue
-from publishing.extra_releases import build_dataset_release, why_withheld
+from publishing import base_model, release_checks, revision_queue
+from publishing.base_model import find_base
+from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.model_card import sum_checked, write_card
+from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
-from recipe_config import Recipe, RecipeError
+from recipe_config import Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
 from run_folder import record_stage
 from stages import output_folder
@@ -738,18 +741,168 @@ def test_an_empty_field_is_an_error_and_not_a_hole(release, workspace, tmp_path)
     shutil.copytree(release, tmp_path / "release")
     rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device=" \n"))
     with pytest.raises(ValueError, match="empty field"):
-        write_card(load(workspace), tmp_path / "release")
+        write_card(load(workspace), tmp_path / "release", None)
+
+
+def card_of(release: Path, folder: Path, recipe: Recipe, **tokenizer: object) -> str:
+    """Return the card of a copy of a release, with other settings of the tokenizer."""
+    if not folder.exists():
+        shutil.copytree(release, folder)
+    rewrite(folder / "tokenizer_config.json", lambda content: content.update(tokenizer))
+    write_card(recipe, folder, find_base(recipe))
+    return (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])
-def test_a_model_that_was_gone_on_from_is_named(release, workspace, tmp_path, base, shown):
-    shutil.copytree(release, tmp_path / "release")
+def test_a_model_that_was_continued_is_named(release, workspace, tmp_path, base, shown):
     recipe = load(workspace)
     recipe.model.from_pretrained = base
-    write_card(recipe, tmp_path / "release")
+    card = card_of(release, tmp_path / "release", recipe)
     assert metadata_load(tmp_path / "release" / "README.md").get("base_model") == shown
-    said = f"trained on from {shown} on" if shown else "trained from scratch on"
-    assert said in (tmp_path / "release" / "README.md").read_text()
+    printed = f"continued from {shown} on" if shown else "trained from scratch on"
+    assert printed in card
+
+
+@pytest.fixture
+def continued(workspace, tmp_path) -> Recipe:
+    """A recipe that continues a local model whose card states a licence."""
+    (tmp_path / "secret" / "general-1b").mkdir(parents=True)
+    (tmp_path / "secret" / "general-1b" / "README.md").write_text("---\nlicense: llama3.2\n---\n# A model\n")
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(tmp_path / "secret" / "general-1b")
+    return recipe
+
+
+FROM_SCRATCH = (
+    "trained from scratch",
+    "not fine-tuned to follow",
+    "trained on this model's training text",
+    "was trained on the general text alone",
+    "It was trained on 0.",
+    "outside what it was trained on",
+)
+
+
+def test_the_card_of_a_continued_model_claims_nothing_about_its_base(release, continued, card, tmp_path):
+    found = card_of(release, tmp_path / "release", continued)
+    assert not [phrase for phrase in FROM_SCRATCH if phrase in found]
+    assert [phrase for phrase in FROM_SCRATCH if phrase in card] == list(FROM_SCRATCH[:-1])
+    for expected in (
+        "continued from general-1b on",
+        "states the licence llama3.2. Its terms may bind this model too",
+        "tokens a parameter, beside the text that the base model was trained on",
+        "vocabulary of 257, the tokenizer of general-1b. UTF-8",
+        "The text that the base model was trained on is not described here",
+        "general-1b, a local model that is not part of this repository",
+        "was not part of this training",
+    ):
+        assert expected in found, expected
+    assert "secret" not in found and "base_model" not in metadata_load(tmp_path / "release" / "README.md")
+    write_notice(continued, tmp_path / "release", find_base(continued))
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert "continued from general-1b. Its card states the licence llama3.2" in notice
+    assert "The model was trained further on text" in notice
+
+
+def test_an_extended_tokenizer_and_adapters_are_named_as_such(release, continued, tmp_path):
+    continued.tokenizer.extend_by = 10
+    continued.model.lora = Lora(rank=4)
+    shutil.copytree(release, tmp_path / "release")
+    sentences = ["legal: 4.420 bytes per token; the next best is general tokenizer."]
+    report = {"verdict": {"sentences": sentences}}
+    rewrite(tmp_path / "release" / "tokenizer_report.json", lambda content: content.update(card=report))
+    rewrite(tmp_path / "release" / "training.json", lambda content: content["parameters"].update(trained=77))
+    found = card_of(release, tmp_path / "release", continued)
+    assert "the tokenizer of general-1b with 10 more tokens, chosen on this training's text" in found
+    assert "| source | extended tokenizer | tokenizer of general-1b |" in found
+    assert "the next best is tokenizer of general-1b." in found and "eneral tokenizer" not in found
+    assert "| trained | 77 parameters in low-rank adapters of rank 4 and the embeddings, merged" in found
+
+
+GEMMA = "---\nlicense: other\nlicense_name: gemma\n---\n"
+
+
+@pytest.mark.parametrize("card_text", [GEMMA, None, "no front matter", "---\na: [\n---\n"])
+def test_the_licence_of_a_base_on_the_hub_is_read_from_its_card(workspace, tmp_path, monkeypatch, card_text):
+    def download(repo_id: str, filename: str, revision: str) -> str:
+        assert (repo_id, filename, revision) == ("org/base", "README.md", "0" * 40)
+        if card_text is None:
+            raise LocalEntryNotFoundError("no network")
+        (tmp_path / "README.md").write_text(card_text)
+        return str(tmp_path / "README.md")
+
+    monkeypatch.setattr(base_model, "hf_hub_download", download)
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.model.revision = "org/base", "0" * 40
+    licence = "gemma" if card_text and "gemma" in card_text else None
+    assert find_base(recipe) == base_model.Base("org/base", True, "0" * 40, licence)
+
+
+def test_bit_for_bit_is_claimed_of_a_processor_only(release, workspace, card, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device="NVIDIA H100 80GB HBM3"))
+    assert "the weights are the same bit for bit" in card
+    found = card_of(release, tmp_path / "release", load(workspace))
+    assert "the same bit for bit" not in found and "bit for bit, was not tested" in found
+
+
+def add_first(folder: Path, token: str, number: int) -> None:
+    """Let a tokenizer add a token before each text."""
+    special = {"id": token, "ids": [number], "tokens": [token]}
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text]}
+    processor["special_tokens"] = {token: special}
+    rewrite(folder / "tokenizer.json", lambda content: content.update(post_processor=processor))
+
+
+@pytest.mark.parametrize(
+    ("added", "bos", "expected"),
+    [
+        (None, None, 'tokenizer("<|endoftext|>In general, the", return_tensors="pt")'),
+        ("<|endoftext|>", "<|endoftext|>", 'tokenizer("In general, the", return_tensors="pt")'),
+        ("<|begin|>", "<|begin|>", 'tokenizer("<|endoftext|>In general, the", add_special_tokens=False, return_'),
+    ],
+)
+def test_the_cards_prompt_starts_as_documents_do_in_training(
+    release, continued, tmp_path, monkeypatch, capsys, added, bos, expected
+):
+    shutil.copytree(release, tmp_path / "release")
+    if added == "<|begin|>":
+
+        def add(content):
+            token = {"id": 257, "content": added, "special": True, "single_word": False, "lstrip": False}
+            content["added_tokens"].append(token | {"rstrip": False, "normalized": False})
+
+        rewrite(tmp_path / "release" / "tokenizer.json", add)
+    if added:
+        add_first(tmp_path / "release", added, 257 if added == "<|begin|>" else 0)
+    found = card_of(release, tmp_path / "release", continued, bos_token=bos)
+    assert expected in found
+    code = re.search(r"```python\n(.*?)```", found, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path / "release")
+    variables: dict = {}
+    exec(compile(code, "README.md", "exec"), variables)
+    assert variables["inputs"]["input_ids"][0, 0] == 0 and variables["inputs"]["input_ids"][0, 1] != 0
+    assert capsys.readouterr().out.startswith("In general, the")
+
+
+def test_a_chat_template_of_the_base_is_released_and_named(workspace, recipe, tmp_path):
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (Path(recipe.run.output_dir) / "model" / "chat_template.jinja").write_text(template)
+    (tmp_path / "chatty").mkdir()
+    recipe.model.from_pretrained = str(tmp_path / "chatty")
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = made(recipe)
+    assert (release / "chat_template.jinja").read_text() == template
+    card = (release / "README.md").read_text()
+    assert "Its chat template is that of chatty." in card and "It has no chat template" not in card
+
+
+def test_a_tokenizer_of_others_is_not_published_alone(recipe):
+    recipe.hub.repo_id, recipe.hub.tokenizer_repo_id, recipe.tokenizer.from_pretrained = "me/a", "me/b", "org/base"
+    with pytest.raises(RecipeError, match="hub.tokenizer_repo_id: the tokenizer is that of org/base"):
+        build_tokenizer_release(recipe)
 
 
 @pytest.mark.parametrize(
