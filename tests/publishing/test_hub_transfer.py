@@ -560,7 +560,7 @@ def a_download_that_is_cut_short_is_read_again(hub: Case) -> None:
 def content_that_reads_back_changed_is_told_and_not_recorded(hub: Case) -> None:
     hub.write()
     hub.fault("GET .*/resolve/.*/config.json", action="alter", times=100)
-    hub.fails("config.json reads back as something else")
+    hub.fails("config.json reads back differently from what was uploaded")
     assert "commit" not in hub.record() and "v1" not in hub.repository()["refs"]
 
 
