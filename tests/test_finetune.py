@@ -123,6 +123,30 @@ def test_the_card_has_the_scores_and_says_when_they_are_bad(tuned):
     assert "low-rank adapters (rank 4, merged;" in card and "made up" in card and "It is no legal advice" in card
 
 
+@pytest.mark.parametrize(
+    ("scores", "warning"),
+    [
+        ((0.10, 0.12), "**Its ROUGE-2 is below that of the first sentences.**"),
+        ((0.22, 0.26), "cannot be told apart from that of the first sentences"),
+        ((0.30, 0.34), None),
+    ],
+)
+def test_the_card_warns_where_the_first_sentences_are_as_good(tuned, tmp_path, scores, warning):
+    run, _, argv = tuned
+    model, tokenizer = (
+        cls.from_pretrained(run.output_dir / "finetuned") for cls in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    recipe = load_recipe([argv[1]], [*argv[2:], f"--run.output_dir={tmp_path}"])
+    changed = results(run)
+    for name, (low, mean) in {"first 3 sentences": (0.16, 0.20), "after": scores}.items():
+        changed["rouge"][name]["rouge2"] = {"low": low, "mean": mean, "high": mean + 0.04}
+    finetune.write_output(recipe, model, tokenizer, changed)
+    card = (tmp_path / "finetuned" / "README.md").read_text()
+    warnings = [text for text in ("Its ROUGE-2 is below", "cannot be told apart") if text in card]
+    assert len(warnings) == (warning is not None) and (warning or "") in card
+    assert str(tuned[1]) not in card and "local file or folder train.jsonl" in card
+
+
 def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsys):
     run, _, argv = tuned
     finetune.main(argv)
@@ -229,7 +253,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tuned,
 
 
 def test_a_recipe_without_the_section_says_where_to_see_one(tiny_run):
-    with pytest.raises(RecipeError, match="finetune: missing; recipes/legal/summarise.yaml shows it"):
+    with pytest.raises(RecipeError, match="finetune: missing; recipes/legal/summarise.yaml shows one"):
         finetune.main(tiny_run.argv())
 
 
