@@ -91,10 +91,10 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
     too_large = ["--tokenizer.vocab_size=30_000", "--overwrite"]
-    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text carries only [\d,]+ entries.*pad_vocabulary"):
+    with pytest.raises(RecipeError, match=r"vocab_size=30000: the text yields only [\d,]+ tokens.*pad_vocabulary"):
         train_tokenizer.main(tiny_run.argv(*too_large))
     train_tokenizer.main(tiny_run.argv(*too_large, "--data.fit_to_corpus=true"))
-    assert "bytes carry about" in capsys.readouterr().out
+    assert "bytes yield about" in capsys.readouterr().out
     report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
     assert 257 <= report["vocab_size"] < 30_000
     train_tokenizer.main(tiny_run.argv("--tokenizer.pad_vocabulary=true", *too_large))
@@ -106,7 +106,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with
 def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, tmp_path, capsys):
     (tmp_path / "terms.txt").write_text("# contracts\nindemnify\nlicensor\n")
     missing = ["--tokenizer.compare_with=['no/such/tokenizer.json']", "--overwrite"]
-    with pytest.raises(RecipeError, match="no/such/tokenizer.json: no tokenizer can be read there"):
+    with pytest.raises(RecipeError, match="no/such/tokenizer.json: no tokenizer can be read: "):
         train_tokenizer.main(tiny_run.argv(*missing))
     twice = [f"--tokenizer.compare_with=['{tmp_path}/other', '{tmp_path}/old/other']", "--overwrite"]
     with pytest.raises(RecipeError, match="two are named other; rename one"):
@@ -123,7 +123,7 @@ def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, t
     assert json.loads((tokenizer / "speed.json").read_text())["other"]["megabytes_per_second"] > 0
     tokenize_corpus.main(tiny_run.argv(*given))  # a measurement more makes no tokens out of date
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match=r"tokenizer.terms_file: .*/none.txt is not there"):
+    with pytest.raises(RecipeError, match=r"tokenizer.terms_file: .*/none.txt is missing"):
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.terms_file={tmp_path}/none.txt", "--overwrite"))
 
 
