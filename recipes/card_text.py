@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cards in Markdown: a template in which every value stands for itself, under front matter that reads back.
+"""Render cards in Markdown: a template with escaped values, under front matter that reads back as written.
 
-Names, licences and samples come from data and models. Whatever a template outputs is escaped, but for what is marked
-as Markup, and an empty field is an error rather than a hole.
+Names, licences and samples come from data and models, so every value is escaped unless it is Markup. An empty field is
+an error.
 """
 
 import html
@@ -20,9 +20,9 @@ from recipe_config import RecipeError
 
 
 def render_card(template: Path, front_matter: dict | None, **values: object) -> str:
-    """Render a template, which begins with `front_matter` between two lines of `---` unless that is None.
+    """Render a template, with `front_matter` between two lines of `---` unless it is None.
 
-    Raises: RecipeError: the front matter does not read back as what was written, by YAML 1.1 and 1.2.
+    Raises: RecipeError: the front matter does not read back as written, by YAML 1.1 and 1.2.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent),
@@ -46,16 +46,16 @@ def render_card(template: Path, front_matter: dict | None, **values: object) -> 
     written = Markup(yaml_dump(front_matter, sort_keys=False))
     card = environment.get_template(template.name).render(front_matter=written, **values)
     block = card.partition("\n---\n")[0]
-    for version in ("1.1", "1.2"):  # some readers take `no`, Norwegian, for false
+    for version in ("1.1", "1.2"):  # YAML 1.1 reads `no`, Norwegian, as false
         if YAML(typ="safe", pure=True).load(f"%YAML {version}\n{block}") != front_matter:
-            raise RecipeError("hub.license, hub.language: the card's front matter would not be read as it was written")
+            raise RecipeError("hub.license, hub.language: the card's front matter would not read back as written")
     return card
 
 
 def escape_markdown(value: object) -> str:
-    """Make text stand for itself in Markdown, in one line: no HTML, table cell, link, list or heading begins in it.
+    """Escape text for one line of Markdown: no HTML, table cell, link, list or heading begins in it.
 
-    Raises: ValueError: there is nothing to show, and the template has not said what to show then.
+    Raises: ValueError: the text is empty, and the template has no alternative.
     """
     if isinstance(value, Markup):
         return str(value)
@@ -68,7 +68,7 @@ def escape_markdown(value: object) -> str:
 
 
 def link(text: str, url: str | None) -> str | Markup:
-    """Link text to an ordinary web address; to no other kind."""
+    """Link text to an http or https address; leave it without a link for any other."""
     if url and re.fullmatch(r"https?://[\w.-]+(?:/[\w./%~?=&#+,@-]*)?", url, re.ASCII):
         return Markup(f"[{escape_markdown(text)}](<{url}>)")
     return text

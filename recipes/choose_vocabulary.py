@@ -49,7 +49,7 @@ from sweeps.runs import (
     train_model,
     write_config,
 )
-from vocabulary.report_card import first_bytes
+from vocabulary.measures import first_bytes
 from vocabulary.tokenizer_files import load_others, load_tokenizer
 from vocabulary.tokenizer_training import as_transformers, read_texts, train_tokenizer
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teach a model to summarise: supervised fine-tuning with TRL's SFTTrainer, every weight or peft's adapters.
+"""Fine-tune a model to summarise: supervised, with TRL's SFTTrainer, every weight or peft's adapters.
 
-In:   finetune.* of the recipe: a model (by default model/ of the run), documents with summaries to learn from and
-      others to be scored on, from the Hub or a file.
-Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (ROUGE of it, of the model before, and of
-      the first sentences of each document) and README.md, the card.
+In:   finetune.* of the recipe: a model (by default model/ of the run), and documents with summaries to train on and to
+      test on, from the Hub or a file.
+Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (ROUGE of its summaries, of the model's
+      before, and of each document's first sentences) and README.md, the card.
 
     python recipes/finetune.py --config recipes/legal/summarise.yaml
     python recipes/finetune.py --config recipes/legal/summarise.yaml --finetune.model=HuggingFaceTB/SmolLM2-360M \\
@@ -12,7 +12,7 @@ Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (RO
     accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/finetune.py --config ...
     python recipes/summary_page.py --config recipes/legal/summarise.yaml     # paste a text, read its summary
 
-Started again after a stop, it resumes from its newest checkpoint.
+The same command resumes a stopped run from its newest checkpoint.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ from trl import SFTConfig, SFTTrainer
 
 from atomic_files import read_record, write_json
 from card_text import render_card
+from corpus.data_card import origin
 from model.continued import lora_config
+from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from sources.readers import Unreadable, read_unit
@@ -47,7 +50,7 @@ SHOWN_EXAMPLES = 3
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
-    """Return (document, summary) of a source, at most `limit`, and how many rows were left out for lacking either.
+    """Return at most `limit` (document, summary) pairs of a source, and how many rows lacked one of the two.
 
     Raises: RecipeError: no row has both.
     """
@@ -74,7 +77,7 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to fine-tune, in fp32, and its tokenizer.
 
-    Raises: RecipeError: it cannot be loaded or does not read as far as the recipe asks.
+    Raises: RecipeError: it cannot be loaded, or reads fewer tokens than finetune.sequence_length.
     """
     place = {"revision": settings.revision, "trust_remote_code": False}
     try:
@@ -86,7 +89,7 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
     if longest < settings.sequence_length:
         raise RecipeError(
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
-            "was made for; lower it"
+            "reads; lower it"
         )
     if settings.template == "chat" and tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -107,7 +110,7 @@ def rouge(summaries: list[str], references: list[str]) -> dict[str, dict[str, fl
 
 
 def summarise_together(documents: list[str], model, tokenizer, settings: Finetune, progress: str) -> list[str]:
-    """Share the documents among the processes; every process returns all summaries, in order."""
+    """Summarise documents, shared among the processes; every process returns all summaries, in order."""
     state = PartialState()
     mine = range(state.process_index, len(documents), state.num_processes)
     shown = progress if state.is_main_process else None
@@ -116,36 +119,60 @@ def summarise_together(documents: list[str], model, tokenizer, settings: Finetun
     return [gathered[index] for index in range(len(documents))]
 
 
-def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
-    """Train, score and write finetuned/; return results.json's content."""
-    settings, run, state = recipe.finetune, Path(recipe.run.output_dir), PartialState()
-    set_seed(recipe.run.seed)
+@dataclass
+class Examples:
+    """What the model is trained and tested on.
+
+    Attributes:
+        train, test: (document, summary) pairs.
+        left_out: rows without a document or a summary, by split, and training documents that are in the test too.
+    """
+
+    train: list[tuple[str, str]]
+    test: list[tuple[str, str]]
+    left_out: dict[str, int]
+
+
+def choose_examples(settings: Finetune) -> Examples:
+    """Read both splits, and leave test documents out of the training ones.
+
+    Raises: RecipeError: no training document is left.
+    """
     test, test_left_out = read_examples(settings.test, settings, settings.max_test_documents)
     train, train_left_out = read_examples(settings.train, settings, settings.max_train_documents)
     held_out = {document for document, _ in test}
-    leaked = len(train) - len(train := [pair for pair in train if pair[0] not in held_out])
-    if not train:
+    kept = [pair for pair in train if pair[0] not in held_out]
+    if not kept:
         raise RecipeError("finetune.train: every document is in finetune.test too; split them")
-    model, tokenizer = load_model(settings, folder)
-    if state.is_main_process:
-        print(f"finetune: {len(train):,} documents to learn from, {len(test):,} to be scored on, {folder}")
-    documents, references = ([pair[part] for pair in test] for part in (0, 1))
-    model.to(state.device)
-    before = summarise_together(documents, model, tokenizer, settings, "finetune: summaries before")
+    left_out = {"train": train_left_out, "test": test_left_out, "train_also_in_test": len(train) - len(kept)}
+    return Examples(kept, test, left_out)
 
-    per_step = settings.per_device_train_batch_size * state.num_processes
-    if settings.examples_per_step % per_step:
+
+def accumulation_steps(settings: Finetune, num_processes: int) -> int:
+    """Return how many batches a step adds up. Raises: RecipeError: examples_per_step is no multiple of a batch."""
+    per_batch = settings.per_device_train_batch_size * num_processes
+    if settings.examples_per_step % per_batch:
         raise RecipeError(
             f"finetune.examples_per_step={settings.examples_per_step} is not a multiple of "
-            f"per_device_train_batch_size * num_processes = {per_step}"
+            f"per_device_train_batch_size * num_processes = {per_batch}"
         )
+    return settings.examples_per_step // per_batch
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[tuple[str, str]],
+    checkpoints: Path,
+) -> SFTTrainer:
+    """Return TRL's trainer, whose loss counts the summaries only."""
+    settings, state = recipe.finetune, PartialState()
     rows = [
         {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
-        for document, summary in train
+        for document, summary in examples
     ]
-    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    checkpoints = run / "finetune_checkpoints" / identity
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model,
         args=SFTConfig(
             output_dir=str(checkpoints),
@@ -153,7 +180,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
             completion_only_loss=True,
             num_train_epochs=settings.num_train_epochs,
             per_device_train_batch_size=settings.per_device_train_batch_size,
-            gradient_accumulation_steps=settings.examples_per_step // per_step,
+            gradient_accumulation_steps=accumulation_steps(settings, state.num_processes),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.05,  # a fraction, since it is below 1
@@ -172,8 +199,31 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.lora else None,
     )
-    started = time.perf_counter()
+
+
+def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
+    """Train, score and write finetuned/; return the content of results.json.
+
+    Args:
+        recipe: with its finetune section.
+        made_from: what decides the result; its hash names the checkpoints.
+        folder: Hub id or folder of the model to fine-tune.
+    """
+    settings, state = recipe.finetune, PartialState()
+    set_seed(recipe.run.seed)
+    examples = choose_examples(settings)
+    model, tokenizer = load_model(settings, folder)
+    if state.is_main_process:
+        print(f"finetune: {len(examples.train):,} documents to train on, {len(examples.test):,} to test on, {folder}")
+    documents, references = ([pair[part] for pair in examples.test] for part in (0, 1))
+    model.to(state.device)
+    before = summarise_together(documents, model, tokenizer, settings, "finetune: summaries before")
+
+    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
+    trainer = build_trainer(recipe, model, tokenizer, examples.train, checkpoints)
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started
     tuned = trainer.accelerator.unwrap_model(trainer.model)
@@ -182,25 +232,18 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         tuned = tuned.merge_and_unload()
     after = summarise_together(documents, tuned, tokenizer, settings, "finetune: summaries after")
 
-    baseline = f"first {settings.lead_sentences} sentences"
     leads = [lead(document, settings.lead_sentences) for document in documents]
+    summaries = {f"first {settings.lead_sentences} sentences": leads, "before": before, "after": after}
     results = {
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},
-        "documents": {
-            "train": len(train),
-            "test": len(test),
-            "left_out": {"train": train_left_out, "test": test_left_out, "train_also_in_test": leaked},
-        },
+        "documents": {"train": len(examples.train), "test": len(examples.test), "left_out": examples.left_out},
         "steps": trainer.state.global_step,
         "last_loss": trainer.state.log_history[-1].get("train_loss"),
         "seconds": seconds,
         "resumed_from": last and Path(last).name,
-        "rouge": {
-            name: rouge(found, references)
-            for name, found in {baseline: leads, "before": before, "after": after}.items()
-        },
-        "cut_documents": sum(is_cut(document, settings, tokenizer) for document in documents),
+        "rouge": {name: rouge(found, references) for name, found in summaries.items()},
+        "cut_documents": sum(is_truncated(document, settings, tokenizer) for document in documents),
         "examples": [
             {"reference": reference, "before": old, "after": new}
             for reference, old, new in list(zip(references, before, after, strict=True))[:SHOWN_EXAMPLES]
@@ -213,13 +256,14 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     return results
 
 
-def is_cut(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_truncated(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a document fills its prompt, up to 8 tokens, so that its end was truncated."""
     room = settings.sequence_length - settings.max_summary_tokens
     return len(encode(build_prompt(document, settings, tokenizer), tokenizer)) >= room - 8
 
 
 def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict) -> None:
-    """Write finetuned/ beside and rename it, so that a folder of this name is complete."""
+    """Write finetuned/ under another name and rename it, so that a folder of this name is complete."""
     final = Path(recipe.run.output_dir) / "finetuned"
     partial = final.with_name(".finetuned.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -233,10 +277,16 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
         "language": recipe.hub.language,
         "tags": ["summarization", "trl", "sft"],
     }
+    settings = recipe.finetune
+    if settings.model and is_hub_id(settings.model):
+        front_matter["base_model"] = settings.model
     card = render_card(
         Path(__file__).parent / "publishing" / "finetune_card.md",
         front_matter,
-        settings=recipe.finetune,
+        settings=settings,
+        model_name=public_name(settings.model) if settings.model else "model/ of the run",
+        model_licence=read_licence(settings.model, settings.revision) if settings.model else recipe.hub.license,
+        origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,
         title=f"{Path(recipe.run.output_dir).name}, fine-tuned to summarise",
     )
@@ -251,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     settings, run = recipe.finetune, Path(recipe.run.output_dir)
     if settings is None:
         raise RecipeError(
-            "finetune: missing; recipes/legal/summarise.yaml shows it, --config takes it beside yours too"
+            "finetune: missing; recipes/legal/summarise.yaml shows one, and --config takes it after your own file"
         )
     folder = settings.model or str(run / "model")
     record = read_record(Path(folder)) if Path(folder).is_dir() else None

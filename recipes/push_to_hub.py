@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 6: put together what a run may show, check it, and publish it to the Hub if the recipe names a repository.
+"""Stage 6: build the release of a run, check it, and publish it to the Hub if the recipe names a repository.
 
-In:   <run.output_dir>/model/ and what the stages before it recorded, hub.* of the recipe. Without eval/ and figures/
-      the release has no results, and its card says so.
+In:   <run.output_dir>/model/, the records of the stages before it, hub.* of the recipe. Without eval/ and figures/ the
+      release has no results, and its card says so.
 Out:  <run.output_dir>/release/: the model's files, README.md (the card), data_card.md without text of the sources, the
-      records and manifest.json, which has the bytes and sha256 of each. With hub.repo_id also that repository, in one
-      commit, tagged, and publish.json; as the recipe asks, release_tokenizer/ and release_dataset/ with repositories
-      of their own, and the revisions that wait in revisions/.
+      records, and manifest.json with the bytes and sha256 of each. With hub.repo_id also that repository, in one
+      tagged commit, and publish.json. If the recipe sets them, also release_tokenizer/ and release_dataset/ with
+      repositories of their own, and the revisions that wait in revisions/.
 
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml                   # uploads nothing
     hf auth login
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml --hub.repo_id=me/tiny-legal
 
-Run it again after any failure: nothing is sent twice, and `main` of a repository is never in
-between. The token comes from `hf auth login` or the environment variable HF_TOKEN, never from a recipe or an argument.
+Run it again after any failure: nothing is sent twice, and `main` of a repository never holds half a release. The token
+comes from `hf auth login` or the environment variable HF_TOKEN, never from a recipe or an argument.
 """
 
 import shlex
@@ -37,7 +37,7 @@ PARTS = ("model", "tokenizer", "dataset", "revisions")
 
 
 def build(recipe: Recipe, parts: list[str], overwrite: bool = False) -> dict[str, Path]:
-    """Make the folders that a recipe publishes, {part: folder}; revisions are made while training."""
+    """Build the folders that a recipe publishes, {part: folder}. (Training builds the revisions.)"""
     run, folders, notes = Path(recipe.run.output_dir), {}, []
     if "model" in parts:
         folders["model"] = folder = output_folder(recipe, "publish")
@@ -57,9 +57,9 @@ def build(recipe: Recipe, parts: list[str], overwrite: bool = False) -> dict[str
 
 
 def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> None:
-    """Bring the repositories to what the folders hold, read them back, and say of each what it holds now.
+    """Upload the folders to their repositories, read them back, and print the state of each.
 
-    Raises: RecipeError: for any failure, with what to do. Nothing that was made here is lost.
+    Raises: RecipeError: for any failure, with what to do. The folders are kept.
     """
     if get_token() is None:
         raise RecipeError("hub.repo_id is set, but there is no Hub token: run `hf auth login`, or set HF_TOKEN")
@@ -74,22 +74,22 @@ def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> None:
         for name in sent:
             print(f"publish: {recipe.hub.repo_id}, revision {name}: sent")
     if failed:
-        raise RecipeError(f"{failed}. What was made is kept")
+        raise RecipeError(f"{failed}. The release folders are kept")
 
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
-        __doc__, argv, only=f"publish this alone: {', '.join(PARTS[:-1])} or {PARTS[-1]}"
+        __doc__, argv, only=f"publish only this: {', '.join(PARTS[:-1])} or {PARTS[-1]}"
     )
     run = Path(recipe.run.output_dir)
     if options.only not in (None, *PARTS):
         raise RecipeError(f"--only {options.only}: not one of {', '.join(PARTS)}")
     parts = [options.only] if options.only else list(PARTS)
-    if options.only == "revisions" and not options.dry_run:  # beside the training that has started this
+    if options.only == "revisions" and not options.dry_run:  # started by training, and runs beside it
         sent, failed = send_revisions(recipe, wait=False)
         print(f"publish: revisions sent: {', '.join(sent) or 'none'}")
         if failed:
-            raise RecipeError(f"{failed}. What waits in {run / 'revisions'} is kept")
+            raise RecipeError(f"{failed}. The revisions in {run / 'revisions'} are kept")
         return
     for part, folder in build(recipe, parts, options.overwrite).items():
         describe(part, folder, with_files=options.dry_run)
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run or recipe.hub.repo_id is None:
         if waiting := list_waiting(run):
             print(f"publish: waiting to be sent: {', '.join(folder.name for folder in waiting)}")
-        print(f"publish: nothing was uploaded, to do so: {shlex.join(map(str, command))}")
+        print(f"publish: nothing was uploaded; to upload: {shlex.join(map(str, command))}")
         return
     try:
         upload(recipe, parts, options.overwrite)
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def describe(part: str, folder: Path, with_files: bool) -> None:
-    """Say in a line what a folder holds, and with_files the size of each file."""
+    """Print a line about a folder, and with_files the size of each file."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LISTS[1])
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     if with_files:

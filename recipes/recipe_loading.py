@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a recipe strictly: YAML files laid over each other, overrides of the command line, every problem at once.
+"""Load a recipe strictly from YAML files and overrides of the command line, and report every problem at once.
 
 In:   one or more YAML files (later ones win, mappings merge, lists are replaced) and `--section.key=value`.
 Out:  a `Recipe`, or one `RecipeError` that lists every problem with its file, key path, value and remedy.
@@ -69,10 +69,10 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
 
 
 def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict, dict]]:
-    """Yield (path, values, origins) of each file, the file it is laid over first."""
+    """Yield (path, values, origins) of each file, after that of its `base`."""
     for path in paths:
         if path.resolve() in seen:
-            raise RecipeError(f"{path}: base: leads back to the file itself")
+            raise RecipeError(f"{path}: base: includes the file itself; remove the circle")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +90,7 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
 
 
 def merge(below: dict, above: dict) -> dict:
-    """Lay one mapping over another: mappings merge, anything else is replaced."""
+    """Merge two mappings: inner mappings merge, any other value of `above` replaces that of `below`."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -101,7 +101,7 @@ def merge(below: dict, above: dict) -> dict:
 def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
     """Load YAML files and `--section.key=value` overrides into a recipe.
 
-    Raises: RecipeError: with every problem found, before anything is done.
+    Raises: RecipeError: it lists every problem found.
     """
     values: dict = {}
     origins: dict[tuple, str] = {}
@@ -136,7 +136,7 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
 
 
 def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, list[str]]:
-    """Build the recipe, section by section so that a problem in one does not hide those of another."""
+    """Build the recipe section by section, so that a problem in one does not hide those of another."""
     problems = []
 
     def where(path: tuple) -> str:
@@ -179,7 +179,7 @@ def problems_below(section: Section) -> Iterator[tuple[tuple, str]]:
 
 
 def explain(error: dict, section: type[Section]) -> str:
-    """Say what is wrong with one value and what would be right, in the words of a recipe."""
+    """Return what is wrong with one value and what would be right."""
     *path, key = error["loc"] or ("",)
     for part in path:
         nested = section.model_fields.get(part) if isinstance(part, str) else None
@@ -192,7 +192,7 @@ def explain(error: dict, section: type[Section]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Show a value of a recipe on one short line."""
+    """Return a value of a recipe as one short line."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -206,26 +206,26 @@ def models_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def nearest(key: str, section: type[Section]) -> str:
-    """Name the key that was probably meant, or all there are."""
+    """Suggest the key that was probably meant, or list all keys."""
     close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(section.model_fields)}"
 
 
 def describe_sections() -> str:
-    """List the sections of the recipe, a line each, for --help."""
+    """Return the sections of the recipe for --help, a line each."""
     sections = {name: next(models_in(field.annotation)) for name, field in Recipe.model_fields.items()}
     first_sentences = {name: " ".join(section.__doc__.split()).split(". ")[0] for name, section in sections.items()}
     return "\n".join(
         [
             "sections of the recipe, whose keys are set as --section.key=value:",
             *(f"  {name:<12}{sentence.rstrip('.')}" for name, sentence in first_sentences.items()),
-            "--help training lists the keys of a section, --help data.sources of one inside it, --help all every key",
+            "--help training lists a section's keys, --help data.sources an inner section's, --help all every key",
         ]
     )
 
 
 def describe_keys(topic: str) -> str:
-    """List keys with their default, meaning and unit, for --help.
+    """Return keys with their default, meaning and unit, for --help.
 
     Args:
         topic: `all`, a section such as `data` or `data.sources`, or one key of a section.
@@ -265,7 +265,7 @@ def describe_keys(topic: str) -> str:
 
 
 def list_mark(field: FieldInfo) -> str:
-    """Return `[]` for a list of sections, as data.sources is one."""
+    """Return `[]` for a list of sections, such as data.sources, and nothing for any other key."""
     return "[]" if "list" in str(field.annotation) and next(models_in(field.annotation), None) else ""
 
 
@@ -289,11 +289,11 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
     """Read `--config FILE ...`, `--section.key=value`, `--overwrite`, `--dry_run`, `--help` and the extra flags.
 
     Args:
-        description: the script's docstring, shown by --help.
-        argv: arguments; None takes the command line's.
+        description: the script's docstring, printed by --help.
+        argv: arguments; None: those of the command line.
         **flags: further options that take a value, with their help.
 
-    Returns: the recipe and the parsed options. The process exits with status 2 and the list of problems if any.
+    Returns: the recipe and the parsed options. If there are problems, the process lists them and exits with status 2.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -303,14 +303,14 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
         add_help=False,
     )
     parser.add_argument(
-        "-h", "--help", nargs="?", action=ShowHelp, metavar="SECTION", help="this, or keys of a section"
+        "-h", "--help", nargs="?", action=ShowHelp, metavar="SECTION", help="print this, or the keys of a section"
     )
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="YAML files, later ones win")
-    parser.add_argument("--overwrite", action="store_true", help="rebuild the output where it is out of date")
-    parser.add_argument("--dry_run", action="store_true", help="check and show what would be done, then stop")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild output that is out of date")
+    parser.add_argument("--dry_run", action="store_true", help="check and print what would be done, then stop")
     for flag, text in flags.items():
         parser.add_argument(f"--{flag}", help=text)
-    # Taken out first: argparse takes an unknown option with a space in its value, as JSON has, for a file name.
+    # Taken out first: argparse reads an unknown option as a file name if its value has a space, as JSON does.
     given = sys.argv[1:] if argv is None else argv
     overrides = [argument for argument in given if OVERRIDE.match(argument)]
     options, rest = parser.parse_known_args([argument for argument in given if not OVERRIDE.match(argument)])
@@ -322,7 +322,7 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; what the user can mend ends it with the message, not with a traceback."""
+    """Run a script's main function; a RecipeError ends it with its message instead of a traceback."""
     try:
         main()
     except RecipeError as error:

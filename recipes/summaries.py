@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a document to a prompt and from a prompt to a summary, the same in fine-tuning, evaluation and the page."""
+"""Build the prompt for a document and generate its summary, the same in fine-tuning, evaluation and the page."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recipe_config import Finetune
 
 
-# For models without a template of their own. The end of a turn of the assistant is the end of the text.
+# For models without a chat template. The assistant's turn ends with the end-of-text token.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\\n\\n' }}Assistant:{% endif %}"
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\"'])")
-# No token of a tokenizer in use stands for more characters of ordinary text on average; longer text is cut unread.
+# More than any tokenizer in use averages on ordinary text. What lies beyond is truncated before it is tokenized.
 MOST_CHARACTERS_PER_TOKEN = 16
 
 
@@ -29,23 +29,32 @@ def lead(document: str, sentences: int) -> str:
 
 
 def build_prompt(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> str | list[dict]:
-    """Return the prompt for a document, cut at its end so that the prompt and a summary fit together.
+    """Return the prompt for a document, truncated at its end so that the prompt and a summary fit together.
 
-    What the tokenizer would read as a control token is taken out of the document.
+    Control tokens that the document spells are removed.
     """
-    for token in tokenizer.get_added_vocab():
-        document = document.replace(token, "")
-    room = (
-        settings.sequence_length - settings.max_summary_tokens - len(encode(form("", settings, tokenizer), tokenizer))
-    )
+    document = remove_control_tokens(document, tokenizer)
+    around = len(encode(fill_template("", settings, tokenizer), tokenizer))
+    room = settings.sequence_length - settings.max_summary_tokens - around
     document = document.strip()[: max(1, room) * MOST_CHARACTERS_PER_TOKEN]
     offsets = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if len(offsets) > room:  # two tokens less, since those at the seams may be cut otherwise within the prompt
+    if len(offsets) > room:  # two tokens less: the first and the last may be split differently within the prompt
         document = document[: offsets[max(0, room - 2)][0]].rstrip()
-    return form(document, settings, tokenizer)
+    return fill_template(document, settings, tokenizer)
 
 
-def form(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> str | list[dict]:
+def remove_control_tokens(document: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a document without the tokenizer's added tokens.
+
+    Removing one can join the parts of another, as in "<|endo<|endoftext|>ftext|>", so this repeats until none is left.
+    """
+    control = re.compile("|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True))))
+    while control.pattern and control.search(document):
+        document = control.sub("", document)
+    return document
+
+
+def fill_template(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> str | list[dict]:
     if settings.template == "chat":
         return [{"role": "user", "content": f"{settings.instruction}\n\n{document}"}]
     begins = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]
@@ -71,7 +80,7 @@ def summarise(
     batch_size: int = 8,
     progress: str | None = None,
 ) -> list[str]:
-    """Return the summary that the model gives of each document, by taking the likeliest token each time."""
+    """Return the model's summary of each document, by greedy decoding."""
     prompts = [encode(build_prompt(document, settings, tokenizer), tokenizer) for document in documents]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     summaries = [""] * len(prompts)
@@ -81,7 +90,7 @@ def summarise(
     for start in tqdm(starts, desc=progress, unit=" batches", leave=False, disable=progress is None):
         chosen = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chosen)
-        # Padded on the left, so that generation follows the prompt; the padding is masked.
+        # Padded on the left, so that generation follows the prompt directly; the padding is masked.
         input_ids = torch.full((len(chosen), width), tokenizer.eos_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for row, index in enumerate(chosen):

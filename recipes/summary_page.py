@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page on this machine to paste a text into and read its summary, by the model that finetune.py made.
+"""Serve a page on this machine: paste a text, read its summary by the fine-tuned model.
 
-In:   <run.output_dir>/finetuned/ and finetune.* of the recipe.
+In:   <run.output_dir>/finetuned/, which finetune.py writes, and finetune.* of the recipe.
 
-    pip install gradio==6.31.0      # not in requirements.txt: it asks for Pillow below 13 and brings 15 packages
+    pip install gradio==6.31.0      # not in requirements.txt: it needs Pillow below 13 and brings 15 packages
     python recipes/summary_page.py --config recipes/legal/summarise.yaml [--port 7860]
 
-It listens on the loopback address only and makes no tunnel: what is pasted stays on this machine.
+The page listens on the loopback address only and opens no tunnel: pasted text stays on this machine.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ DISCLAIMER = (
 def build_page(recipe: Recipe):
     """Load the model and return the page.
 
-    Raises: RecipeError: gradio is not installed, or there is no such model yet.
+    Raises: RecipeError: gradio is not installed, or there is no fine-tuned model yet.
     """
     settings, folder = recipe.finetune, Path(recipe.run.output_dir) / "finetuned"
     if settings is None or not (folder / "results.json").exists():
@@ -45,9 +45,9 @@ def build_page(recipe: Recipe):
         if not text.strip():
             raise gradio.Error("Paste a text first.")
         if len(text) > MAX_CHARACTERS:
-            raise gradio.Error(f"The text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most.")
+            raise gradio.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed.")
         summary = summarise([text], model, tokenizer, settings)[0]
-        return summary or "(the model had nothing to say)", lead(text, settings.lead_sentences)
+        return summary or "(the model wrote nothing)", lead(text, settings.lead_sentences)
 
     with gradio.Blocks(title="Summary") as page:
         gradio.Markdown(f"# Summary\n\n{DISCLAIMER}")

@@ -8,13 +8,13 @@ Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, with report.json a
     python recipes/train_tokenizer.py --config recipes/finance/base.yaml --tokenizer.algorithm=unigram \\
         --tokenizer.pretokenization=multiword --tokenizer.compare_with='["mistralai/Mistral-7B-v0.1"]'
 
-Every byte string can be encoded and decodes to itself. The sample it is trained on is drawn by the sources' shares and
-by the hash of the text, so the number of workers and the order of files change nothing. Beside the tokenizer of the
-recipe one of the same kind and size is trained on general text only, as the baseline. With model.from_pretrained or
-tokenizer.from_pretrained that tokenizer is used instead, with tokenizer.extend_by more tokens.
+Every byte string can be encoded and decodes to itself. The training sample follows the sources' shares and the hash of
+the text, so the number of workers and the order of files change nothing. A second tokenizer of the same kind and size,
+trained on general text only, is the baseline. With model.from_pretrained or tokenizer.from_pretrained that tokenizer
+is used instead, with tokenizer.extend_by more tokens; the baseline is then the tokenizer before the extension.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
-on validation text, terms {term: {tokenizer: pieces}}, and card: what vocabulary/report_card.py measured of each.
+on validation text, terms {term: {tokenizer: pieces}}, and card: the measures of vocabulary/report_card.py.
 speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
@@ -32,8 +32,9 @@ from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
-from vocabulary.new_entries import choose_entries
-from vocabulary.report_card import CONTEXT, encoding_speed, pieces, read_terms, report_card, write_tokenizer_card
+from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
+from vocabulary.new_tokens import choose_tokens
+from vocabulary.report_card import report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
@@ -41,18 +42,18 @@ from vocabulary.tokenizer_training import SAMPLE_SEED, as_transformers, read_tex
 from vocabulary.training_sample import draw_sample
 
 
-MIN_BYTES_PER_ENTRY = 100
-OURS, YARDSTICK = "domain tokenizer", "general tokenizer"
+MIN_BYTES_PER_TOKEN = 100
+OURS, BASELINE = "domain tokenizer", "general tokenizer"  # keys of report.json
 
 
-def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
-    """Return tokenizer.vocab_size, or or with data.fit_to_corpus as much of it as the text yields, with a note."""
+def supported_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
+    """Return tokenizer.vocab_size, or with data.fit_to_corpus the smaller size that the text supports, with a note."""
     settings = recipe.tokenizer
     if not recipe.data.fit_to_corpus:
         return settings.vocab_size
     fixed = BYTES + len(settings.special_tokens) + settings.num_reserved_tokens
-    carried = fixed + min(sum(train_bytes.values()), settings.max_train_bytes) // MIN_BYTES_PER_ENTRY
-    vocab_size = min(settings.vocab_size, max(fixed + 64, carried // 64 * 64))
+    supported = fixed + min(sum(train_bytes.values()), settings.max_train_bytes) // MIN_BYTES_PER_TOKEN
+    vocab_size = min(settings.vocab_size, max(fixed + 64, supported // 64 * 64))
     if vocab_size < settings.vocab_size:
         print(
             f"tokenizer: note: {sum(train_bytes.values()):,} bytes yield about {vocab_size:,} tokens, "
@@ -62,14 +63,14 @@ def carried_size(recipe: Recipe, train_bytes: dict[str, int]) -> int:
 
 
 def domain_terms(recipe: Recipe) -> dict[str, list[str]]:
-    """Return {domain: terms}, of the first source that is not general text; empty where there is no list.
+    """Return {domain: terms} for the domain of the first source that is not general text; empty without a list.
 
-    Raises: RecipeError: tokenizer.terms_file is not there, or lists a term twice.
+    Raises: RecipeError: tokenizer.terms_file is missing, or lists a term twice.
     """
     file = Path(recipe.tokenizer.terms_file or Path(recipe.data.extract_text).with_name("terms.txt"))
     if not file.exists():
         if recipe.tokenizer.terms_file:
-            raise RecipeError(f"tokenizer.terms_file: {file} is not there; correct the path or leave the key out")
+            raise RecipeError(f"tokenizer.terms_file: {file} is missing; correct the path or leave the key out")
         return {}
     labels = [source.label for source in recipe.data.sources]
     return {next((label for label in labels if label != "general"), labels[0]): read_terms(file)}
@@ -84,9 +85,10 @@ def take_tokenizer(
 ) -> dict[str, Tokenizer]:
     """Write an existing tokenizer, with tokenizer.extend_by new tokens, instead of training one.
 
-    Returns: the tokenizer of the run and, where it was extended, the old one beside it.
+    Returns: the run's tokenizer and, if it was extended, the old one as the baseline.
 
-    Raises: RecipeError: there is none, it is not byte-level, has no end-of-text token or lacks fewer words.
+    Raises: RecipeError: it cannot be loaded, is not byte-level, has no end-of-text token, or splits fewer words than
+        extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     try:
@@ -97,7 +99,7 @@ def take_tokenizer(
     old.encode_special_tokens = True
     if wrapped.eos_token is None or "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
         raise RecipeError(
-            f"{where} is not byte-level or has no eos token, so that bytes per token cannot be counted; choose another"
+            f"{where} is not byte-level or has no eos token, so bytes per token cannot be counted; choose another"
         )
     wrapped.save_pretrained(output)
     if settings.extend_by is None:
@@ -109,21 +111,21 @@ def take_tokenizer(
         for text in draw_sample(partial(read_texts, documents, "train", source), size_bytes, SAMPLE_SEED)
     )
     with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
-        entries = choose_entries(old, bar, settings.extend_by, settings.min_frequency)
-    if len(entries) < settings.extend_by:
+        new_tokens = choose_tokens(old, bar, settings.extend_by, settings.min_frequency)
+    if len(new_tokens) < settings.extend_by:
         raise RecipeError(
-            f"tokenizer.extend_by={settings.extend_by}: only {len(entries)} words occur "
-            f"{settings.min_frequency} times and are more than one piece; lower it"
+            f"tokenizer.extend_by={settings.extend_by}: only {len(new_tokens)} words occur "
+            f"{settings.min_frequency} times and are more than one token; lower it"
         )
-    write_json(output / "new_entries.json", extend_tokenizer(output, entries, output))
-    return {OURS: Tokenizer.from_file(str(output / "tokenizer.json")), YARDSTICK: old}
+    write_json(output / "new_entries.json", extend_tokenizer(output, new_tokens, output))
+    return {OURS: Tokenizer.from_file(str(output / "tokenizer.json")), BASELINE: old}
 
 
 def make_tokenizer(recipe: Recipe) -> dict:
     """Run the stage and return tokenizer/report.json's content."""
     documents = require(recipe, "prepare")
     settings, sources = recipe.tokenizer, recipe.data.sources
-    # What can be refused is refused before an hour of training.
+    # Read before training, so that a mistake in them is refused at once.
     terms = domain_terms(recipe)
     others = load_others(settings.compare_with)
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
@@ -135,10 +137,10 @@ def make_tokenizer(recipe: Recipe) -> dict:
             tokenizers = take_tokenizer(recipe, taken, documents, shares, output)
             vocab_size, num_reserved = tokenizers[OURS].get_vocab_size(), 0
         else:
-            vocab_size = carried_size(recipe, train_bytes)
+            vocab_size = supported_size(recipe, train_bytes)
             pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
             tokenizers = {OURS: train_tokenizer(recipe, documents, shares, vocab_size, pad, "all text")}
-            num_reserved = sum(entry.startswith("<|reserved_") for entry in tokenizers[OURS].get_vocab())
+            num_reserved = sum(token.startswith("<|reserved_") for token in tokenizers[OURS].get_vocab())
             if num_reserved > settings.num_reserved_tokens:
                 print(
                     f"tokenizer: note: the text yields {vocab_size - num_reserved:,} tokens; {num_reserved:,} "
@@ -146,7 +148,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 )
             general = {source.name: shares[source.name] for source in sources if is_general(source)}
             if sum(general.values()) and len(general) < len(sources):
-                tokenizers[YARDSTICK] = train_tokenizer(recipe, documents, general, vocab_size, True, "general text")
+                tokenizers[BASELINE] = train_tokenizer(recipe, documents, general, vocab_size, True, "general text")
         card = report_card(
             tokenizers | others,
             {source.name: read_texts(documents, "validation", source.name) for source in sources},
@@ -163,7 +165,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 for name, measured in card["tokenizers"].items()
             },
             "terms": {
-                term: {name: cut_in_sentence(other, term) for name, other in tokenizers.items()}
+                term: {name: split_in_sentence(other, term) for name, other in tokenizers.items()}
                 for term in settings.terms
             },
             "card": card,
@@ -182,7 +184,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
     return report
 
 
-def cut_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
+def split_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
     """Return the readable tokens of a term inside a sentence, after a space."""
     return pieces(tokenizer, tokenizer.encode(f"{CONTEXT} {term}", add_special_tokens=False), len(CONTEXT))
 

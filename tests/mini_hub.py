@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local double of the Hugging Face Hub's HTTP interface, standard library only, whose faults can be chosen.
+"""A mock of the Hugging Face Hub's HTTP interface, in the standard library only, with faults to choose.
 
 In:   the port to listen on, 0 for a free one, which is then the first line it writes.
 Out:  models and datasets that huggingface_hub, transformers, datasets and fsspec create, list, commit to and read.
-      Everything is kept in memory and is gone when the process ends.
+      Everything is in memory and lost when the process ends.
 
     python tests/mini_hub.py 8099 &
     HF_ENDPOINT=http://127.0.0.1:8099 HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_test HF_HOME=/tmp/hf NO_PROXY=127.0.0.1 ...
 
-The clients read these variables when they are imported. Xet, the Hub's chunked storage, is not doubled.
+The clients read these variables when they are imported. Xet, the Hub's chunked storage, is not mocked.
 
     GET  /_state   {"repositories": {"models/me/x": {"head", "private", "commits": [{"oid", "message"}],
                    "files": {path: bytes}, "refs": {branch or tag: commit}}},
                    "log": [{"request", "authorized", "bytes"}], "faults": [with the "times" that are left]}
     POST /_faults  a list of faults, replacing earlier ones, or with ?add added to them: "match" (regular expression on
-                   "METHOD /path?query token"), "skip" (default 0, so many requests before it), "times" (default 1),
-                     "status": 503, "headers": {}, "answer": {}      answer so instead; all but status may be left out;
-                                                                     a text as answer is sent as it is
+                   "METHOD /path?query token"), "skip" (default 0: requests before it), "times" (default 1),
+                     "status": 503, "headers": {}, "answer": {}      answer this instead; only status is required;
+                                                                     a string as answer is sent unchanged
                      "action": "hang", "seconds": 5                  wait first, then answer as usual
                      "action": "drip", "seconds": 0.5                answer as usual, with a pause after each byte
                      "action": "drop"                                close the connection without an answer
                      "action": "cut"                                 close it half-way through the answer
                      "action": "alter"                               answer with one byte of the content changed
-                     "action": "after", "status": 500                do what was asked, then say that it failed
+                     "action": "after", "status": 500                do the request, then answer that it failed
                      "action": "kill", "pid": 17, "after": false     kill a process before, or after, doing it
-                     "action": "intrude", "path": "x"                let someone else commit a file first
+                     "action": "intrude", "path": "x"                commit a file as someone else first
 """
 
 import base64
@@ -431,7 +431,7 @@ ROUTES = [
 
 @contextmanager
 def start_hub() -> Iterator[tuple[subprocess.Popen, str]]:
-    """Run the double on a free port for a while; gives its process and its endpoint."""
+    """Run the mock Hub on a free port; yield its process and its endpoint."""
     with subprocess.Popen([sys.executable, __file__, "0"], stdout=subprocess.PIPE, text=True) as hub:
         try:
             yield hub, f"http://127.0.0.1:{hub.stdout.readline().strip()}"
@@ -440,10 +440,10 @@ def start_hub() -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
-    """Return the environment of a process that takes the double for the Hub and imports recipes/ and tests/.
+    """Return the environment of a process that uses the mock Hub and imports recipes/ and tests/.
 
     Args:
-        endpoint: of the double.
+        endpoint: of the mock Hub.
         home: an empty folder for the caches.
     """
     tests = Path(__file__).resolve().parent
@@ -455,7 +455,7 @@ def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
 
 
 def ask_hub(path: str, faults: list[dict] | None = None) -> dict:
-    """Read the state of the double that HF_ENDPOINT names, or with `/_faults` set its faults."""
+    """Read the state of the mock Hub that HF_ENDPOINT names, or with `/_faults` set its faults."""
     body = None if faults is None else json.dumps(faults).encode()
     with urllib.request.urlopen(os.environ["HF_ENDPOINT"] + path, data=body) as response:
         return json.loads(response.read())

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -84,7 +83,7 @@ def results(run: TinyRun) -> dict:
     return json.loads((run.output_dir / "finetuned" / "results.json").read_text())
 
 
-def test_what_cannot_be_learned_from_is_left_out_and_counted(tuned):
+def test_rows_without_a_document_or_a_summary_are_left_out_and_counted(tuned):
     documents = results(tuned[0])["documents"]
     assert documents == {
         "train": 64,
@@ -124,6 +123,30 @@ def test_the_card_has_the_scores_and_says_when_they_are_bad(tuned):
     assert "low-rank adapters (rank 4, merged;" in card and "made up" in card and "It is no legal advice" in card
 
 
+@pytest.mark.parametrize(
+    ("scores", "warning"),
+    [
+        ((0.10, 0.12), "**Its ROUGE-2 is below that of the first sentences.**"),
+        ((0.22, 0.26), "cannot be told apart from that of the first sentences"),
+        ((0.30, 0.34), None),
+    ],
+)
+def test_the_card_warns_where_the_first_sentences_are_as_good(tuned, tmp_path, scores, warning):
+    run, _, argv = tuned
+    model, tokenizer = (
+        cls.from_pretrained(run.output_dir / "finetuned") for cls in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    recipe = load_recipe([argv[1]], [*argv[2:], f"--run.output_dir={tmp_path}"])
+    changed = results(run)
+    for name, (low, mean) in {"first 3 sentences": (0.16, 0.20), "after": scores}.items():
+        changed["rouge"][name]["rouge2"] = {"low": low, "mean": mean, "high": mean + 0.04}
+    finetune.write_output(recipe, model, tokenizer, changed)
+    card = (tmp_path / "finetuned" / "README.md").read_text()
+    warnings = [text for text in ("Its ROUGE-2 is below", "cannot be told apart") if text in card]
+    assert len(warnings) == (warning is not None) and (warning or "") in card
+    assert str(tuned[1]) not in card and "local file or folder train.jsonl" in card
+
+
 def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsys):
     run, _, argv = tuned
     finetune.main(argv)
@@ -132,7 +155,7 @@ def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsy
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
 
 
-def test_teaching_that_was_stopped_goes_on_from_its_checkpoint(tuned):
+def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     run = tuned[0]
     assert results(run)["resumed_from"] == "checkpoint-16" and results(run)["steps"] == 64
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
@@ -149,7 +172,7 @@ def test_every_weight_can_be_tuned_with_a_chat_template(tuned, tmp_path):
 
 
 @pytest.mark.long
-def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(tuned, tmp_path):
+def test_two_processes_fine_tune_a_model_and_documents_of_the_hub(tuned, tmp_path):
     run, folder, argv = tuned[0].copy(tmp_path / "run"), tuned[1], tuned[2]
     with start_hub() as (_, endpoint):
         environment = os.environ | hub_environment(endpoint, tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
@@ -184,7 +207,7 @@ def test_a_model_and_documents_on_the_hub_are_taken_by_two_processes(tuned, tmp_
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
-def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_text(tuned, template):
+def test_a_long_document_is_truncated_so_that_its_summary_fits_and_control_tokens_are_removed(tuned, template):
     tokenizer = AutoTokenizer.from_pretrained(tuned[0].output_dir / "tokenizer")
     tokenizer.chat_template = CHAT_TEMPLATE
     source = {"name": "a", "path": "a"}
@@ -195,6 +218,15 @@ def test_a_long_document_is_cut_so_that_its_summary_fits_and_control_tokens_are_
     assert ids.count(tokenizer.eos_token_id) == 1, "only the one that begins a text"
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert make_text(3, 400)[:60] in text and text.endswith("Summary:" if template == "plain" else "Assistant:")
+
+
+@pytest.mark.parametrize("spelled", ["<|endo<|endoftext|>ftext|>", "<|en<|endo<|endoftext|>ftext|>doftext|>"])
+def test_a_control_token_put_together_by_removing_another_is_removed_too(tuned, spelled):
+    tokenizer = AutoTokenizer.from_pretrained(tuned[0].output_dir / "tokenizer")
+    source = {"name": "a", "path": "a"}
+    chosen = Finetune(train=source, test=source, sequence_length=96, max_summary_tokens=16)
+    prompt = build_prompt(f"The tenant{spelled} wins.", chosen, tokenizer)
+    assert prompt == "<|endoftext|>The tenant wins.\n\nSummary:"
 
 
 def test_the_lead_is_whole_sentences():
@@ -221,11 +253,11 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tuned,
 
 
 def test_a_recipe_without_the_section_says_where_to_see_one(tiny_run):
-    with pytest.raises(RecipeError, match="finetune: missing; recipes/legal/summarise.yaml shows it"):
+    with pytest.raises(RecipeError, match="finetune: missing; recipes/legal/summarise.yaml shows one"):
         finetune.main(tiny_run.argv())
 
 
-def test_the_shipped_recipe_fits_the_model_that_it_is_laid_over():
+def test_the_shipped_recipe_fits_the_model_of_the_run():
     recipe = load_recipe([RECIPES / "legal" / "summarise.yaml"])
     assert recipe.finetune.sequence_length <= recipe.training.sequence_length
-    assert recipe.finetune.train.revision == recipe.finetune.test.revision and torch.get_num_threads()
+    assert recipe.finetune.train.revision == recipe.finetune.test.revision

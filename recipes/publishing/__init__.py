@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What push_to_hub.py is made of: the files of a release, the checks before they leave, the card, the extras."""
+"""Parts of push_to_hub.py: the files of a release, the checks before they leave, the cards, the transfer."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Releases beside the model: the tokenizer alone, and the data card with statistics and, if set, the text.
 
-Text is published of a source only if its licence lets anyone pass it on and no personal data was left in it that was
-found. Both are what the recipe and its patterns say, not what a lawyer would.
+A source's text is published only if its licence lets anyone redistribute it and all personal data found in it was
+removed. Both are judged by the recipe and its patterns, not by a lawyer.
 """
 
 import os
@@ -16,48 +16,56 @@ import pyarrow.parquet as pq
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.personal_data import Redactor
+from publishing.base_model import find_base
+from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_secrets_in_text
 from publishing.release_files import (
     empty,
-    licence_at_hand,
+    own_licence,
     public_names,
     read_if_there,
     recorded_files,
-    relative_paths,
     seal,
-    without_home,
 )
-from recipe_config import Recipe
+from recipe_config import Recipe, RecipeError
 from run_folder import require
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-SCANNED_ROWS = 1000  # of a Parquet file at a time
+SCANNED_ROWS = 1000  # of a Parquet file, in memory at a time
 
 
 def build_tokenizer_release(recipe: Recipe) -> None:
-    """Make release_tokenizer/: the tokenizer's files, its report and its card."""
+    """Make release_tokenizer/: the tokenizer's files, its report and its card.
+
+    Raises: RecipeError: the tokenizer was not trained by this run.
+    """
+    taken = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained
+    if taken:
+        raise RecipeError(
+            f"hub.tokenizer_repo_id: the tokenizer is that of {taken}, not this run's; leave the key out"
+        )
     stage = require(recipe, "tokenizer")
     recorded = recorded_files(stage)
     with new_folder(recipe, "release_tokenizer") as folder:
         for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
             shutil.copyfile(stage / name, folder / name)
-        write_relative(stage / "report.json", folder / "tokenizer_report.json")
-        write_relative(stage / "README.md", folder / "README.md")
-        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        copy_without_paths(stage / "report.json", folder / "tokenizer_report.json", recipe)
+        copy_without_paths(stage / "README.md", folder / "README.md", recipe)
+        shown = shorten_paths(recipe)
         write_terms(shown, recipe, folder)
         seal(recipe, folder)
 
 
 def build_dataset_release(recipe: Recipe) -> list[str]:
-    """Make release_dataset/: the data card, the statistics, and with hub.dataset_text the text that may be shown.
+    """Make release_dataset/: the data card, the statistics, and with hub.dataset_text the text that may be published.
 
-    Returns: source -> why its text is not in it, where hub.dataset_text is set.
+    Returns: with hub.dataset_text, a sentence for each source whose text is withheld.
     """
     stage = require(recipe, "prepare")
     recorded = recorded_files(stage)
-    shown = Recipe.model_validate(without_home(recipe.model_dump()))
+    shown = shorten_paths(recipe)
     stats = read_if_there(stage / "stats.json")
     withheld = {source.name: why_withheld(recipe, source.name, stats) for source in recipe.data.sources}
     published = [name for name, reason in withheld.items() if reason is None] if recipe.hub.dataset_text else []
@@ -65,7 +73,7 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         names = {"stats.json": "stats.json" if published else "data_stats.json"}
         names |= {"decontamination.json": "decontamination.json"} if (stage / "decontamination.json").exists() else {}
         for name, new_name in names.items():
-            write_relative(stage / name, folder / new_name)
+            copy_without_paths(stage / name, folder / new_name, recipe)
         for path in sorted(path for path in recorded if path.suffix == ".parquet" and path.parent.name in published):
             copy_text(recipe, path, folder / path.relative_to(stage))
         card = render_data_card(
@@ -83,10 +91,10 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
 
 
 def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
-    """Say why a source's text may not be published; None where it may."""
+    """Return why a source's text may not be published; None if it may."""
     kind = licence_kind(next(source.license for source in recipe.data.sources if source.name == name))
     if kind not in REDISTRIBUTABLE:
-        return f'a licence of the kind "{kind}" does not let anyone pass it on'
+        return f'a licence of the kind "{kind}" does not let anyone share the text'
     personal_data = recipe.data.personal_data
     if personal_data is None:
         return "personal data was not looked for in it"
@@ -97,32 +105,28 @@ def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
 
 
 def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
-    """Put a file of documents into the release, after a look at every document for secrets."""
+    """Search every document of a file for secrets, then put the file into the release."""
     for batch in pq.ParquetFile(path).iter_batches(SCANNED_ROWS, columns=["id", "text"]):
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
         refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(path, target)  # the same file once more: text may be large
+        os.link(path, target)  # not a copy, since text may be large
     except OSError:
         shutil.copyfile(path, target)
 
 
-def write_relative(path: Path, target: Path) -> None:
-    """Copy a text file without the paths of this machine."""
-    target.write_text(relative_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:
-    licence = recipe.hub.license_file or licence_at_hand(recipe)
+    """Write LICENSE, if its text is known, and NOTICE.md."""
+    licence = recipe.hub.license_file or own_licence(recipe)
     if licence:
         shutil.copyfile(licence, folder / "LICENSE")
-    write_notice(shown, folder)
+    write_notice(shown, folder, find_base(recipe))
 
 
 @contextmanager
 def new_folder(recipe: Recipe, name: str) -> Iterator[Path]:
-    """Give a folder to write into, which becomes <run.output_dir>/<name> when the block ends without error."""
+    """Yield a folder to write into; it becomes <run.output_dir>/<name> if the block ends without error."""
     final = Path(recipe.run.output_dir) / name
     partial = final.with_name(f".{name}.tmp")
     partial.mkdir(exist_ok=True)

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a Hub repository equal to a folder, in one commit that is read back; or report why that fails.
+"""Make a Hub repository equal to a folder, in one commit that is read back, or report why that fails.
 
-In:   folders with a manifest.json, as push_to_hub.py makes them, and a token of `hf auth login` or HF_TOKEN.
-Out:  repositories that hold the same files, and a record of what was published, from which a second try continues.
+In:   folders with a manifest.json, which push_to_hub.py writes, and a token of `hf auth login` or HF_TOKEN.
+Out:  repositories with the same files, and a record of what was published, from which a second try continues.
 
-`run_transfer` does it in a separate process, so that it ends at a deadline even if it hangs: huggingface_hub
-waits for ever for an answer, obeys `Retry-After: 86400`, and repeats a 409 without a pause. That process imports no
-torch, ends when its parent does, and is this file:
+`run_transfer` starts `main` in a separate process and writes one task to its standard input, as a line of JSON. So a
+transfer ends at its deadline even if it hangs: huggingface_hub waits for ever for an answer, obeys
+`Retry-After: 86400`, and repeats a 409 without a pause. The process imports no torch and ends when its parent ends.
 
-    run_transfer starts `main` in a separate process, with one task as a line of JSON on its standard input.
-
-Xet, the Hub's chunked storage, is used where it is installed; HF_HUB_DISABLE_XET=1 turns it off.
+Xet, the Hub's chunked storage, is used where it is installed. HF_HUB_DISABLE_XET=1 turns it off.
 """
 
 import hashlib
@@ -44,13 +42,13 @@ from huggingface_hub.utils._http import default_client_factory
 from atomic_files import file_sha256, write_json
 
 
-KEPT_REMOTE = ".gitattributes"  # the Hub's own
-READ_BACK = ("manifest.json", "config.json", "README.md")  # downloaded; of the others the Hub's hashes are compared
-KNOWN_STATES = 4  # of a repository that are remembered as this run's own
-GRACE_SECONDS = 30.0  # after the deadline, for the process to say what it hung in
-SLOWEST_BYTES_PER_SECOND = 1e6  # an upload gets the time that its bytes take at this speed, and SPARE_SECONDS
+KEPT_REMOTE = ".gitattributes"  # the Hub writes it
+READ_BACK = ("manifest.json", "config.json", "README.md")  # downloaded; for other files the Hub's hashes are compared
+KNOWN_STATES = 4  # of a repository that the record keeps as this run's own
+GRACE_SECONDS = 30.0  # after the deadline, for the process to report what it waits for
+SLOWEST_BYTES_PER_SECOND = 1e6  # an upload gets its bytes' time at this speed, and SPARE_SECONDS
 SPARE_SECONDS = 900.0
-# The remedy for an answer of the Hub, and whether a retry may get another answer.
+# By status of the Hub's answer: the remedy, and whether a retry may get another answer.
 REMEDIES = {
     400: (
         "the Hub does not take what was sent, for the reason it gave: often the front matter of the card",
@@ -77,19 +75,20 @@ REMEDIES = {
     429: ("the Hub limits requests by account and by address; wait, then run again", True),
     451: ("the repository is not available for legal reasons", False),
 }
-HUB_TROUBLE = ("the trouble may be the Hub's: see https://status.huggingface.co", True)
+OTHER_REMEDY = ("the Hub may have a fault: see https://status.huggingface.co", True)
+LATER = "wait, then run again; see https://status.huggingface.co"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long anything may take.
+    """Time limits.
 
     Attributes:
-        request_seconds: without an answer or a byte of it.
-        wait_seconds: between two tries, and the longest pause that the Hub may ask for.
-        first_wait_seconds: before the second try; doubled before each further one.
-        tries: of a task, each beginning with a look at what is there.
-        total_seconds: of a task with all its tries; None gives a job the time its bytes take.
+        request_seconds: longest wait for an answer or the next byte of it.
+        wait_seconds: longest pause between two tries, or that the Hub may ask for.
+        first_wait_seconds: pause before the second try; doubled before each further one.
+        tries: of a task. Each first looks at what the repository holds.
+        total_seconds: for a task with all its tries; None: as long as its bytes take.
     """
 
     request_seconds: float = 60.0
@@ -104,14 +103,14 @@ class Job:
     """One repository, or a branch of it, to make equal to a folder.
 
     Attributes:
-        folder: its files; manifest.json among them lists the others.
+        folder: its files; manifest.json lists the others.
         repo_id: user-or-org/name.
-        record: a JSON file, by key what this run published; where the repository holds something else, it is not ours.
+        record: JSON file of what this run published, by key; a repository that holds anything else is not ours.
         key: of this job in the record.
         repo_type: model or dataset.
-        revision: the branch; any but main is made where it is not there.
-        private: whether the repository stays private. It is made private and opened when everything is there.
-        replace: whether to replace what others committed.
+        revision: the branch; any but main is created if it is missing.
+        private: whether the repository stays private. It is created private and opened when everything is uploaded.
+        replace: whether to replace other people's commits.
         message: of the commit.
     """
 
@@ -126,32 +125,29 @@ class Job:
     message: str = "Publish the release"
 
 
-class RefusalError(Exception):
-    """The token, the folder or the repository is not such that anything may be done: what is wrong, and the remedy."""
+class TransferError(Exception):
+    """A job or one try of it failed.
+
+    Args:
+        what: went wrong.
+        remedy: what the user can do.
+        may_pass: whether another try may succeed.
+        unreachable: whether the Hub could not be reached.
+    """
+
+    def __init__(self, what: str, remedy: str, may_pass: bool = False, unreachable: bool = False):
+        super().__init__(f"{what}; {remedy}")
+        self.what, self.remedy, self.may_pass, self.unreachable = what, remedy, may_pass, unreachable
 
 
-class PatienceError(Exception):
-    """The Hub takes, or asks for, more time than it may."""
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a try failed, what to do, whether the next may succeed, and whether the Hub could not even be reached."""
-
-    what: str
-    remedy: str
-    passes: bool
-    unreachable: bool = False
-
-
-# The process that asks for it
+# The calling process
 
 
 def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> dict:
     """Carry out "publish" or "check" for jobs in a separate process.
 
-    Returns: {"done": [of each job what `publish` returned]}, with {"failed": message, "unreachable": bool} where one
-        failed; those after it were not tried.
+    Returns: {"done": [what `publish` returned for each job]}. If a job failed, also {"failed": message,
+        "unreachable": bool}; later jobs were not tried.
     """
     limits = limits or Limits()
     total_seconds = limits.total_seconds or sum(time_for(job) for job in jobs if task == "publish") + SPARE_SECONDS
@@ -164,7 +160,7 @@ def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> di
         timer = threading.Timer(total_seconds + GRACE_SECONDS, process.kill)
         timer.start()
         process.stdin.write(f"{line}\n")
-        process.stdin.flush()  # and left open: where it closes, the process ends
+        process.stdin.flush()  # and left open: the process ends when it closes
         answers = [json.loads(answer) for answer in process.stdout if answer.endswith("}\n")]
         timer.cancel()
     result = {"done": [answer["done"] for answer in answers if "done" in answer]}
@@ -177,12 +173,12 @@ def run_transfer(task: str, jobs: list[Job], limits: Limits | None = None) -> di
 
 
 def time_for(job: Job) -> float:
-    """Return the seconds that a folder's bytes may take."""
+    """Return the seconds that the upload of a job's folder may take."""
     manifest = json.loads((Path(job.folder) / "manifest.json").read_text(encoding="utf-8"))
     return sum(file["bytes"] for file in manifest["files"].values()) / SLOWEST_BYTES_PER_SECOND
 
 
-# The process that does it
+# The separate process
 
 
 def main() -> None:
@@ -205,46 +201,38 @@ def answer(value: dict) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone: nothing would hear what comes of it."""
+    """End this process when the process that started it ends, since nobody would read its answer."""
     sys.stdin.read()
     os._exit(1)
 
 
-class TransferError(Exception):
-    """A job failed for good: one sentence with what to do."""
-
-    def __init__(self, message: str, unreachable: bool):
-        super().__init__(message)
-        self.unreachable = unreachable
-
-
 def with_retries(step: Callable[[Job], dict], job: Job, limits: Limits, deadline: float) -> dict:
-    """Try `publish` or `check` until it succeeds, cannot, or takes too long. Raises: TransferError."""
+    """Run `publish` or `check` until it succeeds, cannot succeed, or the time is over. Raises: TransferError."""
     set_client_factory(lambda: bounded_client(limits, deadline))
     for attempt in count(1):
         try:
             return step(job)
         except Exception as error:
-            trouble = explain(error)
+            failure = explain(error)
         wait = min(limits.first_wait_seconds * 2 ** (attempt - 1), limits.wait_seconds)
-        if not trouble.passes or attempt == limits.tries or time.monotonic() + wait > deadline:
+        if not failure.may_pass or attempt == limits.tries or time.monotonic() + wait > deadline:
             times = f" ({attempt} times)" if attempt > 1 else ""
             key = {"tokenizer": "hub.tokenizer_repo_id", "dataset": "hub.dataset_repo_id"}.get(job.key, "hub.repo_id")
-            message = f"{key}={job.repo_id}: {trouble.what}{times}; {trouble.remedy}"
-            raise TransferError(message, trouble.unreachable)
-        sys.stderr.write(f"publish: {job.repo_id}: {trouble.what}; trying again in {wait:g} s\n")
+            what = f"{key}={job.repo_id}: {failure.what}{times}"
+            raise TransferError(what, failure.remedy, unreachable=failure.unreachable)
+        sys.stderr.write(f"publish: {job.repo_id}: {failure.what}; trying again in {wait:g} s\n")
         time.sleep(wait)
 
 
 def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
-    """Return huggingface_hub's client with a time limit for each request, for all of them, and for what they ask."""
+    """Return huggingface_hub's client with limits on each request, on all of them, and on the Hub's pauses."""
     client = default_client_factory()
     conflicts = count()
 
     def before(request: httpx2.Request) -> None:
         left_seconds = deadline - time.monotonic()
         if left_seconds <= 0:
-            raise PatienceError(f"it was not done within {limits.total_seconds:,.0f} s")
+            raise TransferError(f"it was not done within {limits.total_seconds:,.0f} s", LATER)
         # Not by the client's own timeout, which huggingface_hub overrides with None where it looks at a repository.
         request.extensions["timeout"] = httpx2.Timeout(min(limits.request_seconds, left_seconds)).as_dict()
 
@@ -252,11 +240,12 @@ def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
         asked = [int(number) for number in re.findall(r"^\s*(\d+)\s*$", response.headers.get("Retry-After", ""))]
         asked += [int(number) for number in re.findall(r"r=0;\s*t=(\d+)", response.headers.get("ratelimit", ""))]
         if response.status_code >= 400 and max(asked, default=0) > limits.wait_seconds:
-            raise PatienceError(f"the Hub answered {response.status_code} and asks to wait {max(asked):,} s")
+            raise TransferError(f"the Hub answered {response.status_code} and asks to wait {max(asked):,} s", LATER)
         if response.status_code == 409 and is_repeated(response):
             number = next(conflicts)
             if number >= limits.tries:
-                raise PatienceError(f"the Hub answered 409 ({' '.join(response.text.split())[:100]}) {number} times")
+                conflict = " ".join(response.text.split())[:100]
+                raise TransferError(f"the Hub answered 409 ({conflict}) {number} times", LATER)
             time.sleep(min(limits.first_wait_seconds * 2**number, limits.wait_seconds))
 
     hooks = client.event_hooks
@@ -265,58 +254,58 @@ def bounded_client(limits: Limits, deadline: float) -> httpx2.Client:
 
 
 def is_repeated(response: httpx2.Response) -> bool:
-    """Return whether huggingface_hub repeats what got a 409 for ever and without a pause, as `create_repo` does."""
+    """Return whether huggingface_hub repeats a request after this 409 for ever, as `create_repo` does."""
     response.read()
     return "conflicting operation" in response.text
 
 
-def explain(error: BaseException) -> Trouble:
-    """Say in one sentence what went wrong, and what to do about it."""
+def explain(error: BaseException) -> TransferError:
+    """Return any error as a TransferError, with what went wrong and what to do."""
     chain = []
-    while error is not None and error not in chain:  # an upload that fails is an error about the file, from another
+    while error is not None and error not in chain:  # a failed upload raises an error about the file, from another
         chain.append(error)
         error = error.__cause__ or error.__context__
     for error in chain:
         response = getattr(error, "response", None)
-        if isinstance(error, RefusalError):
-            return Trouble(*error.args, passes=False)
+        if isinstance(error, TransferError):
+            return error
         if isinstance(error, HFValidationError):
-            return Trouble(str(error), "choose another name", passes=False)
-        if isinstance(error, PatienceError):
-            return Trouble(str(error), "wait, then run again; see https://status.huggingface.co", passes=False)
+            return TransferError(str(error), "choose another name")
         if isinstance(error, OfflineModeIsEnabled):
             remedy = "unset HF_HUB_OFFLINE on a machine with a network"
-            return Trouble("HF_HUB_OFFLINE is set, so the Hub is not contacted", remedy, False, unreachable=True)
+            return TransferError("HF_HUB_OFFLINE is set, so the Hub is not contacted", remedy, unreachable=True)
         if response is not None:
-            remedy, passes = REMEDIES.get(response.status_code, HUB_TROUBLE)
-            said = getattr(error, "server_message", None) or response.reason_phrase
-            what = f"the Hub answered {response.status_code} ({' '.join(str(said).split())[:300]})"
-            return Trouble(what, remedy, passes, unreachable=response.status_code >= 500)
+            remedy, may_pass = REMEDIES.get(response.status_code, OTHER_REMEDY)
+            reason = getattr(error, "server_message", None) or response.reason_phrase
+            what = f"the Hub answered {response.status_code} ({' '.join(str(reason).split())[:300]})"
+            return TransferError(what, remedy, may_pass, unreachable=response.status_code >= 500)
         if isinstance(error, httpx2.TransportError):
             what = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
-            return Trouble(what, "check the connection, the proxy, and HF_ENDPOINT", passes=True, unreachable=True)
+            return TransferError(what, "check the connection, the proxy, and HF_ENDPOINT", True, unreachable=True)
     error = chain[0]
     if any(isinstance(error, json.JSONDecodeError) for error in chain):
         remedy = "a proxy or a login page may have answered in its place: open it in a browser"
-        return Trouble(f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True)
+        return TransferError(
+            f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True
+        )
     if isinstance(error, FileNotFoundError):
-        return Trouble(f"{error.filename}: {error.strerror}", "run again with --overwrite to rebuild it", passes=False)
+        return TransferError(f"{error.filename}: {error.strerror}", "run again with --overwrite to rebuild it")
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if "xet" in what.lower() or "xet" in type(error).__module__.lower():
-        return Trouble(what, "set HF_HUB_DISABLE_XET=1 to upload without Xet", passes=False)
-    return Trouble(f"the Hub's answer was not understood ({what})", "look for a newer huggingface_hub", passes=True)
+        return TransferError(what, "set HF_HUB_DISABLE_XET=1 to upload without Xet")
+    return TransferError(f"the Hub's answer was not understood ({what})", "look for a newer huggingface_hub", True)
 
 
-# What is done to a repository
+# Repositories
 
 
 def check(job: Job) -> dict:
-    """Find out whether a job could be done later: token, its role, the name, and what lies there now.
+    """Check that a job could be done later: the token, its role, the name, and what the repository holds now.
 
-    A repository that is not there is made, private and empty, so that nobody else takes the name meanwhile.
+    A missing repository is created, private and empty, so that nobody else takes the name.
     """
     if get_token() is None:
-        raise RefusalError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
+        raise TransferError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     who = api.whoami()
     refuse_role(who, job.repo_id)
@@ -326,29 +315,29 @@ def check(job: Job) -> dict:
 
 
 def refuse_role(who: dict, repo_id: str) -> None:
-    """Refuse a token that is seen not to write to the repository's owner; where that cannot be seen, the Hub will."""
+    """Refuse a token that is known not to write to the repository's owner; the Hub refuses the others."""
     owner, token = repo_id.split("/")[0], who.get("auth", {}).get("accessToken", {})
     settings = "https://huggingface.co/settings/tokens"
     if token.get("role") == "read":
-        raise RefusalError(f"the token of {who['name']} can only read", f"make one that can write at {settings}")
+        raise TransferError(f"the token of {who['name']} can only read", f"make one that can write at {settings}")
     if owner not in {who["name"], *(org.get("name") for org in who.get("orgs", []))}:
-        raise RefusalError(f"{who['name']} is not a member of {owner}", f"name a repository {who['name']}/...")
+        raise TransferError(f"{who['name']} is not a member of {owner}", f"name a repository {who['name']}/...")
     scoped = token.get("fineGrained", {}).get("scoped")
     if token.get("role") == "fineGrained" and scoped is not None:
         owned = [scope for scope in scoped if str(scope.get("entity", {}).get("name", "")).split("/")[0] == owner]
         if not any("repo.write" in scope.get("permissions", []) for scope in owned):
             what = f"the fine-grained token may not write to repositories of {owner}"
-            raise RefusalError(what, f"allow it at {settings}")
+            raise TransferError(what, f"allow it at {settings}")
 
 
 def publish(job: Job) -> dict:
-    """Do a job, from wherever an earlier try left it.
+    """Do a job, from the state in which an earlier try left it.
 
-    Returns: repo_id, repo_type, url, commit, tag (of main), private, manifest_sha256, and is_new: whether this try, or
-        an earlier one that could not record it, committed something.
+    Returns: repo_id, repo_type, url, commit, tag (of main), private, manifest_sha256, and is_new: whether this try
+        committed something, or an earlier one that could not record it.
     """
     if get_token() is None:
-        raise RefusalError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
+        raise TransferError("there is no Hub token", "run `hf auth login`, or set HF_TOKEN")
     folder, api, record = Path(job.folder), HfApi(), read_record(job)
     wanted = describe_folder(folder)
     url, is_private, head = open_repository(api, job)
@@ -357,7 +346,7 @@ def publish(job: Job) -> dict:
         refuse_foreign(job, head, tree, record)
         size_bytes = sum(file["bytes"] for file in wanted.values())
         sys.stderr.write(f"publish: {len(wanted)} files, {size_bytes / 1e6:.1f} MB, go to {url}\n")
-        # Before the commit: whoever is killed after it knows it for this run's own.
+        # Recorded before the commit, so that a run killed after it knows the commit as its own.
         known = [state for state in record.get("known", []) if state != wanted]
         record = write_record(job, record | {"known": [*known, wanted][-KNOWN_STATES:]})
         operations = [CommitOperationAdd(name, folder / name) for name in sorted(wanted)]
@@ -389,7 +378,7 @@ def publish(job: Job) -> dict:
 
 
 def read_record(job: Job) -> dict:
-    """Return what this run knows of a job's repository; nothing where the record is of another one."""
+    """Return the record of a job's repository; empty if the record is of another one."""
     path = Path(job.record)
     record = json.loads(path.read_text(encoding="utf-8")).get(job.key, {}) if path.exists() else {}
     return record if record.get("repo_id") == job.repo_id else {}
@@ -403,15 +392,15 @@ def write_record(job: Job, record: dict) -> dict:
 
 
 def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:
-    """Make the repository and the branch where they are not there.
+    """Create the repository and the branch if they are missing.
 
-    Returns: its address, whether it is private, and the commit that the branch is at.
-    Raises: RefusalError: it is public and should not be.
+    Returns: its address, whether it is private, and the head commit of the branch.
+    Raises: TransferError: it is public and should not be.
     """
     url = str(api.create_repo(job.repo_id, repo_type=job.repo_type, private=True, exist_ok=True))
     info = api.repo_info(job.repo_id, repo_type=job.repo_type)
     if job.private and not info.private:
-        raise RefusalError(f"{url} is public, but hub.private is true", "set hub.private=false, or make it private")
+        raise TransferError(f"{url} is public, but hub.private is true", "set hub.private=false, or make it private")
     if job.revision == "main":
         return url, info.private, info.sha
     branches = api.list_repo_refs(job.repo_id, repo_type=job.repo_type).branches
@@ -421,26 +410,23 @@ def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:
 
 
 def refuse_foreign(job: Job, head: str, tree: dict[str, RepoFile], record: dict) -> None:
-    """Refuse to touch what someone else put there.
-
-    A new branch starts with main's files.
-    """
+    """Refuse to change what someone else committed to main. (A new branch starts with main's files.)"""
     if job.replace or job.revision != "main" or not tree.keys() - {"README.md"}:
         return
     if any(not find_differences(state, tree) for state in record.get("known", [])):
         return
     since = f" since commit {record['commit'][:12]}" if "commit" in record else ""
     files = ", ".join(sorted(tree)[:5]) + (", ..." if len(tree) > 5 else "")
-    raise RefusalError(
+    raise TransferError(
         f"it holds what this run did not publish, someone else's commit {head[:12]}{since} ({files})",
         "look at it there, and run again with --overwrite to replace it",
     )
 
 
 def describe_folder(folder: Path) -> dict[str, dict]:
-    """Return size, sha256 and git's sha1 of a folder's files, by name: the Hub lists the one or the other.
+    """Return size, sha256 and git's sha1 of a folder's files, by name: the Hub lists one of the two hashes.
 
-    Raises: RefusalError: it is not what its manifest says.
+    Raises: FileNotFoundError: the folder differs from its manifest.
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
@@ -470,7 +456,7 @@ def list_files(api: HfApi, job: Job, revision: str) -> dict[str, RepoFile]:
 
 
 def find_differences(wanted: dict[str, dict], tree: dict[str, RepoFile]) -> list[str]:
-    """Return the names of files that are missing, too many, or of another content, by what the Hub lists."""
+    """Return the names of files that are missing, left over, or differ, by the Hub's list."""
     return sorted(
         name
         for name in wanted.keys() | tree.keys()
@@ -479,24 +465,24 @@ def find_differences(wanted: dict[str, dict], tree: dict[str, RepoFile]) -> list
 
 
 def is_same_file(file: dict, entry: RepoFile) -> bool:
-    """Compare size and content with what the Hub lists: the sha256 of an LFS file, git's sha1 of any other."""
+    """Compare size and hash with the Hub's list: the sha256 of an LFS file, git's sha1 of any other."""
     if entry.lfs is not None:
         return (entry.size, entry.lfs.sha256) == (file["bytes"], file["sha256"])
     return (entry.size, entry.blob_id) == (file["bytes"], file["sha1"])
 
 
 def read_back(job: Job, commit: str, wanted: dict[str, dict]) -> None:
-    """Download small files as a reader would, and compare. Raises: ValueError: one is not what was uploaded."""
+    """Download small files as a reader would, and compare. Raises: ValueError: one differs from what was uploaded."""
     with tempfile.TemporaryDirectory() as cache:
         for name in READ_BACK:
             if name in wanted:
                 place = {"repo_type": job.repo_type, "revision": commit, "cache_dir": cache}
                 if file_sha256(Path(hf_hub_download(job.repo_id, name, **place))) != wanted[name]["sha256"]:
-                    raise ValueError(f"{name} reads back as something else than was uploaded")
+                    raise ValueError(f"{name} reads back differently from what was uploaded")
 
 
 def tag_commit(api: HfApi, job: Job, commit: str) -> str:
-    """Return the version that a commit is tagged with, v1, v2 and so on, after giving it one where it has none."""
+    """Return a commit's version tag, v1, v2 and so on; tag it first if it has none."""
     refs = api.list_repo_refs(job.repo_id, repo_type=job.repo_type).tags
     versions = {int(ref.name[1:]): ref.target_commit for ref in refs if re.fullmatch(r"v\d+", ref.name)}
     for number, target in versions.items():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: README.md of a release, rendered from model_card.md and the files of the release themselves.
+"""Render the model card, README.md of a release, from model_card.md and the files of the release.
 
 In:   a release folder with the model's config.json and the records of the run; hub.* and the sources of the recipe.
-Out:  README.md in it. Every number in it stands in one of those files; push_to_hub.py calls this.
+Out:  README.md in it. Every number in it is in one of those files.
 """
 
 import json
@@ -10,18 +10,22 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from atomic_files import file_sha256, read_json_lines
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import Redactor
+from publishing.base_model import Base, public_name
 from publishing.notice import SHOWN_PACKAGES
 from recipe_config import Recipe
 from sources.units import is_hub_dataset
 
 
 RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
-MOST_TASKS = 10  # of a group that are listed one by one
-# The groups of items that results.json tells apart, and what they are for the model.
+MOST_TASKS = 10  # a larger group is listed by its average only
+PROMPT = "In general, the"
+# Groups of benchmark items in results.json, as the card names them.
 OVERLAP_GROUPS = {
     "clean": "clean",
     "overlapping": "overlapping with the text",
@@ -30,20 +34,26 @@ OVERLAP_GROUPS = {
 }
 
 
-def write_card(recipe: Recipe, folder: Path) -> None:
-    """Render model_card.md from the files of a release into its README.md."""
+def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
+    """Render model_card.md from the files of a release into its README.md.
+
+    Args:
+        recipe: of the run, with the paths as published.
+        folder: the release.
+        base: the model that training continued from; None where it started from scratch.
+    """
     paths = {name: folder / f"{name}.json" for name in RECORDS}
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
-    for source in recipe.data.sources:  # as the recipe says now: a licence may be corrected after training
+    for source in recipe.data.sources:  # from the recipe, since a licence may be corrected after training
         files["data_stats"]["sources"][source.name] |= {"license": source.license, "url": source.url}
     validation = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line]
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
-    bos_token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["bos_token"]
+    tokenizer = describe_tokenizer(recipe, folder, files["config"], files["tokenizer_report"])
     personal_data, strictest = recipe.data.personal_data, strictest_licence(recipe)
     card = render_card(
         Path(__file__).with_suffix(".md"),
-        describe_for_hub(recipe, title, files["results"]),
+        describe_for_hub(recipe, title, files["results"], base),
         title=title,
         recipe=recipe,
         figures=sorted(path.stem for path in folder.glob("figures/*.png")),
@@ -55,12 +65,11 @@ def write_card(recipe: Recipe, folder: Path) -> None:
         overlap_groups=OVERLAP_GROUPS,
         folded=(folded := fold_tasks(files["results"])),
         checked=sum_checked(files["decontamination"], folded),
-        base=base_model(recipe),
+        base=base,
+        tokenizer=tokenizer,
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
         citation_key=re.sub(r"[^\w.-]", "-", title),
-        completion=json.dumps(
-            {"model": recipe.hub.repo_id or ".", "prompt": f"{bos_token}In general, the", "max_tokens": 40}
-        ),
+        completion=json.dumps({"model": recipe.hub.repo_id or ".", "prompt": tokenizer["prompt"], "max_tokens": 40}),
         weights={path.name: file_sha256(path) for path in weights},
         there={path.relative_to(folder).as_posix() for path in folder.rglob("*")},
         has_dates=any(source.get("dated_documents") for source in files["data_stats"]["sources"].values()),
@@ -74,7 +83,7 @@ def write_card(recipe: Recipe, folder: Path) -> None:
 
 
 def fold_tasks(results: dict | None) -> dict[str, str]:
-    """Return the tasks that only the average of their group stands for, and that group: a large one's."""
+    """Return {task: group} for the tasks of large groups, which the card lists by their average only."""
     tasks = results["tasks"] if results else {}
     sizes = Counter(group for task in tasks.values() for group in task.get("groups", []))
     largest = {name: max(task.get("groups", []), key=sizes.get, default=None) for name, task in tasks.items()}
@@ -82,7 +91,7 @@ def fold_tasks(results: dict | None) -> dict[str, str]:
 
 
 def sum_checked(decontamination: dict | None, folded: dict[str, str]) -> dict[str, dict[str, int]]:
-    """Return what decontamination.json counts of each benchmark, those that are folded together."""
+    """Return the counts of decontamination.json by benchmark, with the tasks of a folded group added up."""
     rows: dict[str, Counter] = {}
     for name, task in (decontamination["tasks"] if decontamination else {}).items():
         row = rows.setdefault(folded.get(name, name), Counter())
@@ -93,14 +102,39 @@ def sum_checked(decontamination: dict | None, folded: dict[str, str]) -> dict[st
 
 
 def version_of(environment: dict, package: str) -> str | None:
-    """Return an installed package's version as the index has it: without `+cpu` and the like."""
+    """Return an installed package's version without a local part such as `+cpu`."""
     return (environment["packages"].get(package) or "").partition("+")[0] or None
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """Return the model that training went on from, of a folder only its name; None where it began from scratch."""
-    base = recipe.model.from_pretrained
-    return Path(base).name if base and Path(base).exists() else base
+def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict) -> dict:
+    """Return facts about a release's tokenizer.
+
+    Returns: {"algorithm": BPE or Unigram, "taken": name of the model it is from or None, "new_tokens": how many were
+        added to that one, "names": {name in tokenizer_report.json: name in the card}, "start": the token that every
+        document starts with in training, "adds": None, "start" or "other": what encoding puts before a text,
+        "prompt": a prompt as in training, "has_chat_template": bool}
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    start = tokenizer.convert_ids_to_tokens(config["bos_token_id"])
+    first = next((number for number in tokenizer("a").input_ids if number in tokenizer.all_special_ids), None)
+    adds = None if first is None else "start" if first == config["bos_token_id"] else "other"
+    taken = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained
+    taken = taken and public_name(taken)
+    names = {name: name for name in report["bytes_per_token"]}
+    if taken:
+        names |= {"domain tokenizer": f"tokenizer of {taken}"}
+    if taken and recipe.tokenizer.extend_by:
+        names |= {"domain tokenizer": "extended tokenizer", "general tokenizer": f"tokenizer of {taken}"}
+    return {
+        "algorithm": json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"],
+        "taken": taken,
+        "new_tokens": recipe.tokenizer.extend_by if taken else None,
+        "names": names,
+        "start": start,
+        "adds": adds,
+        "prompt": PROMPT if adds == "start" else f"{start}{PROMPT}",
+        "has_chat_template": tokenizer.chat_template is not None,
+    }
 
 
 def count_events(chronicle: Path) -> dict[str, int]:
@@ -108,8 +142,8 @@ def count_events(chronicle: Path) -> dict[str, int]:
     return dict(Counter(entry["event"] for entry in read_json_lines(chronicle)))
 
 
-def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:
-    """Return the card's front matter: what the Hub shows, filters and compares by."""
+def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Base | None) -> dict:
+    """Return the card's front matter, by which the Hub shows, filters and compares models."""
     data = {
         "license": recipe.hub.license,
         "language": recipe.hub.language,
@@ -117,8 +151,8 @@ def describe_for_hub(recipe: Recipe, title: str, results: dict | None) -> dict:
         "pipeline_tag": "text-generation",
         "tags": ["pretraining", *dict.fromkeys(source.label for source in recipe.data.sources), "llama"],
     }
-    if (base := base_model(recipe)) and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        data["base_model"] = base
+    if base and base.is_on_hub:
+        data["base_model"] = base.name
     if hub_datasets := [source.path for source in recipe.data.sources if is_hub_dataset(source)]:
         data["datasets"] = hub_datasets
     measured = []

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NOTICE.md of a release: under which terms its parts are, and whom the text is owed to."""
+"""Write NOTICE.md of a release: the terms of its parts and the sources of the text."""
 
 import json
 from pathlib import Path
 
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, licence_kind
+from publishing.base_model import Base
 from recipe_config import Recipe
 
 
-# What decides the numbers of a run; environment.json lists everything.
+# Packages that decide the numbers of a run; environment.json lists all.
 SHOWN_PACKAGES = (
     "torch",
     "transformers",
@@ -21,14 +22,15 @@ SHOWN_PACKAGES = (
 )
 
 
-def write_notice(recipe: Recipe, folder: Path) -> None:
-    """Render NOTICE.md from the recipe's sources and what was installed."""
+def write_notice(recipe: Recipe, folder: Path, base: Base | None) -> None:
+    """Render NOTICE.md from the recipe's sources, the base model and the installed packages."""
     environment = folder / "environment.json"
     packages = json.loads(environment.read_text(encoding="utf-8"))["packages"] if environment.exists() else {}
     notice = render_card(
         Path(__file__).with_suffix(".md"),
         None,
         recipe=recipe,
+        base=base,
         has_licence=(folder / "LICENSE").exists(),
         kinds={source.name: licence_kind(source.license) for source in recipe.data.sources},
         meanings={kind: meaning for kind, (meaning, _) in LICENCE_KINDS.items()},

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked for before anything leaves this machine: secrets, names, what files hold, whether the model works.
+"""Check a release before it leaves this machine: secrets, names, the content of files, whether the model works.
 
-Every check reads the folder that would be uploaded, not what it was made from.
+Every check reads the folder that would be uploaded, not the run that it was made from.
 """
 
 import getpass
@@ -34,17 +34,17 @@ SECRETS = {
 # Environment variables whose value is always a secret.
 SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY")
 MIN_SECRET_CHARACTERS = 12
-# Names that say nothing of whose machine it is, and stand in many files.
+# Names that do not identify anyone and occur in many files.
 COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost", "work", "home"}
-# How a file begins that may have this suffix; a pickle or an archive under another name is refused.
+# The first bytes of a file with this suffix; a pickle or an archive under another name is refused.
 BEGINNINGS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
-TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ""}
+TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ".jinja", ""}
 
 
 def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
-    """Return what must stand nowhere, by kind: forms of credentials, this machine's own, and whose machine it is.
+    """Return patterns that no released file may match, by kind: credentials, and names of the user and the machine.
 
-    Args: public_names: names that may appear although they are the user's, such as the owner of the repository.
+    Args: public_names: names of the user that may appear, such as the owner of the repository.
     """
     patterns = {kind: re.compile(pattern) for kind, pattern in SECRETS.items()}
     values = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
@@ -53,14 +53,14 @@ def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
         if len(value) >= MIN_SECRET_CHARACTERS and not os.path.exists(value):
             patterns[f"the value of {name}"] = re.compile(re.escape(value.encode()))
     if home := home_folder():
-        # A name of one part, such as /root, may well stand alone in a tokenizer's vocabulary.
+        # A path of one part, such as /root, may occur alone in a tokenizer's vocabulary.
         follows = rb"(?![\w-])" if home.count("/") > 1 else rb"/"
         patterns["the path of your home folder"] = re.compile(rb"(?<!\w)" + re.escape(home.encode()) + follows)
     for kind, name in {"your user name": user_name(), "this machine's name": socket.gethostname()}.items():
         if len(name) < 4 or name.lower() in COMMON_NAMES | public_names:
             continue
         escaped = re.escape(name.encode())
-        if name.isalpha():  # a word, which a vocabulary may hold: only as part of a path or an address
+        if name.isalpha():  # a vocabulary may contain the word, so only as part of a path or an address
             patterns[kind] = re.compile(rb"[/\\@]" + escaped + rb"(?=[/\\:.\s\"'])|(?<![\w.-])" + escaped + rb"@\w")
         else:
             patterns[kind] = re.compile(rb"(?<![\w.-])" + escaped + rb"(?![\w-])")
@@ -68,7 +68,7 @@ def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
 
 
 def home_folder() -> str | None:
-    """Return the home folder, or None where it is the root, whose path gives nothing away."""
+    """Return the home folder; None if it is the root, which identifies nobody."""
     home = str(Path.home())
     return None if home == "/" else home
 
@@ -81,7 +81,7 @@ def user_name() -> str:
 
 
 def refuse_secrets(folder: Path, public_names: set[str]) -> None:
-    """Search every byte of a folder. Raises: RecipeError: naming files and kinds, never what was found."""
+    """Search every byte of a folder. Raises: RecipeError: it names files and kinds, never the secret itself."""
     patterns, problems = secret_patterns(public_names), []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -89,13 +89,13 @@ def refuse_secrets(folder: Path, public_names: set[str]) -> None:
                 if found := pattern.search(content):
                     name = path.relative_to(folder)
                     problems.append(f"{name}, byte {found.start()}: looks like {kind}; take it out of the run's files")
-                del found  # it holds on to the mapping
+                del found  # it keeps the mapping open
     if problems:
         raise RecipeError(*problems)
 
 
 def refuse_secrets_in_text(texts: list[str], ids: list[str], where: str, public_names: set[str]) -> None:
-    """Search documents, which lie compressed in their files. Raises: RecipeError: naming the documents."""
+    """Search the text of documents, since their files are compressed. Raises: RecipeError: it names the documents."""
     patterns = secret_patterns(public_names)
     problems = [
         f"{where}, document {document}: looks like {kind}; add it to data.skip.documents, or do not publish the text"
@@ -108,9 +108,9 @@ def refuse_secrets_in_text(texts: list[str], ids: list[str], where: str, public_
 
 
 def refuse_odd_files(folder: Path) -> None:
-    """Refuse links, hidden files, and files that are not what their names say, such as a pickle.
+    """Refuse links, hidden files, and files whose content does not match their name, such as a pickle.
 
-    Raises: RecipeError: with all of them.
+    Raises: RecipeError: it lists all of them.
     """
     problems = []
     for path in sorted(folder.rglob("*")):
@@ -126,7 +126,7 @@ def refuse_odd_files(folder: Path) -> None:
 
 
 def find_other_content(path: Path) -> str | None:
-    """Return why a file's content does not match its name; None where it does."""
+    """Return why a file's content does not match its name; None if it does."""
     if path.suffix in TEXT:
         try:
             text = path.read_text(encoding="utf-8")
@@ -163,9 +163,9 @@ def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(folder: Path) -> None:
-    """Compare names and shapes of the weights with what the config describes, without loading either.
+    """Compare names and shapes of the weights with the config's, without loading weights.
 
-    Raises: RecipeError: a tensor is missing, too many or of another shape, tied or not; or the config names code.
+    Raises: RecipeError: a tensor is missing, unexpected or of another shape, or a config names code to run.
     """
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in json.loads((folder / name).read_text(encoding="utf-8")):
@@ -175,7 +175,7 @@ def check_tensors(folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)  # the same as the embedding, and saved once
+        expected.pop("lm_head.weight", None)  # the embedding, which is saved once
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         found |= read_tensor_shapes(path)
@@ -194,9 +194,9 @@ def check_tensors(folder: Path) -> None:
 
 @torch.no_grad()
 def check_model(release: Path, original: Path) -> None:
-    """Load model and tokenizer from the release and compare: all tensors, the parameter count, logits, a few tokens.
+    """Load model and tokenizer from the release; compare tensors, parameter count and logits; generate a few tokens.
 
-    Raises: RecipeError: saying what differs.
+    Raises: RecipeError: it says what differs.
     """
     check_tensors(release)
     logits = []
@@ -212,13 +212,15 @@ def check_model(release: Path, original: Path) -> None:
         logits.append(model.eval()(inputs["input_ids"]).logits)
         count = sum(parameter.numel() for parameter in model.parameters())
         output = model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False, pad_token_id=0)
-        del model  # there may not be room for two
+        del model  # two may not fit in memory
     expected = json.loads((release / "training.json").read_text(encoding="utf-8"))["parameters"]["total"]
     if count != expected:
         raise RecipeError(
-            f"{original} has {count:,} parameters, not the {expected:,} of training.json; pretrain again"
+            f"{original} has {count:,} parameters, not the {expected:,} of training.json; run pretrain again"
         )
     if not torch.equal(*logits):
-        raise RecipeError(f"{original}: the copy's logits differ, or are not numbers; evaluate the model before")
+        raise RecipeError(
+            f"{original}: the copy's logits differ, or are not numbers; look at the loss in metrics.jsonl"
+        )
     if output.shape[1] <= inputs["input_ids"].shape[1]:
-        raise RecipeError(f"{original} generates nothing")
+        raise RecipeError(f"{original} generates no token; look at the loss in metrics.jsonl")

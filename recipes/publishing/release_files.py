@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release folder: which files of a run are published, under which names; rebuilt from the run each time.
+"""Build the release folder from a run: the files that are published, and their names.
 
-A file is released because it is named here, never because it is in a folder, and only as the stage that wrote it left
-it. Text loses the paths of this machine on the way.
+A file is released only if it is named here and is unchanged since its stage wrote it. Local paths in text files are
+shortened.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,9 +17,11 @@ from safetensors import safe_open
 
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
+from publishing.base_model import find_base
+from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
-from publishing.release_checks import check_model, home_folder, refuse_odd_files, refuse_secrets
+from publishing.release_checks import check_model, refuse_odd_files, refuse_secrets
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
 from run_folder import new_output, require
@@ -34,7 +35,7 @@ RECORDS = {
     "training.json": "training.json",
     "metrics.jsonl": "metrics.jsonl",
 }
-WHERE_THERE = {  # files that only some runs have
+OPTIONAL_RECORDS = {  # files that only some runs have
     "documents/decontamination.json": "decontamination.json",
     "tokenizer/README.md": "tokenizer_card.md",
     "environment.json": "environment.json",
@@ -45,34 +46,34 @@ WHERE_THERE = {  # files that only some runs have
 }
 RESULTS = {"evaluate": {"eval/results.json": "results.json"}, "report": {"report.html": "report.html"}}
 MODEL_FILE = re.compile(
-    r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json"
+    r"(generation_)?config\.json|tokenizer(_config)?\.json|special_tokens_map\.json|chat_template\.jinja"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 WEIGHT_FILE = re.compile(r"model.*\.safetensors(\.index\.json)?")
 FIGURE_FILE = re.compile(r"[a-z0-9_]+\.png")
-LISTS = ("manifest.json", RECORD)  # of files, which cannot list themselves
+LISTS = ("manifest.json", RECORD)  # lists of files, which cannot list themselves
 
 
 def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
-    """Choose the files of a release, {name in it: path}, and say which results are left out and why.
+    """Return the files of a release, {name in it: path}, and notes on results that are left out.
 
-    Raises: RecipeError: a stage is missing or out of date, or a file is not as its stage left it.
+    Raises: RecipeError: a stage is missing or out of date, or a file changed since its stage wrote it.
     """
     run = Path(recipe.run.output_dir)
     recorded = {}
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain"):
         recorded |= recorded_files(require(recipe, stage))
     names, notes = dict(RECORDS), []
-    names |= {relative: name for relative, name in WHERE_THERE.items() if (run / relative).exists()}
+    names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)
         if read_record(folder) is None:
             if folder.exists():
-                notes.append(f"{folder} is left out: nothing says what it was made from; run recipes/run_recipe.py")
+                notes.append(f"{folder} is left out: it has no record of its inputs; run recipes/run_recipe.py")
             continue
         recorded |= recorded_files(require(recipe, stage))
         names |= files
-    # Every file in these two folders must be of a kind that belongs there.
+    # Every file in these two folders must be of a kind that is allowed there.
     names |= {f"model/{path.name}": path.name for path in (run / "model").iterdir() if path.name != RECORD}
     if "report.html" in names:
         names |= {f"figures/{p.name}": f"figures/{p.name}" for p in (run / "figures").iterdir() if p.name != RECORD}
@@ -92,7 +93,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     files = {name: run / relative for relative, name in names.items()}
     for key, name, path in (
         ("data.extract_text", "data.py", recipe.data.extract_text),
-        ("hub.license_file", "LICENSE", recipe.hub.license_file or licence_at_hand(recipe)),
+        ("hub.license_file", "LICENSE", recipe.hub.license_file or own_licence(recipe)),
     ):
         if path is not None and not Path(path).is_file():
             problems.append(f"{key}={path}: no such file")
@@ -103,21 +104,21 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     return files, notes
 
 
-def licence_at_hand(recipe: Recipe) -> str | None:
-    """Return the text of the licence where this repository has it, which is under the Apache License itself."""
+def own_licence(recipe: Recipe) -> str | None:
+    """Return this repository's LICENSE if the recipe names the same licence, apache-2.0."""
     path = ROOT / "LICENSE"
     return str(path) if recipe.hub.license == "apache-2.0" and path.exists() else None
 
 
 def recorded_files(folder: Path) -> dict[Path, str]:
-    """Return the sha256 that a stage recorded of each of its files."""
+    """Return the sha256 of each file as its stage recorded it."""
     return {folder / name: file["sha256"] for name, file in read_record(folder)["files"].items()}
 
 
 def build_release(recipe: Recipe) -> list[str]:
-    """Make the release folder: copy, render the card, look for what must not get out, load the model from it.
+    """Make the release folder: copy the files, render the cards, search for secrets, load the model from it.
 
-    Returns: what is not in it, and why.
+    Returns: notes on what was left out, and why.
     """
     files, notes = collect(recipe)
     with new_output(recipe, "publish") as folder:
@@ -125,29 +126,30 @@ def build_release(recipe: Recipe) -> list[str]:
         refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
         copy_files(recipe, files, folder)
         write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
-        shown = Recipe.model_validate(without_home(recipe.model_dump()))
+        shown, base = shorten_paths(recipe), find_base(recipe)
         write_recipe(shown, folder / "recipe.yaml")
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
-        # Without text of the sources: whether it may be shown is for who publishes the documents to say.
+        # Without text of the sources; hub.dataset_text publishes that.
         (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
-        write_notice(shown, folder)
+        write_notice(shown, folder, base)
         write_eval_results(folder)
         if recipe.hub.tensorboard:
             write_tensorboard_log(folder)
-        write_card(shown, folder)
+        write_card(shown, folder, base)
         seal(recipe, folder)
         check_model(folder, output_folder(recipe, "pretrain"))
     return notes
 
 
 def seal(recipe: Recipe, folder: Path) -> None:
-    """Search a folder for what must not be published, and list its files."""
+    """Search a folder for what must not be published, then list its files in manifest.json."""
     refuse_odd_files(folder)
     refuse_secrets(folder, public_names(recipe))
     write_json(folder / "manifest.json", {"format": 1, "files": describe_files(folder)})
 
 
 def public_names(recipe: Recipe) -> set[str]:
+    """Return the owners of the recipe's repositories, in lower case."""
     hub = recipe.hub
     return {name.split("/")[0].lower() for name in (hub.repo_id, hub.tokenizer_repo_id, hub.dataset_repo_id) if name}
 
@@ -158,7 +160,7 @@ def empty(folder: Path) -> None:
 
 
 def refuse_full_disk(folder: Path, num_bytes: int) -> None:
-    """Raises: RecipeError: the copy would not fit."""
+    """Refuse a disk that the copy would fill. Raises: RecipeError."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < 1.05 * num_bytes:
         raise RecipeError(
@@ -174,14 +176,15 @@ def copy_files(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
         if path.parent.name in ("model", "figures") or name in ("data.py", "LICENSE"):
             shutil.copyfile(path, folder / name)
             continue
-        text = relative_paths(path.read_text(encoding="utf-8"))
+        copy_without_paths(path, folder / name, recipe)
         if name == "report.html":
-            text = relink(text, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
-        (folder / name).write_text(text, encoding="utf-8")
+            page = (folder / name).read_text(encoding="utf-8")
+            page = relink(page, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
+            (folder / name).write_text(page, encoding="utf-8")
 
 
 def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:
-    """Copy the weights as they are, or cut into files of at most max_shard_size where one is larger."""
+    """Copy the weights, sharded into files of at most max_shard_size if one is larger."""
     files = sorted(path for path in model.iterdir() if WEIGHT_FILE.fullmatch(path.name))
     if max(path.stat().st_size for path in files) <= parse_size_to_int(max_shard_size):
         for path in (path for path in files if path.parent != folder):
@@ -198,16 +201,16 @@ def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:
 
 
 def write_recipe(shown: Recipe, path: Path) -> None:
-    """Write the recipe as someone else runs it: with the data.py beside it, and nothing published."""
+    """Write the recipe as someone else would run it: with the data.py beside it, and without publishing."""
     hub = Hub(license=shown.hub.license, language=shown.hub.language)
     data = shown.data.model_copy(update={"extract_text": None})
     path.write_text(shown.model_copy(update={"hub": hub, "data": data}).dump_yaml(), encoding="utf-8")
 
 
 def write_eval_results(folder: Path) -> None:
-    """Write .eval_results/<task>.yaml, the Hub's own form of a score, for the tasks that are Hub datasets.
+    """Write .eval_results/<task>.yaml, the Hub's format for a score, for tasks that are Hub datasets.
 
-    Tasks of local files have no page on the Hub that they could be compared on. See
+    The Hub compares scores on the dataset's page, which tasks of local files lack. The format:
     https://huggingface.co/docs/hub/eval-results.
     """
     results = read_if_there(folder / "results.json")
@@ -235,7 +238,7 @@ def read_if_there(path: Path) -> dict | None:
 
 
 def relink(page: str, names: dict[Path, str], run: Path) -> str:
-    """Let the links of a run's report lead to the files of the release; those to other files become text."""
+    """Point the links of a run's report to the files of the release; links to other files become text."""
 
     def renamed(found: re.Match) -> str:
         name = names.get(run / found[1])
@@ -245,39 +248,10 @@ def relink(page: str, names: dict[Path, str], run: Path) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
-    """Return bytes and sha256 of every file of a release but its lists of files, by name."""
+    """Return bytes and sha256 of every file of a release, by name, without its lists of files."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
         if name not in LISTS
     }
-
-
-def relative_paths(text: str) -> str:
-    """Make paths below the home folder or the current one relative to the current one, as a recipe's paths are."""
-    roots = [re.escape(root) for root in (home_folder(), os.getcwd()) if root not in (None, "/")]
-    if not roots:
-        return text
-    path = rf"(?<![\w.])(?:{'|'.join(roots)})(?![\w-])[^\s\"'<>:,;]*"
-    return re.sub(path, lambda found: os.path.relpath(found[0]), text)
-
-
-def without_home(value: object, key: str = "") -> object:
-    """Return a recipe's values with relative paths.
-
-    Raises: RecipeError: a path that shows the home folder even then.
-    """
-    if isinstance(value, dict):
-        return {name: without_home(part, f"{key}.{name}".strip(".")) for name, part in value.items()}
-    if isinstance(value, list):
-        return [without_home(part, f"{key}.{index}") for index, part in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-    shown = relative_paths(value)
-    if shown != value and home_folder() and home_folder().strip("/") in shown:
-        raise RecipeError(
-            f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command in "
-            "a folder below it, or move what it names and set the new path"
-        )
-    return shown

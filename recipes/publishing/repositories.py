@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repositories a recipe publishes to, and the check before training that it may."""
+"""List the repositories that a recipe publishes to, and check before training that it may publish to them."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ CHECK_LIMITS = Limits(request_seconds=20.0, first_wait_seconds=0.5, tries=3, tot
 
 
 def list_jobs(recipe: Recipe, replace: bool = False) -> list[Job]:
-    """Return what a recipe publishes, the model first; revisions are jobs of their own, see revision_queue.py."""
+    """Return the jobs of a recipe, the model first. Revisions are separate jobs, in revision_sending.py."""
     hub, run = recipe.hub, Path(recipe.run.output_dir)
     if hub.repo_id is None:
         return []
@@ -35,17 +35,17 @@ def list_jobs(recipe: Recipe, replace: bool = False) -> list[Job]:
 
 
 def check_repositories(recipe: Recipe) -> str:
-    """Ask the Hub whether all that a recipe publishes may be published, and say in a line that it may.
+    """Check that the Hub accepts everything that a recipe publishes, and return a line that says so.
 
-    A Hub that cannot be reached is no reason not to train: a node of a cluster may have no network.
+    An unreachable Hub does not stop training, since a cluster's node may have no network; the line says that instead.
 
-    Raises: RecipeError: the token is missing, wrong or may not write; a repository is not this run's to write to; or
-        there is no room for the release.
+    Raises: RecipeError: the token is missing, wrong or may not write; a repository holds someone else's files; or the
+        disk has no room for the release.
     """
     refuse_full_disk(recipe)
     result = run_transfer("check", list_jobs(recipe), CHECK_LIMITS)
     if result.get("unreachable"):
-        return f"publish: note: {result['failed']}; what is made can be uploaded later, from where there is a network"
+        return f"publish: note: {result['failed']}; the release can be uploaded later, from a machine with a network"
     if "failed" in result:
         raise RecipeError(result["failed"])
     ready = ", ".join(done["repo_id"] for done in result["done"])
@@ -53,7 +53,7 @@ def check_repositories(recipe: Recipe) -> str:
 
 
 def refuse_full_disk(recipe: Recipe) -> None:
-    """Raises: RecipeError: there is no room for the release beside the model that is not there yet."""
+    """Refuse a disk without room for the model and its release. Raises: RecipeError."""
     if recipe.model.from_pretrained or (output_folder(recipe, "pretrain") / "config.json").exists():
         return  # the size of a continued model is not known here
     needed_bytes = 2 * BYTES_PER_PARAMETER * count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of unfinished training, kept for publication as revisions such as step-0001000 without training waiting.
+"""Queue weights of unfinished training for publication as revisions such as step-0001000; training does not wait.
 
-pretrain.py calls `queue_revision` after a save: it links the checkpoint's weights into <run.output_dir>/revisions/ and
-starts, where none is running, a process that sends what waits there (revision_sending.py). Neither waits for the Hub
-nor raises. While the Hub is down, revisions wait; the next save and the end of the run try again:
+pretrain.py calls `queue_revision` after a save. It links the checkpoint's weights into <run.output_dir>/revisions/
+and, if none is running, starts a process that sends the queue (revision_sending.py). It neither waits for the Hub nor
+raises. While the Hub is down, revisions wait; the next save and the end of the run try again:
 
     python recipes/push_to_hub.py --config runs/mine/recipe.yaml --only revisions
 """
@@ -27,22 +27,22 @@ from stages import output_folder
 
 
 MAX_WAITING = 8  # revisions; each keeps a checkpoint's weights on the disk
-FREE_COPIES = 3  # of the weights, that must fit on the disk for one more to be kept
+FREE_COPIES = 3  # of the weights must fit on the disk before one more is queued
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-HELD_LOCK = "REVISIONS_LOCK_IS_HELD"  # the variable that tells the sender so
-# What the launcher tells a process of the training; the sender is none, and takes no device.
+HELD_LOCK = "REVISIONS_LOCK_IS_HELD"  # environment variable for the sender
+# Set by the launcher for the processes of the training. The sender is not one of them and uses no device.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 
 
 def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | None:
-    """Put a checkpoint's weights among those that wait to be published, where the recipe asks for it.
+    """Queue a checkpoint's weights for publication, if the recipe publishes revisions and the step is one of them.
 
     Args:
         recipe: of the run.
-        checkpoint: its folder, which may be deleted after this.
-        config: of the model, with `save_pretrained`.
+        checkpoint: its folder, which may be deleted afterwards.
+        config: the model's, with `save_pretrained`.
 
-    Returns: None, or why it was not done, for a note; it raises nothing.
+    Returns: None, or a note on why it failed; it never raises.
     """
     hub, run = recipe.hub, Path(recipe.run.output_dir)
     try:
@@ -71,17 +71,17 @@ def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | No
             revision=name,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
-        if (partial.parent / name).exists():  # of before a resume that went back
+        if (partial.parent / name).exists():  # from before a resume at an earlier step
             discard(partial.parent / name)
         partial.rename(partial.parent / name)
         start_sending(run)
-    except Exception as error:  # training must not end because of it
+    except Exception as error:  # it must not end training
         return f"{checkpoint.name} is not published: {type(error).__name__}: {error}"
     return None
 
 
 def take_weights(checkpoint: Path, target: Path) -> None:
-    """Link a checkpoint's weights, or put them together where each process has written its part."""
+    """Link a checkpoint's weights; join the parts if each process wrote its own."""
     whole = checkpoint / "model.safetensors"
     if not whole.exists():
         return save_file(load_tensors(checkpoint, "model"), target, metadata={"format": "pt"})
@@ -98,7 +98,7 @@ def list_waiting(run: Path) -> list[Path]:
 def start_sending(run: Path) -> None:
     """Start a process that publishes the waiting revisions, unless one runs; it outlives this one and uses no device.
 
-    It is handed the lock, so that no second one starts while it does.
+    It inherits the lock, so that no second one starts meanwhile.
     """
     with (run / "revisions" / ".lock").open("a") as file:
         try:
@@ -109,7 +109,7 @@ def start_sending(run: Path) -> None:
 
 
 def launch(run: Path, lock_descriptor: int) -> None:
-    """Start push_to_hub.py beside the training, with the lock in an open file that it keeps to its end."""
+    """Start push_to_hub.py beside the training; it inherits the open lock file and holds the lock until it ends."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)} | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
@@ -132,8 +132,8 @@ def launch(run: Path, lock_descriptor: int) -> None:
 
 @contextmanager
 def lock(run: Path, wait: bool) -> Iterator[bool]:
-    """Hold the right to send a run's revisions, and say whether it was free; it ends with the process."""
-    if HELD_LOCK in os.environ:  # in a file that is open in this process since it was started
+    """Hold the lock on sending a run's revisions, and yield whether it was free; it ends with the process."""
+    if HELD_LOCK in os.environ:  # inherited from the process that started this one
         yield True
         return
     with (run / "revisions" / ".lock").open("a") as file:

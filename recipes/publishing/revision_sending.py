@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send the revisions that wait in <run.output_dir>/revisions/, one at a time, each checked as a release is."""
+"""Send the revisions that wait in <run.output_dir>/revisions/, one at a time, after the checks of a release."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,11 @@ TRIES = 2  # of a revision; the next save and the end of the run try again
 
 
 def send_revisions(recipe: Recipe, wait: bool) -> tuple[list[str], str | None]:
-    """Publish every revision that waits, the oldest first, until one fails.
+    """Publish every waiting revision, the oldest first, until one fails.
 
-    Args: wait: for another process that is sending; without, nothing is done beside it.
+    Args: wait: until another sending process ends; otherwise leave the queue to it.
 
-    Returns: the names of those that were published, and what went wrong with the one that was not.
+    Returns: the names of the published revisions, and the error of the one that failed.
     """
     run, sent = Path(recipe.run.output_dir), []
     if not (run / "revisions").exists() or recipe.hub.repo_id is None:
@@ -54,10 +54,10 @@ def send_revisions(recipe: Recipe, wait: bool) -> tuple[list[str], str | None]:
 
 
 def prepare(recipe: Recipe, folder: Path) -> None:
-    """Cut the weights where they are too large, and look for what must not get out, as for a release."""
+    """Shard weights that are too large, and search for what must not be published, as for a release."""
     if not (folder / "manifest.json").exists():
         if (folder / "model.safetensors").exists():
-            for leftover in folder.glob("model-*"):  # of a try that was killed
+            for leftover in folder.glob("model-*"):  # from a killed try
                 leftover.unlink()
         write_weights(folder, folder, recipe.hub.max_shard_size)
         check_tensors(folder)

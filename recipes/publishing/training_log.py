@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.jsonl as a TensorBoard log, which the Hub draws on a model's page.
+"""Write metrics.jsonl as a TensorBoard log, which the Hub draws on a model's page.
 
-It is written from the metrics and not copied from training, because TensorBoard's own writer puts the machine's name
-into the name of the file.
+The log of training is not copied, because TensorBoard's own writer puts the machine's name into the file name.
 """
 
 from pathlib import Path
@@ -14,7 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from atomic_files import read_json_lines
 
 
-LOG_FILE = "runs/events.out.tfevents.0.training"  # the Hub shows files of this beginning
+LOG_FILE = "runs/events.out.tfevents.0.training"  # the Hub shows files whose names begin so
 
 
 def write_tensorboard_log(folder: Path) -> None:

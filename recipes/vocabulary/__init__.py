@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From documents to a vocabulary: what train_tokenizer.py is made of, one step a file."""
+"""From documents to a tokenizer: the steps of train_tokenizer.py, one a file."""

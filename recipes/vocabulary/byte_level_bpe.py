@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte-level BPE: merge the most frequent pair of neighbours, again and again.
+"""Byte-level BPE: merge the most frequent pair of neighbouring tokens, again and again.
 
-`tokenizers` does it. Its result depends on how often each piece occurs and on nothing else: pairs of equal count are
-taken in the order of their numbers. So neither the order of the texts nor the number of threads changes it.
+`tokenizers` trains it. The result depends only on how often each piece occurs: pairs of equal count are merged in the
+order of their ids. So neither the order of the texts nor the number of threads changes it.
 """
 
 import json
@@ -34,15 +34,15 @@ def train_bpe(
     """Train a tokenizer of exactly vocab_size tokens; the order of the texts does not matter.
 
     Args:
-        texts: of documents, or parts of them; a special token written in one is text. About 20 bytes of memory for
-            each byte of the pieces that differ.
+        texts: documents or parts of them; a special token that a text spells is text. Takes about 20 bytes of memory
+            for each byte of the different pieces.
         style: pre-tokenization, a key of pretokenization.PATTERNS.
-        vocab_size: special tokens, the 256 bytes, what is learnt and reserved tokens together.
+        vocab_size: special tokens, the 256 bytes, learnt and reserved tokens together.
         min_frequency: occurrences that a pair needs to be merged.
-        max_token_bytes: length of the longest entry.
+        max_token_bytes: length of the longest token.
         special_tokens: the first tokens, in this order.
         num_reserved: reserved tokens at the end of the vocabulary.
-        pad: add reserved tokens where the texts yield fewer tokens.
+        pad: add reserved tokens if the texts yield fewer tokens.
 
     Raises: RecipeError: the texts yield fewer tokens and `pad` is not set; a special token could be text;
         vocab_size has no room for the bytes.
@@ -61,7 +61,7 @@ def train_bpe(
     tokenizer.train_from_iterator(texts, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
     vocabulary = learnt["vocab"]
-    reason = f"those of pairs that occur {min_frequency} times"
+    reason = f"from pairs that occur {min_frequency} times"
     num_reserved += check_size(len(vocabulary) + num_reserved, vocab_size, reason, pad)
     reserved = reserved_tokens(num_reserved)
     vocabulary |= {token: len(vocabulary) + index for index, token in enumerate(reserved)}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that no text encodes to, and the tokenizer made of a trained model.
+"""Special and reserved tokens, which no text encodes to, and the tokenizer built from a trained model.
 
-Entries are numbered in this order: the special tokens, `<|endoftext|>` the first of them, what was learnt, and last
-the reserved tokens `<|reserved_0|>`, `<|reserved_1|>` and so on, which wait for a later use such as the roles of a
-chat. All stand in the vocabulary of the model itself, so that their ids stay when tokens are added after them.
+Ids run in this order: the special tokens, of which `<|endoftext|>` is the first; the learnt tokens; and the reserved
+tokens `<|reserved_0|>`, `<|reserved_1|>` and so on, for later use such as the roles of a chat. All are in the model's
+own vocabulary, so their ids stay when tokens are added after them.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ def reserved_tokens(num_reserved: int) -> list[str]:
 
 
 def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab_size: int, style: str) -> None:
-    """Refuse special tokens that stand twice, have the name of a reserved one or could be learnt, and a lack of room.
+    """Refuse special tokens that repeat, are named like a reserved one or could be learnt, and a vocabulary too small.
 
-    No token crosses a split between pieces, so a special token that is itself split is never learnt from text.
+    No token crosses a split of the pre-tokenization, so a special token that is split is never learnt from text.
     """
-    cut, problems = splitter(style), []
+    pre_tokenizer, problems = splitter(style), []
     fixed = len(special_tokens) + BYTES + num_reserved
     if vocab_size < fixed:
         problems.append(
@@ -39,7 +39,7 @@ def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab
             problems.append(f"special token {token!r} is listed twice; list it once")
         elif token.startswith("<|reserved_"):
             problems.append(f"special token {token!r} has the name of a reserved token; choose another")
-        elif len(cut.pre_tokenize_str(token)) < 2:
+        elif len(pre_tokenizer.pre_tokenize_str(token)) < 2:
             problems.append(f"special token {token!r} could be a word of a document; write it as <|name|>")
     if problems:
         raise RecipeError(*problems)
@@ -48,13 +48,13 @@ def check_special_tokens(special_tokens: Sequence[str], num_reserved: int, vocab
 def check_size(reached: int, vocab_size: int, reason: str, pad: bool) -> int:
     """Return how many reserved tokens pad a vocabulary of size `reached` to vocab_size.
 
-    Raises: RecipeError: there are fewer, and `pad` is not set.
+    Raises: RecipeError: it is smaller than vocab_size, and `pad` is not set.
     """
     missing = vocab_size - reached
     if missing and not pad:
         raise RecipeError(
             f"tokenizer.vocab_size={vocab_size}: the text yields only {reached:,} tokens, {reason}; "
-            "set it to that or less, add text, or fill the rest with reserved tokens by tokenizer.pad_vocabulary=true"
+            "set it to that or less, add text, or add reserved tokens by tokenizer.pad_vocabulary=true"
         )
     return missing
 

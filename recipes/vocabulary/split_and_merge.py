@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-level Unigram over any amount of text: train on chunks of each source in parallel, then merge.
 
-BloombergGPT's way (https://huggingface.co/papers/2303.17564, section 2.3). A Unigram model is a distribution over
-pieces, so models are merged by averaging the probabilities of each piece, weighted by the bytes of text each model was
-trained on; in a model that lacks a piece its probability is 0. The chunks of a source are merged first, then the
-sources. Of the result the most probable pieces are kept and renormalised; the 256 bytes always are.
+This is BloombergGPT's method (https://huggingface.co/papers/2303.17564, section 2.3). A Unigram model is a
+distribution over pieces. Models are merged by averaging the probability of each piece, weighted by the bytes each
+model was trained on; a model that lacks a piece gives it probability 0. The chunks of a source are merged first, then
+the sources. The 256 bytes and the most probable pieces are kept and renormalised.
 
 Memory grows with the size of a chunk and the number of workers, not with the text. One chunk is plain Unigram.
 """
@@ -34,23 +34,23 @@ from vocabulary.training_sample import read_chunk
 from vocabulary.unigram_trainer import count_words, learn_pieces
 
 
-# Pieces that a merge holds at most, about 150 bytes of memory each; past twice as many the least probable are dropped.
+# A merge that holds twice as many pieces drops the least probable down to this. A piece takes about 150 bytes.
 MAX_MERGED = 1_000_000
-# What the score of a special or reserved token is: a text never has one, and a later piece may not look worse.
+# Score of the special and reserved tokens, which no text yields: below that of any learnt piece.
 UNREACHABLE_SCORE = -1000.0
 
 Model = Mapping[bytes, float]
 
 
 def train_chunk(file: Path, style: str, size: int, max_bytes: int) -> tuple[dict[bytes, float], int]:
-    """Return the pieces of one chunk with their probabilities, and how many bytes of text it has."""
+    """Return the pieces of one chunk with their probabilities, and the chunk's bytes of text."""
     counts = count_words(read_chunk(file), style)
     num_bytes = sum(len(word) * count for word, count in counts.items())
     return learn_pieces(counts, size, max_bytes), num_bytes
 
 
 def most_probable(model: Model, size: int) -> dict[bytes, float]:
-    """Return the 256 bytes and the most probable other pieces, `size` in all, by falling probability."""
+    """Return the 256 bytes and the most probable other pieces, `size` in all, by descending probability."""
     ranked = sorted(model.items(), key=lambda item: (-item[1], item[0]))
     room = size - BYTES
     kept = {}
@@ -65,7 +65,7 @@ def most_probable(model: Model, size: int) -> dict[bytes, float]:
 def merge(trained: Iterable[tuple[Model, int]]) -> tuple[dict[bytes, float], int]:
     """Average models, weighted by the bytes each was trained on; return the average and the sum of the bytes.
 
-    The models are taken one by one, so that they need not be in memory together.
+    One model at a time is in memory.
     """
     merged: dict[bytes, float] = {}
     total = 0
@@ -80,7 +80,7 @@ def merge(trained: Iterable[tuple[Model, int]]) -> tuple[dict[bytes, float], int
 
 @contextmanager
 def ordered_map(workers: int) -> Iterator[Callable]:
-    """Give a `map` that runs in so many processes and yields in order; with one it runs in this one."""
+    """Yield a `map` that runs in `workers` processes and keeps the order; one worker is this process."""
     if workers == 1:
         yield map
         return
@@ -104,11 +104,11 @@ def train_unigram(
     Args:
         chunks: by source, files of training_sample.write_chunks.
         style: pre-tokenization, a key of pretokenization.PATTERNS.
-        vocab_size: special tokens, the 256 bytes, what is learnt and reserved tokens together.
-        max_token_bytes: length of the longest entry.
+        vocab_size: special tokens, the 256 bytes, learnt and reserved tokens together.
+        max_token_bytes: length of the longest token.
         special_tokens: the first tokens, in this order.
         num_reserved: reserved tokens at the end of the vocabulary.
-        pad: add reserved tokens where the texts yield fewer tokens.
+        pad: add reserved tokens if the texts yield fewer tokens.
         workers: processes that train at a time.
 
     Raises: RecipeError: there is no text; it yields fewer tokens and `pad` is not set; vocab_size has no room for
@@ -128,12 +128,12 @@ def train_unigram(
     pieces = most_probable(merged, size)
     total = math.fsum(pieces.values())
     reached = len(special_tokens) + len(pieces) + num_reserved
-    reserved = reserved_tokens(num_reserved + check_size(reached, vocab_size, "those of strings that recur", pad))
+    reserved = reserved_tokens(num_reserved + check_size(reached, vocab_size, "from strings that recur", pad))
     learnt = [(as_characters(piece), math.log(probability / total)) for piece, probability in pieces.items()]
-    entries = [
+    scored = [
         *((token, UNREACHABLE_SCORE) for token in special_tokens),
         *learnt,
         *((token, UNREACHABLE_SCORE) for token in reserved),
     ]
-    model = models.Unigram(entries, None, False)
+    model = models.Unigram(scored, None, False)
     return byte_level_tokenizer(model, style, [*special_tokens, *reserved])

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load any tokenizer as a `tokenizers.Tokenizer`, so that all are measured the same way.
+"""Load a tokenizer of any kind as a `tokenizers.Tokenizer`, so that all are measured in the same way.
 
     load_tokenizer("runs/legal/tokenizer")                      # a folder that AutoTokenizer loads
     load_tokenizer("mistralai/Mistral-7B-v0.1@<commit>")        # the Hub, at a commit or at the head
     load_tokenizer("tokenizer.json")                            # a file of `tokenizers`
     load_tokenizer("zip://mistral_common/data/tekken_240911.json::mistral_common-1.13.1-py3-none-any.whl")
 
-A file may be of three kinds: tokenizer.json; tekken.json, Mistral's list of tokens by rank; and a BPE model of
-SentencePiece. It is named by a path or by an fsspec URL, which also reaches into a wheel or zip.
+A file is a tokenizer.json, a tekken.json (Mistral's list of tokens by rank), or a SentencePiece BPE model. It is named
+by a path or an fsspec URL, which also reaches into a wheel or zip.
 """
 
 import base64
@@ -38,9 +38,9 @@ SPACE = "\u2581"
 def load_tokenizer(where: str) -> Tokenizer:
     """Load a tokenizer from a folder, a file, an fsspec URL, or the Hub as `org/name` or `org/name@commit`.
 
-    It cuts and pads nothing, and reads special tokens in text the way the tokenizer it was loaded from does.
+    It neither truncates nor pads, and reads special tokens in text as the loaded tokenizer does.
 
-    Raises: RecipeError: nothing is there, or it is of no known kind.
+    Raises: RecipeError: there is no file, or it is of no known kind.
     """
     path = Path(where)
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", where)
@@ -59,7 +59,7 @@ def load_tokenizer(where: str) -> Tokenizer:
             with fsspec.open(where, "rb") as file:
                 content = file.read()
         except (OSError, ValueError, KeyError) as error:
-            raise RecipeError(f"{where}: no tokenizer can be read there: {error!r}") from error
+            raise RecipeError(f"{where}: no tokenizer can be read: {error!r}") from error
         tokenizer = read_tokenizer(content, where)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -67,7 +67,7 @@ def load_tokenizer(where: str) -> Tokenizer:
 
 
 def load_others(places: Sequence[str]) -> dict[str, Tokenizer]:
-    """Load tokenizers by the name that a card shows: that of the file, folder or repository, not where it lies here.
+    """Load tokenizers by the name for the card: that of the file, folder or repository, without the path to it.
 
     Raises: RecipeError: one cannot be loaded, or two have the same name.
     """
@@ -79,7 +79,7 @@ def load_others(places: Sequence[str]) -> dict[str, Tokenizer]:
 
 
 def read_tokenizer(content: bytes, where: str) -> Tokenizer:
-    """Make a tokenizer from the content of a file of any known kind."""
+    """Return the tokenizer of a file's content, of any of the three kinds."""
     try:
         if not content.lstrip().startswith(b"{"):
             return from_sentencepiece(content)
@@ -94,7 +94,7 @@ def read_tokenizer(content: bytes, where: str) -> Tokenizer:
 
 
 def from_tekken(parsed: dict) -> Tokenizer:
-    """Convert a parsed tekken.json. Its special tokens have their ids, and no text yields them."""
+    """Convert a parsed tekken.json. Special tokens keep their ids, and no text yields them."""
     config = parsed["config"]
     num_special = config["default_num_special_tokens"]
     ranked = parsed["vocab"][: config["default_vocab_size"] - num_special]
@@ -104,16 +104,16 @@ def from_tekken(parsed: dict) -> Tokenizer:
     return from_ranks([base64.b64decode(entry["token_bytes"]) for entry in ranked], config["pattern"], special)
 
 
-def from_ranks(tokens: list[bytes], pattern: str, first_entries: list[str]) -> Tokenizer:
-    """Make a byte-level BPE of what tiktoken keeps.
+def from_ranks(tokens: list[bytes], pattern: str, first_tokens: list[str]) -> Tokenizer:
+    """Build a byte-level BPE from tiktoken's list of tokens.
 
-    tiktoken joins whichever neighbours make the token of the lowest rank, and takes a piece that is a token as it is.
-    Listing every split of every token into two tokens as a merge, in the order of ranks, is equivalent.
+    tiktoken joins the two neighbours that form the token of the lowest rank, and keeps a piece that is a token. It is
+    equivalent to list every split of every token into two tokens as a merge, in the order of ranks.
 
     Args:
-        tokens: in the order of their ranks, every single byte among them.
+        tokens: in the order of their ranks, with every single byte.
         pattern: regular expression of the pre-tokenization.
-        first_entries: tokens before the ranked ones, which no text yields.
+        first_tokens: tokens before the ranked ones, which no text yields.
     """
     letters = bytes_to_unicode()
     known = set(tokens)
@@ -121,7 +121,7 @@ def from_ranks(tokens: list[bytes], pattern: str, first_entries: list[str]) -> T
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    vocabulary = {entry: index for index, entry in enumerate([*first_entries, *map(spelled, tokens)])}
+    vocabulary = {token: index for index, token in enumerate([*first_tokens, *map(spelled, tokens)])}
     merges = [
         (spelled(token[:cut]), spelled(token[cut:]))
         for token in tokens
@@ -140,11 +140,11 @@ def from_ranks(tokens: list[bytes], pattern: str, first_entries: list[str]) -> T
 
 
 def from_sentencepiece(content: bytes) -> Tokenizer:
-    """Convert a BPE model of SentencePiece that leaves the text as it is but for the space put before it.
+    """Convert a SentencePiece BPE model that changes no text, but may put a space before it.
 
-    Its control pieces keep their ids, and no text yields them, as in SentencePiece.
+    Control pieces keep their ids, and no text yields them, as in SentencePiece.
 
-    Raises: ValueError: for a model of another kind.
+    Raises: ValueError: the model is of another kind.
     """
     fields = list(protobuf_fields(content))
     trainer, normalizer = (dict(protobuf_fields(dict(fields).get(number, b""))) for number in (TRAINER, NORMALIZER))

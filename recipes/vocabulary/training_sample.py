@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which text a tokenizer is trained on: a sample of each source that depends on the texts and the seed alone.
+"""Draw the text that a tokenizer is trained on: a sample of each source that depends only on the texts and the seed.
 
-The hash of a piece of text decides whether it is in the sample; repeats are all in it or none. So the sample does not
-depend on the number and order of the files, takes memory that does not grow with the corpus, and
-holds the smaller samples of its seed.
+The hash of a piece of text decides whether it is in the sample, so all repeats of a piece are in it or none. The
+sample does not depend on the number and order of the files, takes constant memory, and contains the smaller samples of
+its seed.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 
-# A longer document is taken in parts, so that one of many megabytes counts no more than its share.
+# Longer documents are sampled in parts, so that one of many megabytes is not drawn whole.
 PIECE_CHARACTERS = 1 << 16
 SLOTS = 1 << 16
 BUFFERED_BYTES = 1 << 24
@@ -28,15 +28,15 @@ def cut_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 def slot(piece: str, seed: int) -> int:
-    """Return which of SLOTS equal parts of all text a piece belongs to."""
+    """Return the slot of a piece, 0 to SLOTS - 1, by its hash."""
     return xxhash.xxh64_intdigest(piece.encode(), seed=seed) % SLOTS
 
 
 def draw_sample(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -> Iterator[str]:
-    """Yield pieces of a source's texts of at most max_bytes in all, in the order they are read in.
+    """Yield pieces of a source's texts, at most max_bytes in all, in the order of reading.
 
-    The texts are read twice. The sample falls short of max_bytes by one slot, a 65,536th of the source, at most, or by
-    one piece where the source is small; a source of no more than max_bytes is taken whole.
+    The texts are read twice. The sample falls short of max_bytes by at most one slot, a 65,536th of the source, or by
+    one piece if the source is small. A source of at most max_bytes is taken whole.
 
     Args:
         texts: opens the source; each call yields the same texts, in any order.
@@ -53,7 +53,7 @@ def draw_sample(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -
 
 
 def write_chunks(pieces: Iterable[str], num_chunks: int, folder: Path, seed: int) -> list[Path]:
-    """Write pieces to files of about equal size, one JSON string a line, and return those that hold any.
+    """Write pieces to files of about equal size, one JSON string a line; return the files that are not empty.
 
     A piece's hash decides its file, so the files hold the same pieces for any order of the texts.
     """

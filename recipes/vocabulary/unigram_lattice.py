@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All cuts of many words into pieces at once, in numpy: the inner loop of Unigram training.
+"""All segmentations of many words into pieces at once, in numpy: the inner loop of Unigram training.
 
-A lattice has a node before the first byte of a word and one after each byte, and an edge for every piece that stands
-between two nodes. Nodes are numbered step by step, not word by word: first that before the first byte of each word,
-then that after it, and so on, words in order of falling length. So what is done for one step is done for all words in
-one array operation, and edges of one length that end at one step are a run in which no node occurs twice.
+A lattice has a node before the first byte of a word and one after each byte, and an edge for every piece between two
+nodes. Nodes are numbered step by step, not word by word: first the node before the first byte of each word, then the
+node after it, and so on, with the words in order of descending length. One array operation then does one step for all
+words, and the edges of one length that end at one step form a run in which no node occurs twice.
 
-Unlike the trainer of `tokenizers`, whose order of summation and so whose result changes from run to run, the same
-words and pieces give the same numbers bit for bit, on one kind of processor.
+The same words and pieces give the same numbers bit for bit, on one kind of processor. The trainer of `tokenizers` does
+not: its order of summation changes from run to run.
 """
 
 from collections.abc import Iterator
@@ -20,22 +20,22 @@ EDGES_AT_ONCE = 1 << 20
 
 
 class Nodes:
-    """The nodes of words. Their order is that of the words: by falling length, then by their bytes.
+    """The nodes of words, in the order of the words: by descending length, then by their bytes.
 
-    Args: words: without empty ones, in that order.
+    Args: words: in that order, none empty.
     """
 
     def __init__(self, words: list[bytes]):
         lengths = np.array([len(word) for word in words], dtype=np.int32)
         self.lengths = lengths
         longest = int(lengths[0])
-        # How many words have at least 0, 1, ... longest bytes; so many nodes has a step.
+        # How many words have at least 0, 1, ... longest bytes: the number of nodes of each step.
         self.counts = np.searchsorted(-lengths, -np.arange(longest + 1), side="right")
         self.first = np.concatenate([[0], np.cumsum(self.counts)])
         self.total = int(self.first[-1])
         self.word = np.concatenate([np.arange(count, dtype=np.int32) for count in self.counts])
         self.final = self.first[lengths] + np.arange(len(words))
-        # The node after the next byte; of a final node there is none, and it stands for itself.
+        # The node after the next byte; a final node has none and points to itself.
         self.next = np.arange(self.total, dtype=np.int32)
         self.byte = np.full(self.total, -1, dtype=np.int32)
         text, offsets = np.frombuffer(b"".join(words), dtype=np.uint8), np.cumsum(lengths) - lengths
@@ -49,10 +49,11 @@ class Nodes:
 class Level:
     """The substrings of one length that occur often enough.
 
-    starts: [occurrences] nodes at which one begins, ascending.
-    names: [occurrences] which substring it is, 0 to len(counts) - 1.
-    counts: [substrings] weighted number of occurrences.
-    prefixes, suffixes: [substrings] names, one level below, of it without its last and its first byte.
+    Attributes:
+        starts: [occurrences] nodes at which one begins, ascending.
+        names: [occurrences] which substring it is, 0 to len(counts) - 1.
+        counts: [substrings] weighted number of occurrences.
+        prefixes, suffixes: [substrings] names, one level below, of the substring without its last and its first byte.
     """
 
     starts: np.ndarray
@@ -63,10 +64,9 @@ class Level:
 
 
 def substrings(nodes: Nodes, weights: np.ndarray, max_bytes: int, min_count: float) -> Iterator[Level]:
-    """Yield the substrings of the words by length, from 1 byte, for which all 256 exist, to max_bytes.
+    """Yield the substrings of the words by length, from the 256 of 1 byte up to max_bytes.
 
-    A string occurs no more often than its parts, so one is looked for only where both its prefix and its suffix are
-    frequent.
+    A string occurs no more often than its parts, so only strings with a frequent prefix and suffix are counted.
 
     Args:
         nodes: of the words.
@@ -108,8 +108,8 @@ class Lattice:
 
     def __init__(self, nodes: Nodes, starts: list[np.ndarray], pieces: list[np.ndarray]):
         self.nodes = nodes
-        # Runs of edges of one length that end at one step, in order of that step: where they begin in the arrays
-        # below, and how far the node they end at is from that they start at.
+        # Runs of edges of one length that end at one step, in order of that step: their bounds in the arrays below,
+        # and the distance from start node to end node.
         self.bounds, self.shifts, self.lengths = [0], [], []
         begins = [np.searchsorted(of_length, nodes.first) for of_length in starts]
         runs = []
@@ -149,7 +149,7 @@ class Lattice:
         self.lengths = [self.lengths[index] for index in filled]
 
     def best_scores(self, scores: np.ndarray) -> np.ndarray:
-        """Return for each node the score of the best way to it: the sum of scores, [pieces], along it."""
+        """Return for each node the score of the best path to it: the sum of scores, [pieces], along it."""
         best = np.full(self.nodes.total, -np.inf)
         best[: self.nodes.counts[0]] = 0
         for run, starts, ends in self:
@@ -157,9 +157,9 @@ class Lattice:
         return best
 
     def expected_counts(self, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return how often each piece is expected, over all cuts of the words in proportion to their probability.
+        """Return each piece's expected count over all segmentations of the words, weighted by their probability.
 
-        All sums are relative to the best way to a node: a product of probabilities would leave the range of floats.
+        All sums are relative to the best path to a node, since products of probabilities would underflow.
 
         Args:
             scores: [pieces] log-probabilities.
@@ -188,10 +188,10 @@ class Lattice:
             counts += np.bincount(self.pieces[some], weights=weights[some], minlength=num_pieces)
         return counts
 
-    def best_cuts(self, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def best_segmentations(self, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the best segmentation of each word from its end: the unfinished words, and the next piece of each.
 
-        Of cuts of the same score the one with the shorter last piece is taken.
+        Among equal scores, the segmentation with the shorter last piece is taken.
         """
         nodes = self.nodes
         best = np.full(nodes.total, -np.inf)
@@ -207,5 +207,5 @@ class Lattice:
             taken = edge[node]
             yield words, self.pieces[taken]
             node = self.starts[taken]
-            going_on = node >= nodes.counts[0]
-            words, node = words[going_on], node[going_on]
+            unfinished = node >= nodes.counts[0]
+            words, node = words[unfinished], node[unfinished]

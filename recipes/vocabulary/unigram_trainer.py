@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a Unigram model on counted words: which pieces of bytes there are, and how probable each is.
+"""Train a Unigram model on counted words: choose the pieces of bytes and fit their probabilities.
 
-The algorithm is that of SentencePiece (https://huggingface.co/papers/1804.10959): start from frequent substrings, fit
-their probabilities by expectation maximisation, drop those whose loss costs the text the least likelihood, and repeat
-until the size is reached. Two things differ. Seeds are weighted by how often the words that hold them occur, where
-SentencePiece counts each different word once. And the last round, too, drops by likelihood, not by probability.
+The algorithm is SentencePiece's (https://huggingface.co/papers/1804.10959): start from frequent substrings, fit their
+probabilities by expectation maximisation, drop the pieces whose loss lowers the likelihood least, and repeat until the
+size is reached. Two things differ. Seeds are weighted by how often the words that contain them occur; SentencePiece
+counts each different word once. And the last round, too, drops by likelihood, not by probability.
 """
 
 from collections import Counter
@@ -20,19 +20,19 @@ from vocabulary.unigram_lattice import Lattice, Level, Nodes, substrings
 
 SEEDS_PER_PIECE = 20
 EM_STEPS = 2
-# Of the pieces that are left, how many a round keeps.
+# Share of the remaining pieces that a round keeps.
 KEPT_FRACTION = 0.75
-# A piece that is expected less often is dropped; a byte is taken to occur as often as this.
+# A piece with a smaller expected count is dropped; a byte counts at least this.
 MIN_EXPECTED = 0.5
-# Seeds this many times rarer than a token of average size and use are dropped to save memory.
+# Seeds this many times rarer than an average token are dropped to save memory.
 RARER = 50
 
 
 def count_words(texts: Iterable[str], style: str) -> Counter[bytes]:
     """Return how often each piece of the pre-tokenization `style` occurs in the texts."""
-    cut, counts = splitter(style), Counter()
+    pre_tokenizer, counts = splitter(style), Counter()
     for text in texts:
-        counts.update(piece for piece, _ in cut.pre_tokenize_str(text))
+        counts.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
     return Counter({piece.encode(): count for piece, count in counts.items()})
 
 
@@ -42,9 +42,9 @@ def by_length(pieces: Iterable[bytes]) -> list[bytes]:
 
 
 def choose_seeds(levels: list[Level], max_seeds: int) -> list[np.ndarray]:
-    """Return, for each level of substrings, the names of those to start from, by the bytes of text they cover.
+    """Return, for each level of substrings, the names of the seeds: those that cover the most bytes of text.
 
-    A substring that occurs only as part of one and the same longer one is left out.
+    A substring that occurs only within one longer substring is left out.
     """
     covered = []
     for index, level in enumerate(levels):
@@ -66,7 +66,7 @@ def choose_seeds(levels: list[Level], max_seeds: int) -> list[np.ndarray]:
 def word_lattice(
     words: list[bytes], weights: np.ndarray, max_bytes: int, min_count: float, max_seeds: int
 ) -> tuple[list[bytes], np.ndarray, Lattice]:
-    """Return the seeds by falling length, how often each occurs, and the lattice they make of the words."""
+    """Return the seeds by descending length, how often each occurs, and their lattice over the words."""
     nodes = Nodes(words)
     levels = list(substrings(nodes, weights, max_bytes, min_count))
     found = []
@@ -95,7 +95,7 @@ def word_lattice(
 
 
 def piece_lattice(pieces: list[bytes]) -> Lattice:
-    """Return the lattice of all ways to put a piece together from others; a byte is put together from itself."""
+    """Return the lattice of all segmentations of each piece into other pieces; a byte's is the byte itself."""
     nodes = Nodes(pieces)
     starts, parts = [], []
     for length, level in enumerate(substrings(nodes, np.ones(len(pieces)), len(pieces[0]), 0), 1):
@@ -111,17 +111,17 @@ def piece_lattice(pieces: list[bytes]) -> Lattice:
 
 
 def losses(frequencies: np.ndarray, scores: np.ndarray, parts: Lattice) -> np.ndarray:
-    """Return, for each piece, by how much the text's log-likelihood falls if its best parts stand in for it.
+    """Return how much the text's log-likelihood falls if a piece is replaced by its best parts, for each piece.
 
     Args:
-        frequencies: [pieces] how often each is used; 0 for those that are gone.
+        frequencies: [pieces] how often each is used; 0 for dropped ones.
         scores: [pieces] log-probabilities.
         parts: of piece_lattice.
     """
     total = frequencies.sum()
     num_parts, parts_log = np.zeros(len(frequencies)), np.zeros(len(frequencies))
     used = frequencies > 0
-    for pieces, part in parts.best_cuts(scores):
+    for pieces, part in parts.best_segmentations(scores):
         pieces, part = pieces[used[pieces]], part[used[pieces]]
         num_parts[pieces] += 1
         parts_log[pieces] += np.log(frequencies[part] + frequencies[pieces])
@@ -133,13 +133,13 @@ def losses(frequencies: np.ndarray, scores: np.ndarray, parts: Lattice) -> np.nd
 
 
 def learn_pieces(word_counts: Mapping[bytes, int], size: int, max_bytes: int) -> dict[bytes, float]:
-    """Return the probabilities of at most `size` pieces, among them all 256 bytes; they add up to 1.
+    """Return the probabilities of at most `size` pieces, including all 256 bytes; they add up to 1.
 
     The same counts give the same result bit for bit, on one kind of processor.
 
     Args:
         word_counts: how often each word occurs. At the peak about 200 bytes of memory for each byte of the words.
-        size: pieces, more than 256; fewer are returned where the words do not hold as many.
+        size: number of pieces, above 256; fewer are returned if the words do not contain as many.
         max_bytes: length of the longest piece.
     """
     words = by_length(word_counts)
@@ -165,7 +165,7 @@ def learn_pieces(word_counts: Mapping[bytes, int], size: int, max_bytes: int) ->
         if left <= size:
             break
         used = np.zeros(len(pieces))
-        for chosen, taken in lattice.best_cuts(scores):
+        for chosen, taken in lattice.best_segmentations(scores):
             used += np.bincount(taken, weights=weights[chosen], minlength=len(pieces))
         parts.keep(alive)
         loss = np.where(is_byte, np.inf, losses(used, scores, parts))

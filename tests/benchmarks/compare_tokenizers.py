@@ -22,9 +22,11 @@ import fsspec
 from tokenizers import Tokenizer
 
 from vocabulary.byte_level_bpe import train_bpe
-from vocabulary.report_card import encoding_speed, first_bytes, num_bytes, read_terms, report_card, verdict
+from vocabulary.measures import encoding_speed, first_bytes, num_bytes, read_terms
+from vocabulary.report_card import report_card
 from vocabulary.tokenizer_files import from_ranks, load_tokenizer
 from vocabulary.training_sample import cut_pieces
+from vocabulary.verdict import verdict
 
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"

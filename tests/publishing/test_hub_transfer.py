@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reaches the Hub, and what does not, when the Hub, the network or the machine fails: rows by rows, over HTTP.
+"""Publishing over HTTP when the Hub, the network or the machine fails: what reaches the Hub, and what does not.
 
-Each case below is a sentence that must hold. It runs in a process of its own with the real client against the double
-of mini_hub.py, and tells its faults from those of other cases by its token, so that they wait beside each other.
+Each case below is a sentence that must hold. It runs in a process of its own, with the real client against
+mini_hub.py. Its token separates its faults from those of other cases, so that cases run at the same time.
 
     pytest tests/publishing/test_hub_transfer.py          and with --all a kill before and after every single request
 """
@@ -27,7 +27,7 @@ from publishing import hub_transfer
 from publishing.hub_transfer import Job, Limits, TransferError, run_transfer
 
 
-# Long enough for a busy machine: what shall run into a limit sets it.
+# Long enough for a busy machine; a case that tests a limit sets it.
 QUICK = Limits(request_seconds=20.0, wait_seconds=0.2, first_wait_seconds=0.02, tries=3, total_seconds=90.0)
 CASES: list[Callable] = []
 LONG_CASES: list[Callable] = []
@@ -50,7 +50,7 @@ def write_release(folder: Path, seed: str, files: int = 3) -> None:
 
 @dataclass
 class Case:
-    """One case: a folder of its own, a repository me/<name> of its own, and its view of the double."""
+    """One case: a folder of its own, a repository me/<name> of its own, and its view of the mock Hub."""
 
     name: str
     folder: Path
@@ -128,7 +128,7 @@ def a_release_is_one_commit_that_is_tagged_and_recorded(hub: Case) -> None:
 
 
 @case
-def publishing_it_again_asks_and_sends_nothing(hub: Case) -> None:
+def publishing_it_again_sends_nothing(hub: Case) -> None:
     hub.write()
     hub.publish()
     before, requests = hub.record(), len(hub.requests())
@@ -154,7 +154,7 @@ def a_new_release_replaces_the_old_one_whole_and_is_the_next_version(hub: Case) 
 
 
 @case
-def a_repository_becomes_public_only_when_everything_is_there(hub: Case) -> None:
+def a_repository_becomes_public_only_when_everything_is_uploaded(hub: Case) -> None:
     hub.write()
     hub.fault("PUT /api/models/.*/settings", status=500, times=QUICK.tries)
     hub.fails("the Hub answered 500", private=False)
@@ -195,7 +195,7 @@ def a_revision_is_a_branch_of_its_own_and_main_stays_as_it_is(hub: Case) -> None
 
 
 @case
-def without_a_token_nothing_is_asked(hub: Case) -> None:
+def without_a_token_nothing_is_requested(hub: Case) -> None:
     hub.write()
     del os.environ["HF_TOKEN"]
     hub.fails("there is no Hub token; run `hf auth login`, or set HF_TOKEN", step=hub_transfer.check)
@@ -204,21 +204,21 @@ def without_a_token_nothing_is_asked(hub: Case) -> None:
 
 
 @case
-def a_wrong_token_is_told_before_anything_is_made(hub: Case) -> None:
+def a_wrong_token_is_reported_before_anything_is_created(hub: Case) -> None:
     hub.fault("GET /api/whoami", status=401)
     hub.fails("the Hub answered 401 .*the token is wrong or has expired.*hf auth login", step=hub_transfer.check)
     assert hub.repository() is None
 
 
 @case
-def a_token_that_only_reads_is_told_before_anything_is_made(hub: Case) -> None:
+def a_token_that_only_reads_is_reported_before_anything_is_created(hub: Case) -> None:
     hub.fault("GET /api/whoami", status=200, answer={"name": "me", "auth": {"accessToken": {"role": "read"}}})
     hub.fails("the token of me can only read", step=hub_transfer.check)
     assert hub.repository() is None
 
 
 @case
-def a_fine_grained_token_of_other_repositories_is_told(hub: Case) -> None:
+def a_fine_grained_token_of_other_repositories_is_reported(hub: Case) -> None:
     scoped = [{"entity": {"name": "elsewhere"}, "permissions": ["repo.write"]}]
     token = {"role": "fineGrained", "fineGrained": {"scoped": scoped}}
     hub.fault("GET /api/whoami", status=200, answer={"name": "me", "auth": {"accessToken": token}})
@@ -229,7 +229,7 @@ def a_fine_grained_token_of_other_repositories_is_told(hub: Case) -> None:
 
 
 @case
-def a_name_of_someone_elses_is_told(hub: Case) -> None:
+def the_name_of_someone_else_is_reported(hub: Case) -> None:
     hub.fault("GET /api/whoami", status=200, answer={"name": "someone", "orgs": [{"name": "team"}]})
     hub.fails("someone is not a member of me", step=hub_transfer.check)
 
@@ -245,7 +245,7 @@ def the_check_before_training_takes_the_name_and_a_second_one_finds_it_taken(hub
 
 
 @case
-def a_name_that_no_repository_can_have_is_told(hub: Case) -> None:
+def a_name_that_no_repository_can_have_is_reported(hub: Case) -> None:
     hub.write()
     try:
         hub.publish(repo_id="me/bad--name")
@@ -277,7 +277,7 @@ def a_conflict_that_ends_is_waited_for(hub: Case) -> None:
 
 
 @case
-def a_repository_of_someone_else_is_left_alone_unless_told_otherwise(hub: Case) -> None:
+def a_repository_of_someone_else_is_left_alone_without_overwrite(hub: Case) -> None:
     hub.write()
     hub.publish(record=str(hub.folder / "of another run.json"))
     hub.write("other")
@@ -288,7 +288,7 @@ def a_repository_of_someone_else_is_left_alone_unless_told_otherwise(hub: Case) 
 
 
 @case
-def a_public_repository_is_not_written_to_where_a_private_one_was_asked_for(hub: Case) -> None:
+def a_public_repository_is_not_written_to_if_the_recipe_wants_a_private_one(hub: Case) -> None:
     hub.write()
     hub.publish(private=False)
     hub.write("next")
@@ -300,7 +300,7 @@ def a_public_repository_is_not_written_to_where_a_private_one_was_asked_for(hub:
 
 
 @case
-def a_pause_of_a_day_is_told_and_not_kept(hub: Case) -> None:
+def a_pause_of_a_day_is_reported_and_not_waited_for(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/preupload/", status=429, headers={"Retry-After": "86400"}, times=100)
     hub.fails("the Hub answered 429 and asks to wait 86,400 s")
@@ -308,7 +308,7 @@ def a_pause_of_a_day_is_told_and_not_kept(hub: Case) -> None:
 
 
 @case
-def a_pause_of_an_hour_in_the_newer_header_is_told_too(hub: Case) -> None:
+def a_pause_of_an_hour_in_the_newer_header_is_reported_too(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/preupload/", status=429, headers={"ratelimit": '"api";r=0;t=3600'}, times=100)
     hub.fails("the Hub answered 429 and asks to wait 3,600 s")
@@ -362,7 +362,7 @@ for place, match in {
 
 
 @case
-def a_hub_that_only_answers_garbage_is_told(hub: Case) -> None:
+def a_hub_that_only_answers_garbage_is_reported(hub: Case) -> None:
     hub.write()
     hub.fault("POST /api/validate-yaml", status=502, answer="<html>Bad Gateway</html>", times=100)
     hub.fails("answered something that is not JSON .3 times.; a proxy or a login page")
@@ -370,7 +370,7 @@ def a_hub_that_only_answers_garbage_is_told(hub: Case) -> None:
 
 
 @case
-def an_answer_of_another_shape_is_told(hub: Case) -> None:
+def an_answer_of_another_shape_is_reported(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/preupload/", status=200, answer={"files": None}, times=100)
     hub.fails("the Hub's answer was not understood")
@@ -378,7 +378,7 @@ def an_answer_of_another_shape_is_told(hub: Case) -> None:
 
 
 @case
-def a_card_that_the_hub_does_not_take_is_told_with_its_reason(hub: Case) -> None:
+def a_card_that_the_hub_does_not_take_is_reported_with_its_reason(hub: Case) -> None:
     hub.write()
     hub.fault("POST /api/validate-yaml", status=400, answer={"errors": [{"message": "license is odd"}]})
     hub.fails("the Hub answered 400 .*front matter of the card")
@@ -420,7 +420,7 @@ def a_file_whose_sending_hangs_once_is_sent_again(hub: Case) -> None:
 
 
 @case
-def what_takes_too_long_in_all_is_given_up(hub: Case) -> None:
+def a_transfer_that_takes_too_long_in_all_is_given_up(hub: Case) -> None:
     hub.write()
     hub.fault("PUT /_lfs/", status=500, times=1000)  # the client would wait for 23 s a file
     started = time.monotonic()
@@ -433,7 +433,7 @@ def what_takes_too_long_in_all_is_given_up(hub: Case) -> None:
 
 
 @case
-def a_403_half_way_leaves_nothing_and_says_what_to_do(hub: Case) -> None:
+def a_403_half_way_leaves_nothing_and_names_the_remedy(hub: Case) -> None:
     hub.write()
     hub.fault("PUT /_lfs/", status=403, skip=1, times=100)
     hub.fails("the Hub answered 403 .*may not write there, or the storage is used up")
@@ -441,7 +441,7 @@ def a_403_half_way_leaves_nothing_and_says_what_to_do(hub: Case) -> None:
 
 
 @case
-def a_full_account_is_told(hub: Case) -> None:
+def a_full_account_is_reported(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/objects/batch", status=402)
     hub.fails("the Hub answered 402 .*the account's storage or plan")
@@ -462,7 +462,7 @@ for status, remedy in {
         hub.fails(f"the Hub answered {status} .*{remedy}")
         hub.holds_nothing()
 
-    is_told.__name__ = f"a_{status}_is_told_with_what_to_do"
+    is_told.__name__ = f"a_{status}_is_reported_with_what_to_do"
     case(is_told)
 
 
@@ -518,7 +518,7 @@ def a_release_takes_fewer_requests_than_the_enumeration_kills_at(hub: Case) -> N
 
 
 @case
-def a_commit_that_comes_in_between_is_noticed_and_kept(hub: Case) -> None:
+def a_commit_made_meanwhile_is_noticed_and_kept(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/commit/", action="intrude", path="stray.txt")
     hub.fails("someone else's commit .*stray.txt")
@@ -549,7 +549,7 @@ def a_412_for_no_reason_is_tried_again(hub: Case) -> None:
 
 
 @case
-def a_download_that_is_cut_short_is_read_again(hub: Case) -> None:
+def a_truncated_download_is_read_again(hub: Case) -> None:
     hub.write()
     hub.fault("GET .*/resolve/.*/config.json", action="cut")
     hub.publish()
@@ -557,15 +557,15 @@ def a_download_that_is_cut_short_is_read_again(hub: Case) -> None:
 
 
 @case
-def content_that_reads_back_changed_is_told_and_not_recorded(hub: Case) -> None:
+def content_that_reads_back_changed_is_reported_and_not_recorded(hub: Case) -> None:
     hub.write()
     hub.fault("GET .*/resolve/.*/config.json", action="alter", times=100)
-    hub.fails("config.json reads back as something else")
+    hub.fails("config.json reads back differently from what was uploaded")
     assert "commit" not in hub.record() and "v1" not in hub.repository()["refs"]
 
 
 @case
-def files_that_are_not_listed_afterwards_are_told(hub: Case) -> None:
+def files_that_are_not_listed_afterwards_are_reported(hub: Case) -> None:
     hub.write()
     hub.fault("GET .*/tree/", status=200, answer=[], times=100)
     hub.fails("does not hold what was uploaded: README.md, config.json")
@@ -673,7 +673,7 @@ def hub(monkeypatch, tmp_path) -> Case:
         yield case
 
 
-def test_a_transfer_that_never_ends_is_ended_with_its_process(hub, monkeypatch):
+def test_a_transfer_that_hangs_is_killed_with_its_process(hub, monkeypatch):
     monkeypatch.setattr(hub_transfer, "GRACE_SECONDS", 0.5)
     hub.fault("GET .*/tree/", action="drip", seconds=0.2, times=100)  # no request ever times out
     started = time.monotonic()
@@ -682,7 +682,7 @@ def test_a_transfer_that_never_ends_is_ended_with_its_process(hub, monkeypatch):
     assert time.monotonic() - started < 20
 
 
-def test_a_hub_that_is_gone_or_speaks_no_xet_is_said_with_what_to_do_and_then_it_is_published(hub, monkeypatch):
+def test_a_hub_that_is_gone_or_has_no_xet_is_reported_with_a_remedy_and_later_published_to(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     failed = run_transfer("publish", [hub.job()], QUICK)["failed"]
     assert "HF_HUB_DISABLE_XET=1" in failed, failed
@@ -699,7 +699,7 @@ def test_a_hub_that_is_gone_or_speaks_no_xet_is_said_with_what_to_do_and_then_it
     assert "HF_HUB_OFFLINE is set" in run_transfer("publish", [hub.job()], QUICK)["failed"]
 
 
-def test_a_transfer_ends_with_the_process_that_asked_for_it(hub):
+def test_a_transfer_ends_with_the_process_that_started_it(hub):
     hub.fault("GET .*/tree/", action="hang", seconds=3, times=100)
     code = "import json, sys; from publishing.hub_transfer import Job, run_transfer; "
     code += "run_transfer('publish', [Job(**json.loads(sys.argv[1]))])"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release of a small run: what may go in, what is refused, what its card says, and what the Hub gets."""
+"""The release of a small run: its files, what is refused, its card, and what the Hub gets."""
 
 import importlib
 import json
@@ -22,6 +22,7 @@ import torch
 from datasets import load_dataset
 from datatrove.data import Document
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
@@ -42,22 +43,24 @@ import pretrain
 from atomic_files import file_sha256, write_json
 from card_text import escape_markdown
 from corpus.document_files import write_documents
-from publishing import release_checks, revision_queue
-from publishing.extra_releases import build_dataset_release, why_withheld
+from publishing import base_model, release_checks, revision_queue
+from publishing.base_model import find_base
+from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.model_card import sum_checked, write_card
+from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
-from recipe_config import Recipe, RecipeError
+from recipe_config import Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
 from run_folder import record_stage
 from stages import output_folder
 
 
-TOKEN = "hf_" + "aB3" * 11  # put together here, so that this file holds none
+TOKEN = "hf_" + "aB3" * 11  # built here, so that this file contains none
 HOSTILE = "CC <script>alert(1)</script> | --- | ![x](http://evil.example/y.png)\n---\n# heading `code` [a](b)"
 SOURCES = {"contracts": "legal", "stories": "general"}
 KINDS = ("xz_documents", "xz_stream", "xz_primed")
@@ -118,7 +121,7 @@ def write_run(run: Path) -> None:
         "num_processes": 1,
         "mixed_precision": "no",
         "compiled": False,
-        "notes": [f"passed over {run.absolute()}/checkpoints/step_00000010"],
+        "notes": [f"skipped {run.absolute()}/checkpoints/step_00000010"],
         "mixture": {
             name: {"asked_fraction": share, "delivered_fraction": share, "bytes_seen": 9000, "tokens_seen": 2560}
             | {"repetitions": 0.29}
@@ -239,7 +242,7 @@ def rewrite(path: Path, change) -> None:
     write_json(path, content)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("name", [".env", "training_args.bin", "model.pkl", "notes.txt", "modeling_custom.py"])
@@ -251,7 +254,7 @@ def test_a_model_folder_with_anything_else_in_it_is_refused(recipe, name):
 
 
 @pytest.mark.parametrize("name", ["model/config.json", "training.json", "figures/bits_per_byte.png", "eval"])
-def test_a_link_is_refused_even_where_it_leads_to_the_right_file(recipe, tmp_path, name):
+def test_a_link_is_refused_even_if_it_points_to_the_right_file(recipe, tmp_path, name):
     path = Path(recipe.run.output_dir) / name
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -318,7 +321,7 @@ def test_a_secret_in_a_binary_file_is_found(recipe):
         ("me", "box", "https://huggingface.co/me/tiny", None),
     ],
 )
-def test_whose_machine_it_was_is_not_published(tmp_path, monkeypatch, user, host, text, refused):
+def test_the_names_of_user_and_machine_are_not_published(tmp_path, monkeypatch, user, host, text, refused):
     monkeypatch.setattr(release_checks, "user_name", lambda: user)
     monkeypatch.setattr("socket.gethostname", lambda: host)
     (tmp_path / "training.json").write_text(json.dumps({"notes": [text]}))
@@ -351,7 +354,7 @@ def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(tmp_pa
         ("notes/.git/config", b"", "notes/.git is a hidden file"),
     ],
 )
-def test_a_file_that_is_hidden_or_not_what_its_name_says_is_refused(tmp_path, name, content, problem):
+def test_a_file_that_is_hidden_or_does_not_match_its_name_is_refused(tmp_path, name, content, problem):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RecipeError, match=re.escape(problem)):
@@ -438,7 +441,7 @@ def test_weights_that_are_not_numbers_are_refused(recipe):
         build_release(recipe)
 
 
-def test_a_parameter_count_that_is_not_the_models_is_refused(recipe):
+def test_a_parameter_count_other_than_the_models_is_refused(recipe):
     rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content["parameters"].update(total=7))
     with pytest.raises(RecipeError, match="parameters, not the 7 of training.json"):
         build_release(recipe)
@@ -452,7 +455,7 @@ def test_a_release_that_was_changed_after_the_checks_is_not_uploaded(recipe):
         build(recipe, ["model"])
 
 
-# What is made
+# The release
 
 
 def test_the_release_holds_the_allowed_files_and_their_hashes(release):
@@ -466,7 +469,7 @@ def test_the_release_holds_the_allowed_files_and_their_hashes(release):
     assert all(file["bytes"] == (release / name).stat().st_size for name, file in files.items())
 
 
-def test_the_reports_links_lead_to_the_files_of_the_release_or_nowhere(release):
+def test_the_reports_links_point_to_the_files_of_the_release_or_become_text(release):
     page = (release / "report.html").read_text()
     links = dict(re.findall(r'<a href="([^"]*)"><code>([^<]*)</code></a>', page))
     assert links == {
@@ -484,7 +487,7 @@ def test_the_release_has_the_data_card_without_text_of_the_sources(release, card
     assert "`data_card.md` says how that is derived" in card
 
 
-def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, workspace):
+def test_the_card_says_that_text_was_not_checked(recipe, workspace):
     (Path(recipe.run.output_dir) / "documents" / "decontamination.json").unlink()
     recipe.data.personal_data = None
     run = Path(recipe.run.output_dir)
@@ -501,7 +504,7 @@ def test_a_release_of_text_that_nothing_was_looked_for_in_says_so(recipe, worksp
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_weights_that_are_too_large_are_cut_into_files_and_load_as_before(recipe, tied):
+def test_weights_that_are_too_large_are_sharded_and_load_as_before(recipe, tied):
     run = Path(recipe.run.output_dir)
     write_model(run / "model", tie_word_embeddings=tied)
     count = 0 if not tied else 257 * 32
@@ -544,7 +547,7 @@ def test_a_large_group_of_tasks_is_in_the_card_by_its_mean_and_a_small_one_task_
     assert "mean of 12 tasks" in card and "the tasks one by one are in" in card
 
 
-def test_a_release_has_what_else_the_run_wrote_and_what_the_recipe_asks_for(recipe, tmp_path):
+def test_a_release_has_the_runs_optional_files_and_the_recipes_settings(recipe, tmp_path):
     run = Path(recipe.run.output_dir)
     (run / "chronicle.md").write_text("# What happened\n")
     (run / "chronicle.jsonl").write_text('{"event": "resumed", "step": 4}\n{"event": "saved", "step": 8}\n')
@@ -580,15 +583,54 @@ def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home" / "work")
     recipe = load(workspace, tmp_path / "home" / "work" / "run", license="mit")
-    note = f"passed over {tmp_path}/home/work/run/checkpoints/step_00000010"
+    note = f"skipped {tmp_path}/home/work/run/checkpoints/step_00000010"
     rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content.update(notes=[note]))
     release = made(recipe)
     assert load_recipe([release / "recipe.yaml"]).run.output_dir == "run"
     training = read(release / "training.json")
-    assert training["notes"] == ["passed over run/checkpoints/step_00000010"]
+    assert training["notes"] == ["skipped run/checkpoints/step_00000010"]
 
 
-def test_a_second_call_makes_nothing_and_a_changed_input_makes_it_anew(recipe):
+def test_no_file_of_a_release_names_a_local_folder(workspace, tmp_path):
+    matter = tmp_path / "matters" / "acme_v_smith"
+    shutil.copytree(workspace / "run", matter / "run")
+    shutil.copyfile(workspace / "contracts.txt", matter / "contracts.txt")
+    recipe = load(workspace, matter / "run", repo_id="me/a", tokenizer_repo_id="me/b", dataset_repo_id="me/c")
+    recipe.data.sources[0].path = str(matter / "contracts.txt")
+    recipe.tokenizer.compare_with = [f"zip://tekken.json::{matter}/other.whl"]
+    recipe.evaluation.prompts = ["/s/ Jane Roe, for the"]
+    paths = {
+        "contracts": str(matter / "contracts.txt"),
+        "stories": str(tmp_path / "matters" / "acme_v_smith_2" / "old"),
+    }
+    rewrite(
+        matter / "run" / "documents" / "stats.json",
+        lambda stats: [stats["sources"][name].update(path=path) for name, path in paths.items()],
+    )
+    notes = [f"skipped {matter}/run/checkpoints/step_00000010", f"read {matter}/contracts.txt:7"]
+    rewrite(matter / "run" / "training.json", lambda training: training.update(notes=notes))
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    folders = [*build(recipe, ["model", "tokenizer", "dataset"]).values()]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "stage.json"]
+    assert len(folders) == 3 and not [path for path in files if b"acme_v_smith" in path.read_bytes()]
+    shown = load_recipe([folders[0] / "recipe.yaml"])
+    assert (shown.run.output_dir, shown.data.sources[0].path) == ("run", "contracts.txt")
+    assert shown.tokenizer.compare_with == ["zip://tekken.json::other.whl"]
+    assert shown.evaluation.prompts == recipe.evaluation.prompts
+    for folder in (folders[0], folders[2]):
+        stats = read(folder / "data_stats.json")["sources"]
+        assert {name: entry["path"] for name, entry in stats.items()} == {
+            "contracts": "contracts.txt",
+            "stories": "old",
+        }
+    assert read(folders[0] / "training.json")["notes"] == [
+        "skipped run/checkpoints/step_00000010",
+        "read contracts.txt:7",
+    ]
+
+
+def test_a_second_call_does_nothing_and_a_changed_input_rebuilds_the_release(recipe):
     build(recipe, ["model"])
     release = output_folder(recipe, "publish")
     made = (release / "manifest.json").stat().st_ino
@@ -600,7 +642,7 @@ def test_a_second_call_makes_nothing_and_a_changed_input_makes_it_anew(recipe):
     assert metadata_load(release / "README.md")["license"] == "apache-2.0"
 
 
-def test_a_dry_run_shows_every_file_with_its_size_and_what_would_publish_it(workspace, recipe, capsys):
+def test_a_dry_run_lists_every_file_with_its_size_and_the_command_to_publish(workspace, recipe, capsys):
     config = str(workspace / "recipe.yaml")
     main(["--config", config, f"--run.output_dir={recipe.run.output_dir}", "--dry_run"])
     out = capsys.readouterr().out
@@ -626,7 +668,7 @@ def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
     assert "model-index" not in metadata_load(release / "README.md")
 
 
-# What the card says
+# The card
 
 
 def test_the_front_matter_reads_the_same_everywhere(release, card):
@@ -695,22 +737,172 @@ def test_text_from_data_cannot_break_out_of_the_card(card):
         assert len(widths) == 1, table
 
 
-def test_an_empty_field_is_an_error_and_not_a_hole(release, workspace, tmp_path):
+def test_an_empty_field_is_an_error(release, workspace, tmp_path):
     shutil.copytree(release, tmp_path / "release")
     rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device=" \n"))
     with pytest.raises(ValueError, match="empty field"):
-        write_card(load(workspace), tmp_path / "release")
+        write_card(load(workspace), tmp_path / "release", None)
+
+
+def card_of(release: Path, folder: Path, recipe: Recipe, **tokenizer: object) -> str:
+    """Return the card of a copy of a release, with other settings of the tokenizer."""
+    if not folder.exists():
+        shutil.copytree(release, folder)
+    rewrite(folder / "tokenizer_config.json", lambda content: content.update(tokenizer))
+    write_card(recipe, folder, find_base(recipe))
+    return (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])
-def test_a_model_that_was_gone_on_from_is_named(release, workspace, tmp_path, base, shown):
-    shutil.copytree(release, tmp_path / "release")
+def test_a_model_that_was_continued_is_named(release, workspace, tmp_path, base, shown):
     recipe = load(workspace)
     recipe.model.from_pretrained = base
-    write_card(recipe, tmp_path / "release")
+    card = card_of(release, tmp_path / "release", recipe)
     assert metadata_load(tmp_path / "release" / "README.md").get("base_model") == shown
-    said = f"trained on from {shown} on" if shown else "trained from scratch on"
-    assert said in (tmp_path / "release" / "README.md").read_text()
+    printed = f"continued from {shown} on" if shown else "trained from scratch on"
+    assert printed in card
+
+
+@pytest.fixture
+def continued(workspace, tmp_path) -> Recipe:
+    """A recipe that continues a local model whose card states a licence."""
+    (tmp_path / "secret" / "general-1b").mkdir(parents=True)
+    (tmp_path / "secret" / "general-1b" / "README.md").write_text("---\nlicense: llama3.2\n---\n# A model\n")
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(tmp_path / "secret" / "general-1b")
+    return recipe
+
+
+FROM_SCRATCH = (
+    "trained from scratch",
+    "not fine-tuned to follow",
+    "trained on this model's training text",
+    "was trained on the general text alone",
+    "It was trained on 0.",
+    "outside what it was trained on",
+)
+
+
+def test_the_card_of_a_continued_model_claims_nothing_about_its_base(release, continued, card, tmp_path):
+    found = card_of(release, tmp_path / "release", continued)
+    assert not [phrase for phrase in FROM_SCRATCH if phrase in found]
+    assert [phrase for phrase in FROM_SCRATCH if phrase in card] == list(FROM_SCRATCH[:-1])
+    for expected in (
+        "continued from general-1b on",
+        "states the licence llama3.2. Its terms may bind this model too",
+        "tokens a parameter, beside the text that the base model was trained on",
+        "vocabulary of 257, the tokenizer of general-1b. UTF-8",
+        "The text that the base model was trained on is not described here",
+        "general-1b, a local model that is not part of this repository",
+        "was not part of this training",
+    ):
+        assert expected in found, expected
+    assert "secret" not in found and "base_model" not in metadata_load(tmp_path / "release" / "README.md")
+    write_notice(continued, tmp_path / "release", find_base(continued))
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert "continued from general-1b. Its card states the licence llama3.2" in notice
+    assert "The model was trained further on text" in notice
+
+
+def test_an_extended_tokenizer_and_adapters_are_named_as_such(release, continued, tmp_path):
+    continued.tokenizer.extend_by = 10
+    continued.model.lora = Lora(rank=4)
+    shutil.copytree(release, tmp_path / "release")
+    sentences = ["legal: 4.420 bytes per token; the next best is general tokenizer."]
+    report = {"verdict": {"sentences": sentences}}
+    rewrite(tmp_path / "release" / "tokenizer_report.json", lambda content: content.update(card=report))
+    rewrite(tmp_path / "release" / "training.json", lambda content: content["parameters"].update(trained=77))
+    found = card_of(release, tmp_path / "release", continued)
+    assert "the tokenizer of general-1b with 10 more tokens, chosen on this training's text" in found
+    assert "| source | extended tokenizer | tokenizer of general-1b |" in found
+    assert "the next best is tokenizer of general-1b." in found and "eneral tokenizer" not in found
+    assert "| trained | 77 parameters in low-rank adapters of rank 4 and the embeddings, merged" in found
+
+
+GEMMA = "---\nlicense: other\nlicense_name: gemma\n---\n"
+
+
+@pytest.mark.parametrize("card_text", [GEMMA, None, "no front matter", "---\na: [\n---\n"])
+def test_the_licence_of_a_base_on_the_hub_is_read_from_its_card(workspace, tmp_path, monkeypatch, card_text):
+    def download(repo_id: str, filename: str, revision: str) -> str:
+        assert (repo_id, filename, revision) == ("org/base", "README.md", "0" * 40)
+        if card_text is None:
+            raise LocalEntryNotFoundError("no network")
+        (tmp_path / "README.md").write_text(card_text)
+        return str(tmp_path / "README.md")
+
+    monkeypatch.setattr(base_model, "hf_hub_download", download)
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.model.revision = "org/base", "0" * 40
+    licence = "gemma" if card_text and "gemma" in card_text else None
+    assert find_base(recipe) == base_model.Base("org/base", True, "0" * 40, licence)
+
+
+def test_bit_for_bit_is_claimed_of_a_processor_only(release, workspace, card, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device="NVIDIA H100 80GB HBM3"))
+    assert "the weights are the same bit for bit" in card
+    found = card_of(release, tmp_path / "release", load(workspace))
+    assert "the same bit for bit" not in found and "bit for bit, was not tested" in found
+
+
+def add_first(folder: Path, token: str, number: int) -> None:
+    """Let a tokenizer add a token before each text."""
+    special = {"id": token, "ids": [number], "tokens": [token]}
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text]}
+    processor["special_tokens"] = {token: special}
+    rewrite(folder / "tokenizer.json", lambda content: content.update(post_processor=processor))
+
+
+@pytest.mark.parametrize(
+    ("added", "bos", "expected"),
+    [
+        (None, None, 'tokenizer("<|endoftext|>In general, the", return_tensors="pt")'),
+        ("<|endoftext|>", "<|endoftext|>", 'tokenizer("In general, the", return_tensors="pt")'),
+        ("<|begin|>", "<|begin|>", 'tokenizer("<|endoftext|>In general, the", add_special_tokens=False, return_'),
+    ],
+)
+def test_the_cards_prompt_starts_as_documents_do_in_training(
+    release, continued, tmp_path, monkeypatch, capsys, added, bos, expected
+):
+    shutil.copytree(release, tmp_path / "release")
+    if added == "<|begin|>":
+
+        def add(content):
+            token = {"id": 257, "content": added, "special": True, "single_word": False, "lstrip": False}
+            content["added_tokens"].append(token | {"rstrip": False, "normalized": False})
+
+        rewrite(tmp_path / "release" / "tokenizer.json", add)
+    if added:
+        add_first(tmp_path / "release", added, 257 if added == "<|begin|>" else 0)
+    found = card_of(release, tmp_path / "release", continued, bos_token=bos)
+    assert expected in found
+    code = re.search(r"```python\n(.*?)```", found, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path / "release")
+    variables: dict = {}
+    exec(compile(code, "README.md", "exec"), variables)
+    assert variables["inputs"]["input_ids"][0, 0] == 0 and variables["inputs"]["input_ids"][0, 1] != 0
+    assert capsys.readouterr().out.startswith("In general, the")
+
+
+def test_a_chat_template_of_the_base_is_released_and_named(workspace, recipe, tmp_path):
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (Path(recipe.run.output_dir) / "model" / "chat_template.jinja").write_text(template)
+    (tmp_path / "chatty").mkdir()
+    recipe.model.from_pretrained = str(tmp_path / "chatty")
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = made(recipe)
+    assert (release / "chat_template.jinja").read_text() == template
+    card = (release / "README.md").read_text()
+    assert "Its chat template is that of chatty." in card and "It has no chat template" not in card
+
+
+def test_a_tokenizer_of_others_is_not_published_alone(recipe):
+    recipe.hub.repo_id, recipe.hub.tokenizer_repo_id, recipe.tokenizer.from_pretrained = "me/a", "me/b", "org/base"
+    with pytest.raises(RecipeError, match="hub.tokenizer_repo_id: the tokenizer is that of org/base"):
+        build_tokenizer_release(recipe)
 
 
 @pytest.mark.parametrize(
@@ -722,7 +914,7 @@ def test_a_model_that_was_gone_on_from_is_named(release, workspace, tmp_path, ba
         ("x\x1b[31m\u202ey", "x \\[31m y"),
     ],
 )
-def test_escaped_text_stands_for_itself(text, shown):
+def test_escaped_text_reads_as_written(text, shown):
     assert escape_markdown(text) == shown
 
 
@@ -736,7 +928,7 @@ def test_the_cards_code_runs_in_the_release(release, card, monkeypatch, capsys):
 
 
 def hub_session(workspace: str, out: str) -> None:
-    """Publish everything that a recipe can, in a process whose Hub is the double from the start; write what came."""
+    """Publish everything that a recipe can, in a process that uses the mock Hub; write the outcome."""
     run, seen = Path(workspace) / "published", {}
     sources = [source.model_dump() for source in load(Path(workspace)).data.sources]
     sources[1]["license"] = "Public Domain"
@@ -785,7 +977,7 @@ def hub_session(workspace: str, out: str) -> None:
     (run / "recipe.yaml").write_text(recipe.dump_yaml())
     ask_hub("/_faults", [{"match": ".", "status": 503, "times": 1000}])  # a Hub that is down
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(revision_queue, "start_sending", lambda run: None)  # what it does is done here
+        patched.setattr(revision_queue, "start_sending", lambda run: None)  # the test sends them itself
         asked = len(ask_hub("/_state")["log"])
         queue(10)
         seen["asked to queue"] = len(ask_hub("/_state")["log"]) - asked
@@ -831,14 +1023,14 @@ def session(workspace, tmp_path_factory) -> dict:
     return read(folder / "seen.json")
 
 
-def test_without_a_repository_or_a_token_nothing_is_asked_of_the_hub(session):
+def test_without_a_repository_or_a_token_the_hub_gets_no_request(session):
     assert "nothing was uploaded" in session["dry run"]
     assert re.search("no Hub token: run `hf auth login`, or set HF_TOKEN", session["no token"])
     assert re.search("to finish later: python recipes/push_to_hub.py .* --hub.repo_id=me/tiny", session["no token"])
     assert session["requests so far"] == []
 
 
-def test_before_training_the_hub_is_asked_whether_all_may_be_published(session):
+def test_everything_that_will_be_published_is_checked_before_training(session):
     expected = "publish: me may publish to me/tiny, me/tiny-tokenizer, me/tiny-text at http://127.0.0.1:[0-9]+"
     assert re.fullmatch(expected, session["check"])
     assert re.search("note: .*cannot be reached .*can be uploaded later", session["check without a Hub"])
@@ -868,7 +1060,7 @@ def test_the_published_model_and_tokenizer_give_the_same_as_those_of_the_run(ses
     assert {"tokenizer.json", "tokenizer_config.json", "README.md", "NOTICE.md", "tokenizer_report.json"} <= names
 
 
-def test_text_is_published_only_of_sources_that_permit_it(session, workspace):
+def test_only_text_of_sources_that_permit_it_is_published(session, workspace):
     files = session["after first"]["datasets/me/tiny-text"]["files"]
     assert not [name for name in files if "contracts" in name] and "train/stories/00000.parquet" in files
     assert session["rows"] == [["stories", f"A story, {index}."] for index in range(3)]
@@ -879,7 +1071,7 @@ def test_text_is_published_only_of_sources_that_permit_it(session, workspace):
 
 def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touching_main(session):
     assert session["asked to queue"] == 0 and not session["a second sender could start"]
-    assert re.search("the Hub answered 503 .*What waits in .*is kept", session["while it is down"])
+    assert re.search("the Hub answered 503 .*The revisions in .*are kept", session["while it is down"])
     assert (session["waiting"], session["waiting later"]) == (["step-0000010"], [])
     before, after = session["after second"]["models/me/tiny"], session["revisions"]
     assert after["head"] == before["head"] and after["files"] == before["files"]
@@ -887,7 +1079,7 @@ def test_revisions_wait_for_a_hub_that_is_down_and_are_sent_later_without_touchi
     assert session["same early logits"]
 
 
-def test_a_missing_token_is_told_before_training_starts(tiny_run, monkeypatch):
+def test_a_missing_token_is_refused_before_training_starts(tiny_run, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tiny_run.output_dir / "home"))
     with pytest.raises(RecipeError, match=r"hub.repo_id=me/tiny: there is no Hub token; run `hf auth login`"):
@@ -895,7 +1087,7 @@ def test_a_missing_token_is_told_before_training_starts(tiny_run, monkeypatch):
     assert not (tiny_run.output_dir / "metrics.jsonl").exists()
 
 
-def test_a_disk_without_room_for_the_release_is_told_before_training_starts(workspace, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_release_is_refused_before_training_starts(workspace, tmp_path, monkeypatch):
     recipe = load(workspace, tmp_path / "run", repo_id="me/tiny")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
     with pytest.raises(RecipeError, match=r"the model and its release take .* GB, 0.0 GB are free"):
@@ -913,7 +1105,7 @@ def trained(tokenized_run, tmp_path_factory) -> tuple[TinyRun, str]:
     return run, printed.getvalue()
 
 
-def test_training_goes_on_without_the_hub_and_keeps_its_revisions(trained):
+def test_training_continues_without_the_hub_and_keeps_its_revisions(trained):
     run, printed = trained[0].output_dir, trained[1]
     assert re.search("note: .*HF_HUB_OFFLINE is set.*can be uploaded later", printed)
     assert [path.name for path in sorted((run / "revisions").glob("step-*"))] == ["step-0000008", "step-0000016"]
@@ -923,7 +1115,7 @@ def test_training_goes_on_without_the_hub_and_keeps_its_revisions(trained):
     assert all(torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True))
 
 
-def test_weights_that_several_processes_wrote_in_parts_are_put_together(workspace, tmp_path):
+def test_weights_that_several_processes_wrote_in_parts_are_joined(workspace, tmp_path):
     whole = load_file(workspace / "run" / "model" / "model.safetensors")
     for rank in range(2):
         parts, places = {}, {}
@@ -938,7 +1130,7 @@ def test_weights_that_several_processes_wrote_in_parts_are_put_together(workspac
     assert together.keys() == whole.keys() and all(torch.equal(together[name], whole[name]) for name in whole)
 
 
-def test_a_release_is_enough_to_make_the_model_again_bit_for_bit(trained, tmp_path, monkeypatch):
+def test_a_release_is_enough_to_train_the_model_again_bit_for_bit(trained, tmp_path, monkeypatch):
     run = trained[0]
     build(load_recipe([run.argv()[1]], run.argv()[2:] + TRAINING), ["model"])
     shutil.copytree(run.output_dir / "release", tmp_path / "tiny")
@@ -948,6 +1140,8 @@ def test_a_release_is_enough_to_make_the_model_again_bit_for_bit(trained, tmp_pa
     ]
     stages = {Path(word).stem: command for command in commands for word in command if word.startswith("recipes/")}
     monkeypatch.chdir(tmp_path)
+    for source in ("law.jsonl", "web"):  # where recipe.yaml names them
+        (tmp_path / source).symlink_to(run.texts / source)
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
     for name in ("prepare_data", "train_tokenizer", "tokenize_corpus", "pretrain"):
         command = stages[name]

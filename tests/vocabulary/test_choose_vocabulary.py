@@ -26,7 +26,7 @@ def recipe_of(run, *overrides):
     return load_recipe([config], settings)
 
 
-def test_documents_come_first(tiny_run):
+def test_missing_documents_are_refused(tiny_run):
     shutil.rmtree(tiny_run.output_dir / "documents")
     with pytest.raises(RecipeError, match="documents is missing; rerun: python recipes/prepare_data.py"):
         choose_vocabulary.main(tiny_run.argv("--vocabulary.trained_sizes=[]"))
@@ -79,7 +79,7 @@ def test_a_small_model_is_trained_once_and_has_one_row(tiny_run):
     assert list(read_rows(folder / "runs.csv")) == [key] and not (folder / "320" / "tokens").exists()
 
 
-def test_small_models_have_equal_flops_and_what_decides_them_decides_their_key(tiny_run):
+def test_small_models_have_equal_flops_and_their_settings_decide_their_key(tiny_run):
     recipe = recipe_of(tiny_run, *SMALL)
     documents, keys = tiny_run.output_dir / "documents", set()
     for size in (320, 384, 512):
@@ -95,7 +95,7 @@ def test_small_models_have_equal_flops_and_what_decides_them_decides_their_key(t
     assert choose_vocabulary.run_key(run, documents) in keys
 
 
-def test_without_sizes_the_small_models_stand_around_the_laws_optimum(tiny_run):
+def test_without_sizes_the_small_models_are_around_the_laws_optimum(tiny_run):
     recipe = recipe_of(tiny_run)
     parameters = 4 * (4 * 64 * 64 + 3 * 64 * 176) + 9 * 64
     best = optimal_vocab_size(parameters, 64, 3, recipe.vocabulary.flops)
@@ -106,7 +106,7 @@ def test_without_sizes_the_small_models_stand_around_the_laws_optimum(tiny_run):
 
 
 @pytest.mark.parametrize(("value", "said"), [("[300]", "at least 2"), ("[300, 200]", "greater than or equal to 257")])
-def test_sizes_that_are_none_are_refused(tiny_run, value, said, capsys):
+def test_values_that_are_no_sizes_are_refused(tiny_run, value, said, capsys):
     with pytest.raises(SystemExit):
         choose_vocabulary.main(tiny_run.argv(f"--vocabulary.sizes={value}"))
     assert said in capsys.readouterr().err

@@ -40,7 +40,7 @@ def random_texts() -> list[str]:
     return ["".join(choose.choices(pool, k=300)) for pool in (anything, common) for _ in range(50)]
 
 
-def test_an_entry_that_is_not_of_bytes_has_no_bytes():
+def test_a_special_token_has_no_bytes():
     with pytest.raises(KeyError):
         as_bytes("a b")
 
@@ -63,12 +63,12 @@ def test_pieces_put_together_are_the_text(style):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "\r\n", "-", "\u5b57", "\u0e01\u0e33", "a ", "\u0301", "\U0001f468"])
-def test_no_piece_is_longer_than_the_bound(style, unit):
+def test_no_piece_is_longer_than_the_limit(style, unit):
     assert max(map(len, cut(style, unit * 5000))) <= MAX_CHARACTERS + 2
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_digits_stand_alone_and_letters_never_with_punctuation_behind_them(style):
+def test_each_digit_is_a_piece_and_no_punctuation_follows_letters_in_one(style):
     for text in [*TEXTS, *random_texts()]:
         for piece in cut(style, text):
             assert len(piece) == 1 or not re.search(r"\d", piece), piece
@@ -76,7 +76,7 @@ def test_digits_stand_alone_and_letters_never_with_punctuation_behind_them(style
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_text_of_a_special_token_is_cut(style):
+def test_the_text_of_a_special_token_is_split(style):
     for token in ("<|endoftext|>", "<|reserved_17|>", "x<|endoftext|>y"):
         assert len(cut(style, token)) >= 3
 
@@ -95,13 +95,13 @@ def test_time_is_near_linear_in_a_text_that_is_one_run(style, unit):
     assert best[800_000] < 80 * max(best[50_000], 0.01)
 
 
-def test_multiword_is_the_cut_of_bloomberggpt_on_english_text():
+def test_multiword_splits_english_text_as_bloomberggpt_does():
     published = re.compile(r"[ A-Za-z]+|[0-9]|[^A-Za-z0-9]+")
     for text in ("Net income rose 12.5% to $3.4 billion, the company said.\n\nSee Note 7 (above).", TEXTS[0]):
         assert cut("multiword", text) == published.findall(text)
 
 
-def test_multiword_cuts_a_run_that_is_too_long_between_words():
+def test_multiword_splits_a_run_that_is_too_long_between_words():
     text = "the party of the first part and the party of the second part agree " * 5
     pieces = cut("multiword", text)
     assert len(pieces) > 5 and all(piece.startswith(" ") for piece in pieces[1:])
@@ -113,7 +113,7 @@ def test_gpt4_keeps_a_word_with_the_space_before_it():
     ]
 
 
-def test_neutral_knows_no_language_and_keeps_punctuation_apart():
+def test_neutral_has_no_rule_of_a_language_and_keeps_punctuation_apart():
     assert cut("neutral", "don't\u3001\u672c\u6cd5\u300c\u6c11\u4e8b\u300d \ubc95\uc740.") == [
         *("don", "'", "t", "\u3001", "\u672c\u6cd5", "\u300c", "\u6c11\u4e8b", "\u300d", " \ubc95\uc740", "."),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report card says what a tokenizer does, and charges none for what is not its doing."""
+"""The report card measures a tokenizer on held-out text and counts nothing that the tokenizer did not do."""
 
 import base64
 import json
@@ -25,23 +25,20 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
-from vocabulary.report_card import (
-    CORNER_CASES,
+from vocabulary.measures import (
     count_tokens,
     encoding_speed,
     first_bytes,
-    fuzz,
     number_cuts,
     read_terms,
-    report_card,
-    round_trip,
     term_integrity,
     usage,
-    verdict,
     word_spans,
-    write_tokenizer_card,
 )
+from vocabulary.report_card import report_card, write_tokenizer_card
+from vocabulary.round_trip import CORNER_CASES, fuzz, round_trip
 from vocabulary.tokenizer_files import load_tokenizer, read_tokenizer
+from vocabulary.verdict import verdict
 
 
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
@@ -110,7 +107,7 @@ def write_tekken(path) -> None:
 # Reading tokenizers
 
 
-def test_what_is_no_tokenizer_is_refused_with_its_name(tmp_path):
+def test_a_file_that_is_no_tokenizer_is_refused_with_its_name(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.json").write_text("{}")
     (tmp_path / "noise.model").write_bytes(b"\xff" * 50)
@@ -159,7 +156,7 @@ def test_a_folder_that_reads_special_tokens_as_text_is_measured_that_way(tmp_pat
 # Bytes, words, terms, numbers
 
 
-def test_text_beyond_the_bound_is_cut_between_characters():
+def test_text_beyond_the_limit_is_truncated_between_characters():
     assert first_bytes(["abc", "ééé", "never"], 6) == ["abc", "é"]
     assert first_bytes(["abc"], 3) == ["abc"]
     assert first_bytes([], 3) == []
@@ -170,7 +167,7 @@ def test_a_source_without_held_out_text_is_refused():
         report_card({"ours": byte_level()}, {"law": [""]}, {"law": "legal"}, {}, {})
 
 
-def test_tokens_put_around_a_text_are_not_charged():
+def test_tokens_added_around_a_text_are_not_counted():
     text = make_text(1)
     plain, framed = byte_level([text]), byte_level([text])
     framed.post_processor = processors.TemplateProcessing(
@@ -214,14 +211,14 @@ def test_a_term_is_whole_when_one_token_holds_it_and_the_space_before_it():
     assert result["worst"][0] == {"term": "res judicata", "pieces": list(" res judicata")}
 
 
-def test_a_character_cut_within_is_shown_as_its_bytes():
+def test_a_part_of_a_character_is_shown_as_its_bytes():
     assert term_integrity(byte_level(), ["§ 2"])["worst"][0]["pieces"] == [" ", "\\xc2", "\\xa7", " ", "2"]
     fallback = read_tokenizer(sentencepiece_model(), "a.model")
     assert term_integrity(fallback, ["tort"])["worst"][0]["pieces"] == [" tort"]
     assert term_integrity(fallback, ["§"])["worst"][0]["pieces"] == [" ", "\\xc2", "\\xa7"]
 
 
-def test_numbers_cut_differently_at_the_same_length_are_reported():
+def test_numbers_of_one_length_that_are_split_differently_are_reported():
     single = number_cuts(byte_level(["in 2023"] * 99))
     assert single["consistent"] and single["by_digits"]["4"]["commonest_cut"] == "1+1+1+1"
     uneven = number_cuts(with_merges([("2", "0")]))
@@ -255,7 +252,7 @@ def test_the_fuzzed_texts_hold_lone_marks_control_characters_and_every_plane():
     assert all("".join(texts).encode() for texts in (fuzz("code points"), CORNER_CASES.values()))
 
 
-def test_entries_never_used_and_rarely_used_are_counted_without_the_special_ones():
+def test_tokens_never_and_rarely_used_are_counted_without_the_special_ones():
     tokenizer = with_merges([("a", "b"), ("x", "y")])
     tokenizer.add_special_tokens(["<|endoftext|>"])
     result = usage(tokenizer, {"law": ["ab" * 20, "c"]})
@@ -309,8 +306,8 @@ def test_the_verdict_says_by_how_much_the_next_best_is_beaten():
     result = verdict(measured({"ours": (8192, 200), "same": (8192, 250), "small": (300, 900)}), {"general"})
     assert result["beats_all_it_has_to"] is True
     assert result["sentences"][0] == (
-        "legal: 5.000 bytes per token with a vocabulary of 8,192 beats every other measured one of sizes 8,192 to "
-        "131,072 (1); the next best is same (vocabulary 8,192, 4.000): 20.0 % fewer tokens for the same text."
+        "legal: 5.000 bytes per token with a vocabulary of 8,192 beats every other tokenizer of sizes 8,192 to "
+        "131,072 (1 measured); the next best is same (vocabulary 8,192, 4.000): 20.0 % fewer tokens for the same text."
     )
 
 
@@ -347,7 +344,8 @@ def test_another_process_with_another_hash_seed_finds_the_same(tmp_path):
     measure = "json.dumps([round_trip(t), usage(t, {'a': ['the tort']}), term_integrity(t, ['tort', 'mens rea'])])"
     code = (
         "import json; from tokenizers import Tokenizer; t = Tokenizer.from_file('tokenizer.json'); "
-        f"from vocabulary.report_card import round_trip, term_integrity, usage; print({measure})"
+        "from vocabulary.measures import term_integrity, usage; from vocabulary.round_trip import round_trip; "
+        f"print({measure})"
     )
     environment = {"PYTHONPATH": str(RECIPES), "PYTHONHASHSEED": "7", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=True)
@@ -356,7 +354,7 @@ def test_another_process_with_another_hash_seed_finds_the_same(tmp_path):
     assert json.loads(done.stdout) == expected
 
 
-def test_the_card_to_publish_shows_names_terms_and_numbers_as_text(card, tmp_path):
+def test_the_published_card_shows_names_terms_and_numbers_as_text(card, tmp_path):
     write_tokenizer_card(load_recipe([RECIPES / "custom" / "base.yaml"]), card, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "bytes \\| alone" in text

@@ -40,7 +40,7 @@ def base(request, tmp_path_factory):
         ([""], "never"),
     ],
 )
-def test_entries_that_would_not_be_used_or_stand_twice_are_refused(base, entries, said, tmp_path):
+def test_new_tokens_that_would_not_be_used_or_are_listed_twice_are_refused(base, entries, said, tmp_path):
     with pytest.raises(RecipeError, match=said):
         extend_tokenizer(base, entries, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -52,17 +52,17 @@ def test_a_tokenizer_over_characters_is_refused(tmp_path):
         extend_tokenizer(save(tokenizer, tmp_path / "base"), [" estoppel"], tmp_path / "new")
 
 
-def test_a_base_with_an_entry_that_merges_do_not_reach_is_refused(tmp_path):
+def test_a_base_with_a_token_that_merges_do_not_reach_is_refused(tmp_path):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {entry: number for number, entry in enumerate([*alphabet, "ab", "bc", "abc", "<|endoftext|>"])}
     # "abc" is built in "xabc" only: alone it becomes "a" and "bc".
     tokenizer = Tokenizer(models.BPE(vocabulary, [("b", "c"), ("a", "b"), ("ab", "c")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    with pytest.raises(RecipeError, match="1 tokens, 'abc' among them"):
+    with pytest.raises(RecipeError, match="the text of 1 tokens, such as 'abc', is not encoded to them"):
         extend_tokenizer(save(tokenizer, tmp_path / "base"), [" estoppel"], tmp_path / "new")
 
 
-def test_text_without_new_entries_is_encoded_as_before_and_text_with_them_shorter(base, tmp_path):
+def test_text_without_new_tokens_is_encoded_as_before_and_text_with_them_is_shorter(base, tmp_path):
     pieces = extend_tokenizer(base, NEW, tmp_path / "new")
     old, new = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "new")
     assert list(pieces) == [600, 601, 602] and len(new) == 603
@@ -77,14 +77,14 @@ def test_text_without_new_entries_is_encoded_as_before_and_text_with_them_shorte
     assert new.convert_tokens_to_ids("<|reserved_1|>") == old.convert_tokens_to_ids("<|reserved_1|>") == 599
 
 
-def test_a_bpe_uses_a_new_entry_as_a_whole_word_only(tmp_path):
+def test_a_bpe_uses_a_new_token_as_a_whole_word_only(tmp_path):
     base = save(train_bpe(TEXTS, "gpt4", 600), tmp_path / "base")
     extend_tokenizer(base, [" estop"], tmp_path / "new")
     old, new = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "new")
     assert new(" estoppel").input_ids == old(" estoppel").input_ids and new(" estop").input_ids == [600]
 
 
-def test_entries_that_are_known_are_left_and_extending_twice_goes_on_numbering(base, tmp_path):
+def test_known_tokens_are_skipped_and_a_second_extension_continues_the_ids(base, tmp_path):
     known = AutoTokenizer.from_pretrained(base).decode([300])
     assert extend_tokenizer(base, [known], tmp_path / "same") == {}
     extend_tokenizer(base, [" estoppel"], tmp_path / "one")
@@ -92,7 +92,7 @@ def test_entries_that_are_known_are_left_and_extending_twice_goes_on_numbering(b
     assert len(AutoTokenizer.from_pretrained(tmp_path / "two")) == 602
 
 
-def test_tokens_that_were_added_after_the_model_keep_their_numbers(base, tmp_path):
+def test_tokens_that_were_added_after_the_model_keep_their_ids(base, tmp_path):
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken("<|user|>", special=True, normalized=False)])
     assert list(extend_tokenizer(save(tokenizer, tmp_path / "base"), NEW, tmp_path / "new")) == [601, 602, 603]
@@ -102,7 +102,7 @@ def test_tokens_that_were_added_after_the_model_keep_their_numbers(base, tmp_pat
     assert 600 not in new("<|user|> hi", split_special_tokens=True).input_ids
 
 
-def test_a_row_is_the_mean_of_the_rows_of_its_pieces_in_the_type_of_the_matrix():
+def test_a_new_row_is_the_mean_of_the_rows_of_its_pieces_in_the_matrixs_dtype():
     matrix = torch.arange(8, dtype=torch.bfloat16).reshape(4, 2)
     assert mean_of_pieces(matrix, [[0, 2], [3]]).tolist() == [[2, 3], [6, 7]]
     assert mean_of_pieces(matrix, [[0, 2]]).dtype == torch.bfloat16
@@ -135,7 +135,7 @@ def test_logits_of_old_tokens_on_old_text_are_as_before(base, tmp_path, tied, ro
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
-def test_a_model_given_no_new_entries_is_left_alone(base, tmp_path):
+def test_a_model_without_new_tokens_is_left_alone(base, tmp_path):
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=600, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
@@ -143,7 +143,7 @@ def test_a_model_given_no_new_entries_is_left_alone(base, tmp_path):
     assert model.config.vocab_size == 600
 
 
-def test_the_written_tokenizer_is_the_old_one_but_for_its_model(base, tmp_path):
+def test_the_written_tokenizer_differs_from_the_old_one_only_in_its_model(base, tmp_path):
     extend_tokenizer(base, NEW, tmp_path / "new")
     old, new = (json.loads((folder / "tokenizer.json").read_text()) for folder in (base, tmp_path / "new"))
     assert {name for name in old if old[name] != new[name]} == {"model"}

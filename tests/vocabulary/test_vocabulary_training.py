@@ -47,13 +47,13 @@ def trained(request, tmp_path_factory):
 
 
 def test_text_that_yields_too_few_tokens_is_refused_with_the_number_it_yields(tmp_path):
-    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, those of pa"):
+    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, from pairs"):
         train_bpe(["one and one and one"], "gpt4", 5000)
-    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, those of st"):
+    with pytest.raises(RecipeError, match=r"tokenizer.vocab_size=5000: the text yields only \d+ tokens, from strings"):
         unigram(["one and one and one"], tmp_path / "a", vocab_size=5000)
 
 
-def test_or_it_is_filled_with_reserved_tokens_if_the_recipe_says_so(tmp_path):
+def test_a_small_vocabulary_is_padded_with_reserved_tokens_if_the_recipe_says_so(tmp_path):
     for tokenizer in (
         train_bpe(["one and one"], "gpt4", 300, num_reserved=2, pad=True),
         unigram(["one and one"], tmp_path / "a", vocab_size=300, num_reserved=2, pad=True),
@@ -73,7 +73,7 @@ def test_or_it_is_filled_with_reserved_tokens_if_the_recipe_says_so(tmp_path):
         ("", "be"),
     ],
 )
-def test_special_tokens_that_are_doubled_or_could_be_text_are_refused(token, said, tmp_path):
+def test_special_tokens_that_repeat_or_could_be_text_are_refused(token, said, tmp_path):
     for train in (train_bpe, lambda *args, **settings: unigram(args[0], tmp_path / "a", vocab_size=600, **settings)):
         with pytest.raises(RecipeError, match=said):
             train(TEXTS, "gpt4", 600, special_tokens=["<|endoftext|>", token])
@@ -110,7 +110,7 @@ def test_every_byte_string_is_encoded_and_decodes_to_itself(trained):
     assert all(trained.token_to_id(as_characters(bytes([value]))) is not None for value in range(256))
 
 
-def test_it_has_the_size_asked_for_and_autotokenizer_loads_it(trained, tmp_path):
+def test_the_tokenizer_has_the_target_size_and_autotokenizer_loads_it(trained, tmp_path):
     wrapped = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     wrapped.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -128,7 +128,7 @@ def test_the_text_of_a_special_token_is_text(trained):
     assert not {0, 597, 598, 599} & set(numbers) and trained.decode(numbers) == text
 
 
-def test_what_is_trained_on_the_text_of_special_tokens_does_not_learn_them(tmp_path):
+def test_special_tokens_that_the_training_text_spells_are_not_learnt(tmp_path):
     texts = ["<|endoftext|><|reserved_0|> " * 50] * 20
     for style in STYLES:
         for tokenizer in (
@@ -140,7 +140,7 @@ def test_what_is_trained_on_the_text_of_special_tokens_does_not_learn_them(tmp_p
             assert not special & set(tokenizer.encode(texts[0]).ids)
 
 
-def test_multiword_learns_entries_of_several_words_and_the_others_do_not(tmp_path):
+def test_multiword_learns_tokens_of_several_words_and_the_others_do_not(tmp_path):
     texts = ["it is the policy of the court that the party of the first part pay in full"] * 50
     for style in STYLES:
         tokenizer = unigram(texts, tmp_path / style, style, 300, pad=True)
@@ -183,7 +183,7 @@ def test_neither_the_order_of_texts_nor_workers_change_a_unigram(tmp_path):
 # --- the sample
 
 
-def test_a_sample_is_bounded_drawn_by_content_and_holds_the_smaller_ones():
+def test_a_sample_is_limited_drawn_by_content_and_contains_the_smaller_ones():
     texts = [*TEXTS, make_text(60, 50_000)]
     total = sum(len(text) for text in texts)
     whole = list(draw_sample(lambda: texts, total, seed=0))
@@ -195,7 +195,7 @@ def test_a_sample_is_bounded_drawn_by_content_and_holds_the_smaller_ones():
     assert sorted(half) != sorted(draw_sample(lambda: texts, total // 2, seed=1))
 
 
-def test_chunks_hold_every_piece_once_in_any_order_and_in_bounded_memory(tmp_path, monkeypatch):
+def test_chunks_hold_every_piece_once_in_any_order_and_in_limited_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("vocabulary.training_sample.BUFFERED_BYTES", 1000)
     pieces = [*TEXTS, *LANGUAGES]
     files = write_chunks(pieces, 4, tmp_path / "a", seed=0)
@@ -245,7 +245,7 @@ def test_substrings_are_counted_as_often_as_they_occur():
     assert length == 3, "of four bytes none occurs four times"
 
 
-def test_expected_counts_and_best_cuts_are_those_of_all_cuts_enumerated():
+def test_expected_counts_and_best_segmentations_are_those_of_all_enumerated():
     words, weights, pieces, lattice, scores = small_lattice()
     by_piece = dict(zip(pieces, scores.tolist(), strict=True))
     expected, best = Counter(), {}
@@ -258,7 +258,7 @@ def test_expected_counts_and_best_cuts_are_those_of_all_cuts_enumerated():
         best[word] = cuts[int(np.argmax(probabilities))]
     assert lattice.expected_counts(scores, weights) == pytest.approx([expected[piece] for piece in pieces], rel=1e-5)
     found = {word: [] for word in words}
-    for indices, taken in lattice.best_cuts(scores):
+    for indices, taken in lattice.best_segmentations(scores):
         for index, piece in zip(indices, taken, strict=True):
             found[words[index]].insert(0, pieces[piece])
     assert found == best
@@ -273,7 +273,7 @@ def test_dropping_pieces_leaves_the_lattice_of_the_others():
     assert not counts[~alive].any() and sum(counts * [len(piece) for piece in pieces]) == pytest.approx(3 * 6 + 6 + 5)
 
 
-def test_the_loss_of_a_piece_is_the_likelihood_its_best_parts_lack():
+def test_the_loss_of_a_piece_is_the_likelihood_lost_with_its_best_parts():
     pieces = by_length([b"ab", b"a", b"b"])
     frequencies = np.array([6.0, 3.0, 1.0])
     loss = losses(frequencies, np.log(frequencies / 10), piece_lattice(pieces))
@@ -296,7 +296,7 @@ def test_a_merge_averages_by_bytes_and_a_piece_that_is_absent_counts_as_0():
     assert merged == pytest.approx({b"a": 0.625, b"ab": 0.375}) and num_bytes == 400
 
 
-def test_merging_sources_of_merged_chunks_is_merging_all_chunks():
+def test_merging_merged_chunks_equals_merging_all_chunks():
     models = [({b"a": 0.5, b"ab": 0.5}, 300), ({b"a": 1.0}, 100), ({b"b": 0.25, b"a": 0.75}, 600)]
     assert merge([merge(models[:2]), merge(models[2:])])[0] == pytest.approx(merge(models)[0])
 
@@ -352,7 +352,7 @@ def test_a_word_of_5_megabytes_is_trained_on_and_comes_back():
     assert tokenizer.decode(tokenizer.encode(word).ids) == word
 
 
-def test_a_lattice_of_improbable_bytes_does_not_leave_the_range_of_floats(tmp_path):
+def test_a_lattice_of_improbable_bytes_does_not_underflow(tmp_path):
     text = "the court of the court " * 2000 + "".join(map(chr, range(0x4E00, 0x4F00)))
     tokenizer = unigram([text], tmp_path / "a", "multiword", 300, pad=True)
     scores = [score for _, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
