@@ -17,7 +17,7 @@ class Base:
     """A model that training continued from.
 
     Attributes:
-        name: its Hub id, or the last component of its folder.
+        name: as `public_name` returns it.
         is_on_hub: whether the name is a Hub id.
         revision: commit on the Hub; None: its head.
         licence: as its card states it; None: not stated, or the card could not be read.
@@ -39,8 +39,8 @@ def find_base(recipe: Recipe) -> Base | None:
 
 
 def public_name(place: str) -> str:
-    """Return a model's Hub id, or the last component of its folder."""
-    return place if is_hub_id(place) else Path(place).absolute().name
+    """Return a model's Hub id, or "the local model" and the last component of its folder."""
+    return place if is_hub_id(place) else f"the local model {Path(place).absolute().name}"
 
 
 def is_hub_id(place: str) -> bool:

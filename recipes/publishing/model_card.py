@@ -8,6 +8,7 @@ Out:  README.md in it. Every number in it is in one of those files.
 import json
 import re
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -18,6 +19,7 @@ from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import Redactor
 from publishing.base_model import Base, public_name
 from publishing.notice import SHOWN_PACKAGES
+from publishing.release_checks import read_tensor_shapes
 from recipe_config import Recipe
 from sources.units import is_hub_dataset
 
@@ -67,6 +69,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         checked=sum_checked(files["decontamination"], folded),
         base=base,
         tokenizer=tokenizer,
+        num_parameters=sum(prod(shape) for path in weights for shape in read_tensor_shapes(path).values()),
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
         citation_key=re.sub(r"[^\w.-]", "-", title),
         completion=json.dumps({"model": recipe.hub.repo_id or ".", "prompt": tokenizer["prompt"], "max_tokens": 40}),

@@ -447,6 +447,26 @@ def test_a_parameter_count_other_than_the_models_is_refused(recipe):
         build_release(recipe)
 
 
+def test_adapters_that_were_merged_do_not_count_as_parameters_of_the_release(recipe):
+    def add_adapters(training: dict) -> None:
+        training["parameters"]["trained"] = 640
+        for part in ("total", "non_embedding"):
+            training["parameters"][part] += 640
+
+    training = Path(recipe.run.output_dir) / "training.json"
+    exported = read(training)["parameters"]
+    rewrite(training, add_adapters)
+    card = (made(recipe) / "README.md").read_text()
+    assert f"language model with {exported['total']:,} parameters" in card
+    assert (
+        f"| parameters | {exported['total']:,}: 8,224 in the input embedding, {exported['non_embedding']:,} " in card
+    )
+    rewrite(training, lambda content: content["parameters"].update(total=exported["total"] + 641))
+    with pytest.raises(RecipeError, match="parameters, not the"):
+        recipe.hub.license = "apache-2.0"
+        build_release(recipe)
+
+
 def test_a_release_that_was_changed_after_the_checks_is_not_uploaded(recipe):
     release = made(recipe)
     with (release / "README.md").open("a") as file:
@@ -788,19 +808,19 @@ def test_the_card_of_a_continued_model_claims_nothing_about_its_base(release, co
     assert not [phrase for phrase in FROM_SCRATCH if phrase in found]
     assert [phrase for phrase in FROM_SCRATCH if phrase in card] == list(FROM_SCRATCH[:-1])
     for expected in (
-        "continued from general-1b on",
+        "continued from the local model general-1b on",
         "states the licence llama3.2. Its terms may bind this model too",
         "tokens a parameter, beside the text that the base model was trained on",
-        "vocabulary of 257, the tokenizer of general-1b. UTF-8",
+        "vocabulary of 257, the tokenizer of the local model general-1b. UTF-8",
         "The text that the base model was trained on is not described here",
-        "general-1b, a local model that is not part of this repository",
+        "general-1b, which is not part of this repository",
         "was not part of this training",
     ):
         assert expected in found, expected
     assert "secret" not in found and "base_model" not in metadata_load(tmp_path / "release" / "README.md")
     write_notice(continued, tmp_path / "release", find_base(continued))
     notice = (tmp_path / "release" / "NOTICE.md").read_text()
-    assert "continued from general-1b. Its card states the licence llama3.2" in notice
+    assert "continued from the local model general-1b. Its card states the licence llama3.2" in notice
     assert "The model was trained further on text" in notice
 
 
@@ -813,9 +833,9 @@ def test_an_extended_tokenizer_and_adapters_are_named_as_such(release, continued
     rewrite(tmp_path / "release" / "tokenizer_report.json", lambda content: content.update(card=report))
     rewrite(tmp_path / "release" / "training.json", lambda content: content["parameters"].update(trained=77))
     found = card_of(release, tmp_path / "release", continued)
-    assert "the tokenizer of general-1b with 10 more tokens, chosen on this training's text" in found
-    assert "| source | extended tokenizer | tokenizer of general-1b |" in found
-    assert "the next best is tokenizer of general-1b." in found and "eneral tokenizer" not in found
+    assert "the tokenizer of the local model general-1b with 10 more tokens, chosen on this training's text" in found
+    assert "| source | extended tokenizer | tokenizer of the local model general-1b |" in found
+    assert "the next best is tokenizer of the local model general-1b." in found and "eneral tokenizer" not in found
     assert "| trained | 77 parameters in low-rank adapters of rank 4 and the embeddings, merged" in found
 
 
@@ -896,7 +916,7 @@ def test_a_chat_template_of_the_base_is_released_and_named(workspace, recipe, tm
     release = made(recipe)
     assert (release / "chat_template.jinja").read_text() == template
     card = (release / "README.md").read_text()
-    assert "Its chat template is that of chatty." in card and "It has no chat template" not in card
+    assert "Its chat template is that of the local model chatty." in card and "It has no chat template" not in card
 
 
 def test_a_tokenizer_of_others_is_not_published_alone(recipe):
