@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Pretrain a recipe as a Slurm job that puts itself back into the queue: warned before its time is up, it has training
-# save a checkpoint, and resumes from it in its next turn.
+# Pretrain a recipe as a Slurm job that requeues itself: a signal before its time limit makes training save a checkpoint,
+# from which the requeued job resumes.
 #
 #   sbatch --nodes 2 accelerate_configs/slurm.sh --config recipes/legal/base.yaml
 #
-# The stages before are run by themselves first; they need no GPU. ACCELERATE_CONFIG names another file than ddp.yaml,
-# PROCESSES_PER_NODE another number than 8; at least 2, since for one the launcher leaves before its process has saved.
+# Run the stages before pretraining first, by themselves; they need no GPU. ACCELERATE_CONFIG replaces ddp.yaml and
+# PROCESSES_PER_NODE replaces 8: at least 2, since with one process the launcher exits before that process has saved.
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -18,7 +18,7 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 python=${PYTHON:-.venv/bin/python}
-# The same reading of the recipe and of the overrides as the stages'.
+# Read the recipe and the overrides as the stages do.
 run=$("$python" -c 'import sys
 sys.path.insert(0, "recipes")
 from recipe_loading import parse_command_line
@@ -27,23 +27,23 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 processes=$((nodes * ${PROCESSES_PER_NODE:-8}))
 address=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" | head -n 1)
 
-# The rank of a machine is known where it runs, hence the shell on each node.
+# Only the node itself knows its rank, so a shell on each node starts the launcher.
 srun --nodes="$nodes" --ntasks-per-node=1 bash -c 'exec "$0" -m accelerate.commands.launch \
     --config_file "$1" --num_processes "$2" --num_machines "$3" --machine_rank "${SLURM_NODEID:-0}" \
     --main_process_ip "$4" --main_process_port "$5" recipes/pretrain.py "${@:6}"' \
     "$python" "${ACCELERATE_CONFIG:-accelerate_configs/ddp.yaml}" "$processes" "$nodes" "$address" \
     "${MASTER_PORT:-29500}" "$@" &
 training=$!
-# SIGTERM is what the launcher passes on to its processes; USR1 would end it.
+# The launcher passes SIGTERM on to its processes; USR1 would end the launcher itself.
 trap 'kill -TERM "$training" 2>/dev/null || true' USR1 TERM
 code=0
 wait "$training" || code=$?
-while kill -0 "$training" 2>/dev/null; do # a signal ends `wait`, not what it waits for
+while kill -0 "$training" 2>/dev/null; do # a signal ends `wait`, not the job
     code=0
     wait "$training" || code=$?
 done
 
-# The launcher reports 1 whatever its processes returned; status.json is the truth.
+# The launcher returns 1 whatever its processes returned; status.json has the true status.
 ended=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$run/status.json")
 echo "slurm.sh: training is $ended, the launcher returned $code"
 case $ended in

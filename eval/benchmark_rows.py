@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark's row asks: one function a form, from the row as it is published to an item.
+"""Turn published benchmark rows into items: one function for each form of row.
 
 An item has an `id` and one of these forms:
-    {"context", "choices", "gold"}         which continuation follows? gold is the index of the right one
-    {"contexts", "continuation", "gold"}   after which beginning is the continuation likeliest?
-    {"context", "continuation"}            is the continuation what the model would write? (last-word cloze)
-    {"context", "answer"}                  what does the model write, up to the end of the line?
-A row that already is an item stays as it is. Local files hold rows as they are published, or items.
+    {"context", "choices", "gold"}         Which choice follows the context? gold is the index of the right one.
+    {"contexts", "continuation", "gold"}   After which context is the continuation likeliest?
+    {"context", "continuation"}            Does the model write the continuation greedily? (last-word cloze)
+    {"context", "answer"}                  Is what the model writes, up to the end of the line, the answer?
+Local files hold rows as published, or items.
 """
 
 import re
@@ -39,7 +39,7 @@ def openbookqa(row: dict) -> dict:
 
 def hellaswag(row: dict) -> dict:
     def clean(text: str) -> str:
-        """Take the marks of WikiHow out, as lm-eval does."""
+        """Remove WikiHow's markup, as lm-eval does."""
         return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
@@ -83,7 +83,7 @@ def casehold(row: dict) -> dict:
 
 
 def legalbench(row: dict) -> dict:
-    """Every field but the answer, under its name where there are several; the choices are those of the whole task."""
+    """All fields but the answer, with their names if there are several. The choices are the task's answers."""
     answer = str(row["answer"] if "answer" in row else row["label"]).strip()
     given = {
         key: str(value).strip()
@@ -100,7 +100,7 @@ def legalbench(row: dict) -> dict:
     return {"context": f"{asked}\nAnswer:", "label": answer}
 
 
-# Notes on how an item came about; some of them give the answer away.
+# Notes on an item's origin; some reveal the answer.
 LEGALBENCH_NOT_ASKED = {
     "index", "answer", "label", "task", "split", "slice", "id", "parties_are_diverse", "aic_is_met",
     "document_name", "doc_id", "file_name", "url", "source",
@@ -118,12 +118,12 @@ def medqa(row: dict) -> dict:
 
 
 def medmcqa(row: dict) -> dict | None:
-    """None for the test split, whose answers (-1) are withheld."""
+    """Return None for the test split, whose answers are withheld (-1)."""
     if int(row["cop"]) < 0:
         return None
     options = [row[key] for key in ("opa", "opb", "opc", "opd")]
     return {
-        "context": lettered(f"Question: {row['question']}", options),
+        "context": lettered(f"Question: {row['question']}\nChoices:", options),
         "choices": list("ABCD"),
         "gold": int(row["cop"]),
     }
@@ -156,25 +156,25 @@ def fpb(row: dict) -> dict:
 
 
 def fiqa(row: dict) -> dict:
-    """A score of -1 to 1 toward a named target, in three classes."""
+    """Sentiment of -1 to 1 toward a named target, in three classes."""
     score = float(row["score"] if "score" in row else row["sentiment_score"])
     gold = 0 if score < -FIQA_NEUTRAL else 2 if score > FIQA_NEUTRAL else 1
     question = f"Question: what is the sentiment on {row['target']}?"
     return {"context": f"{row['sentence'].strip()}\n{question}\nAnswer:", "choices": SENTIMENTS, "gold": gold}
 
 
-FIQA_NEUTRAL = 0.1  # as BloombergGPT, appendix B, cuts the scores
+FIQA_NEUTRAL = 0.1  # BloombergGPT, appendix B, has the same boundaries
 
 
 def flare_choice(row: dict) -> dict:
-    """TheFinAI's flare-* sets of choices: the prompt is in `query` already."""
+    """TheFinAI's flare-* sets with choices; `query` is the whole prompt."""
     return {"context": row["query"].strip(), "choices": list(row["choices"]), "gold": int(row["gold"])} | (
         {"label_type": row["label_type"]} if "label_type" in row else {}
     )
 
 
 def flare_answer(row: dict) -> dict:
-    """TheFinAI's flare-* sets of free answers."""
+    """TheFinAI's flare-* sets with written answers."""
     return {"context": row["query"].strip(), "answer": str(row["answer"]).strip()}
 
 
@@ -188,9 +188,9 @@ def finqa(row: dict) -> dict:
 
 
 def ner(row: dict) -> dict | None:
-    """Words with tags in the BIO or IO scheme: the answer is `entity (TYPE)`, separated by commas.
+    """Words with BIO or IO tags; the answer is a list `entity (TYPE), ...`.
 
-    As in BloombergGPT's appendix B, entities of type MISC do not count, and a text without others is no item.
+    As in BloombergGPT's appendix B, entities of type MISC do not count; a text without others gives None.
     """
     words = row["tokens"] if "tokens" in row else row["text"].split()
     tags = [str(tag) for tag in (row["tags"] if "tags" in row else row["label"])]
@@ -211,7 +211,7 @@ def ner(row: dict) -> dict | None:
 
 
 def items(row: dict) -> dict:
-    """Rows that are items: those of our own suites, and what --export_requests writes."""
+    """Rows that are items already: those of our own suites and of --export_requests."""
     return row
 
 
@@ -225,7 +225,7 @@ READERS: dict[str, Callable[[dict], dict | None]] = {
 
 
 def as_item(row: dict, reader: str) -> dict | None:
-    """Turn a row into an item; llm-foundry's form (query, choices, gold) and items are known under every reader.
+    """Turn a row into an item. Every reader also takes items and llm-foundry's form (query, choices, gold).
 
     Returns: the item, or None for a row that cannot be scored.
     """

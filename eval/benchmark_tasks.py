@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks of eval/tasks: which there are, where their rows come from, and what they ask a model.
+"""The benchmarks of eval/tasks: their definitions, their rows, and the requests that they make of a model.
 
-Each YAML below eval/tasks/<suite>/ describes one benchmark, as data; no code stands in it. Its keys, beside lm-eval's
-own (dataset_path, dataset_name, test_split, fewshot_split, num_fewshot, target_delimiter, description, version):
-    tasks       {task name: keys that differ}, or the name of a CSV beside the YAML with the columns `task` and those
-    rows        the reader of benchmark_rows.py that turns a row into an item
-    selected_by in a file that holds the rows of several tasks, the field that says dataset_name
-    revision    the data set's commit; null takes the newest, and results.json says which that was
-    kind        choice (default), cloze or answer: see benchmark_rows.py
-    metrics     of item_scores.py; the first is the task's score
-    calibrated  a context without content, such as "Answer:"; the choices are scored after it too
-    groups      under which it can be asked for with others, and is averaged with them
-    commercial  false: the licence forbids commercial use, and the task is off unless asked for
-    published   {model: score} to show beside, in the score's own unit
+Each YAML in eval/tasks/<suite>/ defines one benchmark as data, without code. It has lm-eval's keys dataset_path,
+dataset_name, test_split, validation_split, fewshot_split, num_fewshot, target_delimiter, description and version:
+    tasks        {task name: keys that differ}, or a CSV file beside the YAML with a column `task` and one a key
+    rows         the reader of benchmark_rows.py that turns a row into an item
+    selected_by  the field that holds dataset_name, in a file with the rows of several tasks
+    revision     the data set's commit; null reads the newest, and results.json records which one that was
+    kind         choice (default), cloze or answer: see benchmark_rows.py
+    metrics      names in item_scores.METRICS; the first is the task's score
+    calibrated   a context without content, such as "Answer:", after which the choices are scored too
+    groups       names that select the task together with others, and under which their scores are averaged
+    commercial   false: the licence forbids commercial use, and the task runs only with --noncommercial
+    published    {model: published score}, in the unit of the task's score
+An empty line follows a description, as lm-eval's own tasks write it.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -31,12 +33,12 @@ from benchmark_rows import READERS, as_item
 logger = logging.getLogger(__name__)
 
 TASKS_DIR = Path(__file__).resolve().parent / "tasks"
-MAX_LABELS = 30  # of a classification whose labels are those that its rows hold
+MAX_LABELS = 30  # of a classification task whose rows list no choices
 
 
 @dataclass
 class Benchmark:
-    """One task. See the module's docstring for the fields that the YAML sets."""
+    """One task. The module's docstring describes the fields that a YAML sets."""
 
     task: str
     suite: str
@@ -49,9 +51,10 @@ class Benchmark:
     encoding: str | None = None
     revision: str | None = None
     test_split: str = "test"
+    validation_split: str | None = None  # scored instead of the test split, by a task that has none in lm-eval
     fewshot_split: str | None = None
-    fewshot_order: str = "random"  # or first: the first rows, always the same, in their order
-    holdout: float | None = None  # share of the test split used for few-shot examples, where there is no other
+    fewshot_order: str = "random"  # or first: always the first rows, in their order
+    holdout: float | None = None  # fraction of the test split used for few-shot examples, if no other split has any
     num_fewshot: int = 0
     kind: str = "choice"
     description: str = ""
@@ -65,11 +68,15 @@ class Benchmark:
     published: dict = field(default_factory=dict)
     version: float = 1.0
 
+    @property
+    def scored_split(self) -> str:
+        return self.validation_split or self.test_split
+
 
 def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
-    """Read every benchmark below a folder, {task name: benchmark}, as data: a tag that runs code is refused.
+    """Read every benchmark in a folder's subfolders: {task name: benchmark}. A YAML tag that runs code is refused.
 
-    Raises: ValueError: for a YAML that is not a plain benchmark, or a file named in it that lies outside its folder.
+    Raises: ValueError: for a YAML that is not a plain benchmark, or that names a file outside its folder.
     """
     benchmarks = {}
     for path in sorted(tasks_dir.glob("*/*.yaml")):
@@ -89,6 +96,8 @@ def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
             unknown = settings.keys() - Benchmark.__dataclass_fields__.keys()
             if unknown:
                 raise ValueError(f"{path}: {name}: unknown keys: {', '.join(sorted(unknown))}")
+            if settings.get("description"):
+                settings["description"] += "\n\n"
             benchmark = Benchmark(task=name, suite=path.parent.name, file=path, **settings)
             if benchmark.rows not in READERS:
                 raise ValueError(f"{path}: rows: {benchmark.rows!r}: benchmark_rows.py has {', '.join(READERS)}")
@@ -101,7 +110,7 @@ def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
 
 
 def table_value(key: str, value: str) -> object:
-    """Read a cell of a table as the YAML would have the key: lists are words, commercial is true or false."""
+    """Return a CSV cell as the YAML would hold it: lists are separated by spaces, commercial is true or false."""
     if key == "commercial":
         return {"true": True, "false": False}[value]
     return value.split() if key in ("metrics", "groups") else value
@@ -114,9 +123,9 @@ def is_beside(benchmark: Benchmark) -> bool:
 
 
 def choose_tasks(names: list[str], benchmarks: dict[str, Benchmark], noncommercial: bool) -> list[str]:
-    """Return the tasks that a list of tasks, groups and suites names, without those that may not be used.
+    """Return the tasks of a list of tasks, groups and suites, without those whose licence forbids the use.
 
-    Raises: ValueError: naming what is none of these.
+    Raises: ValueError: for a name that is none of these, or whose tasks all need --noncommercial.
     """
     chosen, unknown = [], []
     for name in names:
@@ -127,10 +136,10 @@ def choose_tasks(names: list[str], benchmarks: dict[str, Benchmark], noncommerci
         if members and not allowed:
             raise ValueError(
                 f"{name}: the licence ({benchmarks[members[0]].licence}) forbids commercial use; "
-                "--noncommercial runs it all the same"
+                "--noncommercial runs it anyway"
             )
         if len(allowed) < len(members):
-            logger.info("%s: %d tasks are left out, --noncommercial adds them", name, len(members) - len(allowed))
+            logger.info("%s: %d tasks are left out; --noncommercial adds them", name, len(members) - len(allowed))
         chosen += [task for task in allowed if task not in chosen]
         unknown += [] if members else [name]
     if unknown:
@@ -147,7 +156,7 @@ def choose_tasks(names: list[str], benchmarks: dict[str, Benchmark], noncommerci
 
 
 def read_local_rows(path: Path) -> dict[str, list[dict]]:
-    """Return the rows of a .jsonl, .json or .csv file by split: by their field `split`, else all as `test`."""
+    """Return the rows of a .jsonl, .json or .csv file by their field `split`; rows without one are `test`."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -162,57 +171,57 @@ def read_local_rows(path: Path) -> dict[str, list[dict]]:
 
 
 def read_hub_rows(benchmark: Benchmark) -> tuple[dict[str, list[dict]], str | None]:
-    """Read a benchmark's splits from the Hub. Returns: rows by split, and the commit that they are of."""
+    """Read a benchmark's splits from the Hub. Returns: {split: rows}, and their commit."""
     from datasets import disable_progress_bars, load_dataset
     from huggingface_hub import HfApi
 
     disable_progress_bars()
-    if benchmark.data_files:  # files, not a repository: the commit stands in their address, or is not known
+    if benchmark.data_files:  # files, not a repository: the commit is in their address or unknown
         kind = "text" if benchmark.rows == "fpb" else "json"
         options = {"encoding": benchmark.encoding} if benchmark.encoding else {}
         loaded, revision = load_dataset(kind, data_files=benchmark.data_files, **options), benchmark.revision
     else:
         revision = HfApi(token=False).dataset_info(benchmark.dataset_path, revision=benchmark.revision).sha
         loaded = load_dataset(benchmark.dataset_path, benchmark.dataset_name, revision=revision, token=False)
-    wanted = {benchmark.test_split, benchmark.fewshot_split} - {None}
+    wanted = {benchmark.scored_split, benchmark.fewshot_split} - {None}
     return {split: list(loaded[split]) for split in wanted}, revision
 
 
 def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[dict], list[dict], dict]:
-    """Load what a benchmark asks.
+    """Load a benchmark's items.
 
     Args:
-        benchmark: of `read_benchmarks`.
+        benchmark: from `read_benchmarks`.
         local: a file of rows or items to read instead of the Hub.
 
-    Returns: the items, those for few-shot examples, and where they come from: {"path" (or the local
-        file's name), "name", "revision" (None for a local file), "sha256" (of the items)}.
-    Raises: ValueError: for rows without an item, or a task without rows.
+    Returns: the items, the few-shot examples, and their origin: {"path" (or the local file's name), "name",
+        "revision" (None for a local file), "sha256" (of the items)}.
+    Raises: ValueError: for a row of another form, or a task without rows.
     """
     if local is None and benchmark.dataset_path == "json":
         local = benchmark.file.parent / benchmark.data_files["test"]
     if local is not None:
         splits, revision = read_local_rows(local), None
-        test = splits.get("test") or splits.get(benchmark.test_split, [])
+        test = splits.get("test") or splits.get(benchmark.scored_split, [])
         other = [name for name in (benchmark.fewshot_split, "fewshot", "train", "dev") if name in splits]
-        pool = splits[other[0]] if other and other[0] != benchmark.test_split else []
+        pool = splits[other[0]] if other and other[0] != benchmark.scored_split else []
     else:
         splits, revision = read_hub_rows(benchmark)
-        test, pool = splits[benchmark.test_split], splits.get(benchmark.fewshot_split, [])
+        test, pool = splits[benchmark.scored_split], splits.get(benchmark.fewshot_split, [])
     parts = [to_items(benchmark, rows, kind) for rows, kind in ((test, ""), (pool, "fewshot-"))]
     items, shots = label_choices(benchmark, *parts)
     if benchmark.holdout and not shots:
         shots = [item for item in items if is_held_out(item, benchmark.holdout)]
         items = [item for item in items if not is_held_out(item, benchmark.holdout)]
     if not items:
-        raise ValueError(f"{benchmark.task}: {local or benchmark.dataset_path} holds no row of it")
+        raise ValueError(f"{benchmark.task}: {local or benchmark.dataset_path} has no row of this task")
     digest = hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()
     path = local.name if local is not None else benchmark.dataset_path
     return items, shots, {"path": path, "name": benchmark.dataset_name, "revision": revision, "sha256": digest}
 
 
 def to_items(benchmark: Benchmark, rows: list[dict], kind: str) -> list[dict]:
-    """Turn the rows that belong to the task into items, each with an id of its own."""
+    """Turn the task's rows into items, each with its own id."""
     found = []
     for number, row in enumerate(rows):
         if row.get(benchmark.selected_by, benchmark.dataset_name) != benchmark.dataset_name:
@@ -230,21 +239,23 @@ def to_items(benchmark: Benchmark, rows: list[dict], kind: str) -> list[dict]:
 
 
 def label_choices(benchmark: Benchmark, items: list[dict], shots: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Give items that have a label the labels of the whole task as choices."""
+    """Turn items with a label into choices among all labels of the task, or into answers."""
     labels = sorted({item["label"] for item in [*items, *shots] if "label" in item})
     if benchmark.kind == "answer":
         for item in (item for item in [*items, *shots] if "label" in item):
             item["answer"] = item.pop("label")
         return items, shots
     if len(labels) > MAX_LABELS:
-        raise ValueError(f"{benchmark.task}: {len(labels)} different answers are no classification; kind: answer")
+        raise ValueError(
+            f"{benchmark.task}: {len(labels)} different answers are too many to choose from; set kind: answer"
+        )
     for item in (item for item in [*items, *shots] if "label" in item):
         item |= {"choices": labels, "gold": labels.index(item.pop("label"))}
     return items, shots
 
 
 def is_held_out(item: dict, share: float) -> bool:
-    """Say by an item's own text, so that no other item matters, whether it is one of the few-shot examples."""
+    """Return whether an item serves as a few-shot example, by a hash of its text: no other item matters."""
     digest = hashlib.sha256(json.dumps([item["context"], item.get("gold")]).encode()).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
@@ -255,22 +266,24 @@ def is_held_out(item: dict, share: float) -> bool:
 def build_requests(
     benchmark: Benchmark, items: list[dict], shots: list[dict], num_fewshot: int, seed: int
 ) -> list[dict]:
-    """Render a task with lm-eval.
+    """Render a task's items with lm-eval.
 
-    Returns: for each item {"id", "requests", "gold", "target"}: requests are the pairs of text (context, continuation)
-        that are scored, one a choice, or for kind `answer` the single (context, ""); target is the right text.
+    Returns: for each item {"id", "requests", "gold", "target", "tag"}. requests: one (context, continuation) a choice,
+        or the single (context, "") for kind `answer`. target: the right continuation or answer.
     """
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
-    splits = {"test": Dataset.from_list(items)} | ({"fewshot": Dataset.from_list(shots)} if num_fewshot else {})
+    # lm-eval draws other examples for a task that has a validation split only.
+    scored, examples = ("validation", "training") if benchmark.validation_split else ("test", "fewshot")
+    splits = {scored: Dataset.from_list(items)} | ({examples: Dataset.from_list(shots)} if num_fewshot else {})
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task = ConfigurableTask(
         config={
             "task": benchmark.task,
             "custom_dataset": lambda **_: DatasetDict(splits),
-            "test_split": "test",
-            "fewshot_split": "fewshot" if num_fewshot else None,
+            f"{scored}_split": scored,
+            f"{examples}_split": examples if num_fewshot else None,
             "fewshot_config": {"sampler": "first_n" if benchmark.fewshot_order == "first" else "default"},
             "num_fewshot": num_fewshot,
             "description": benchmark.description,
@@ -279,11 +292,8 @@ def build_requests(
         }
     )
     task.set_fewshot_seed(seed)
-    with open(os.devnull, "w") as null:
-        import contextlib
-
-        with contextlib.redirect_stderr(null):  # its own progress bar, one a task
-            task.build_all_requests(rank=0, world_size=1)
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # hides a progress bar for each task
+        task.build_all_requests(rank=0, world_size=1)
     rendered: list[dict] = [{"id": item["id"], "requests": [], "gold": item.get("gold", 0)} for item in items]
     for instance in task.instances:
         context, continuation = instance.args
@@ -298,7 +308,7 @@ def build_requests(
 LM_EVAL_KEYS = {
     "choice": {
         "output_type": "multiple_choice",
-        "doc_to_text": lambda doc: doc["context"],  # functions: a template would be filled in with the text's own
+        "doc_to_text": lambda doc: doc["context"],  # a function, since a template would run braces in the text
         "doc_to_choice": lambda doc: doc["choices"],
         "doc_to_target": lambda doc: doc["gold"],
     },
@@ -311,7 +321,7 @@ LM_EVAL_KEYS = {
     "cloze": {
         "output_type": "loglikelihood",
         "doc_to_text": lambda doc: doc["context"],
-        "doc_to_target": lambda doc: f" {doc['continuation']}",  # here lm-eval puts no delimiter before it
+        "doc_to_target": lambda doc: f" {doc['continuation']}",  # lm-eval puts no delimiter here
     },
     "answer": {
         "output_type": "generate_until",
@@ -322,17 +332,23 @@ LM_EVAL_KEYS = {
 }
 
 
-def shots_at_hand(benchmark: Benchmark, shots: list[dict], asked: int | None) -> int:
-    """Return how many examples stand before each question: as asked or as the task says, if there are so many."""
-    wanted = benchmark.num_fewshot if asked is None else asked
-    there = len(shots) if benchmark.fewshot_order == "first" else max(0, len(shots) - 1)  # lm-eval draws one more
-    if there < wanted:
-        logger.warning("%s: %d examples are asked for, %d are there", benchmark.task, wanted, there)
-    return min(wanted, there)
+def available_shots(benchmark: Benchmark, shots: list[dict], requested: int | None) -> int:
+    """Return the number of examples before each question: as requested, or the task's own, or all there are."""
+    wanted = benchmark.num_fewshot if requested is None else requested
+    available = len(shots) if benchmark.fewshot_order == "first" else max(0, len(shots) - 1)  # lm-eval draws one more
+    if available < wanted:
+        logger.warning("%s: only %d of %d few-shot examples are available", benchmark.task, available, wanted)
+    return min(wanted, available)
+
+
+def common_answers(rendered: list[dict]) -> list[str | None]:
+    """Return the texts of the first, second, ... choice, as far as every item has as many; None where they differ."""
+    columns = zip(*([text for _, text in entry["requests"]] for entry in rendered), strict=False)
+    return [texts[0].strip() if len(set(texts)) == 1 else None for texts in columns]
 
 
 def exported_items(rendered: list[dict]) -> list[dict]:
-    """Return what --export_requests writes of each item: id, context, choices, gold."""
+    """Return each item as --export_requests writes it: {"id", "context", "choices", "gold"}."""
     exported = []
     for entry in rendered:
         contexts = {context for context, _ in entry["requests"]}
@@ -341,7 +357,7 @@ def exported_items(rendered: list[dict]) -> list[dict]:
             if choices == [""]:
                 choices = [entry["target"]]
             item = {"context": contexts.pop(), "choices": choices}
-        else:  # a continuation after several beginnings: each whole text is a choice
+        else:  # one continuation after several contexts: each whole text is a choice
             item = {"context": "", "choices": [context + continuation for context, continuation in entry["requests"]]}
         exported.append({"id": entry["id"], **item, "gold": entry["gold"]})
     return exported

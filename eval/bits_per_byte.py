@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte of documents under a causal language model, and what xz makes of the same text.
+"""Bits per byte of documents under a causal language model, and of xz on the same text.
 
 In:  a model folder or Hub id, and texts: .txt files (one document each) or .parquet files with a `text` column.
-Out: a table on the terminal, one line a file; `run_eval.py` uses the same functions for a whole run.
+Out: a table on the terminal, one line a file. run_eval.py uses the same functions for a whole run.
 
     python eval/bits_per_byte.py --model runs/legal-quickstart/model contract.txt
     python eval/bits_per_byte.py --model HuggingFaceTB/SmolLM2-135M --xz runs/legal-quickstart/documents/test/*/*
 
-Every document is read after the token that starts a document (bos, or eos where a tokenizer has no bos). Each token of
-its text is predicted exactly once, and the end-of-text token is not scored, so that the sum is the cost of the text
-and nothing else, whatever the tokenizer.
+The model reads every document after the token that starts a document (bos, or eos if the tokenizer has no bos). Each
+token of the text is predicted exactly once, and the end-of-text token is not scored: the sum is the cost of the text
+alone, under any tokenizer.
 """
 
 import argparse
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PIECE_BYTES = 2**20  # a text is tokenized in pieces of at most this many bytes
-LOGITS_PER_BATCH = 2**28  # at most this many at once: 1 GiB in float32
+LOGITS_PER_BATCH = 2**28  # at once: 1 GiB in float32
 XZ_PRESET = 9 | lzma.PRESET_EXTREME
-XZ_DICTIONARY_BYTES = 64 * 2**20  # how far back preset 9 sees
+XZ_DICTIONARY_BYTES = 64 * 2**20  # of preset 9
 
 
 def bits_per_byte(total_nats: float, total_bytes: int) -> float:
@@ -44,8 +44,8 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float:
     bits per byte = total_nats / ln 2 / total_bytes
 
     Args:
-        total_nats: summed token losses, natural logarithm.
-        total_bytes: bytes of the scored text, special tokens excluded.
+        total_nats: summed token losses, in nats.
+        total_bytes: UTF-8 bytes of the scored text, without special tokens.
 
     Raises: ValueError: if total_bytes is not positive.
     Source: Gao et al., The Pile, section 3.1 (https://huggingface.co/papers/2101.00027).
@@ -58,12 +58,12 @@ def bits_per_byte(total_nats: float, total_bytes: int) -> float:
 def load_model(
     name: str, revision: str | None = None, dtype: str = "float32", device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal model and its tokenizer from a folder or the Hub, onto the GPU where there is one.
+    """Load a causal model and its tokenizer from a folder or the Hub, onto a GPU if there is one.
 
-    Only safetensors are read and no code that comes with a model is run.
+    Reads only safetensors and runs no code that comes with a model.
 
-    Raises: ValueError: if the weights lack a tensor, have one too many or of another shape: transformers would fill
-        in random numbers and only warn.
+    Raises: ValueError: if a tensor is missing, unexpected or of another shape. transformers would fill it with random
+        numbers and only warn.
     """
     model, loading = AutoModelForCausalLM.from_pretrained(
         name,
@@ -71,7 +71,7 @@ def load_model(
         trust_remote_code=False,  # None would ask on the terminal
         dtype=DTYPES[dtype],
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # so that they are listed below with the rest
+        ignore_mismatched_sizes=True,  # listed below with the others
         output_loading_info=True,
     )
     problems = [
@@ -90,15 +90,15 @@ def load_model(
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that stands before a document: bos, or eos where there is no bos."""
+    """Return the token that starts a document: bos, or eos if there is no bos."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
-    raise ValueError("the tokenizer has neither a bos nor an eos token, so nothing can stand before a document")
+    raise ValueError("the tokenizer has neither a bos nor an eos token, so no token can start a document")
 
 
 def text_pieces(text: str, max_bytes: int = PIECE_BYTES) -> Iterator[str]:
-    """Cut a text into pieces of at most max_bytes UTF-8 bytes, after a newline where a piece has one."""
+    """Split a text into pieces of at most max_bytes UTF-8 bytes, after a newline if a piece has one."""
     data = text.encode()
     begin = 0
     while begin < len(data):
@@ -115,10 +115,10 @@ def text_pieces(text: str, max_bytes: int = PIECE_BYTES) -> Iterator[str]:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarray, bool]:
-    """Tokenize a text as text: nothing is added to it, and a `<|endoftext|>` written in it is thirteen characters.
+    """Tokenize a text without special tokens: a `<|endoftext|>` in it is thirteen characters.
 
-    Returns: the token ids, int32, and whether they stand for exactly this text. They do not where the tokenizer
-        drops or changes characters (an unknown token, lower-casing), or puts special tokens in all the same.
+    Returns: the token ids, int32, and whether they decode back to exactly this text. They do not if the tokenizer
+        drops or changes characters (an unknown token, lower-casing) or adds special tokens anyway.
     """
     special = set(tokenizer.all_special_ids)
     pieces, restored = [], True
@@ -130,11 +130,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarr
 
 
 def sliding_windows(num_tokens: int, context_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (begin, end, scored): the model reads [start token] + tokens from begin to end, the last `scored` count.
+    """Yield windows (begin, end, scored) over the sequence [start token, *tokens].
 
-    Reading those positions predicts tokens begin to end - 1, as the start token shifts them by one. The first window
-    scores all it predicts; each later one moves on by stride tokens, so that what it scores is predicted from more
-    than context_length - stride tokens.
+    Reading positions begin to end - 1 of it predicts tokens begin to end - 1; the last `scored` of them count. The
+    first window scores all of its tokens. Each later one advances by stride tokens, so that every token it scores is
+    predicted from more than context_length - stride others.
     """
     end = min(num_tokens, context_length)
     yield 0, end, end
@@ -146,7 +146,14 @@ def sliding_windows(num_tokens: int, context_length: int, stride: int) -> Iterat
 
 @dataclass
 class DocumentScore:
-    """Cost of one document. nats: summed token losses; bytes: of the text, UTF-8; tokens: without special ones."""
+    """Cost of one document.
+
+    Attributes:
+        nats: summed token losses.
+        bytes: of the text, UTF-8.
+        tokens: without special tokens.
+        restored: whether the tokens decode back to the text.
+    """
 
     nats: float
     bytes: int
@@ -164,21 +171,21 @@ def score_documents(
     batch_size: int = 8,
     description: str | None = "scoring",
 ) -> list[DocumentScore]:
-    """Score texts, one result a text, in their order.
+    """Score texts: one result for each, in their order.
 
-    A text longer than the context is read in overlapping windows. The default stride, half the context, is that of
+    A text longer than the context is read in overlapping windows. The default stride, half the context, comes from
     BloombergGPT, section 5.2 (https://huggingface.co/papers/2303.17564).
 
     Args:
-        model: in evaluation mode; its dtype is the one used, sums are in float64.
+        model: in evaluation mode. Losses are computed in its dtype and summed in float64.
         tokenizer: the model's.
         texts: the documents; an empty one costs nothing.
-        context_length: tokens the model reads at most, the start token among them.
-        stride: tokens by which the windows of a long text move on, 1 to context_length.
-        batch_size: windows read at once; fewer where their logits would take more than 1 GiB.
-        description: what the progress bar says; None shows none.
+        context_length: tokens that the model reads at most, including the start token.
+        stride: tokens between the windows over a long text, 1 to context_length.
+        batch_size: windows read at once; fewer if their logits would take more than 1 GiB.
+        description: label of the progress bar; None hides it.
 
-    Raises: ValueError: for a stride out of range, or when the model gives a loss that is not finite.
+    Raises: ValueError: for a stride out of range or a loss that is not finite.
     """
     stride = max(1, context_length // 2) if stride is None else stride
     if not 1 <= stride <= context_length:
@@ -187,7 +194,7 @@ def score_documents(
     scores = [DocumentScore(nats=0.0, bytes=len(text.encode()), tokens=0, restored=True) for text in texts]
 
     def windows() -> Iterator[tuple[int, np.ndarray, int]]:
-        """Yield (document, sequence of one token more than is read, tokens to score), tokenizing as it goes."""
+        """Yield (document, sequence to read with one more token to predict, tokens to score)."""
         for index, text in enumerate(texts):
             tokens, scores[index].restored = encode_text(tokenizer, text)
             scores[index].tokens = len(tokens)
@@ -197,7 +204,7 @@ def score_documents(
                     yield index, sequence[begin : end + 1], scored
 
     vocab_size = model.config.get_text_config().vocab_size
-    # Windows of similar length are read together, which leaves little padding; a pool at a time bounds the memory.
+    # Sorting a pool of windows by length leaves little padding; a pool at a time bounds the memory.
     stream = windows()
     total = sum(score.bytes for score in scores)
     with tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=description is None) as progress:
@@ -222,7 +229,7 @@ def score_documents(
 def window_nats(model: PreTrainedModel, batch: list[tuple[int, np.ndarray, int]]) -> list[float]:
     """Return the summed loss in nats of the last `scored` tokens of each (document, sequence, scored)."""
     lengths = [len(sequence) - 1 for _, sequence, _ in batch]
-    input_ids = np.zeros((len(batch), max(lengths)), dtype=np.int64)  # padded on the right: a causal model never looks
+    input_ids = np.zeros((len(batch), max(lengths)), dtype=np.int64)  # right padding never reaches a causal model
     for row, (_, sequence, _) in enumerate(batch):
         input_ids[row, : lengths[row]] = sequence[:-1]
     logits = model(input_ids=torch.from_numpy(input_ids).to(model.device), use_cache=False).logits
@@ -236,9 +243,9 @@ def window_nats(model: PreTrainedModel, batch: list[tuple[int, np.ndarray, int]]
 
 
 def xz_bytes(data: bytes) -> int:
-    """Return the size of data as `xz -9e` writes it, container included.
+    """Return the size of the file that `xz -9e` writes.
 
-    The dictionary is no larger than the data: the same bytes come out and the 64 MiB need not be cleared each time.
+    The dictionary is limited to the size of the data: the output is the same, without clearing 64 MiB each time.
     """
     dictionary = min(XZ_DICTIONARY_BYTES, max(4096, 1 << (len(data) - 1).bit_length()))
     filters = [{"id": lzma.FILTER_LZMA2, "preset": XZ_PRESET, "dict_size": dictionary}]
@@ -246,14 +253,14 @@ def xz_bytes(data: bytes) -> int:
 
 
 def xz_baselines(held_out: list[bytes], training: Iterable[bytes] = ()) -> dict[str, int | None]:
-    """Compress held-out documents with xz, with as much to look back on as a model has, or less.
+    """Compress held-out documents with xz, which refers back to no, some or the same text as a model.
 
     Args:
         held_out: the documents.
-        training: training documents, read only as far as they fit xz's dictionary together with the held-out text.
+        training: training documents, as many as fit xz's dictionary together with the held-out text.
 
-    Returns: bytes: `xz_documents`, each document by itself, summed; `xz_stream`, one after the other without a
-        separator; `xz_primed`, what they add to the compressed training text, or None where none fits.
+    Returns: bytes. `xz_documents`: each document by itself, summed. `xz_stream`: all of them concatenated.
+        `xz_primed`: the size that they add to the compressed training text, None if no training text fits.
     """
     stream = b"".join(held_out)
     room, pieces = XZ_DICTIONARY_BYTES - len(stream), []
@@ -288,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stride", type=int, help="tokens; None: half the context")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--xz", action="store_true", help="compress the documents with xz too")
+    parser.add_argument("--xz", action="store_true", help="also compress the documents with xz")
     arguments = parser.parse_args(argv)
     missing = [str(path) for path in arguments.files if not path.is_file()]
     if missing:

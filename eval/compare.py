@@ -1,38 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare evaluated models on the same items and documents: a table, paired differences, win rates, figures.
+"""Compare evaluated models on the same items and documents: a table, paired differences, win rates, a figure.
 
-In:  two or more evaluations: folders with results.json and items/, as run_eval.py writes them, or run folders that
-     hold one in eval/. The first is the one that the others are compared with.
-Out: a table on the terminal; <output>/comparison.json, comparison.md and figures/comparison.png with --output.
+In:  two or more evaluations: folders with results.json and items/, as run_eval.py writes them, or run folders with one
+     in eval/. The others are compared with the first.
+Out: a table on the terminal; with --output, comparison.json, comparison.md and figures/comparison.png in that folder.
 
     python eval/compare.py runs/legal-a runs/legal-b
     python eval/compare.py runs/legal-a runs/legal-a/eval/baselines/HuggingFaceTB--SmolLM2-135M --output comparison
 
-A difference is judged by the paired bootstrap: items are drawn with what both models made of them, so that items that
-are hard for both do not blur it. The win rate of a model is the share of its comparisons, over all tasks and all other
-models, in which it scores higher; ties count half. BloombergGPT, section 5.1, reports the same.
+Differences are judged on the same items: each resample of the bootstrap draws items, or families of documents, with
+both models' results, so that items that are hard for both add no noise. P-values are corrected for the number of
+comparisons by Holm's method. A model's win rate is the fraction of its comparisons, over tasks and other models, in
+which it scores higher, as in BloombergGPT, section 5.1. Ties count half, and the tasks of one benchmark count as one.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from figure_style import COLORS, MARKERS, save_figure, style
-from item_scores import METRICS, draws, gold_bits
+from intervals import Score, combine, family_sums, holm, p_value_of, paired
+from item_scores import METRICS, gold_bits
 from run_files import read_lines
 from wording import plain, table
 
 
+PARTS = ("bits_per_byte", "groups", "tasks", "gold_bits_per_byte")
+
+
 def find_evaluation(path: Path) -> Path:
-    """Return the folder with results.json. Raises: SystemExit: there is none."""
+    """Return the folder with results.json: the path or its eval/. Raises: SystemExit: neither has one."""
     for folder in (path, path / "eval"):
         if (folder / "results.json").is_file():
             return folder
-    raise SystemExit(f"{path}: no results.json there nor in its eval/; run eval/run_eval.py first")
+    raise SystemExit(f"{path}: no results.json in it nor in its eval/; run eval/run_eval.py first")
 
 
 def read_items(folder: Path, name: str) -> dict[str, dict]:
@@ -40,54 +46,72 @@ def read_items(folder: Path, name: str) -> dict[str, dict]:
     return {item["id"]: item for item in read_lines(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
-def bits(documents: list[dict]):
-    """Return bits per byte as a function of the documents drawn."""
-    nats, sizes = (np.array([each[key] for each in documents], float) for key in ("nats", "bytes"))
+def bits(documents: list[dict]) -> Score:
+    """Return a function from drawn families of documents to their bits per byte."""
+    nats, sizes = (family_sums(documents, key) for key in ("nats", "bytes"))
     return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
 
 
-def paired(first, other, size: int, seed: int) -> dict:
-    """Compare two scores, each a function of the items drawn, on the same draws.
-
-    Returns: "difference" (other - first), "interval" (95 %), "beyond_noise" (the interval does not hold 0).
-    """
-    every = np.arange(size)
-    difference = other(every) - first(every)
-    resampled = [other(draw) - first(draw) for draw in draws(size, seed)]
-    low, high = (float(bound) for bound in np.percentile(resampled, [2.5, 97.5]))
-    return {"difference": difference, "interval": [low, high], "beyond_noise": not low <= 0 <= high}
-
-
 def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | None:
-    """Compare all evaluations on the items of `name` that every one of them scored; None where there are none."""
+    """Compare all evaluations on the items of `name` that all of them scored; None for fewer than two items."""
     items = [read_items(folder, name) for folder in folders]
     shared = [key for key in items[0] if all(key in each for each in items[1:])]
     if len(shared) < 2:
         return None
-    scores = [scorer([each[key] for key in shared]) for each in items]
-    every = np.arange(len(shared))
+    rows = [[each[key] for key in shared] for each in items]
+    scores = [scorer(each) for each in rows]
+    size = len(family_sums(rows[0], "bytes")) if scorer is bits else len(shared)
+    every = np.arange(size)
     return {
         "num_items": len(shared),
         "left_out": max(len(each) for each in items) - len(shared),
         "scores": [score(every) for score in scores],
-        "against_first": [None, *(paired(scores[0], score, len(shared), seed) for score in scores[1:])],
+        "against_first": [None, *(paired(scores[0], score, name, size, seed) for score in scores[1:])],
     }
+
+
+def compare_groups(results: dict, tasks: dict[str, dict]) -> dict[str, dict]:
+    """Compare the means over the groups of tasks, or parts of groups, of which every evaluation scored every task."""
+    compared = {}
+    for name, group in (results.get("groups", {}) | results.get("group_parts", {})).items():
+        members = [
+            entry for task, entry in tasks.items() if group.get("group", name) in results["tasks"][task]["groups"]
+        ]
+        if len(members) < max(2, group["num_tasks"]):
+            continue
+        against: list[dict | None] = [None]
+        for pairs in zip(*(entry["against_first"][1:] for entry in members), strict=True):
+            difference, interval = combine(
+                [each["difference"] for each in pairs], [each["interval"] for each in pairs]
+            )
+            stderr = float(np.sqrt(sum(each["stderr"] ** 2 for each in pairs))) / len(pairs)
+            p_value = p_value_of(difference, stderr, sum(entry["num_items"] for entry in members))
+            against.append({"difference": difference, "stderr": stderr, "interval": interval, "p_value": p_value})
+        compared[name] = {
+            "num_items": sum(entry["num_items"] for entry in members),
+            "scores": np.mean([entry["scores"] for entry in members], axis=0).tolist(),
+            "against_first": against,
+            "metric": group["score"],
+        }
+    return compared
 
 
 def compare(folders: list[Path], seed: int = 0) -> dict:
     """Compare evaluations.
 
-    Returns: comparison.json's content: "models"; "bits_per_byte" and "tasks", {name: {"num_items", "scores" (a value a
-        model), "against_first" (what `paired` returns for each but the first), "metric"}}; "gold_bits_per_byte", the
-        same of the right continuations; "win_rates", a value a model over "tasks".
+    Returns: comparison.json's content: "models"; "bits_per_byte", "tasks", "groups" and "gold_bits_per_byte" (of the
+        right continuations), each {name: {"num_items", "scores" (one for each model), "against_first" (None for the
+        first model, else from `paired` with "p_adjusted" and "beyond_noise", p_adjusted < 0.05), "metric"}};
+        "win_rates", one for each model, over "tasks".
     """
     results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
     compared: dict = {
-        "format": 1,
+        "format": 2,  # in format 1, beyond_noise was not corrected for the number of comparisons
         "models": [result["model"] for result in results],
         "folders": [str(folder) for folder in folders],
         "bits_per_byte": {},
         "tasks": {},
+        "groups": {},
         "gold_bits_per_byte": {},
     }
     for source in results[0]["bits_per_byte"]["sources"]:
@@ -100,26 +124,48 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
             compared["tasks"][name] = entry | {"metric": task["score"], "chance": task["chance"]}
         if entry and task["gold_bits_per_byte"]:
             compared["gold_bits_per_byte"][name] = compare_one(folders, name, gold_bits, seed)
-    compared["win_rates"] = win_rates([entry["scores"] for entry in compared["tasks"].values()])
+    compared["groups"] = compare_groups(results[0], compared["tasks"])
+    judge(compared)
+    benchmarks = [benchmark_of(results[0]["tasks"][name], name) for name in compared["tasks"]]
+    compared["win_rates"] = win_rates([entry["scores"] for entry in compared["tasks"].values()], benchmarks)
     return compared
 
 
-def win_rates(scores: list[list[float]]) -> list[float]:
-    """Return each model's share of won comparisons with every other model on every task; ties count half."""
+def judge(compared: dict) -> None:
+    """Add "p_adjusted" and "beyond_noise" to every difference, corrected for all differences in the comparison."""
+    entries = [entry for part in PARTS for entry in compared[part].values()]
+    differences = [against for entry in entries for against in entry["against_first"][1:]]
+    for against, adjusted in zip(differences, holm([each["p_value"] for each in differences]), strict=True):
+        against |= {"p_adjusted": adjusted, "beyond_noise": adjusted < 0.05}
+
+
+def benchmark_of(task: dict, name: str) -> str:
+    """Return the benchmark of a task: its data set if it is one of a group, else the task by itself."""
+    return task["dataset"]["path"] if task["groups"] else name
+
+
+def win_rates(scores: list[list[float]], benchmarks: list[str]) -> list[float]:
+    """Return the fraction of comparisons that each model wins; ties count half.
+
+    Args:
+        scores: (tasks, models).
+        benchmarks: of each task; the tasks of one benchmark count as one together.
+    """
     if not scores:
         return []
-    table = np.array(scores)  # (tasks, models)
+    table, sizes = np.array(scores), Counter(benchmarks)
     won = (table[:, :, None] > table[:, None, :]) + 0.5 * (table[:, :, None] == table[:, None, :])
-    models = table.shape[1]
-    return [float((won[:, model].sum() - 0.5 * len(table)) / len(table) / (models - 1)) for model in range(models)]
+    rates = (won.sum(axis=2) - 0.5) / (table.shape[1] - 1)  # (tasks, models); without the comparison with itself
+    return np.average(rates, axis=0, weights=[1 / sizes[each] for each in benchmarks]).tolist()
 
 
 def describe(compared: dict) -> list[str]:
-    """Return the comparison as lines of text. A star: the difference from the first model is beyond noise."""
+    """Return the comparison as lines of text. A star marks a difference from the first model beyond noise."""
     header = ["", "measured by", "items", *(plain(model)[-28:] for model in compared["models"])]
     rows = []
     for part, label in (
         ("bits_per_byte", "bits per byte"),
+        ("groups", ""),
         ("tasks", ""),
         ("gold_bits_per_byte", "gold bits per byte"),
     ):
@@ -130,18 +176,17 @@ def describe(compared: dict) -> list[str]:
             ]
             rows.append([plain(name), label or entry["metric"], f"{entry['num_items']:,}", *cells])
     if compared["win_rates"]:
-        rows.append(
-            ["win rate over tasks", "", str(len(compared["tasks"])), *(f"{v:.2f} " for v in compared["win_rates"])]
-        )
+        rows.append(["win rate over tasks", "", "", *(f"{rate:.2f} " for rate in compared["win_rates"])])
     return [
         *table(header, rows, left=2),
-        "* differs from the first model by more than noise: 95 % paired bootstrap over the items that all scored.",
-        "Bits per byte: lower is better. Without a star a difference shows nothing.",
+        "* differs from the first model: p < 0.05 on the items that all scored, after Holm's correction for all",
+        "differences in the table. At most one such table in 20 has a false star. Without a star it may be noise.",
+        "Bits per byte: lower is better.",
     ]
 
 
 def differences_figure(compared: dict) -> Figure:
-    """Draw every difference from the first model with its interval, scores and bits per byte apart."""
+    """Draw every difference from the first model with its interval: scores above, bits per byte below."""
     parts = [part for part in ("tasks", "bits_per_byte") if compared[part]]
     rows = sum(len(compared[part]) for part in parts)
     figure = Figure(figsize=(7, 1.6 * len(parts) + 0.35 * rows))
@@ -170,14 +215,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("evaluations", nargs="+", type=Path, help="folders of evaluations, or run folders")
     parser.add_argument("--output", type=Path, help="folder for comparison.json, comparison.md and the figure")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     arguments = parser.parse_args(argv)
     if len(arguments.evaluations) < 2:
-        raise SystemExit("give two evaluations or more")
+        raise SystemExit("give at least two evaluations")
     compared = compare([find_evaluation(path) for path in arguments.evaluations], arguments.seed)
     if not compared["tasks"] and not compared["bits_per_byte"]:
         raise SystemExit(
-            "these evaluations have no items in common: run eval/run_eval.py with the same tasks and text"
+            "these evaluations have no items in common; run eval/run_eval.py with the same tasks and documents"
         )
     lines = describe(compared)
     if arguments.output is not None:

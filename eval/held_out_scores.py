@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte of a run's held-out documents: by source, domain, month after the cut-off, context length."""
+"""Bits per byte of a run's held-out documents: by source, domain, month after the cut-off and context length."""
 
 import argparse
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bits_per_byte import bits_per_byte, encode_text, score_documents, xz_baselines
-from item_scores import RESAMPLES
+from intervals import bootstrap_interval, draws, family_sums
 from shared_work import SharedWork
 
 
@@ -20,60 +22,68 @@ logger = logging.getLogger(__name__)
 
 XZ_KINDS = ("xz_documents", "xz_stream", "xz_primed")
 PIECE_DOCUMENTS = 32  # scored together by one process
-# Long documents are read with this many times the model's own context, so far as so many of its contexts hold them.
-CONTEXT_FACTORS, LONG_CONTEXTS = (0.5, 1, 2, 4), 64
+CONTEXT_FACTORS = (0.5, 1, 2, 4)  # of the model's own context, for long documents
+LONG_CONTEXTS = 64  # long documents are read until they fill the model's context so many times
 
 
-def read_documents(folder: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Yield (id, text, date) of a source's parquet files, file by file."""
+class Document(NamedTuple):
+    """A row of a source's parquet files. Documents of one family share long runs of words."""
+
+    id: str
+    text: str
+    date: str | None = None
+    family: str | int | None = None
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """Yield the documents of a source's parquet files, whose columns date and family are optional."""
     for path in sorted(folder.glob("*.parquet")):
         file = pq.ParquetFile(path)
-        columns = [name for name in ("id", "text", "date") if name in file.schema_arrow.names]
+        columns = [name for name in Document._fields if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns, batch_size=256):
-            dates = batch["date"].to_pylist() if "date" in columns else [None] * len(batch)
-            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), dates, strict=True)
+            yield from (Document(**row) for row in batch.to_pylist())
 
 
-def chosen_documents(folder: Path, max_bytes: int | None) -> list[tuple[str, str, str | None]]:
+def chosen_documents(folder: Path, max_bytes: int | None) -> list[Document]:
     """Return a source's documents in the order of their ids; with max_bytes, the first that fit, at least one."""
     chosen, total_bytes = [], 0
     for document in sorted(read_documents(folder), key=lambda document: document[:2]):
-        total_bytes += len(document[1].encode())
+        total_bytes += len(document.text.encode())
         if chosen and max_bytes is not None and total_bytes > max_bytes:
             break
         chosen.append(document)
     return chosen
 
 
-def summarise(nats: np.ndarray, byte_counts: np.ndarray, tokens: int, sizes: dict, seed: int) -> dict:
-    """Return the entry of one source or domain.
+def summed(name: str, documents: list[dict], sizes: dict, seed: int) -> dict:
+    """Return the entry of one source, domain or month in results.json.
 
-    The 95 % interval is that of the bootstrap over documents: each resample draws documents with their nats and bytes
-    together. It says how much the choice of documents matters, not the choice of a training seed; None for a single
-    document, which says nothing about it.
+    The 95 % interval comes from the bootstrap over families of documents: each resample draws families with their nats
+    and bytes together. It covers the choice of documents, not that of a training seed. A single family has none.
 
     Args:
-        nats: (documents,), of each document.
-        byte_counts: (documents,), of each document.
-        tokens: of all documents.
-        sizes: compressed bytes of all documents under each of XZ_KINDS; a kind may be missing or None.
+        name: of the source, domain or month, which has its own draws.
+        documents: [{"id", "family", "nats", "bytes", "tokens", "restored"}].
+        sizes: {kind of XZ_KINDS: compressed bytes of all documents}; a kind may be missing or None.
         seed: of the bootstrap.
     """
-    total_bytes = int(byte_counts.sum())
+    nats, byte_counts = (family_sums(documents, key) for key in ("nats", "bytes"))
+    total_nats, total_bytes = (sum(each[key] for each in documents) for key in ("nats", "bytes"))
     interval = None
     if len(nats) > 1:
-        generator = np.random.default_rng(seed)
-        draws = (generator.integers(len(nats), size=len(nats)) for _ in range(RESAMPLES))
-        resampled = [bits_per_byte(nats[draw].sum(), byte_counts[draw].sum()) for draw in draws]
-        interval = [float(bound) for bound in np.percentile(resampled, [2.5, 97.5])]
+        resampled = [nats[draw].sum() / math.log(2) / byte_counts[draw].sum() for draw in draws(name, len(nats), seed)]
+        interval = bootstrap_interval(np.array(resampled), len(nats))
     return {
-        "documents": len(nats),
+        "documents": len(documents),
+        "families": len(nats),
         "bytes": total_bytes,
-        "tokens": tokens,
-        "nats": float(nats.sum()),
-        "bits_per_byte": bits_per_byte(float(nats.sum()), total_bytes),
+        "tokens": sum(each["tokens"] for each in documents),
+        "nats": total_nats,
+        "bits_per_byte": bits_per_byte(total_nats, total_bytes),
         "confidence_interval": interval,
-    } | {kind: None if sizes.get(kind) is None else 8 * sizes[kind] / total_bytes for kind in XZ_KINDS}
+        **{kind: None if sizes.get(kind) is None else 8 * sizes[kind] / total_bytes for kind in XZ_KINDS},
+        "documents_not_restored": sum(not each["restored"] for each in documents),
+    }
 
 
 def score_split(
@@ -83,7 +93,7 @@ def score_split(
     split: str,
     work: SharedWork,
 ) -> dict[str, list[dict]]:
-    """Score the held-out documents of every source of a split: {source: [{"id", "date", "nats", "bytes", ...}]}."""
+    """Score the documents of a split: {source: [{"id", "date", "family", "nats", "bytes", "tokens", "restored"}]}."""
 
     def score(texts: list[str]) -> list:
         settings = {"context_length": arguments.context_length, "stride": arguments.stride}
@@ -94,16 +104,17 @@ def score_split(
 
     scored = {}
     for folder in sorted(path for path in (arguments.documents / split).iterdir() if path.is_dir()):
-        documents = [each for each in chosen_documents(folder, arguments.max_bytes_per_source) if each[1]]
+        documents = [each for each in chosen_documents(folder, arguments.max_bytes_per_source) if each.text]
         if not documents:
-            logger.warning("%s holds no text, so %s is left out", folder, folder.name)
+            logger.warning("%s holds no text: %s is skipped", folder, folder.name)
             continue
-        texts = [text for _, text, _ in documents]
+        texts = [each.text for each in documents]
         pieces = [texts[start : start + PIECE_DOCUMENTS] for start in range(0, len(texts), PIECE_DOCUMENTS)]
         costs = [cost for part in work.map("documents", pieces, score, folder.name) for cost in part]
         scored[folder.name] = [
-            {"id": key, "date": date, "nats": nats, "bytes": size, "tokens": tokens, "restored": restored}
-            for (key, _, date), (nats, size, tokens, restored) in zip(documents, costs, strict=True)
+            {"id": each.id, "date": each.date, "family": each.family}
+            | dict(zip(("nats", "bytes", "tokens", "restored"), cost, strict=True))
+            for each, cost in zip(documents, costs, strict=True)
         ]
         not_restored = sum(not each["restored"] for each in scored[folder.name])
         if not_restored:
@@ -111,21 +122,14 @@ def score_split(
     return scored
 
 
-def summed(documents: list[dict], sizes: dict, seed: int) -> dict:
-    """Return the entry of some documents: what `summarise` returns, and how many their tokens do not give back."""
-    nats, sizes_of = (np.array([each[key] for each in documents]) for key in ("nats", "bytes"))
-    entry = summarise(nats, sizes_of, sum(each["tokens"] for each in documents), sizes, seed)
-    return entry | {"documents_not_restored": sum(not each["restored"] for each in documents)}
-
-
 def score_sources(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace, work: SharedWork
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
     """Score the held-out documents.
 
-    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}; months are those of the dated
-        documents of the split `future`, which is later than all training text, where there is one; context_lengths
-        as `score_context_lengths` returns them; and the documents of each source.
+    Returns: {"sources", "domains", "months", "context_lengths"}, each {name: entry}, and the documents of each source.
+        months: of the dated documents in the split `future`, which is later than all training text, if there is one.
+        context_lengths: from `score_context_lengths`.
     """
     stats = arguments.documents / "stats.json"
     known = json.loads(stats.read_text(encoding="utf-8"))["sources"] if stats.is_file() else {}
@@ -138,14 +142,14 @@ def score_sources(
             training = read_documents(arguments.documents / "train" / name)
             compressed[name] = work.map(
                 "xz",
-                [[text for _, text, _ in held_out if text]],
+                [[each.text for each in held_out if each.text]],
                 lambda texts, training=training: xz_baselines(
-                    [text.encode() for text in texts], (text.encode() for _, text, _ in training)
+                    [text.encode() for text in texts], (each.text.encode() for each in training)
                 ),
                 f"{name}: xz",
             )[0]
         domain = known.get(name, {}).get("domain") or name
-        sources[name] = {"domain": domain, **summed(documents, compressed[name], arguments.seed)}
+        sources[name] = {"domain": domain, **summed(name, documents, compressed[name], arguments.seed)}
         domains.setdefault(domain, []).append(name)
     by_domain = {}
     for domain, names in sorted(domains.items()):
@@ -155,7 +159,7 @@ def score_sources(
             if all(compressed[name].get(kind) is not None for name in names)
         }
         documents = [each for name in names for each in scored[name]]
-        by_domain[domain] = {"domain": domain, **summed(documents, sizes, arguments.seed)}
+        by_domain[domain] = {"domain": domain, **summed(domain, documents, sizes, arguments.seed)}
     months: dict[str, list[dict]] = {}
     if arguments.split != "future" and any((arguments.documents / "future").glob("*/*.parquet")):
         for name, documents in score_split(model, tokenizer, arguments, "future", work).items():
@@ -163,7 +167,7 @@ def score_sources(
             for each in documents:
                 if each["date"] and len(each["date"]) >= 7:
                     months.setdefault(each["date"][:7], []).append(each)
-    by_month = {month: summed(documents, {}, arguments.seed) for month, documents in sorted(months.items())}
+    by_month = {month: summed(month, documents, {}, arguments.seed) for month, documents in sorted(months.items())}
     by_length = score_context_lengths(model, tokenizer, arguments, sorted(sources), work)
     return {"sources": sources, "domains": by_domain, "months": by_month, "context_lengths": by_length}, scored
 
@@ -175,25 +179,25 @@ def score_context_lengths(
     sources: list[str],
     work: SharedWork,
 ) -> dict[str, dict]:
-    """Score documents longer than the model's context, read with less of it, all of it, and more than it was made for.
+    """Score documents that are longer than the model's context, at CONTEXT_FACTORS times that context.
 
-    Returns: {tokens of the context: entry}, the same documents in each; {} where none is so long, or where the model
-        cannot read beyond its context, as with learned positions.
+    Returns: {tokens of the context: entry}, the same documents in each; {} if none is so long, or if the model cannot
+        read beyond its context, as with learned positions.
     """
     config = model.config.get_text_config()
     own_length = getattr(config, "max_position_embeddings", None) or arguments.context_length
     if getattr(config, "rope_parameters", None) is None:
         return {}
-    texts, num_tokens = [], 0
+    long, num_tokens = [], 0
     for name in sources:
         folder = arguments.documents / arguments.split / name
-        for _, text, _ in chosen_documents(folder, arguments.max_bytes_per_source):
-            length = len(encode_text(tokenizer, text)[0]) if len(text.encode()) > own_length else 0
+        for each in chosen_documents(folder, arguments.max_bytes_per_source):
+            length = len(encode_text(tokenizer, each.text)[0]) if len(each.text.encode()) > own_length else 0
             if length > own_length and num_tokens < LONG_CONTEXTS * own_length:
-                texts.append(text)
+                long.append(each)
                 num_tokens += length
     entries = {}
-    for length in (int(factor * own_length) for factor in CONTEXT_FACTORS if texts):
+    for length in (int(factor * own_length) for factor in CONTEXT_FACTORS if long):
 
         def score(text: str, length: int = length) -> dict:
             scores = score_documents(
@@ -201,6 +205,7 @@ def score_context_lengths(
             )
             return vars(scores[0])
 
-        documents = work.map(f"context of {length}", texts, score, f"context of {length} tokens")
-        entries[str(length)] = summed(documents, {}, arguments.seed)
+        costs = work.map(f"context of {length}", [each.text for each in long], score, f"context of {length} tokens")
+        documents = [{"id": each.id, "family": each.family} | cost for each, cost in zip(long, costs, strict=True)]
+        entries[str(length)] = summed("long documents", documents, {}, arguments.seed)
     return entries

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what each item of a task cost to its scores, each with a 95 % interval, the level of chance, and the margin.
+"""Turn scored items into a task's scores, with 95 % intervals and the scores of guessing and of a constant answer.
 
-A scored item: {"id", "gold", "nats", "bytes", "tokens" and "characters" (of each choice), "greedy" (the first choice
-is what the model would write), "uncalibrated" (nats after a context without content), "prediction" and "target" (texts
-of kind `answer`), "tag"}.
+A scored item: {"id", "gold", "nats", "bytes", "tokens" and "characters" (of each choice), "greedy" (whether the model
+would write the first choice), "uncalibrated" (nats after a context without content), "prediction" and "target" (texts,
+kind `answer`), "tag"}.
 """
 
-import json
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
+from intervals import Mean, MeanRecall, measured
 from metrics.entity_f1.entity_f1 import count_entities
 from metrics.numeric_match.numeric_match import numbers_match
+from metrics.tatqa.tatqa import tatqa_scores
 
 
-RESAMPLES = 1000  # of the bootstrap
-GUESSES = 200  # simulated, where chance has no formula
+GUESSES = 200  # simulated for a metric whose chance level has no formula
+CONSTANT_ANSWERS = 10  # the most frequent written answers, each tried as the only answer
 
 Scored = list[dict]
 
 
 def predictions(items: Scored, rule: str) -> np.ndarray:
-    """Return the chosen index of each item: the plain likelihood, or divided by characters, tokens or a prior."""
+    """Return the chosen index of each item, by likelihood: plain, per character, per token or over a prior."""
     divided = {
         "plain": lambda item, nats: nats,
         "per_character": lambda item, nats: nats / np.maximum(1, item["characters"]),
@@ -32,30 +34,26 @@ def predictions(items: Scored, rule: str) -> np.ndarray:
     return np.array([int(np.argmin(divided(item, np.array(item["nats"])))) for item in items])
 
 
-def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
-    return lambda draw: float(values[draw].mean())
-
-
 def accuracy(rule: str) -> Callable:
     def metric(items: Scored, chosen: np.ndarray | None = None) -> Callable:
         chosen = predictions(items, rule) if chosen is None else chosen
         gold = np.array([item["gold"] for item in items])
-        return mean_of((chosen == gold).astype(float))
+        return Mean((chosen == gold).astype(float))
 
     return metric
 
 
 def class_counts(gold: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each class: items of it, items taken for it, and both."""
+    """Return, for each class, the items of it, the items predicted as it, and the items that are both."""
     size = int(max(gold.max(), chosen.max())) + 1
     right = np.bincount(gold[gold == chosen], minlength=size)
     return np.bincount(gold, minlength=size), np.bincount(chosen, minlength=size), right
 
 
 def weighted_f1(rule: str) -> Callable:
-    """F1 of each class, weighted by how many items are of it, as scikit-learn's average="weighted".
+    """F1 of each class, weighted by its number of items, as scikit-learn's average="weighted".
 
-    Items with a tag, as those of Headline, are scored tag by tag, and the tags' scores are averaged.
+    Items with tags, as in Headline, are scored for each tag, and the tags' scores are averaged.
     """
 
     def of_draw(gold: np.ndarray, chosen: np.ndarray) -> float:
@@ -78,20 +76,15 @@ def weighted_f1(rule: str) -> Callable:
 
 
 def balanced_accuracy(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-    """Mean over the classes of the share found of each, LegalBench's metric."""
+    """Mean recall over the classes, LegalBench's metric."""
     chosen = predictions(items, "plain") if chosen is None else chosen
     gold = np.array([item["gold"] for item in items])
-
-    def score(draw: np.ndarray) -> float:
-        true, _, right = class_counts(gold[draw], chosen[draw])
-        return float((right[true > 0] / true[true > 0]).mean())
-
-    return score
+    return MeanRecall(gold, chosen == gold)
 
 
 def answer_metric(per_item: Callable[[str, str], float]) -> Callable:
     def metric(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-        return mean_of(np.array([per_item(item["prediction"], item["target"]) for item in items], float))
+        return Mean(np.array([per_item(item["prediction"], item["target"]) for item in items], float))
 
     return metric
 
@@ -106,8 +99,9 @@ def entity_f1(items: Scored, chosen: np.ndarray | None = None) -> Callable:
     return score
 
 
-def rouge_l(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-    from rouge_score.rouge_scorer import RougeScorer  # evaluate.load("rouge") would need the Hub
+def rouge_l_f1(items: Scored, chosen: np.ndarray | None = None) -> Callable:
+    """Mean over the items of ROUGE-L's F-measure, with stemming."""
+    from rouge_score.rouge_scorer import RougeScorer  # evaluate.load("rouge") needs the Hub
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return answer_metric(lambda prediction, target: scorer.score(target, prediction)["rougeL"].fmeasure)(items)
@@ -126,31 +120,19 @@ METRICS: dict[str, Callable] = {
     "f1_per_token": weighted_f1("per_token"),
     "f1_calibrated": weighted_f1("calibrated"),
     "balanced_acc": balanced_accuracy,
-    "greedy": lambda items, chosen=None: mean_of(np.array([float(item["greedy"]) for item in items])),
+    "greedy": lambda items, chosen=None: Mean(np.array([float(item["greedy"]) for item in items])),
     "exact_match": answer_metric(lambda prediction, target: float(normalised(prediction) == normalised(target))),
     "numeric_match": answer_metric(lambda prediction, target: float(numbers_match(prediction, target))),
     "entity_f1": entity_f1,
-    "rouge_l": rouge_l,
+    "rouge_l_f1": rouge_l_f1,
+    "tatqa_em": answer_metric(lambda prediction, target: tatqa_scores(prediction, target)[0]),
+    "tatqa_f1": answer_metric(lambda prediction, target: tatqa_scores(prediction, target)[1]),
 }
 CHOICE_METRICS = [name for name in METRICS if name.startswith(("acc", "f1", "balanced"))]
 
 
-def draws(size: int, seed: int) -> np.ndarray:
-    """Return the bootstrap's resamples, (RESAMPLES, size): the same for every model and metric of as many items."""
-    return np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
-
-
-def measured(score: Callable[[np.ndarray], float], size: int, seed: int) -> tuple[dict, np.ndarray]:
-    """Return {"value", "stderr", "interval"} by the bootstrap over items, and the resampled scores."""
-    value = score(np.arange(size))
-    resampled = np.array([score(draw) for draw in draws(size, seed)])
-    low, high = (float(bound) for bound in np.percentile(resampled, [2.5, 97.5]))
-    spread = float(resampled.std(ddof=1))
-    return {"value": float(value), "stderr": spread, "interval": [low, high]}, resampled
-
-
 def chance_level(name: str, items: Scored, seed: int) -> float | None:
-    """Return what guessing scores: by the number of choices, by simulation for F1; None for free answers."""
+    """Return the score of guessing: from the number of choices, by simulation for F1, None for written answers."""
     if name not in CHOICE_METRICS:
         return None
     sizes = np.array([len(item["nats"]) for item in items])
@@ -161,41 +143,72 @@ def chance_level(name: str, items: Scored, seed: int) -> float | None:
     return float(np.mean([METRICS[name](items, chosen=guess)(every) for guess in guesses]))
 
 
+def best_constant(name: str, items: Scored, answers: list[str | None]) -> tuple[float | None, str | None]:
+    """Return the best score of a model that gives every item the same answer, and that answer.
+
+    Args:
+        name: of the metric.
+        items: scored items.
+        answers: from `common_answers`, the answers that every item has as its first choice, its second and so on.
+
+    Returns: (None, None) if no answer is a choice of every item, as with choices in full text, and for a cloze.
+    """
+    every, scores = np.arange(len(items)), {}
+    if name in CHOICE_METRICS:
+        for index, answer in enumerate(answers):
+            if answer is not None:
+                scores[answer] = METRICS[name](items, chosen=np.full(len(items), index))(every)
+    elif all("target" in item for item in items):
+        for answer, _ in Counter(item["target"] for item in items).most_common(CONSTANT_ANSWERS):
+            scores[answer] = METRICS[name]([item | {"prediction": answer} for item in items])(every)
+    best = max(scores, key=scores.get, default=None)
+    return scores.get(best), best
+
+
 def gold_bits(items: Scored) -> Callable:
-    """Bits per byte of the right continuations together: it moves long before accuracy does."""
+    """Bits per byte of all right continuations together, which improves long before accuracy does."""
     nats = np.array([item["nats"][item["gold"]] for item in items])
     sizes = np.array([item["bytes"][item["gold"]] for item in items])
     return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
 
 
 def margins(items: Scored) -> Callable:
-    """Probability of the right choice among the choices, less that of the best wrong one: -1 to 1, 0 undecided."""
+    """Probability of the right choice among the choices, minus that of the best wrong one: -1 to 1."""
     values = []
     for item in items:
         shares = np.exp(min(item["nats"]) - np.array(item["nats"]))
         shares /= shares.sum()
         values.append(shares[item["gold"]] - np.delete(shares, item["gold"]).max())
-    return mean_of(np.array(values))
+    return Mean(np.array(values))
 
 
-def score_items(items: Scored, metrics: list[str], seed: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """Score items by some metrics.
+def score_items(name: str, items: Scored, metrics: list[str], seed: int, answers: list[str | None]) -> dict:
+    """Score a task's items by some metrics.
 
-    Returns: {"num_items", "chance" (of the first metric), "metrics": {name: {"value", "stderr", "interval",
-        "chance"}}, "gold_bits_per_byte", "probability_margin"}, the last two None where there is no choice or no
-        likelihood; and the resampled scores of each metric.
+    Args:
+        name: of the task, which has its own bootstrap draws.
+        items: scored items.
+        metrics: names in METRICS.
+        seed: of the bootstrap and of simulated guessing.
+        answers: from `common_answers`.
+
+    Returns: {"num_items", "chance" (of the first metric), "metrics", "gold_bits_per_byte", "probability_margin"}, the
+        last two None without likelihoods or choices. metrics: {name: {"value", "stderr", "interval", "chance",
+        "constant" and "constant_answer" (from `best_constant`), "baseline" (the higher of chance and constant)}}.
     """
-    size, resampled = len(items), {}
-    entry = {"num_items": size, "chance": chance_level(metrics[0], items, seed), "metrics": {}}
-    for name in metrics:
-        entry["metrics"][name], resampled[name] = measured(METRICS[name](items), size, seed)
-        entry["metrics"][name]["chance"] = chance_level(name, items, seed)
+    size, entry = len(items), {"num_items": len(items), "chance": None, "metrics": {}}
+    for metric in metrics:
+        chance = chance_level(metric, items, seed)
+        constant, answer = best_constant(metric, items, answers)
+        entry["metrics"][metric] = measured(METRICS[metric](items), name, size, seed) | {
+            "chance": chance,
+            "constant": constant,
+            "constant_answer": answer,
+            "baseline": max((level for level in (chance, constant) if level is not None), default=None),
+        }
+    entry["chance"] = entry["metrics"][metrics[0]]["chance"]
     has_likelihood = all(item.get("nats") for item in items)
     has_choice = has_likelihood and all(len(item["nats"]) > 1 for item in items)
-    entry["gold_bits_per_byte"] = measured(gold_bits(items), size, seed)[0] if has_likelihood else None
-    entry["probability_margin"] = measured(margins(items), size, seed)[0] if has_choice else None
-    return entry, resampled
-
-
-def write_items(items: Scored) -> str:
-    return "".join(json.dumps(item) + "\n" for item in items)
+    entry["gold_bits_per_byte"] = measured(gold_bits(items), name, size, seed) if has_likelihood else None
+    entry["probability_margin"] = measured(margins(items), name, size, seed) if has_choice else None
+    return entry

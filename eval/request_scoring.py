@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model makes of a task's requests: the cost of each continuation, and what it writes itself.
+"""Score a task's requests with a model: the cost of each continuation, and the answers that the model writes.
 
-Every request begins with the token that starts a document. Where a tokenizer adds no special tokens by itself, lm-eval
-puts it before requests without a context only, but in training no text began without it; where one appends an
-end-of-text token, lm-eval would score the continuation one token off. Here text is encoded as text, and nothing else.
+Every request starts with the token that starts a document, as in training. lm-eval itself would differ: for a
+tokenizer that adds no special tokens, it adds that token only to requests without a context; for one that appends an
+end-of-text token, it scores the continuation one token off. Here text is encoded without special tokens.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from shared_work import SharedWork
 
 @dataclass
 class Encoded:
-    """A context and its continuation as tokens; `bytes` is the text that the continuation's tokens stand for."""
+    """A context and its continuation as tokens; `bytes` counts the text of the continuation's tokens."""
 
     context: list[int]
     continuation: list[int]
@@ -30,9 +30,9 @@ class RequestScorer:
     Args:
         model: in evaluation mode.
         tokenizer: the model's.
-        context_length: tokens that are read at most, the start token among them.
+        context_length: tokens that the model reads at most, including the start token.
         batch_size: requests read at once.
-        work: shares pieces of the work among processes and keeps what is finished.
+        work: shares the work among processes and keeps finished pieces.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class RequestScorer:
     def encode_item(self, requests: list[list[str]]) -> tuple[list[Encoded], bool]:
         """Encode the requests of one item.
 
-        A tokenizer may cut the end of a context differently before a continuation than at the end of a text. Then the
-        tokens that differ count to the continuation, for every choice alike: what is compared stays the likelihood of
-        whole texts, and the bytes are counted with them.
+        A tokenizer may tokenize the end of a context differently when a continuation follows. The tokens that differ
+        then belong to the continuation, for every choice alike, with their bytes: the likelihoods of whole texts are
+        still what is compared.
 
-        Returns: the encoded requests, and whether any context was cut differently.
+        Returns: the encoded requests, and whether any context was tokenized differently.
         """
         encoded, kept = [], []
         for context, continuation in requests:
-            stripped = context.rstrip()  # a space at the end belongs to the next word's token
+            stripped = context.rstrip()  # a final space belongs to the next word's token
             alone, whole = self.encode(stripped), self.encode(context + continuation)
             same = next((i for i, pair in enumerate(zip(alone, whole, strict=False)) if pair[0] != pair[1]), None)
             kept.append((len(alone), min(len(alone), len(whole) - 1) if same is None else min(same, len(whole) - 1)))
@@ -90,17 +90,17 @@ class RequestScorer:
         return parts, any(own < length for length, own in kept)
 
     def continuation_bytes(self, context: str, continuation: str, whole: list[int], cut: int) -> int:
-        """Return the UTF-8 bytes that the tokens from `cut` on stand for."""
+        """Return the UTF-8 bytes of the tokens from `cut` on."""
         text = context + continuation
         before = self.tokenizer.decode(whole[:cut], clean_up_tokenization_spaces=False)
         if text.startswith(before):
             return len(text.encode()) - len(before.encode())
-        return len(continuation.encode())  # a tokenizer that changes the text, or a cut inside a character
+        return len(continuation.encode())  # the tokenizer changes the text, or a token ends inside a character
 
     def likelihoods(self, requests: list[Encoded], description: str) -> list[tuple[float, bool]]:
-        """Return of each request the cost of its continuation in nats, and whether each token was the likeliest.
+        """Return, for each request, the cost of its continuation in nats, and whether each token was the likeliest.
 
-        Requests of similar length are read together; which these are depends on the requests alone.
+        Requests of similar length form batches, which depend on the requests alone.
         """
         order = sorted(
             range(len(requests)), key=lambda i: (-len(requests[i].context) - len(requests[i].continuation), i)
@@ -122,9 +122,9 @@ class RequestScorer:
         return results
 
     def written(self, contexts: list[str], max_new_tokens: int, description: str) -> list[str]:
-        """Return what the model writes after each context, greedily, up to the end of the line.
+        """Return the model's greedy continuation of each context, up to the end of the line.
 
-        One at a time: so that neither padding nor company changes a word.
+        Contexts are read one at a time, so that neither padding nor other contexts change a word.
         """
         size = self.batch_size
         pieces = [[max_new_tokens, contexts[start : start + size]] for start in range(0, len(contexts), size)]
@@ -158,8 +158,8 @@ def score_requests(
     """Score a task's rendered items.
 
     Returns: the scored items, as item_scores.py describes them, and counts: "boundary_mismatches", items whose context
-        is cut differently before a continuation; "truncated", requests longer than the context, of which the start
-        was cut off.
+        is tokenized differently before a continuation; "truncated", requests longer than the context, which lost
+        their start.
     Raises: ValueError: when a continuation alone does not fit the context.
     """
     counts = {"boundary_mismatches": 0, "truncated": 0}
@@ -211,7 +211,7 @@ def score_requests(
 
 
 def prior_costs(scorer: RequestScorer, name: str, requests: list, context: str) -> dict[str, float]:
-    """Return what each continuation costs after a context without content."""
+    """Return the cost of each continuation after a context without content."""
     continuations = sorted({continuation for item in requests for _, continuation in item})
     encoded = [scorer.encode_item([[context, continuation]])[0][0] for continuation in continuations]
     costs = scorer.likelihoods(encoded, f"{name}, calibration")

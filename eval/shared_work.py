@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work in pieces: shared among processes, kept as it is finished, and the same numbers whoever does it.
+"""Share pieces of work among processes and keep finished pieces, so that a stopped evaluation can resume.
 
-What a piece is, and so which texts are read in one batch, never depends on the number of processes. A piece that is
-finished is a file named by what it was made from: an evaluation that was stopped goes on with the pieces that lack.
+The pieces, and so the batches of texts, never depend on the number of processes: any number gives the same results. A
+finished piece is a file named by the hash of its inputs.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 
 class SharedWork:
-    """Does pieces of work on all processes of `accelerate launch`.
+    """Runs pieces of work on all processes of `accelerate launch`.
 
     Args:
-        folder: where finished pieces are kept; None keeps none.
-        made_from: what every result depends on beside its piece, such as the model's hash; part of a piece's name.
+        folder: for finished pieces; None keeps none.
+        made_from: other inputs of every result, such as the model's hash; part of each file's name.
     """
 
     def __init__(self, folder: Path | None = None, made_from: dict | None = None):
@@ -30,13 +30,13 @@ class SharedWork:
             folder.mkdir(parents=True, exist_ok=True)
 
     def map(self, kind: str, pieces: list, work: Callable, description: str) -> list:
-        """Return work(piece) of every piece, in order, on every process.
+        """Return work(piece) for every piece, in order, on every process.
 
         Args:
-            kind: what the work is; the same pieces under another kind are other work.
-            pieces: anything that JSON holds.
-            work: its result must be something that JSON gives back as it was; floats are.
-            description: what the progress bar says.
+            kind: of the work; the same pieces under another kind are other work.
+            pieces: values that JSON can hold.
+            work: its results must survive a round trip through JSON, as floats do.
+            description: label of the progress bar.
         """
         state = PartialState()
         mine = range(state.process_index, len(pieces), state.num_processes)

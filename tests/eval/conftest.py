@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny tokenizer and model as the recipes make them, and a small run folder, for the tests of eval/."""
+"""A tiny tokenizer and model like those of the recipes, and a small run folder, for the tests of eval/."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def model_folder(model, tokenizer, tmp_path_factory) -> Path:
 
 
 def write_documents(folder: Path, texts: list[str]) -> None:
-    """Write a source's documents with ids that run against the order of the rows."""
+    """Write a source's documents with ids in the reverse order of the rows."""
     folder.mkdir(parents=True)
     ids = [f"{len(texts) - index:032x}" for index in range(len(texts))]
     columns = {"id": ids, "source": [folder.name] * len(texts), "text": texts, "date": [None] * len(texts)}
@@ -69,7 +69,7 @@ def write_documents(folder: Path, texts: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory) -> Path:
-    """Two sources of one domain and one that stats.json does not know."""
+    """Two sources of one domain, and one that stats.json does not list."""
     folder = tmp_path_factory.mktemp("run") / "documents"
     for split in ("train", "test"):
         for source in ("contracts", "statutes", "stories"):

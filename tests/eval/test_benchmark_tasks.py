@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark's rows become items, from small examples of each form and from real files where they are there."""
+"""Every benchmark's rows become items: small examples of each form, and real files if they are available."""
 
 import json
 from dataclasses import replace
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmark_rows import READERS
-from benchmark_tasks import build_requests, choose_tasks, exported_items, load_items, read_benchmarks, shots_at_hand
+from benchmark_tasks import available_shots, build_requests, choose_tasks, exported_items, load_items, read_benchmarks
 
 
 BENCHMARKS = read_benchmarks()
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmarks"
 TABLE = {"pre_text": ["In 2019 sales rose."], "post_text": [], "table": [["year", "sales"], ["2019", "$ 12"]]}
-# A row of each form, written for this test, and the item it becomes, in part.
+# A made-up row of each form, and part of the item that it becomes.
 ROWS = {
     "arc_easy": (
         {"question": "What melts?", "choices": {"text": ["ice", "fire"], "label": ["1", "2"]}, "answerKey": "1"},
@@ -119,7 +119,7 @@ def test_legalbench_choices_are_the_answers_of_the_task_and_examples_come_from_i
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     benchmark = BENCHMARKS["legalbench_hearsay"]
     items, shots, _ = load_items(benchmark, tmp_path / "rows.jsonl")
-    (request,) = build_requests(benchmark, items, shots, shots_at_hand(benchmark, shots, None), seed=0)
+    (request,) = build_requests(benchmark, items, shots, available_shots(benchmark, shots, None), seed=0)
     context = "Clause 0.\nAnswer: Yes\n\nClause 1.\nAnswer: No\n\nClause 9.\nAnswer:"
     assert request["requests"] == [[context, " No"], [context, " Yes"]] and request["gold"] == 0
 
@@ -150,7 +150,7 @@ def test_row_of_another_form_is_named(tmp_path):
         load_items(BENCHMARKS["piqa"], tmp_path / "rows.jsonl")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/benchmarks is not there")
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/benchmarks is missing")
 @pytest.mark.parametrize(
     ("name", "file", "number"),
     [
@@ -169,5 +169,5 @@ def test_real_rows_are_read(name, file, number):
     benchmark = BENCHMARKS[name]
     items, shots, _ = load_items(benchmark, REAL / f"{file}.jsonl")
     assert len(items) == number
-    (request,) = build_requests(benchmark, items[:1], shots, shots_at_hand(benchmark, shots, None), seed=0)
+    (request,) = build_requests(benchmark, items[:1], shots, available_shots(benchmark, shots, None), seed=0)
     assert len(request["requests"]) == len(items[0]["choices"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte by hand, sliding windows, texts that tempt a tokenizer, and xz against the xz format."""
+"""Bits per byte by hand, sliding windows, difficult texts for a tokenizer, and xz against the xz format."""
 
 import lzma
 import math
@@ -74,7 +74,7 @@ def test_windows_score_each_token_once_from_at_least_the_stated_context(tokens, 
     assert scored == list(range(tokens))
 
 
-def test_windows_agree_with_one_window_when_the_text_fits_and_differ_when_it_is_cut(model, tokenizer):
+def test_windows_agree_with_one_window_if_the_text_fits_and_differ_if_it_does_not(model, tokenizer):
     text = LONG_TEXT[:120]
     tokens = len(tokenizer(text)["input_ids"])
     (whole,) = score_documents(model, tokenizer, [text], context_length=128)
@@ -139,7 +139,7 @@ def test_text_with_unknown_tokens_is_reported():
     assert not encode_text(tokenizer, "gold")[1]
 
 
-def test_pieces_are_bounded_whole_and_cut_at_newlines_or_characters():
+def test_pieces_are_bounded_whole_and_split_at_newlines_or_characters():
     text = "line one\nline two\n" + "é保\U0001f600" * 20 + "\nend"
     pieces = list(text_pieces(text, max_bytes=16))
     assert "".join(pieces) == text
@@ -221,6 +221,6 @@ def test_command_prints_a_line_a_file(model_folder, tmp_path, capsys):
     assert float(line.split()[4]) == pytest.approx(8 * xz_bytes(LONG_TEXT.encode()) / len(LONG_TEXT), abs=1e-3)
 
 
-def test_command_names_files_that_are_not_there():
+def test_command_names_missing_files():
     with pytest.raises(SystemExit, match="no such file: absent.txt"):
         main(["--model", "anything", "absent.txt"])

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models side by side: differences beyond noise and within it, win rates, and what cannot be compared."""
+"""Compare models: differences beyond and within noise, win rates, and evaluations without common items."""
 
 import json
 
 import numpy as np
 import pytest
 
-from compare import main, win_rates
+from compare import compare, main, win_rates
 
 
 def write_evaluation(folder, model, accuracy, bits, *, items=400, seed=0):
-    """Write an evaluation of a model that is right on a share of the items and needs so many bits a byte."""
+    """Write an evaluation of a model with a given accuracy and bits per byte."""
     generator = np.random.default_rng(seed)
     scored = [
         {"id": str(n), "gold": 0, "nats": [1.0, 2.0] if generator.random() < accuracy else [2.0, 1.0]}
@@ -24,7 +24,7 @@ def write_evaluation(folder, model, accuracy, bits, *, items=400, seed=0):
     (folder / "items").mkdir(parents=True)
     for name, rows in (("legal_sense", scored), ("documents.law", documents)):
         (folder / "items" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {"score": "acc", "chance": 0.5, "gold_bits_per_byte": {"value": 1.0}}
+    task = {"score": "acc", "chance": 0.5, "gold_bits_per_byte": {"value": 1.0}, "groups": []}
     results = {"model": model, "tasks": {"legal_sense": task}, "bits_per_byte": {"sources": {"law": {}}}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -58,14 +58,68 @@ def test_only_items_that_all_models_scored_are_compared(tmp_path, capsys):
 
 
 def test_ties_count_half():
-    assert win_rates([[0.5, 0.5], [0.2, 0.1]]) == [0.75, 0.25]
+    assert win_rates([[0.5, 0.5], [0.2, 0.1]], ["a", "b"]) == [0.75, 0.25]
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_the_tasks_of_a_benchmark_count_as_one_in_the_win_rate():
+    scores = [[0.9, 0.1]] * 67 + [[0.1, 0.9]] * 2
+    assert win_rates(scores, ["blimp"] * 67 + ["arc", "piqa"]) == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_evaluations_that_cannot_be_compared_are_refused(tmp_path):
     first = write_evaluation(tmp_path / "a", "a", 0.5, 2.0, items=2)
     (tmp_path / "b" / "items").mkdir(parents=True)
     (tmp_path / "b" / "results.json").write_text((first / "results.json").read_text())
     with pytest.raises(SystemExit, match="no items in common"):
         main([str(first), str(tmp_path / "b")])
-    with pytest.raises(SystemExit, match="no results.json there nor in its eval/"):
+    with pytest.raises(SystemExit, match="no results.json in it nor in its eval/"):
         main([str(first), str(tmp_path)])
+
+
+def test_of_many_tasks_without_a_difference_none_is_marked_and_a_real_one_is(tmp_path, capsys):
+    """Twenty tasks of chance alone and one true difference; families count as one document."""
+    folders = []
+    for model, seed in (("first", 1), ("second", 2)):
+        folder = write_evaluation(tmp_path / model, model, 0.8 if model == "second" else 0.5, 2.0, seed=seed)
+        results = json.loads((folder / "results.json").read_text())
+        results["tasks"] |= {f"blimp_{number}": BLIMP for number in range(20)}
+        part = {"group": "blimp", "score": "acc", "num_tasks": 20, "num_members": 67}
+        results["group_parts"] = {"blimp (20 of 67)": part}
+        (folder / "results.json").write_text(json.dumps(results))
+        generator = np.random.default_rng(seed)
+        for number in range(20):
+            rows = [
+                {"id": str(n), "gold": 0, "nats": [1.0, 2.0] if generator.random() < 0.5 else [2.0, 1.0]}
+                for n in range(200)
+            ]
+            path = folder / "items" / f"blimp_{number}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.append(str(folder))
+    main([*folders, "--output", str(tmp_path / "out")])
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    found = {name: entry["against_first"][1] for name, entry in compared["tasks"].items()}
+    assert [name for name, each in found.items() if each["beyond_noise"]] == ["legal_sense"]
+    assert all(each["p_value"] <= each["p_adjusted"] <= 1 for each in found.values())
+    (mean,) = compared["groups"].values()
+    differences = [each["difference"] for name, each in found.items() if name.startswith("blimp")]
+    assert mean["against_first"][1]["difference"] == pytest.approx(np.mean(differences))
+    assert mean["num_items"] == 4000 and not mean["against_first"][1]["beyond_noise"]
+    assert "blimp (20 of 67)" in capsys.readouterr().out
+    assert compared["win_rates"][1] == pytest.approx((1 + np.mean(np.sign(differences) / 2 + 0.5)) / 2)
+
+
+BLIMP = {"score": "acc", "chance": 0.5, "gold_bits_per_byte": None, "groups": ["blimp"], "dataset": {"path": "blimp"}}
+
+
+def test_documents_of_a_family_count_as_one(tmp_path):
+    folders = [write_evaluation(tmp_path / name, name, 0.5, 2.0, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    widths = []
+    for families in (False, True):
+        for folder in folders:
+            path = folder / "items" / "documents.law.jsonl"
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            rows = [row | {"family": int(row["id"]) // 10 if families else None} for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        entry = compare(folders)["bits_per_byte"]["law"]["against_first"][1]
+        widths.append(entry["stderr"])
+    assert len(set(widths)) == 2

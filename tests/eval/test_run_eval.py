@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,20 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from mini_hub import hub_environment, start_hub
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import held_out_scores
+import intervals
 import report
 import run_eval
 from benchmark_tasks import TASKS_DIR, build_requests, read_benchmarks
 from bits_per_byte import load_model, score_documents
-from item_scores import gold_bits, measured
+from generated_samples import generate_sample
+from intervals import measured
+from item_scores import gold_bits
 from request_scoring import RequestScorer
-from run_eval import load_tasks, main, overlap_groups, parse_arguments, run_task
+from run_eval import load_tasks, main, parse_arguments, run_task
 from shared_work import SharedWork
+from training_overlap import overlap_groups
 
 
 TASKS = ["legal_sense", "general_agreement", "dosing_shorthand"]
@@ -64,7 +70,7 @@ def requests(exported):
 
 
 def decontamination_of(exported, task, *, kept=(), removed=(), too_short=()):
-    """Return what decontamination.json says of a task's items: documents with them were kept, or all removed."""
+    """Return a decontamination.json of one task: documents with these items were kept, or all removed."""
     left = [{"id": item, "fraction": 0.9, "fraction_after_removal": 0.3} for item in kept]
     gone = [{"id": item, "fraction": 1.0, "fraction_after_removal": 0.0} for item in removed]
     found = {"overlaps": [*left, *gone], "not_checkable": {"too_short": list(too_short), "template": []}}
@@ -74,7 +80,7 @@ def decontamination_of(exported, task, *, kept=(), removed=(), too_short=()):
 
 @pytest.fixture(scope="module")
 def decontamination(exported, requests, tmp_path_factory):
-    """A decontamination.json by which 30 items still overlap, 10 did, and 5 cannot be checked."""
+    """A decontamination.json: 30 items still overlap, 10 did before removal, 5 cannot be checked."""
     ids = [item["id"] for item in requests["general_agreement"]]
     path = tmp_path_factory.mktemp("checked") / "decontamination.json"
     chosen = {"kept": ids[:30], "removed": ids[30:40], "too_short": ids[40:45]}
@@ -145,7 +151,7 @@ def test_long_documents_are_scored_with_less_and_more_than_the_models_context(mo
     assert held_out_scores.score_context_lengths(model, tokenizer, arguments, ["contracts"], SharedWork()) == {}
 
 
-def test_clean_and_overlapping_items_are_scored_apart_and_few_are_only_counted(evaluated, decontamination):
+def test_clean_and_overlapping_items_are_scored_separately_and_few_are_only_counted(evaluated, decontamination):
     results = json.loads(evaluated[0])
     assert results["settings"]["decontamination_sha256"] == hashlib.sha256(decontamination.read_bytes()).hexdigest()
     task = results["tasks"]["general_agreement"]
@@ -177,7 +183,7 @@ def test_items_that_are_not_those_that_were_checked_are_unchecked(exported, requ
     assert set(overlap_groups("legal_sense", items[1:], checked)) == {"unchecked"}
 
 
-def test_without_a_check_of_the_text_nothing_is_told_apart(model, tokenizer):
+def test_without_a_check_of_the_text_overlap_is_not_reported(model, tokenizer):
     result = run_tasks(model, tokenizer, ["general_agreement"], context_length=64, batch_size=8)
     assert result["general_agreement"]["by_overlap"] is None
 
@@ -207,7 +213,7 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     limit = ["--max_bytes_per_source", "200", "--context_length", "64"]
     main(["--model", str(model_folder), "--documents", str(documents), "--output", str(tmp_path / "eval"), *limit])
     entry = json.loads((tmp_path / "eval/results.json").read_text())["bits_per_byte"]["sources"]["stories"]
-    texts = [text for _, text, _ in held_out_scores.chosen_documents(documents / "test/stories", None)]
+    texts = [each.text for each in held_out_scores.chosen_documents(documents / "test/stories", None)]
     assert "number 2" in texts[0]  # the fixture's ids run against the rows
     scores = score_documents(model, tokenizer, texts[:1], context_length=64)
     assert (entry["documents"], entry["bytes"]) == (1, scores[0].bytes)
@@ -215,12 +221,40 @@ def test_a_byte_limit_takes_whole_documents_in_the_order_of_their_ids(
     assert entry["confidence_interval"] is None and entry["xz_documents"] is None
 
 
+def documents_of(bits, sizes, families=None):
+    """Scored documents of so many bits a byte and bytes."""
+    rows = zip(bits, sizes, families or [None] * len(bits), strict=True)
+    return [
+        {"id": str(n), "family": family, "nats": np.log(2) * cost * size, "bytes": size, "tokens": 7, "restored": True}
+        for n, (cost, size, family) in enumerate(rows)
+    ]
+
+
 def test_interval_resamples_nats_and_bytes_of_a_document_together():
-    byte_counts = np.array([10, 1000, 100, 5])
-    entry = held_out_scores.summarise(np.log(2) * byte_counts * 1.5, byte_counts, 7, {}, seed=0)
+    entry = held_out_scores.summed("law", documents_of([1.5] * 4, [10, 1000, 100, 5]), {}, seed=0)
     assert entry["bits_per_byte"] == pytest.approx(1.5)
     assert entry["confidence_interval"] == pytest.approx([1.5, 1.5])  # every document costs 1.5 bits a byte
-    assert held_out_scores.RESAMPLES >= 1000
+    assert intervals.RESAMPLES >= 1000
+
+
+def test_interval_resamples_families_of_documents(model, tokenizer, tmp_path):
+    bits, sizes = [1.0] * 30 + [2.0, 3.0, 2.0, 3.0], [100] * 34
+    apart = held_out_scores.summed("law", documents_of(bits, sizes), {}, seed=0)
+    family = held_out_scores.summed("law", documents_of(bits, sizes, ["gpl"] * 30 + [None] * 4), {}, seed=0)
+    assert (apart["families"], family["families"]) == (34, 5) and apart["documents"] == family["documents"] == 34
+    assert apart["bits_per_byte"] == family["bits_per_byte"]
+    width = [high - low for low, high in (apart["confidence_interval"], family["confidence_interval"])]
+    assert width[1] > 2 * width[0], "30 versions of a licence are not 30 documents"
+    alone = held_out_scores.summed("law", documents_of(bits[:3], sizes[:3], ["gpl"] * 3), {}, seed=0)
+    assert alone["families"] == 1 and alone["confidence_interval"] is None
+    folder = tmp_path / "documents" / "test" / "law"
+    folder.mkdir(parents=True)
+    rows = [{"id": str(n), "text": "The goods.", "date": None, "family": n // 2} for n in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    arguments = parse_arguments(["--documents", str(tmp_path / "documents"), "--context_length", "64"])
+    assert (
+        held_out_scores.score_sources(model, tokenizer, arguments, SharedWork())[0]["sources"]["law"]["families"] == 2
+    )
 
 
 def test_standard_error_of_a_ratio_matches_its_formula():
@@ -228,7 +262,7 @@ def test_standard_error_of_a_ratio_matches_its_formula():
     sizes = generator.integers(10, 60, size=400)
     nats = sizes * generator.uniform(0.5, 1.5, size=400)
     items = [{"nats": [cost], "bytes": [size], "gold": 0} for cost, size in zip(nats, sizes, strict=True)]
-    result, _ = measured(gold_bits(items), len(items), seed=0)
+    result = measured(gold_bits(items), "task", len(items), seed=0)
     bits, ratio = nats / np.log(2), nats.sum() / np.log(2) / sizes.sum()
     stderr = np.sqrt(((bits - ratio * sizes) ** 2).sum() * 400 / 399) / sizes.sum()
     assert result["value"] == pytest.approx(ratio)
@@ -253,8 +287,8 @@ def test_model_of_random_weights_is_near_chance_on_every_task(model, tokenizer):
     assert set(results["legal_sense"]["metrics"]) == {"acc", "acc_norm"}
 
 
-class TaughtModel(LlamaForCausalLM):
-    """Predicts the next token of sequences it was told, from their very beginning, and nothing elsewhere."""
+class MemorisingModel(LlamaForCausalLM):
+    """Predicts the next token of known sequences, from their first token, and is uniform elsewhere."""
 
     def forward(self, input_ids, **kwargs):
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
@@ -265,30 +299,30 @@ class TaughtModel(LlamaForCausalLM):
         return CausalLMOutputWithPast(logits=logits)
 
 
-def taught(model, tokenizer, items, prefix):
-    """Build a model that knows the right continuation of each item after prefix."""
+def memorising(model, tokenizer, items, prefix):
+    """Build a model that knows the right continuation of each item after a prefix."""
     known = defaultdict(set)
     for item in items:
         tokens = [*prefix, *tokenizer(item["context"] + item["choices"][item["gold"]])["input_ids"]]
         for position in range(1, len(tokens)):
             known[tuple(tokens[:position])].add(tokens[position])
-    pupil = TaughtModel(model.config)
-    pupil.known = known
-    return pupil.eval()
+    memorised = MemorisingModel(model.config)
+    memorised.known = known
+    return memorised.eval()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_model_that_knows_the_answers_after_the_start_token_gets_all_right(model, tokenizer, requests, name):
-    pupil = taught(model, tokenizer, requests[name], [tokenizer.bos_token_id])
-    result = run_tasks(pupil, tokenizer, [name], context_length=128, batch_size=4)[name]
+    memorised = memorising(model, tokenizer, requests[name], [tokenizer.bos_token_id])
+    result = run_tasks(memorised, tokenizer, [name], context_length=128, batch_size=4)[name]
     assert result["metrics"]["acc"]["value"] == 1.0
     assert result["gold_bits_per_byte"]["value"] < 0.3
     assert result["probability_margin"]["value"] > 0.9
 
 
 def test_model_that_knows_the_answers_without_a_start_token_knows_nothing(model, tokenizer, requests):
-    pupil = taught(model, tokenizer, requests["legal_sense"], [])
-    result = run_tasks(pupil, tokenizer, ["legal_sense"], context_length=128, batch_size=4)["legal_sense"]
+    memorised = memorising(model, tokenizer, requests["legal_sense"], [])
+    result = run_tasks(memorised, tokenizer, ["legal_sense"], context_length=128, batch_size=4)["legal_sense"]
     assert result["metrics"]["acc"]["value"] < 0.5
 
 
@@ -306,8 +340,8 @@ def test_tokenizer_that_joins_context_and_continuation_is_counted(model, tokeniz
     assert 0 < result["boundary_mismatches"] <= result["num_items"]
 
 
-def test_text_cut_differently_before_a_continuation_is_scored_as_a_whole(model, tokenizer):
-    """What a joined token costs counts to the continuation, so the parts still add up to the whole text."""
+def test_text_tokenized_differently_before_a_continuation_is_scored_as_a_whole(model, tokenizer):
+    """A joined token belongs to the continuation, so the parts still add up to the whole text."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     settings["pre_tokenizer"]["use_regex"] = False
     settings["model"]["vocab"]["s\u0120"] = len(tokenizer)
@@ -341,7 +375,7 @@ def test_tokenizer_that_adds_bos_or_eos_by_itself_scores_the_same(model, tokeniz
 
 
 def test_scores_are_those_of_lm_eval_where_it_scores_the_same_tokens(model, tokenizer):
-    """lm-eval's own HFLM and metrics, with the start token added as text, against ours."""
+    """lm-eval's own HFLM, with the start token added as text, against ours."""
     from lm_eval.models.huggingface import HFLM
 
     arguments = parse_arguments(["--tasks", "dosing_shorthand"])
@@ -367,9 +401,7 @@ def test_written_answers_are_scored_and_do_not_depend_on_company(model, tokenize
     assert results[0]["gold_bits_per_byte"]["value"] > 1
 
 
-def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
-    model_folder, documents, evaluated, tmp_path, monkeypatch
-):
+def test_a_stopped_evaluation_resumes_and_gives_the_same(model_folder, documents, evaluated, tmp_path, monkeypatch):
     output = tmp_path / "eval"
     command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]
     command += ["--tasks", "general_agreement", "--prompts", "The parties", "The keys", "--context_length", "64"]
@@ -386,7 +418,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_gives_the_same(
         main(command)
     assert not output.exists() and len(list((tmp_path / ".eval.parts").glob("*.json"))) >= 2
     main(command)
-    assert len(scored) == 4  # the third source alone was left to score
+    assert len(scored) == 4  # only the third source was left to score
     assert not (tmp_path / ".eval.parts").exists()
     assert (output / "results.json").exists()
     ours, whole = json.loads((output / "results.json").read_text()), json.loads(evaluated[0])
@@ -442,22 +474,56 @@ def test_later_text_is_scored_by_month_and_baselines_beside(model_folder, tmp_pa
     assert json.loads(other.read_text())["bits_per_byte"] == results["bits_per_byte"]
 
 
+def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_twice(model_folder, model, tmp_path):
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(model.config)
+    for folder in ("a", "b"):
+        shutil.copytree(model_folder, tmp_path / folder / "model")
+    other.save_pretrained(tmp_path / "b" / "model")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--baselines"]
+    main([*command, str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model")])
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("eval/baselines/*/results.json")}
+    assert found.keys() == {"a--model", "b--model"}
+    assert found["a--model"]["model_sha256"] != found["b--model"]["model_sha256"]
+    assert run_eval.baseline_folders([str(model_folder), "owner/model"]) == {
+        str(model_folder): "model",
+        "owner/model": "owner--model",
+    }
+    with pytest.raises(SystemExit, match=r"is named twice\n.*there is no folder .*/absent"):
+        main([*command, str(model_folder), f"{model_folder}/", str(tmp_path / "absent")])
+
+
 def test_continuation_longer_than_the_context_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="more than context_length=8"):
         run_tasks(model, tokenizer, ["general_agreement"], context_length=8, batch_size=4)
 
 
-def test_requests_cut_to_the_context_are_counted(model, tokenizer):
+def test_requests_truncated_to_the_context_are_counted(model, tokenizer):
     result = run_tasks(model, tokenizer, ["legal_sense"], context_length=60, batch_size=4)["legal_sense"]
     assert result["truncated"] > 0
 
 
-def test_tokens_leave_the_environment_before_lm_eval_code_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "secret")
-    main(["--export_requests", str(tmp_path), "--tasks", "legal_sense"])
-    assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
-    assert [path.name for path in tmp_path.iterdir()] == ["legal_sense.jsonl"]
+@pytest.mark.parametrize("login", ["environment", "file"])
+def test_a_private_model_is_loaded_with_a_token_from_the_environment_or_the_login_file(model_folder, tmp_path, login):
+    """The model is read after the tasks, which must not take the token away."""
+    (tmp_path / "home").mkdir()
+    with start_hub() as (_, endpoint):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        token = environment.pop("HF_TOKEN")
+        create = "import sys, huggingface_hub as hub; api = hub.HfApi(token=sys.argv[1])\n"
+        create += "api.create_repo('firm/model', private=True)\n"
+        create += "api.upload_folder(repo_id='firm/model', folder_path=sys.argv[2])"
+        subprocess.run([sys.executable, "-c", create, token, str(model_folder)], check=True, env=environment)
+        script = str(TASKS_DIR.parent / "run_eval.py")
+        command = [sys.executable, script, "--model", "firm/model", "--tasks", "general_agreement"]
+        command += ["--output", str(tmp_path / "eval")]
+        without = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert without.returncode and "cannot be read from the Hub" in without.stderr
+        if login == "file":
+            (tmp_path / "home" / "token").write_text(token)  # as `hf auth login` does
+        subprocess.run(command, check=True, env=environment | ({"HF_TOKEN": token} if login == "environment" else {}))
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["model"] == "firm/model" and len(results["revision"]) == 40
 
 
 def test_exported_requests_cover_every_item_with_its_answer(requests):
@@ -515,7 +581,7 @@ def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path)
     config = LlamaConfig(**model.config.to_dict() | {"num_hidden_layers": 3})
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    config.save_pretrained(tmp_path / "model")  # asks for a layer that the weights do not have
+    config.save_pretrained(tmp_path / "model")  # names a layer that the weights lack
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval/results.json").write_text("earlier")
     with pytest.raises(SystemExit, match="do not fit the model"):
@@ -524,7 +590,7 @@ def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path)
 
 
 def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokenizer):
-    (sample,) = run_eval.generate_samples(model, tokenizer, ["The parties agree. " * 40], context_length=32, seed=0)
+    sample = generate_sample(model, tokenizer, "The parties agree. " * 40, context_length=32, seed=0)
     assert sample["prompt"] == "The parties agree. " * 40 and isinstance(sample["text"], str)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte of texts, from what a model's tokens of them cost. Tokenizers can be compared by it."""
+"""Bits per byte of texts, from a model's summed token losses. It is comparable across tokenizers."""
 
 import math
 
@@ -8,8 +8,8 @@ import evaluate
 
 
 _DESCRIPTION = """
-Bits per UTF-8 byte: total cost in nats / ln 2 / total bytes. Unlike the loss per token or perplexity it does not
-depend on how the tokenizer cuts the text.
+Bits per UTF-8 byte: total cost in nats / ln 2 / total bytes. Unlike the loss per token and perplexity, it does not
+depend on the tokenizer's vocabulary.
 Source: Gao et al., The Pile, section 3.1, https://huggingface.co/papers/2101.00027
 """
 _KWARGS_DESCRIPTION = """

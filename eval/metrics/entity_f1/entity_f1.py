@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""F1 of named entities that a model wrote down as `name (TYPE), name (TYPE)`, or `none`."""
+"""F1 of named entities that a model wrote as `name (TYPE), name (TYPE)`, or `none`."""
 
 import re
 from collections import Counter
@@ -9,9 +9,9 @@ import evaluate
 
 
 _DESCRIPTION = """
-Entity-level F1, micro-averaged: an entity counts as found when its name and its type are both right, case aside, each
-as often as it stands in the reference. Predictions are text such as "Acme Corp (ORG), Jane Doe (PER)"; "none" is the
-answer without entities. What does not have this form counts as an entity that is wrong.
+Entity-level F1, micro-averaged: an entity is found if its name and type are both right, ignoring case, at most as
+often as the reference has it. Predictions are text such as "Acme Corp (ORG), Jane Doe (PER)"; "none" means that there
+are no entities. Text of another form counts as a wrong entity.
 """
 _KWARGS_DESCRIPTION = """
 Args:
@@ -27,7 +27,7 @@ Example:
 
 
 def parse_entities(text: str) -> Counter:
-    """Return the entities of an answer, (name, type) with how often each stands there."""
+    """Return the number of occurrences of each entity (name, type) in an answer."""
     parts = [part.strip() for part in re.split(r"(?<=\))\s*,", text.strip()) if part.strip()]
     if [part.lower().rstrip(".") for part in parts] in ([], ["none"]):
         return Counter()
@@ -40,7 +40,7 @@ def parse_entities(text: str) -> Counter:
 
 
 def count_entities(prediction: str, reference: str) -> tuple[int, int, int]:
-    """Return the number of entities that are right, of those predicted, and of those in the reference."""
+    """Return the number of right, of predicted and of reference entities."""
     predicted, true = parse_entities(prediction), parse_entities(reference)
     return (predicted & true).total(), predicted.total(), true.total()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two answers are the same number, however it is written: `$1,234.50`, `(3.2)`, `12.5 %`, `yes`."""
+"""Exact match of numbers in any notation: `$1,234.50`, `(3.2)`, `12.5 %`."""
 
 import re
 
@@ -8,44 +8,52 @@ import evaluate
 
 
 _DESCRIPTION = """
-Exact match of numeric answers, as FinQA, ConvFinQA and TAT-QA have them. Currency signs, thousands separators and
-units are read away, parentheses mean minus, a percentage is divided by 100, and two numbers match when they agree to
-the places of the reference. Answers without a number match as text, case and spaces aside.
+Exact match of numeric answers, as in FinQA and ConvFinQA. Currency signs and thousands separators are ignored,
+parentheses mean minus, a percentage is divided by 100, and scale words (million) are multiplied out. The prediction
+must have exactly one number, which matches if it agrees with the reference to the reference's decimal places. If the
+reference is more than a number, both must match as text, ignoring case and spaces.
 """
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: what the model wrote (text).
     references: the right answer (text).
 Returns:
-    numeric_match: share of the answers that match, 0 to 1.
+    numeric_match: fraction of the answers that match, 0 to 1.
 Example:
     >>> metric = evaluate.load("numeric_match")
     >>> metric.compute(predictions=["$ 1,200", "no"], references=["1200.0", "yes"])["numeric_match"]
     0.5
 """
-NUMBER = re.compile(r"(?P<open>\()?\s*(?P<minus>[-\u2212])?\s*[$\u20ac\u00a3]?\s*(?P<minus2>[-\u2212])?"
-                    r"(?P<digits>\d[\d,]*\.?\d*|\.\d+)\s*(?P<close>\))?\s*(?P<percent>%|percent\b)?")  # fmt: skip
+NUMBER = re.compile(
+    r"(?P<open>\()?\s*(?P<minus>[-\u2212])?\s*[$\u20ac\u00a3]?\s*(?P<minus2>[-\u2212])?"
+    r"(?P<digits>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)\s*(?P<close>\))?"
+    r"\s*(?:(?P<percent>%|percent\b)|(?P<scale>(?:thousand|million|billion)\b))?\s*(?P<close2>\))?",
+    re.IGNORECASE,
+)
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 
-def read_number(text: str) -> tuple[float, int] | None:
-    """Return the first number of a text and the places after its decimal point; None where there is none."""
-    match = NUMBER.search(text)
-    if match is None:
-        return None
-    digits = match["digits"].replace(",", "").rstrip(".")
+def read_number(match: re.Match) -> tuple[float, float]:
+    """Return a number and how far another may be from it to round to the same decimal places."""
+    digits = match["digits"].replace(",", "")
     places = len(digits.partition(".")[2])
-    value = float(digits)
-    if match["minus"] or match["minus2"] or (match["open"] and match["close"]):
+    factor = SCALES.get((match["scale"] or "").lower(), 1) / (100 if match["percent"] else 1)
+    value = float(digits) * factor
+    if match["minus"] or match["minus2"] or (match["open"] and (match["close"] or match["close2"])):
         value = -value
-    return (value / 100, places + 2) if match["percent"] else (value, places)
+    if not places and not match["percent"]:
+        return value, 0.0
+    return value, 0.5 * max(10.0**-places * factor, 1e-5)  # FinQA rounds executed answers to five places
 
 
 def numbers_match(prediction: str, reference: str) -> bool:
-    predicted, true = read_number(prediction), read_number(reference)
-    if predicted is None or true is None:
+    true, predicted = NUMBER.fullmatch(reference.strip().rstrip(".")), list(NUMBER.finditer(prediction))
+    if true is None:
         return " ".join(prediction.lower().split()).rstrip(".") == " ".join(reference.lower().split()).rstrip(".")
-    places = min(true[1], 5)  # FinQA's executed answers have five; more is rounding
-    return abs(predicted[0] - true[0]) <= 0.5 * 10**-places * (1 + 1e-9) if places else predicted[0] == true[0]
+    if len(predicted) != 1:
+        return False
+    (value, tolerance), (found, _) = read_number(true), read_number(predicted[0])
+    return abs(found - value) <= tolerance * (1 + 1e-9)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
