@@ -222,6 +222,8 @@ READERS: dict[str, Callable[[dict], dict | None]] = {
         legalbench, medmcqa, medqa, mmlu, ner, openbookqa, piqa, pubmedqa, winogrande,
     )
 }  # fmt: skip
+# Readers of the sets that llm-foundry has without "Answer:", which its harness adds as a delimiter.
+ANSWER_LEFT_OUT = ("arc", "boolq", "mmlu", "piqa")
 
 
 def as_item(row: dict, reader: str) -> dict | None:
@@ -231,6 +233,8 @@ def as_item(row: dict, reader: str) -> dict | None:
     """
     if "gold" in row and "choices" in row and reader != "flare_choice":
         context = row["context"] if "context" in row else row.get("query", "").rstrip()
+        if "context" not in row and reader in ANSWER_LEFT_OUT and not context.endswith("Answer:"):
+            context += "\nAnswer:"
         item = {key: value for key, value in row.items() if key != "query"} | {"context": context}
     else:
         item = READERS[reader](row)

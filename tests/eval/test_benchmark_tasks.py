@@ -86,6 +86,23 @@ def test_row_as_it_is_published_becomes_an_item_and_a_request(tmp_path, name):
     assert set(exported) == {"id", "context", "choices", "gold"} and exported["choices"][exported["gold"]].strip()
 
 
+@pytest.mark.parametrize(
+    ("name", "query", "context"),
+    [
+        ("arc_easy", "Question: What melts?", "Question: What melts?\nAnswer:"),
+        ("piqa", "Question: Open a jar\n", "Question: Open a jar\nAnswer:"),
+        ("piqa", "Question: Open a jar\nAnswer:", "Question: Open a jar\nAnswer:"),
+        ("openbookqa", "Ice is", "Ice is"),
+        ("hellaswag", "Cooking: He", "Cooking: He"),
+    ],
+)
+def test_a_row_in_the_form_of_llm_foundry_makes_the_prompt_of_the_published_row(tmp_path, name, query, context):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": query, "choices": ["ice", "fire"], "gold": 0}) + "\n")
+    items, _, _ = load_items(BENCHMARKS[name], tmp_path / "rows.jsonl")
+    ((first, second),) = [each["requests"] for each in build_requests(BENCHMARKS[name], items, [], 0, seed=0)]
+    assert (first, second) == ([context, " ice"], [context, " fire"])
+
+
 def test_entities_of_no_type_and_sentences_without_others_are_left_out(tmp_path):
     rows = [{"text": "Jane Doe signs", "label": ["B-PER", "I-PER", "O"]}, {"text": "It rained", "label": ["O", "O"]}]
     rows += [{"text": "Nasdaq fell", "label": ["B-MISC", "O"]}]
