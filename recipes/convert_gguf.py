@@ -2,7 +2,7 @@
 """Convert a GGUF file of a Llama-style model into a model folder that evaluation and continued pretraining read.
 
 In:  a .gguf file with the weights of a `llama` and a byte-level BPE of `gpt2` kind, quantised or not.
-Out: --output: config.json, model.safetensors in float32, tokenizer files. The weights stay as quantisation rounded them.
+Out: --output: config.json, model.safetensors in float32, tokenizer files. The weights keep the rounding of the file.
 
     python -m pip install gguf==0.19.0    # transformers reads the weights with it
     python recipes/convert_gguf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output runs/smollm2
