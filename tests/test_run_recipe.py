@@ -175,7 +175,7 @@ def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_kill
     result = run(command, tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     assert (output / "documents" / "stage.json").stat().st_mtime_ns == prepared
-    for note in ("bytes yield about", "training.tokens_per_step=16,384 is more than", "training.max_tokens"):
+    for note in ("bytes yield about", "training.tokens_per_step=16,384 is too much for", "training.max_tokens"):
         assert note in printed_before + result.stdout, note
     assert (output / "release" / "README.md").exists() and not (output / "report.html").exists()
     AutoModelForCausalLM.from_pretrained(output / "release")

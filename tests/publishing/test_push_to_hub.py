@@ -730,7 +730,7 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "| legal\\_sense | overlapping with the text | 40 | acc | 0.330 | 0.070 |",
         "| legal\\_sense | too short or common to be checked | 16 | not scored | none | none |",
         "validation: 3 documents; test: 2 documents",
-        "is **unknown**: no licence that is known here is named",
+        "is **unknown**: no licence that is known here is stated",
         "2.345 bits per byte",
         "![bits per byte](figures/bits_per_byte.png)",
         "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
