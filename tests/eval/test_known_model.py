@@ -12,7 +12,7 @@ KNOWN, OURS = RECORD["models"]["SmolLM2-135M-Instruct"], RECORD["models"]["legal
 
 
 def with_interval(value: float, interval: list[float]) -> str:
-    return f"{value:.3f} ({interval[0]:.2f} to {interval[1]:.2f})"
+    return f"{value:.3f} ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
 def table() -> str:
@@ -24,7 +24,7 @@ def table() -> str:
                 with_interval(each["bits_per_byte"], each["confidence_interval"]) if each else ""
                 for each in (known, ours)
             ]
-            lines.append(f"| {source}, {int(context):,} tokens | {pair[0]} | {pair[1]} | |")
+            lines.append(f"| {source}, {int(context):,} tokens | {pair[0]} | {pair[1]} | |".replace("|  |", "| |"))
     for task, known in KNOWN["tasks"].items():
         pair = [with_interval(each["value"], each["interval"]) for each in (known, OURS["tasks"][task])]
         lines.append(f"| {task}, {known['score']} | {pair[0]} | {pair[1]} | {known['baseline']:.3f} |")
