@@ -44,11 +44,12 @@ def build_prompt(document: str, settings: Finetune, tokenizer: PreTrainedTokeniz
 
 
 def remove_control_tokens(document: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a document without the tokenizer's added tokens.
+    """Return a document without the tokenizer's special tokens.
 
     Removing one can join the parts of another, as in "<|endo<|endoftext|>ftext|>", so this repeats until none is left.
     """
-    control = re.compile("|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True))))
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
     while control.pattern and control.search(document):
         document = control.sub("", document)
     return document

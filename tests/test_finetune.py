@@ -229,6 +229,14 @@ def test_a_control_token_put_together_by_removing_another_is_removed_too(tuned, 
     assert prompt == "<|endoftext|>The tenant wins.\n\nSummary:"
 
 
+def test_an_added_token_that_is_text_stays_in_the_document(tokenized_run):
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    tokenizer.add_tokens(["estoppel"])
+    source = {"name": "a", "path": "a"}
+    prompt = build_prompt("The estoppel binds.", Finetune(train=source, test=source), tokenizer)
+    assert prompt == "<|endoftext|>The estoppel binds.\n\nSummary:"
+
+
 def test_the_lead_is_whole_sentences():
     text = "The court (Smith, J.) held so. See 12 U.S.C. 34. It was affirmed! Why? Nobody knows."
     assert lead(text, 2) == "The court (Smith, J.) held so. See 12 U.S.C. 34."

@@ -38,7 +38,7 @@ ARROWS = {
     "run_folder": {"atomic_files", "recipe_config", "stages"},
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
     "vocabulary": {"card_text", "corpus", "recipe_config"},
-    "mixture": {"corpus", "recipe_config"},
+    "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recipe_config import RecipeError
+from vocabulary.token_bytes import token_bytes
 
 
 # A document: the position of its end-of-text token in the shard, its UTF-8 bytes, its id.
@@ -126,14 +127,6 @@ def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:
 
 
 def token_byte_lengths(tokenizer_folder: Path) -> np.ndarray:
-    """Return the bytes of text of each token, int64 of shape (vocab_size,); 0 for control tokens.
-
-    A token of a byte-level vocabulary is written with one character a byte.
-    """
+    """Return the bytes of text of each token, int64 of shape (vocab_size,); 0 for special tokens."""
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    control = set(tokenizer.get_added_tokens_decoder())
-    numbers = tokenizer.get_vocab()
-    lengths = np.zeros(1 + max(numbers.values()), dtype=np.int64)  # ids of a foreign vocabulary may have gaps
-    for token, token_id in numbers.items():
-        lengths[token_id] = 0 if token_id in control else len(token)
-    return lengths
+    return np.array([len(data) for data in token_bytes(tokenizer)], dtype=np.int64)

@@ -437,3 +437,15 @@ def test_bytes_of_tokens_count_utf8_and_control_tokens_count_nothing(tokenized_r
     for text in ("plain", "\N{SECTION SIGN} 12 \N{EURO SIGN}5", "\U0001f600 \ud55c\uad6d\uc5b4"):
         assert lengths[tokenizer(text).input_ids].sum() == len(text.encode())
     assert lengths[0] == 0
+
+
+def test_bytes_of_added_tokens_that_are_text_count(tokenized_run, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    tokenizer.add_tokens(["\u00fc", "estoppel"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    text = "The doctrine of estoppel binds f\u00fcr M\u00fcnchen."
+    ids = encode(load_tokenizer(tmp_path), text)
+    lengths = token_byte_lengths(tmp_path)
+    assert tokenizer.convert_tokens_to_ids("estoppel") in ids and lengths[ids].sum() == len(text.encode())
+    assert lengths[tokenizer.convert_tokens_to_ids("<|user|>")] == 0
