@@ -20,7 +20,7 @@ speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_s
 
 import json
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from atomic_files import write_json
+from mixture.shard_writer import encode, encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
@@ -36,6 +37,7 @@ from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_tokens import choose_tokens
 from vocabulary.report_card import report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
+from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
 from vocabulary.tokenizer_training import SAMPLE_SEED, as_transformers, read_texts, sample_sizes, train_tokenizer
@@ -43,6 +45,7 @@ from vocabulary.training_sample import draw_sample
 
 
 MIN_BYTES_PER_TOKEN = 100
+CHECKED_DOCUMENTS = 100  # of each source; tokenize_corpus.py checks every document
 OURS, BASELINE = "domain tokenizer", "general tokenizer"  # keys of report.json
 
 
@@ -87,20 +90,23 @@ def take_tokenizer(
 
     Returns: the run's tokenizer and, if it was extended, the old one as the baseline.
 
-    Raises: RecipeError: it cannot be loaded, is not byte-level, has no end-of-text token, or splits fewer words than
-        extend_by often enough.
+    Raises: RecipeError: it cannot be loaded, is not byte-level, has no end-of-text token, changes text, or splits
+        fewer words than extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     try:
         wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
-    old = Tokenizer.from_str(wrapped.backend_tokenizer.to_str())
-    old.encode_special_tokens = True
+    old = encode_as_text(Tokenizer.from_str(wrapped.backend_tokenizer.to_str()))
     if wrapped.eos_token is None or "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
         raise RecipeError(
             f"{where} is not byte-level or has no eos token, so bytes per token cannot be counted; choose another"
         )
+    table = token_bytes(old)
+    for source in recipe.data.sources:
+        for text in islice(read_texts(documents, "validation", source.name), CHECKED_DOCUMENTS):
+            refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     wrapped.save_pretrained(output)
     if settings.extend_by is None:
         return {OURS: old}

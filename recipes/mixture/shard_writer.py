@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from corpus.pipeline_executor import TaskProgress
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import RecipeError
+from vocabulary.token_bytes import refuse_changed_text, token_bytes
 
 
 # The tokenizer needs about 200 bytes of memory a byte of text, so longer documents are encoded in pieces.
@@ -24,8 +25,14 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer so that a control token spelled out in a document is encoded as text."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    """Load the tokenizer so that it encodes documents whole, and a control token spelled out in one as text."""
+    return encode_as_text(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+
+def encode_as_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Set a tokenizer to encode every text whole, and control tokens spelled out in it as text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -62,7 +69,7 @@ def write_shard(
     source, target = files[rank]
     tokenizer = load_tokenizer(tokenizer_folder)
     end = end_of_text(tokenizer_folder)
-    end_id = tokenizer.token_to_id(end)
+    end_id, table = tokenizer.token_to_id(end), token_bytes(tokenizer)
     dtype = token_dtype(tokenizer.get_vocab_size())
     progress = TaskProgress(notes, rank)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +82,7 @@ def write_shard(
                 tokens = encode(tokenizer, row["text"])
                 if (tokens == end_id).any():
                     raise RecipeError(f"{source}: document {row['id']}: its text encodes to {end}")
+                refuse_changed_text(row["text"], tokens.tolist(), table, f"{source}: document {row['id']}")
                 shard.write(np.append(tokens, end_id).astype(dtype).tobytes())
                 position += len(tokens) + 1
                 num_bytes = len(row["text"].encode())

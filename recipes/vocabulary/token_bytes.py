@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of text that the tokens of a byte-level tokenizer stand for."""
+"""The bytes of text that the tokens of a byte-level tokenizer stand for, and the refusal of one that changes text."""
+
+import os
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from recipe_config import RecipeError
 from vocabulary.pretokenization import VALUES
+
+
+EXCERPT_BYTES = 20  # of a changed text, in the message
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
@@ -20,3 +27,26 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         else:  # other characters are of a token that no text yields
             table[token_id] = bytes(VALUES[character] for character in token if character in VALUES)
     return table
+
+
+def refuse_changed_text(text: str, token_ids: Sequence[int], table: list[bytes], where: str) -> None:
+    """Refuse a tokenizer whose tokens do not spell the text that was encoded.
+
+    A normalizer that lower-cases, a space put before the text or a vocabulary without some bytes changes text.
+
+    Args:
+        text: the text that was encoded.
+        token_ids: its tokens.
+        table: of token_bytes.
+        where: the place of the text, for the message.
+
+    Raises: RecipeError: the tokens are of another text, so bits per byte would be too.
+    """
+    expected, found = text.encode(), b"".join(map(table.__getitem__, token_ids))
+    if found != expected:
+        first = len(os.path.commonprefix([expected, found]))
+        wanted, got = (data[first : first + EXCERPT_BYTES].decode(errors="replace") for data in (expected, found))
+        raise RecipeError(
+            f"{where}: the tokenizer changes the text: from byte {first:,} on it encodes {wanted!r} as {got!r}; "
+            "choose a tokenizer that keeps every character"
+        )

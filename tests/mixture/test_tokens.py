@@ -7,11 +7,13 @@ import shutil
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_run import make_text
 from token_files import open_shards, write_tokens
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import tokenize_corpus
@@ -21,7 +23,7 @@ from mixture.batches import MicroBatches, document_positions, read_batches
 from mixture.labels import IGNORED_LABEL
 from mixture.order import PATTERN_LENGTH, TokenMixture, interleave
 from mixture.permutation import permute
-from mixture.shard_writer import encode, load_tokenizer, split_at_lines, token_dtype
+from mixture.shard_writer import encode, load_tokenizer, split_at_lines, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
@@ -29,6 +31,7 @@ from recipe_config import RecipeError
 
 
 SHARES = {"law": 0.6, "web": 0.4}
+PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
 @pytest.fixture
@@ -65,6 +68,43 @@ def test_digits_stand_alone_and_nothing_is_added(tokenized_run):
     assert tokenizer.all_special_tokens == ["<|endoftext|>"]
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == 0
     assert 0 not in tokenizer("The court denies the appeal.").input_ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "from byte 0 on it encodes 'The .* as 'the "),
+        ({"pre_tokenizer": PREFIXED}, "from byte 0 on it encodes 'T.* as ' T"),
+    ],
+)
+def test_a_tokenizer_that_changes_text_is_refused(changes, message, tiny_run, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_run.output_dir / "tokenizer", base)
+    change_tokenizer(base, changes)
+    with pytest.raises(RecipeError, match=f"its tokenizer, on law: the tokenizer changes the text: {message}"):
+        train_tokenizer.main(tiny_run.argv(f"--tokenizer.from_pretrained={base}", "--overwrite"))
+
+
+def test_a_document_that_the_tokenizer_would_change_is_refused_by_name(tokenized_run, tmp_path):
+    folder, document = tmp_path / "tokenizer", {"id": ["0" * 32, "1" * 32], "text": ["caf\u00e9", "cafe\u0301"]}
+    shutil.copytree(tokenized_run.output_dir / "tokenizer", folder)
+    change_tokenizer(folder, {"normalizer": {"type": "NFC"}})
+    pq.write_table(pa.table(document), tmp_path / "a.parquet")
+    files = [(tmp_path / "a.parquet", tmp_path / "a.ds")]
+    with pytest.raises(RecipeError, match=f"document {'1' * 32}: the tokenizer changes the text: from byte 3 on"):
+        write_shard(None, 0, 1, files=files, tokenizer_folder=folder, notes=tmp_path / "notes")
+
+
+def test_documents_are_tokenized_whole_by_a_tokenizer_that_truncates(tokenized_run, tmp_path):
+    tokenizer = Tokenizer.from_file(str(tokenized_run.output_dir / "tokenizer" / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert len(encode(load_tokenizer(tmp_path), make_text(0))) > 8
+
+
+def change_tokenizer(folder, changes: dict) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_the_same_text_gives_the_same_tokenizer(tokenized_run, tmp_path):
