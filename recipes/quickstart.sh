@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a pretrained legal model with its report and card: makes .venv, installs, and runs a recipe.
 #
-#   bash recipes/quickstart.sh                 text from two packages, about 12 minutes on 2 processor cores
+#   bash recipes/quickstart.sh                 text from two packages, about 10 minutes on 2 processor cores
 #   bash recipes/quickstart.sh --hub           court opinions and web text from the Hugging Face Hub
 #   bash recipes/quickstart.sh --install_only  only the environment
 #
