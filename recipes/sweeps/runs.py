@@ -8,7 +8,6 @@ any recipe, in a process of its own.
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from tqdm import tqdm
 
@@ -204,24 +204,24 @@ def link(folder: Path, target: Path, name: str) -> None:
         (folder / name).symlink_to((target / name).resolve(), target_is_directory=True)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock, which the system releases whatever ends the process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(path: Path, timeout_seconds: float = -1) -> FileLock:
+    """Return a lock to hold with `with`; the system releases it whatever ends the process. -1: wait for ever."""
+    return FileLock(path, timeout=timeout_seconds, fallback_to_soft=False)
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Yield whether this process has claimed a run; False: another process is training it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    lock = locked(path, timeout_seconds=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
