@@ -7,6 +7,7 @@ Installed under those names in a folder of the PATH, which also holds the state:
 `forgotten`, squeue lists no job that has ended, as Slurm does after some minutes.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,6 +32,14 @@ def install(folder: Path) -> Path:
         (folder / name).write_text(f"#!{sys.executable} -IS\n{Path(__file__).read_text()}")
         (folder / name).chmod(0o755)
     return folder
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the states of all elements, so that none changes between a look at it and the change that follows."""
+    with (FOLDER / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def options(words: list[str]) -> dict[str, str]:
@@ -64,31 +75,37 @@ def run(words: list[str]) -> None:
     job, limit, output = words
     running: dict[int, subprocess.Popen] = {}
     while True:
-        states = {int(file.name): file.read_text() for file in (JOBS / job).iterdir() if file.name.isdigit()}
-        for index, process in list(running.items()):
-            if states[index] == "CANCELLED" and process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            if process.poll() is not None:
-                if states[index] != "CANCELLED":
-                    (JOBS / job / str(index)).write_text(STATES.get(process.returncode, "FAILED"))
-                del running[index]
-        waiting = sorted(index for index, state in states.items() if state == "PENDING")
-        if not waiting and not running:
-            return
-        for index in waiting[: int(limit) - len(running)]:
-            (JOBS / job / str(index)).write_text("RUNNING")
-            environment = os.environ | {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(index)}
-            with open(output.replace("%A", job).replace("%a", str(index)), "wb") as log:
-                command = ["bash", JOBS / job / "script"]
-                running[index] = subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
+        with held():
+            if not advance(job, int(limit), output, running):
+                return
         time.sleep(0.05)
 
 
+def advance(job: str, limit: int, output: str, running: dict[int, subprocess.Popen]) -> bool:
+    """Note which elements have ended, start the next, and return whether any is left."""
+    states = {int(file.name): file.read_text() for file in (JOBS / job).iterdir() if file.name.isdigit()}
+    for index, process in list(running.items()):
+        if states[index] == "CANCELLED" and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.poll() is not None:
+            if states[index] != "CANCELLED":
+                (JOBS / job / str(index)).write_text(STATES.get(process.returncode, "FAILED"))
+            del running[index]
+    waiting = sorted(index for index, state in states.items() if state == "PENDING")
+    for index in waiting[: limit - len(running)]:
+        (JOBS / job / str(index)).write_text("RUNNING")
+        environment = os.environ | {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(index)}
+        with open(output.replace("%A", job).replace("%a", str(index)), "wb") as log:
+            command = ["bash", JOBS / job / "script"]
+            running[index] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    return bool(waiting or running)
+
+
 def elements() -> list[tuple[Path, Path, str]]:
-    return [(job, file, file.read_text()) for job in JOBS.glob("*") for file in job.iterdir() if file.name.isdigit()]
+    """Return each element's job, file and state; a job that sbatch is still writing has none."""
+    jobs = [job for job in JOBS.glob("*") if (job / "name").exists()]
+    return [(job, file, file.read_text()) for job in jobs for file in job.iterdir() if file.name.isdigit()]
 
 
 def squeue(words: list[str]) -> None:
@@ -135,6 +152,8 @@ if __name__ == "__main__":
     if words[:1] == ["run"]:
         run(words[1:])
     else:
-        {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel, "srun": srun, "scontrol": scontrol}[
-            name
-        ](words)
+        commands = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}
+        if name == "srun":
+            srun(words)
+        with held():
+            commands[name](words)
