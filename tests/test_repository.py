@@ -41,7 +41,16 @@ ARROWS = {
     "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
-    "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
+    "training": {
+        "atomic_files",
+        "mixture",
+        "model",
+        "planning",
+        "recipe_config",
+        "recovery",
+        "run_folder",
+        "vocabulary",
+    },
     "sweeps": {"atomic_files", "launching", "planning", "recipe_config", "recipe_loading", "run_folder", "stages"},
     "publishing": {
         "atomic_files",
@@ -102,7 +111,7 @@ def test_every_shipped_recipe_loads_and_its_model_has_the_parameters_its_comment
     # A size is laid over a recipe; any will do.
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])
     with torch.device("meta"):
-        counted = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))
+        counted = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size))
     stated = re.search(r"^model:  # ([\d,]+) parameters with a vocabulary of ([\d,]+)", path.read_text(), re.MULTILINE)
     if stated:
         assert counted["total"] == int(stated[1].replace(",", ""))
