@@ -3,8 +3,8 @@
 
 In:   a file such as experiments/scratch_or_adapt.yaml: a recipe, what each arm lays over it, sizes or budgets, domain
       bytes, seeds, and the base models that arms continue, which are trained first.
-Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; means.csv, each arm's
-      mean over its seeds and their range. The runs are in <recipe.run.output_dir>.
+Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; means.csv, the
+      mean of each arm over its seeds and their range. The runs are in <recipe.run.output_dir>.
 
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --dry_run     # what it costs
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml
