@@ -40,7 +40,7 @@ from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
 from recovery.checkpoints import Checkpoints, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
-from recovery.preemption import EXIT_PREEMPTED, Preemption
+from recovery.preemption import EXIT_STOPPED, Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from run_folder import is_finished, new_output
@@ -399,8 +399,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             # The other processes left after a signal, or their launcher ended them.
             if preemption.signal_name or status.is_preempted():
-                status.end("preempted", EXIT_PREEMPTED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
-                raise SystemExit(EXIT_PREEMPTED) from error
+                status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
+                raise SystemExit(EXIT_STOPPED) from error
             Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
             status.end("failed", 1, reason, alone=True)
             raise

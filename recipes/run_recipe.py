@@ -22,20 +22,19 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again who
 
 import json
 import shlex
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
+from child_processes import run_child
 from launching import launch_command
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
 from sources.units import list_all_units
-from stages import ROOT, STAGES, has_script, output_folder
+from stages import EXIT_STOPPED, ROOT, STAGES, has_script, output_folder
 
 
 # Stages that are left out where their script is absent, and the note that says so before work starts.
@@ -92,33 +91,21 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
-    """Run a stage's command and pass signals on to it.
+    """Run a stage's command, and pass signals on to it.
 
-    Raises: SystemExit: it failed or a signal came; with the command that continues.
+    Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
-    process = subprocess.Popen(command)
-    received = []
-
-    def pass_on(number: int, _) -> None:
-        received.append(signal.Signals(number).name)
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)  # which every stage and launcher understands
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if status or received:
-        kept = "finished stages are kept"
-        training = read_json(run / "status.json") or {}
-        if name == "pretrain" and training.get("status") == "preempted":
-            kept = training["reason"]
-        raise SystemExit(
-            f"run_recipe: {name} stopped with status {status}{f' on {received[0]}' if received else ''}: {kept}; "
-            f"start again with: {shlex.join(sys.orig_argv)}"
-        )
+    before = read_json(run / "status.json")
+    ended = run_child(command, launches=name == "pretrain")
+    training = read_json(run / "status.json")  # of this run, if it is another than before
+    preempted = name == "pretrain" and training != before and training["status"] == "preempted"
+    stopped = ended.signal_name or preempted
+    if not ended.status and not stopped:
+        return
+    how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
+    kept = training["reason"] if preempted else "finished stages are kept"
+    sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
+    raise SystemExit(EXIT_STOPPED if stopped else 1)
 
 
 def note_unchecked(recipe: Recipe) -> None:

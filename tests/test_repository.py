@@ -35,6 +35,7 @@ ARROWS = {
     "planning": {"recipe_config"},
     "recipe_loading": {"planning", "recipe_config"},
     "stages": {"atomic_files", "recipe_config", "sources"},
+    "child_processes": set(),
     "launching": {"recipe_config", "stages"},
     "run_folder": {"atomic_files", "recipe_config", "stages"},
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},

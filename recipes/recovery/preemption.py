@@ -25,9 +25,9 @@ from accelerate import Accelerator
 from torch import distributed
 
 from recovery.chronicle import RunStatus
+from stages import EXIT_STOPPED
 
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 SAVE_SECONDS = 20.0  # torchrun passes a signal on and kills the processes that still run 30 s later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -52,7 +52,8 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         read_end, self.wakeup = os.pipe()
         os.set_blocking(self.wakeup, False)
-        self.before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self.before = {number: signal.signal(number, lambda *_: None) for number in heeded}
         self.wakeup_before = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         self.owner = os.getpid()
         os.register_at_fork(after_in_child=self.forget)
@@ -72,7 +73,7 @@ class Preemption:
         """Restore the default signal handlers in a forked child, such as a data loader's."""
         if not self.left.is_set() and self.owner != os.getpid():
             signal.set_wakeup_fd(-1)
-            for number in SIGNALS:
+            for number in self.before:
                 signal.signal(number, signal.SIG_DFL)
 
     def watch(self, read_end: int) -> None:
@@ -91,9 +92,9 @@ class Preemption:
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
         with suppress(OSError):  # leave even if the disk is full
-            self.status.end("preempted", EXIT_PREEMPTED, reason, alone=True)
+            self.status.end("preempted", EXIT_STOPPED, reason, alone=True)
         sys.stderr.write(f"pretrain: {reason}; start again with the same command\n")
-        os._exit(EXIT_PREEMPTED)
+        os._exit(EXIT_STOPPED)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
         """Open a process group on the CPU, so that agreeing never waits for a device."""
@@ -120,11 +121,11 @@ class Preemption:
         """End this process after it has saved.
 
         Args: reason: the signal and the step, for status.json and the main process's last line.
-        Raises: SystemExit: always, with EXIT_PREEMPTED.
+        Raises: SystemExit: always, with EXIT_STOPPED.
         """
-        self.status.end("preempted", EXIT_PREEMPTED, reason)
+        self.status.end("preempted", EXIT_STOPPED, reason)
         if self.status.writes:
             sys.stderr.write(f"pretrain: {reason}; the same command resumes from there\n")
         if self.group is not None:
             distributed.barrier(self.group)  # the launcher ends the others as soon as one has left
-        raise SystemExit(EXIT_PREEMPTED)
+        raise SystemExit(EXIT_STOPPED)

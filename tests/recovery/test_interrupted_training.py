@@ -21,8 +21,10 @@ from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -40,7 +42,7 @@ from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from recovery import checkpoints as checkpointing
 from recovery.chronicle import read_chronicle
-from recovery.preemption import EXIT_PREEMPTED
+from recovery.preemption import EXIT_STOPPED
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
@@ -73,7 +75,13 @@ def start(
     """Start training in another process, in a working directory, without waiting for it."""
     command = [sys.executable, str(script), *run.argv(*overrides)]
     log = (folder / run.output_dir / "log.txt").open("ab")
-    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | environment)
+    environment = os.environ | environment
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, preexec_fn=heed_hang_up)
+
+
+def heed_hang_up() -> None:
+    """Take SIGHUP as usual where nohup started the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for_step(run: TinyRun, step: int, process: subprocess.Popen) -> None:
@@ -192,7 +200,7 @@ def test_a_run_that_is_killed_once_or_twice_and_preempted_ends_as_an_uninterrupt
         wait_for_step(run, step, process)
         process.send_signal(number)
         code = process.wait(60)
-        assert code == (EXIT_PREEMPTED if number == signal.SIGTERM else -signal.SIGKILL)
+        assert code == (EXIT_STOPPED if number == signal.SIGTERM else -signal.SIGKILL)
         assert read_status(run)["status"] == ("preempted" if number == signal.SIGTERM else "running")
         assert not is_held(run.output_dir)
     pretrain.main(run.argv(*TRAINING))
@@ -244,10 +252,10 @@ def test_before_the_first_step_there_is_nothing_to_save_and_training_exits_at_on
     wait_for_event(run, "start", process)
     sent = time.monotonic()
     process.send_signal(number)
-    assert process.wait(40) == EXIT_PREEMPTED
+    assert process.wait(40) == EXIT_STOPPED
     assert time.monotonic() - sent < 15
     status = read_status(run)
-    assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
+    assert status["status"] == "preempted" and status["exit_code"] == EXIT_STOPPED
     assert "before the first step" in status["reason"] and number.name in status["reason"]
     assert not list_checkpoints(run.output_dir / "checkpoints")
 
@@ -262,7 +270,7 @@ def test_a_signal_in_the_compiler_ends_training_at_once(run, tmp_path):
     assert not (run.output_dir / "metrics.jsonl").exists()
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(40) == EXIT_PREEMPTED, read_log(run)
+    assert process.wait(40) == EXIT_STOPPED, read_log(run)
     assert time.monotonic() - sent < 20
     status = read_status(run)
     assert status["status"] == "preempted" and "before the first step" in status["reason"]
@@ -275,7 +283,7 @@ def test_a_signal_interrupts_an_evaluation_which_the_resumed_run_repeats(uninter
     wait_for_step(run, 5, process)  # logged before the evaluation of step 5
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(40) == EXIT_PREEMPTED
+    assert process.wait(40) == EXIT_STOPPED
     assert not any("eval/bits_per_byte" in line for line in run.metrics())
     ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
     assert step == 5 and find_damage(checkpoint) is None
@@ -299,7 +307,7 @@ def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
     process = start(run, *TRAINING, script=script)
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(40) == EXIT_PREEMPTED
+    assert process.wait(40) == EXIT_STOPPED
     assert "saving took longer than 1 s" in read_status(run)["reason"]
     assert not list_checkpoints(run.output_dir / "checkpoints")
 
@@ -335,10 +343,13 @@ def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_reque
 
 
 def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the_command_that_resumes(tmp_path):
-    (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "SIGTERM; saved at step 7"}')
+    (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "an earlier end"}')
+    status = '{"status": "preempted", "reason": "SIGTERM; saved at step 7"}'
     code = (
-        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
+        "import pathlib, signal, sys, time\n"
+        f"def leave(*_):\n    pathlib.Path({str(tmp_path / 'status.json')!r}).write_text({status!r})\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, leave)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     parent = (
         f"import pathlib, sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe; "
@@ -349,8 +360,87 @@ def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
     _, error = process.communicate(timeout=20)
-    assert "pretrain stopped with status 75 on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
+    assert process.returncode == EXIT_STOPPED
+    assert "pretrain stopped on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
     assert shlex.split(error.partition("start again with: ")[2]) == command
+
+
+def run_whole(run: TinyRun, *overrides: str, **settings) -> subprocess.Popen:
+    """Start run_recipe.py on a tokenized run, with more to train than a test waits for."""
+    command = [sys.executable, str(RECIPES / "run_recipe.py"), *run.argv("--training.max_tokens=2560000", *overrides)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=heed_hang_up, **pipes, **settings)
+
+
+def processes_on(run: TinyRun) -> list[psutil.Process]:
+    """Return the running processes that were started on a run folder."""
+    named = f"--run.output_dir={json.dumps(str(run.output_dir))}"
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if named in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+TWO = ("--accelerate_config", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2")
+
+
+@pytest.mark.parametrize(
+    ("number", "launch"),
+    [(signal.SIGINT, ()), (signal.SIGHUP, ()), (signal.SIGTERM, TWO)],
+    ids=["Ctrl-C", "terminal closed", "two processes"],
+)
+def test_a_stopped_recipe_waits_for_the_save_and_leaves_no_process_behind(tiny_run, number, launch):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    process = run_whole(tiny_run, *launch, env=environment)
+    wait_for_step(tiny_run, 4, process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, error
+    status = read_status(tiny_run)
+    assert status["status"] == "preempted" and f"saved at step {status['step']}" in status["reason"]
+    assert f"run_recipe: pretrain stopped on {number.name}: {status['reason']}; start again with: " in error
+    assert list_checkpoints(tiny_run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
+    assert not processes_on(tiny_run)
+
+
+def test_training_saves_and_ends_when_the_recipe_is_killed(tiny_run):
+    process = run_whole(tiny_run)
+    wait_for_step(tiny_run, 4, process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while processes_on(tiny_run):
+        assert time.monotonic() < deadline, processes_on(tiny_run)
+        time.sleep(0.1)
+    status = read_status(tiny_run)
+    assert status["status"] == "preempted" and "saved at step" in status["reason"]
+
+
+def test_a_recipe_that_is_process_1_of_a_container_saves_when_it_is_stopped(tiny_run):
+    unshare = ["unshare", "--fork", "--pid", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this machine gives tests no process namespace of their own")
+    command = [*unshare, sys.executable, str(RECIPES / "run_recipe.py")]
+    command += tiny_run.argv("--training.max_tokens=2560000")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tiny_run, 4, process)
+    (first,) = psutil.Process(process.pid).children()
+    first.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, error
+    assert "saved at step" in read_status(tiny_run)["reason"] and not processes_on(tiny_run)
+
+
+def test_a_hang_up_that_nohup_ignores_stops_nothing(tiny_run):
+    command = [sys.executable, str(RECIPES / "pretrain.py"), *tiny_run.argv()]
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=ignore
+    )
+    wait_for_step(tiny_run, 2, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0 and read_status(tiny_run)["status"] == "finished"
 
 
 # --- several processes
@@ -433,10 +523,10 @@ def test_after_a_signal_to_one_process_all_exit_in_time_with_the_documented_code
         wait_for_event(run, "start", pair[0])
     sent = time.monotonic()
     pair[1].send_signal(signal.SIGTERM)
-    assert [process.wait(60) for process in pair] == [EXIT_PREEMPTED, EXIT_PREEMPTED], read_log(run)
+    assert [process.wait(60) for process in pair] == [EXIT_STOPPED, EXIT_STOPPED], read_log(run)
     assert time.monotonic() - sent < 20
     status = read_status(run)
-    assert status["status"] == "preempted" and status["exit_code"] == EXIT_PREEMPTED
+    assert status["status"] == "preempted" and status["exit_code"] == EXIT_STOPPED
     checkpoints = list_checkpoints(run.output_dir / "checkpoints")
     if moment == "in a step":
         assert status["reason"] == f"a signal to another process; saved at step {status['step']}"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a stage so that its processes end with this one: whoever is stopped, all are."""
+
+import ctypes
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import NamedTuple
+
+import psutil
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# How long processes that lost their parent may take to leave: longer than recovery.preemption.SAVE_SECONDS.
+LEAVE_SECONDS = 30.0
+LOOK_SECONDS = 2.0  # between two looks at a command; a signal that came before its processes were ready is repeated
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status, and the first signal that this process received meanwhile, if any."""
+
+    status: int
+    signal_name: str | None
+
+
+def run_child(command: list[str], launches: bool) -> Ended:
+    """Run a command to its end, pass signals on to it, and leave none of its processes behind.
+
+    The command has a process group of its own, so that Ctrl-C and a scheduler's signal to the group reach it once, as
+    SIGTERM, and at a time when this process waits for it. A signal that was ignored stays ignored (nohup).
+
+    Args:
+        command: what to run.
+        launches: the command is a launcher, whose own handling of signals leaves too little time to save: its
+            children get the signal instead.
+    """
+    others, received, process = set(psutil.Process().children(recursive=True)), [], None
+
+    def pass_on(number: int, _) -> None:
+        received.append(signal.Signals(number).name)
+        stop()
+
+    def stop() -> None:
+        if process is not None:
+            end(launched_by(process) if launches else [process])
+
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in handled}
+    linux = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if linux:
+        linux.prctl(PR_SET_CHILD_SUBREAPER, 1)  # a process whose launcher is killed becomes a child of this one
+    try:
+        process = psutil.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=linux and (lambda: linux.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)),  # if this one is killed
+        )
+        status = None
+        while status is None:
+            if received:
+                stop()
+            with suppress(psutil.TimeoutExpired):
+                status = process.wait(LOOK_SECONDS)
+        left = [child for child in psutil.Process().children(recursive=True) if child not in others]
+        end(left)
+        for child in psutil.wait_procs(left, LEAVE_SECONDS)[1]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return Ended(status, received[0] if received else None)
+
+
+def launched_by(launcher: psutil.Process) -> list[psutil.Process]:
+    """Return the processes that a launcher has started, or the launcher itself if it has started none."""
+    with suppress(psutil.NoSuchProcess):
+        return launcher.children() or [launcher]
+    return []
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
