@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from figure_style import COLORS, HATCHES, WIDTH
 from run_files import STAGE_FILES, RunFiles, Section
-from sections.benchmarks import compared_with, first_metric, read_baselines
+from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
 from wording import count, duration, heading, plain, rounded
 
 
@@ -151,27 +151,28 @@ def join(parts: list[str], word: str = "and") -> str:
 
 
 def task_sentences(results: dict | None) -> list[str]:
-    """Say of each benchmark task, outside groups, and of each group whether it differs from chance."""
+    """Say of each task outside groups, of each group and of each part of one, how it differs from its baseline."""
     if not results:
         return []
     tasks = {name: task for name, task in results["tasks"].items() if not task.get("groups")}
     scores = {
         name: task["metrics"][first_metric(task)] | {"metric": first_metric(task)} for name, task in tasks.items()
     }
-    scores |= {name: group | {"metric": group["score"]} for name, group in results.get("groups", {}).items()}
-    sentences = []
-    for name, score in scores.items():
-        if score.get("chance") is not None and score.get("interval"):
-            said = compared_with(score["value"], score["interval"], score["chance"])
-            sentences.append(f"{name}: {score['metric']} of {score['value']:.3f} {said}")
-    return sentences if len(sentences) <= MAX_PARTS else [count_verdicts(sentences)]
+    groups = results.get("groups", {}) | results.get("group_parts", {})
+    scores |= {name: group | {"metric": group["score"]} for name, group in groups.items()}
+    known = {name: score for name, score in scores.items() if baseline_of(score) is not None and score.get("interval")}
+    if len(known) > MAX_PARTS:
+        return [count_verdicts([against(score) for score in known.values()])]
+    return [
+        f"{name}: {score['metric']} of {score['value']:.3f} {compared_with(score)}" for name, score in known.items()
+    ]
 
 
-def count_verdicts(sentences: list[str]) -> str:
-    kinds = Counter("above" if " above " in one else "below" if " below " in one else "level" for one in sentences)
+def count_verdicts(verdicts: list[str]) -> str:
+    kinds = Counter("level" if "within noise" in verdict else verdict for verdict in verdicts)
     return (
-        f"Of {len(sentences)} benchmarks, {kinds['above']} are above chance, {kinds['level']} within noise of it and "
-        f"{kinds['below']} below it."
+        f"Of {len(verdicts)} benchmarks, {kinds['above']} are above their baseline, {kinds['level']} within noise of "
+        f"it and {kinds['below']} below it."
     )
 
 

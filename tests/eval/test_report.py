@@ -78,10 +78,11 @@ def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
     return {"domain": domain, **sizes, "bits_per_byte": bits, "confidence_interval": interval, **kinds}
 
 
-def task(accuracy, chance=0.25, items=96, few=4):
+def task(accuracy, chance=0.25, items=96, few=4, constant=None):
     """A task's results, all but `few` of its items clean and those overlapping."""
-    interval = [accuracy - 0.086, accuracy + 0.086]
-    metrics = {"acc": {"value": accuracy, "stderr": 0.044, "interval": interval, "chance": chance}}
+    score = {"value": accuracy, "stderr": 0.044, "interval": [accuracy - 0.086, accuracy + 0.086], "chance": chance}
+    score |= {"constant": constant, "constant_answer": constant and "<i>yes", "baseline": max(chance, constant or 0)}
+    metrics = {"acc": score}
     scores = {"metrics": metrics, "chance": chance}
     groups = {"clean": scores | {"num_items": items - few}, "overlapping": {"metrics": None, "chance": chance}}
     groups["overlapping"]["num_items"] = few
@@ -153,17 +154,24 @@ def write_run(folder):
         },
     }
     results = {
-        "format": 1,
+        "format": 2,
         "settings": {"split": "test", "context_length": 512, "stride": 256},
         "bits_per_byte": {
             "sources": {
-                "licenses": entry("legal", 1.412),
+                "licenses": entry("legal", 1.412) | {"families": 31},
                 "wikipedia": entry("general", 2.13, (3.4, 2.0, None), None),
             },
             "domains": {"legal": entry("legal", 1.412), "general": entry("general", 2.13)},
             "context_lengths": {length: entry("", bits) for length, bits in (("512", 1.4), ("1024", 1.9))},
         },
-        "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)},
+        "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)}
+        | {"pubmedqa": task(0.45, chance=1 / 3, items=500, constant=0.552)}
+        | {f"mmlu_{n}": task(0.3) | {"groups": ["mmlu"]} for n in range(2)},
+        "groups": {},
+        "group_parts": {
+            "mmlu (2 of 57)": {"group": "mmlu", "score": "acc", "value": 0.3, "interval": [0.24, 0.36], "chance": 0.25}
+            | {"constant": None, "baseline": 0.26, "num_tasks": 2, "num_members": 57}
+        },
         "samples": [
             {
                 "prompt": "The licensee shall",
@@ -259,6 +267,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         f"Advice: {plan()['verdict']['choice']}.",
         "Marked in the figures: resume 1, skip 1.",
         "1999 to 2024-02-29",
+        '<th>licenses</th><td class="text">legal</td><td>120 in 31 families</td><td>901,234</td>',
         "4.42",
         "m|ens| rea",
         "After &ldquo;The &lt;i&gt;court&rdquo;",
@@ -296,7 +305,9 @@ def test_first_screen_answers_the_four_questions(run_folder):
         "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that "
         "holds the training text (1.10).",
         "general_agreement: acc of 0.710 is above chance (0.500).",
-        "legal_sense: acc of 0.270 is within noise of chance (0.250): it shows nothing yet.",
+        "legal_sense: acc of 0.270 is above chance (0.250), within noise: it shows nothing yet.",
+        "pubmedqa: acc of 0.450 is below the best constant answer, &#34;&lt;i&gt;yes&#34; (0.552).",
+        "mmlu (2 of 57): acc of 0.300 is above the baseline (0.260), within noise: it shows nothing yet.",
         "The tokenizer needs 37 % fewer tokens on licenses and 5 % more tokens on wikipedia",
         "1 optimizer step was skipped; see the event log.",
         "Training: the learning rate was cut once.",
@@ -525,7 +536,8 @@ def test_summary_is_what_a_newcomer_needs(run_folder):
     unwrapped = " ".join(summary.split())
     assert "licenses: the model (1.412) beats xz -9e of each document alone (2.900) and" in unwrapped
     assert "but not xz -9e primed with the training text (1.100)." in unwrapped
-    assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is within noise of chance" in unwrapped
+    assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is above chance (0.250), within noise" in unwrapped
+    assert "mmlu (2 of 57), mean of 2 tasks: 0.300 (0.240 to 0.360) is above the baseline" in unwrapped
     assert "general_agreement, acc: 0.710 (0.624 to 0.796) over 118 items is above chance" in unwrapped
     assert "by the tokens read at once: 1.400 with 512, 1.900 with 1,024." in unwrapped
     assert "mens rea  m|ens| rea        men|s| re|a" in summary
@@ -689,10 +701,45 @@ def test_sentences_say_what_was_beaten_and_what_was_not():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "said"), [(0.27, "within noise of chance"), (0.5, "is above chance"), (0.1, "is below chance")]
+    ("accuracy", "constant", "said"),
+    [
+        (0.27, None, "is above chance (0.250), within noise: it shows nothing yet."),
+        (0.23, None, "is below chance (0.250), within noise: it shows nothing yet."),
+        (0.25, None, "is level with chance (0.250), within noise: it shows nothing yet."),
+        (0.5, None, "is above chance (0.250)."),
+        (0.5, 0.2, "is above chance (0.250)."),
+        (0.1, None, "is below chance (0.250)."),
+        (0.5, 0.552, 'is below the best constant answer, "<i>yes" (0.552), within noise: it shows nothing yet.'),
+        (0.4, 0.552, 'is below the best constant answer, "<i>yes" (0.552).'),
+        (0.7, 0.552, 'is above the best constant answer, "<i>yes" (0.552).'),
+    ],
 )
-def test_accuracy_is_compared_with_what_guessing_gives(accuracy, said):
-    assert said in task_sentence("legal_sense", "acc", task(accuracy))
+def test_a_score_is_compared_with_guessing_or_the_best_constant_answer_whichever_is_better(accuracy, constant, said):
+    assert task_sentence("pubmedqa", "acc", task(accuracy, constant=constant)).endswith(f"items {said}")
+
+
+def test_a_score_of_an_earlier_format_is_compared_with_guessing():
+    metrics = {"acc": {"value": 0.3, "stderr": 0.02}}
+    found = task_sentence("legal_sense", "acc", {"metrics": metrics, "chance": 0.25, "num_items": 500})
+    assert found == "legal_sense, acc: 0.300 (0.261 to 0.339) over 500 items is above chance (0.250)."
+
+
+def test_baselines_and_parts_of_groups_stand_in_the_tables(run_folder):
+    page = (run_folder / "report.html").read_text()
+    row = '<td>0.333</td><td>0.552 (&ldquo;&lt;i&gt;yes&rdquo;)</td><td class="text">below</td><td>500</td>'
+    assert row in page
+    assert '<td>0.250</td><td>none</td><td class="text">above, within noise</td><td>96</td>' in page
+    caption = page[page.index("Parts of groups: some tasks only") :]
+    row = caption[caption.index("<tr><th>mmlu (2 of 57)") :].partition("</tr>")[0]
+    assert re.findall(r"<td.*?>(?:<strong>)?(.*?)<", row) == [
+        "acc",
+        "0.300",
+        "0.240 to 0.360",
+        "0.250",
+        "0.260",
+        "above, within noise",
+        "2",
+    ]
 
 
 def test_tables_keep_their_columns_under_one_another():
