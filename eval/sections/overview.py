@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from figure_style import COLORS, HATCHES, WIDTH
 from run_files import STAGE_FILES, RunFiles, Section
 from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
+from sections.tokenizer import BASELINE, OURS, tokenizer_names
 from wording import count, duration, heading, plain, rounded
 
 
@@ -52,7 +53,7 @@ def build(run: RunFiles) -> Section | None:
     results = run.json("eval/results.json")
     measured, baselines = measured_parts(results), read_baselines(run)
     verdicts = [judge(name, entry, others(name, entry, baselines)) for name, entry in measured.items()]
-    also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"))]
+    also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"), run.yaml("recipe.yaml"))]
     values = {
         "facts": list_facts(run.json("training.json")),
         "trained": describe_training(run.json("training.json"), run.yaml("recipe.yaml")),
@@ -176,17 +177,20 @@ def count_verdicts(verdicts: list[str]) -> str:
     )
 
 
-def tokenizer_sentences(report: dict | None) -> list[str]:
-    """Compare the tokenizer with the one of the same size that was trained on general text alone."""
+def tokenizer_sentences(report: dict | None, recipe: dict | None) -> list[str]:
+    """Compare the tokenizer with one of the same size for general text or, if it was extended, the one before."""
     measured = (report or {}).get("bytes_per_token", {})
-    ours, general = measured.get("domain tokenizer"), measured.get("general tokenizer")
-    if not ours or not general:
+    ours, other = measured.get(OURS), measured.get(BASELINE)
+    if not ours or not other:
         return []
     compared = []
     for source, size in ours.items():
-        if general.get(source):
-            more = general[source] / size - 1  # in tokens; both are bytes per token
+        if other.get(source):
+            more = other[source] / size - 1  # in tokens; both are bytes per token
             compared.append(f"{100 * abs(more):.0f} % {'more' if more > 0 else 'fewer'} tokens on {source}")
+    names = tokenizer_names(recipe)
+    if BASELINE in names:
+        return [f"The {names[OURS]} needs {join(compared)} than the {names[BASELINE]}, which it extends."]
     return [f"The tokenizer needs {join(compared)} than one trained on general text alone."]
 
 

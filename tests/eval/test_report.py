@@ -631,6 +631,45 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
     assert 'id="held_out_text"' in page and 'id="benchmarks"' not in page and 'id="samples"' not in page
 
 
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ({"model": {"from_pretrained": "some/base"}, "tokenizer": {"extend_by": 500}}, "tokenizer of some/base"),
+        ({"model": {}, "tokenizer": {"from_pretrained": "a/b", "extend_by": 9}}, "tokenizer of a/b"),
+    ],
+)
+def test_an_extended_tokenizer_and_the_one_before_are_named_as_such(tmp_path, recipe, named):
+    write_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"
+    shutil.copyfile(measured, tmp_path / FILES["tokenizer"])
+    speeds = {"domain tokenizer": {"megabytes_per_second": 1.25}, "general tokenizer": {"megabytes_per_second": 2}}
+    speeds |= dict.fromkeys(("tokenizer.model.v1", "tekken_240911.json"), {"megabytes_per_second": 3})
+    (tmp_path / "tokenizer" / "speed.json").write_text(json.dumps(speeds))
+    main([str(tmp_path)])
+    page, summary = ((tmp_path / name).read_text() for name in ("report.html", "summary.txt"))
+    section = page[page.index('<section id="tokenizer">') : page.index('<section id="documents">')]
+    assert f"<th>extended tokenizer</th><th>{named}</th>" in section
+    assert f"tokens: the {named} and tokens that were chosen on a sample of" in section
+    assert f"<td>{1.25:.1f}</td><td>{2:.1f}</td>" in section, "the speeds keep their places"
+    assert f"than the {named}, which it extends." in page
+    assert f"extended tokenizer  {named}" in summary
+    for text in (page, summary):
+        assert "general tokenizer" not in text and "domain tokenizer" not in text and "general text alone" not in text
+
+
+def test_a_tokenizer_that_was_taken_is_not_said_to_be_trained(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": "some/base"}}))
+    report = json.loads((tmp_path / FILES["tokenizer"]).read_text())
+    del report["bytes_per_token"]["general tokenizer"]
+    (tmp_path / FILES["tokenizer"]).write_text(json.dumps(report))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "8,192 tokens: the tokenizer of some/base. This run did not train it." in page
+    assert "trained on a sample of" not in page and "<th>tokenizer of some/base</th>" in page
+
+
 def test_tokenizers_report_card_is_shown_with_words_terms_numbers_and_speed(tmp_path):
     write_run(tmp_path)
     measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"
