@@ -16,7 +16,7 @@ from datatrove.data import Document
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
-FAMILY = pa.field("family", pa.string())
+FAMILY = "family"
 ROW_GROUP_BYTES = 32 << 20
 
 
@@ -36,10 +36,10 @@ class DocumentWriter:
     def __init__(self, path: Path, families: dict[str, str] | None = None):
         self.path, self.rows, self.num_bytes, self.file = path, [], 0, None
         self.families = families
-        self.schema = DOCUMENT_SCHEMA if families is None else DOCUMENT_SCHEMA.append(FAMILY)
+        self.schema = DOCUMENT_SCHEMA if families is None else DOCUMENT_SCHEMA.append(pa.field(FAMILY, pa.string()))
 
     def write(self, document: Document) -> None:
-        row = {"id": document.id, "text": document.text, "family": (self.families or {}).get(document.id)}
+        row = {"id": document.id, "text": document.text, FAMILY: (self.families or {}).get(document.id)}
         self.rows.append(row | {key: document.metadata.get(key) for key in ("source", "date")})
         self.num_bytes += len(document.text)
         if self.num_bytes >= ROW_GROUP_BYTES:

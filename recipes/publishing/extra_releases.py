@@ -115,7 +115,7 @@ def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
         refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
     target.parent.mkdir(parents=True, exist_ok=True)
-    if FAMILY.name in file.schema_arrow.names:
+    if FAMILY in file.schema_arrow.names:
         with pq.ParquetWriter(target, DOCUMENT_SCHEMA, compression="zstd") as writer:
             for group in range(file.num_row_groups):
                 writer.write_table(file.read_row_group(group, columns=DOCUMENT_SCHEMA.names))
