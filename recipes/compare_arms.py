@@ -3,8 +3,8 @@
 
 In:   a file such as experiments/scratch_or_adapt.yaml: a recipe, what each arm lays over it, sizes or budgets, domain
       bytes, seeds, and the base models that arms continue, which are trained first.
-Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; README.md, a table
-      of the rows. The runs are in <recipe.run.output_dir>.
+Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; means.csv, the
+      mean of each arm over its seeds and their range. The runs are in <recipe.run.output_dir>.
 
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --dry_run     # what it costs
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml
@@ -27,7 +27,7 @@ from typing import Any
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
 from stages import STAGES, exported_tasks
-from sweeps.arm_results import draw, write_page
+from sweeps.arm_results import draw, write_means
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
     argument_parser,
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = list(read_rows(csv_file).values())
     if rows:
         draw(rows, experiment.x, csv_file.parent / "curve.png")
-        write_page(experiment.results.replace("_", " ").capitalize(), rows, csv_file.parent / "README.md")
+        write_means(rows, csv_file.parent / "means.csv")
         print(f"compare_arms: {len(rows)} rows in {csv_file}, drawn in {csv_file.parent / 'curve.png'}")
 
 

@@ -19,11 +19,12 @@ import numpy as np
 
 from atomic_files import discard, file_sha256, write_json
 from corpus.pipeline_executor import check_executor, run_pipeline
-from mixture.shard_writer import end_of_text, load_tokenizer, token_dtype, write_shard
+from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import Recipe
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
+from vocabulary.document_ends import document_ends
 
 
 MANIFEST_FORMAT = 1
@@ -49,6 +50,7 @@ def tokenize(recipe: Recipe) -> dict:
         discard(logs)
 
         tokenizer = load_tokenizer(tokenizer_folder)
+        bos, eos = map(tokenizer.token_to_id, document_ends(tokenizer_folder))
         dtype = token_dtype(tokenizer.get_vocab_size())
         sources: dict[str, dict] = {}
         for _, shard in files:
@@ -71,7 +73,8 @@ def tokenize(recipe: Recipe) -> dict:
             "format": MANIFEST_FORMAT,
             "dtype": dtype.name,
             "vocab_size": tokenizer.get_vocab_size(),
-            "eos_token_id": tokenizer.token_to_id(end_of_text(tokenizer_folder)),
+            "bos_token_id": bos,
+            "eos_token_id": eos,
             "tokenizer_sha256": file_sha256(tokenizer_folder / "tokenizer.json"),
             "sources": sources,
         }

@@ -33,6 +33,7 @@ from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
+from vocabulary.document_ends import settle_document_ends
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_tokens import choose_tokens
 from vocabulary.report_card import report_card, write_tokenizer_card
@@ -90,8 +91,8 @@ def take_tokenizer(
 
     Returns: the run's tokenizer and, if it was extended, the old one as the baseline.
 
-    Raises: RecipeError: it cannot be loaded, is not byte-level, has no end-of-text token, changes text, or splits
-        fewer words than extend_by often enough.
+    Raises: RecipeError: it cannot be loaded, is not byte-level, has no eos token, puts more than bos around a text,
+        changes text, or splits fewer words than extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     try:
@@ -99,10 +100,9 @@ def take_tokenizer(
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     old = encode_as_text(Tokenizer.from_str(wrapped.backend_tokenizer.to_str()))
-    if wrapped.eos_token is None or "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
-        raise RecipeError(
-            f"{where} is not byte-level or has no eos token, so bytes per token cannot be counted; choose another"
-        )
+    if "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
+        raise RecipeError(f"{where} is not byte-level, so bytes per token cannot be counted; choose another")
+    settle_document_ends(wrapped, where)
     table = token_bytes(old)
     for source in recipe.data.sources:
         for text in islice(read_texts(documents, "validation", source.name), CHECKED_DOCUMENTS):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- result: (\S+) -->\n).*?(<!-- /result -->)", re.DOTALL)
-SCORES = ("bytes", "bits_per_byte", "xz_documents", "xz_primed")
+SCORES = ("bytes", "bits_per_byte", "xz_documents", "xz_stream", "xz_primed")
 
 
 def keep_result(run: Path, folder: Path) -> None:
@@ -38,14 +38,14 @@ def keep_result(run: Path, folder: Path) -> None:
 def make_table(result: dict) -> str:
     """Return a result as a Markdown table with a sentence on how it was made."""
     lines = [
-        "| held-out text | this model | `xz`, each document alone | `xz`, given the training text |",
-        "|---|--:|--:|--:|",
+        "| held-out text | this model | `xz` of each document | `xz` of one stream | `xz` with training text |",
+        "|---|--:|--:|--:|--:|",
     ]
     for name, source in result["sources"].items():
         low, high = source["confidence_interval"]
         lines.append(
             f"| {source['domain']} ({name}, {source['bytes'] / 1000:,.0f} kB) | **{source['bits_per_byte']:.3f}** "
-            f"({low:.3f} to {high:.3f}) | {source['xz_documents']:.3f} | {source['xz_primed']:.3f} |"
+            f"({low:.3f} to {high:.3f}) | " + " | ".join(f"{source[key]:.3f}" for key in SCORES[2:]) + " |"
         )
     lines += [
         "",

@@ -80,7 +80,7 @@ def test_a_trial_is_its_domains_recipe_with_the_smallest_size(domain):
 def test_a_size_has_about_the_parameters_of_its_name(name):
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", RECIPES / "sizes" / f"{name}.yaml"])
     with torch.device("meta"):
-        total = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))["total"]
+        total = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size))["total"]
     assert total == pytest.approx(float(name[:-1]) * {"m": 1e6, "b": 1e9}[name[-1]], rel=0.05)
     assert recipe.training.max_tokens / total == pytest.approx(20, rel=0.05)
 
@@ -95,7 +95,7 @@ def test_bloomberggpts_published_shape_has_its_parameters_and_the_llama_beside_i
         override = f"--model.intermediate_size={intermediate_size}"
         recipe = load_recipe([RECIPES / "finance" / "bloomberggpt.yaml"], [override])
         with torch.device("meta"):
-            return count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))["total"]
+            return count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size))["total"]
 
     assert parameters(20_480) == 50_552_931_840
     further = [abs(parameters(20_480 + step) - 50_558_868_480) for step in (-128, 128)]

@@ -2,6 +2,7 @@
 """The repository keeps its own rules: what is shipped loads, what is documented exists, what is copied runs."""
 
 import ast
+import csv
 import graphlib
 import importlib.metadata
 import importlib.util
@@ -41,7 +42,16 @@ ARROWS = {
     "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
-    "training": {"atomic_files", "mixture", "model", "planning", "recipe_config", "recovery", "run_folder"},
+    "training": {
+        "atomic_files",
+        "mixture",
+        "model",
+        "planning",
+        "recipe_config",
+        "recovery",
+        "run_folder",
+        "vocabulary",
+    },
     "sweeps": {"atomic_files", "launching", "planning", "recipe_config", "recipe_loading", "run_folder", "stages"},
     "publishing": {
         "atomic_files",
@@ -90,7 +100,9 @@ EVAL_PACKAGES = ("metrics", "sections")
 SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).rglob("[!_]*.py"))
 SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py"), *SECTIONS])
 PAGES = sorted([ROOT / "README.md", RECIPES / "CONTRIBUTING.md", *RECIPES.rglob("README.md")])
-PAGES += sorted((ROOT / "eval").rglob("README.md"))
+for folder in ("accelerate_configs", "eval", "tests"):
+    PAGES += sorted((ROOT / folder).rglob("README.md"))
+MEASURED = ROOT / "tests" / "benchmarks" / "results"
 
 
 def relative(path: Path) -> str:
@@ -102,7 +114,7 @@ def test_every_shipped_recipe_loads_and_its_model_has_the_parameters_its_comment
     # A size is laid over a recipe; any will do.
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])
     with torch.device("meta"):
-        counted = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size, 0))
+        counted = count_module_parameters(build_model(recipe, recipe.tokenizer.vocab_size))
     stated = re.search(r"^model:  # ([\d,]+) parameters with a vocabulary of ([\d,]+)", path.read_text(), re.MULTILINE)
     if stated:
         assert counted["total"] == int(stated[1].replace(",", ""))
@@ -232,6 +244,12 @@ def test_the_result_tables_of_pages_are_those_of_the_files_that_runs_wrote():
         assert result_tables.fill(page) == page, f"{relative(path)}: rerun: python tests/result_tables.py"
 
 
+def headings(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
 def commands(page: Path) -> list[list[str]]:
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -243,8 +261,10 @@ def test_paths_in_a_page_exist_and_the_keys_of_its_commands_are_in_the_schema(pa
     text = page.read_text()
     # Made by a run or by the reader, so not in the repository.
     made = ("runs/", "my_texts", "path/to", "benchmarks/", "recipes/telecom", "eval/results.json")
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
-        assert (page.parent / target).exists(), target
+    for target, _, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#([^)]+))?\)", text):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in headings(linked), f"{target}#{anchor}"
     quoted = re.findall(r"`((?:recipes|eval|tests|accelerate_configs)/[\w./*-]*)`", text)
     words = [word for command in commands(page) for word in command]
     named = [word for word in words if re.match(r"(recipes|eval|tests|accelerate_configs)/", word)]
@@ -256,6 +276,20 @@ def test_paths_in_a_page_exist_and_the_keys_of_its_commands_are_in_the_schema(pa
             configs = [word for word in command if word.endswith(".yaml") and "accelerate_configs" not in word]
             existing = [config for config in configs if not config.startswith(made)]
             load_recipe([ROOT / config for config in existing or [RECIPES / "custom" / "base.yaml"]], keys)
+
+
+def test_every_measured_table_is_linked_from_a_page_and_says_how_it_was_made():
+    made = {row.pop("file"): row for row in csv.DictReader((MEASURED / "measurements.csv").open(encoding="utf-8"))}
+    assert set(made) | {"measurements.csv"} == {path.name for path in MEASURED.iterdir()}
+    assert all(row["command"] and row["machine"] and row["date"] for row in made.values())
+    tables = [*MEASURED.glob("*.csv"), *RECIPES.glob("experiments/**/*.csv"), *RECIPES.glob("*/trial/h*.csv")]
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    }
+    missing = [relative(path) for path in tables if not {path, path.parents[1]} & linked]
+    assert not missing, missing
 
 
 def test_the_readme_gives_the_two_commands_that_ci_runs():

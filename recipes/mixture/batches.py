@@ -13,13 +13,13 @@ from mixture.order import TokenMixture
 from mixture.skips import SkippedDocuments
 
 
-def document_positions(input_ids: np.ndarray, eos_token_id: int) -> np.ndarray:
-    """Number the tokens of each document from 0, counting the end-of-text token before a document as its first.
+def document_positions(input_ids: np.ndarray, bos_token_id: int) -> np.ndarray:
+    """Number the tokens of each document from 0, with the token that begins a document as its first.
 
-    Args: input_ids: (batch_size, sequence_length).  eos_token_id: the token between documents.
+    Args: input_ids: (batch_size, sequence_length).  bos_token_id: the token that begins a document.
     Returns: position_ids of the same shape; attention and rotary positions restart at every 0.
     """
-    begins = input_ids == eos_token_id
+    begins = input_ids == bos_token_id
     begins[:, 0] = True
     starts = np.flatnonzero(begins).tolist()
     numbers, positions = np.arange(input_ids.shape[1]), np.empty(begins.size, dtype=np.int64)
@@ -70,7 +70,7 @@ class MicroBatches(Dataset):
         np.add.at(seen, [location.source for location in locations], np.stack([num_bytes.sum(axis=1), num_targets], 1))
         return {
             "input_ids": torch.from_numpy(input_ids),
-            "position_ids": torch.from_numpy(document_positions(input_ids, shards.eos_token_id)),
+            "position_ids": torch.from_numpy(document_positions(input_ids, shards.ends.bos)),
             "labels": torch.from_numpy(labels),
             "seen": torch.from_numpy(seen),  # (num_sources, 2): UTF-8 bytes and number of the labels of each source
         }

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture
-from mixture.shards import Location, TokenShards, document_start
+from mixture.shards import Location, TokenShards
 from mixture.skips import extend_skips, in_rollback, is_skipped, skip_at
 from recipe_config import Recipe, RecipeError
 
@@ -26,8 +26,8 @@ def documents_of_step(mixture: TokenMixture, sequences_per_step: int, step: int)
         index = shards.index(location.source, location.shard)
         begin, end = location.start + 1, location.start + 1 + shards.sequence_length  # of the labels
         number = bisect_left(index, begin, key=lambda record: record["end"])
-        while number < len(index) and document_start(index, number) < end:
-            start = document_start(index, number)
+        while number < len(index) and shards.document_start(index, number) < end:
+            start = shards.document_start(index, number)
             yield {
                 "document": index[number]["id"].decode(),
                 "source": shards.names[location.source],

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write token shards: the end-of-text token, then each document followed by it, and an index of documents."""
+"""Write token shards: each document between the tokens that begin and end it, and an index of documents."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer
 from corpus.pipeline_executor import TaskProgress
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import RecipeError
+from vocabulary.document_ends import DocumentEnds, document_ends
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
 
 
@@ -35,12 +35,6 @@ def encode_as_text(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def end_of_text(folder: Path) -> str:
-    """Return the token between documents, the tokenizer's eos token, such as `<|endoftext|>`."""
-    token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
-    return token if isinstance(token, str) else token["content"]
 
 
 def split_at_lines(text: str) -> Iterator[str]:
@@ -68,25 +62,26 @@ def write_shard(
     """Tokenize one Parquet file into one shard and its index."""
     source, target = files[rank]
     tokenizer = load_tokenizer(tokenizer_folder)
-    end = end_of_text(tokenizer_folder)
-    end_id, table = tokenizer.token_to_id(end), token_bytes(tokenizer)
+    names, table = document_ends(tokenizer_folder), token_bytes(tokenizer)
+    ends = DocumentEnds(*map(tokenizer.token_to_id, names))
     dtype = token_dtype(tokenizer.get_vocab_size())
     progress = TaskProgress(notes, rank)
     target.parent.mkdir(parents=True, exist_ok=True)
     records = []
     with target.open("wb") as shard:
-        shard.write(np.array([end_id], dtype=dtype).tobytes())
+        shard.write(np.array([ends.bos], dtype=dtype).tobytes())
         position = 1
         for batch in pq.ParquetFile(source).iter_batches(columns=["id", "text"], batch_size=64):
             for row in batch.to_pylist():
                 tokens = encode(tokenizer, row["text"])
-                if (tokens == end_id).any():
-                    raise RecipeError(f"{source}: document {row['id']}: its text encodes to {end}")
+                if np.isin(tokens, ends).any():
+                    raise RecipeError(f"{source}: document {row['id']}: its text encodes to one of {', '.join(names)}")
                 refuse_changed_text(row["text"], tokens.tolist(), table, f"{source}: document {row['id']}")
-                shard.write(np.append(tokens, end_id).astype(dtype).tobytes())
-                position += len(tokens) + 1
+                shard.write(np.append(tokens, ends.between).astype(dtype).tobytes())
+                end = position + len(tokens)
+                position = end + len(ends.between)
                 num_bytes = len(row["text"].encode())
-                records.append((position - 1, num_bytes, row["id"].encode()))
+                records.append((end, num_bytes, row["id"].encode()))
                 progress.add(num_bytes)
     target.with_suffix(".index").write_bytes(np.array(records, dtype=DOCUMENT_RECORD).tobytes())
     progress.note()

@@ -10,10 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recipe_config import RecipeError
+from vocabulary.document_ends import DocumentEnds
 from vocabulary.token_bytes import token_bytes
 
 
-# A document: the position of its end-of-text token in the shard, its UTF-8 bytes, its id.
+# A document: the position of its eos token in the shard, its UTF-8 bytes, its id.
 DOCUMENT_RECORD = np.dtype([("end", "<u8"), ("num_bytes", "<u8"), ("id", "S32")])
 RECORDS_AT_ONCE = 1 << 16  # of an index in memory while it is searched
 
@@ -47,7 +48,7 @@ class TokenShards:
         manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         self.folder, self.names, self.sequence_length = tokens, list(names), sequence_length
-        self.eos_token_id = manifest["eos_token_id"]
+        self.ends = manifest_ends(manifest)
         self.files, self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], [], []
         self.remainder_tokens, self.train_bytes = {}, {}
         for name in self.names:
@@ -93,10 +94,14 @@ class TokenShards:
             np.memmap(file, dtype=DOCUMENT_RECORD, mode="r") if file.stat().st_size else np.empty(0, DOCUMENT_RECORD)
         )
 
+    def document_start(self, index: np.ndarray, number: int) -> int:
+        """Return the position in a shard of the first token of the text of its document `number`."""
+        return int(index[number - 1]["end"]) + len(self.ends.between) if number else 1
+
     def find_documents(self, ids: list[str]) -> dict[str, list[tuple[int, int, int, int]]]:
         """Look documents up by id, in one pass over the index of all documents.
 
-        Returns: id -> (source, shard, first token, token after its end-of-text) of each place; an empty list: not
+        Returns: id -> (source, shard, first token, token after its eos) of each place; an empty list: not
         there.
         """
         found: dict[str, list] = {document: [] for document in ids}
@@ -107,14 +112,14 @@ class TokenShards:
                 for first in range(0, len(index), RECORDS_AT_ONCE):
                     matches = np.isin(index[first : first + RECORDS_AT_ONCE]["id"], wanted)
                     for number in (first + np.flatnonzero(matches)).tolist():
-                        place = (source, shard, document_start(index, number), int(index[number]["end"]) + 1)
+                        place = (source, shard, self.document_start(index, number), int(index[number]["end"]) + 1)
                         found[index[number]["id"].decode()].append(place)
         return found
 
 
-def document_start(index: np.ndarray, number: int) -> int:
-    """Return the position in a shard of the first token of its document `number`."""
-    return int(index[number - 1]["end"]) + 1 if number else 1
+def manifest_ends(manifest: dict) -> DocumentEnds:
+    """Return the ids of the tokens that begin and end a document; an old manifest names one token for both."""
+    return DocumentEnds(manifest.get("bos_token_id", manifest["eos_token_id"]), manifest["eos_token_id"])
 
 
 def open_shard(tokens: Path, shard: dict, dtype: np.dtype) -> np.memmap:

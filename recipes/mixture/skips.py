@@ -86,7 +86,7 @@ class SkippedDocuments:
             self.ranges.setdefault((source, shard), []).append((start, end))
 
     def labels_in(self, location: Location, sequence_length: int) -> Iterator[slice]:
-        """Yield the slices of a sequence's labels that belong to skipped documents, end-of-text included."""
+        """Yield the slices of a sequence's labels that belong to skipped documents, eos included."""
         ranges = self.ranges.get((location.source, location.shard), [])
         first = location.start + 1  # the token that is the sequence's first label
         number = bisect_right(ranges, first, key=lambda place: place[1])

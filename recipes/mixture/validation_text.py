@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from mixture.labels import IGNORED_LABEL
-from mixture.shards import DOCUMENT_RECORD, open_shard
+from mixture.shards import DOCUMENT_RECORD, manifest_ends, open_shard
 
 
 class ValidationText:
     """The first documents of a source's validation split, in sequences; each token is predicted once.
 
-    End-of-text tokens are not scored and pad the last sequence. A document that does not fit continues in the next
-    sequence without its earlier tokens as context, so bits per byte are a little above those of
-    eval/bits_per_byte.py, whose window slides.
+    The tokens that begin and end documents are not scored; the first of them pads the last sequence. A document that
+    does not fit continues in the next sequence without its earlier tokens as context, so bits per byte are a little
+    above those of eval/bits_per_byte.py, whose window slides.
 
     Attributes:
         input_ids, labels: (num_sequences, sequence_length), int64; labels are IGNORED_LABEL where nothing is scored.
+        bos_token_id: the token that begins a document.
         num_bytes: UTF-8 bytes of the documents.
     """
 
     def __init__(self, tokens: Path, source: str, sequence_length: int, max_bytes: int):
         manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-        self.eos_token_id, self.num_bytes = manifest["eos_token_id"], 0
+        ends, self.num_bytes = manifest_ends(manifest), 0
+        self.bos_token_id = ends.bos
         parts = []
         for shard in manifest["sources"][source]["validation"]["shards"]:
             index = np.fromfile((tokens / shard["file"]).with_suffix(".index"), dtype=DOCUMENT_RECORD)
@@ -36,8 +38,8 @@ class ValidationText:
                 self.num_bytes += int(index["num_bytes"].sum())
         stream = np.concatenate(parts)
         num_sequences = -(-len(stream) // sequence_length)
-        padded = np.full(num_sequences * sequence_length + 1, self.eos_token_id)
+        padded = np.full(num_sequences * sequence_length + 1, ends.bos)
         padded[: len(stream)] = stream
         self.input_ids = padded[:-1].reshape(num_sequences, sequence_length)
         labels = padded[1:].reshape(num_sequences, sequence_length)
-        self.labels = np.where(labels == self.eos_token_id, IGNORED_LABEL, labels)
+        self.labels = np.where(np.isin(labels, ends), IGNORED_LABEL, labels)

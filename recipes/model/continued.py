@@ -43,7 +43,7 @@ def load_model(
     if extended.exists():
         pieces = json.loads(extended.read_text(encoding="utf-8"))
         extend_embeddings(model, {int(number): numbers for number, numbers in pieces.items()})
-    match_tokenizer(model, tokenizer, settings)
+    refuse_missing_rows(model, tokenizer, settings)
     if settings.lora is not None:
         add_adapters(model, settings.lora)
         if extended.exists():  # new rows begin as the mean of their pieces and have to be trained
@@ -98,20 +98,14 @@ def load_weights(settings: Model, config: LlamaConfig) -> LlamaForCausalLM:
     return model
 
 
-def match_tokenizer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
-    """Set the special tokens of a model to its tokenizer's.
-
-    Raises: RecipeError: the model has fewer rows than the tokenizer has tokens.
-    """
+def refuse_missing_rows(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
+    """Refuse a model with fewer rows than its tokenizer has tokens."""
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise RecipeError(
             f"{key_and_value(settings)} has {rows} rows for the {len(tokenizer)} tokens of its tokenizer; choose "
             "another model"
         )
-    model.config.bos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = None
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
 
 
 def key_and_value(settings: Model) -> str:

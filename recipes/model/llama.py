@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from recipe_config import Recipe, Training
 
 
-def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
+def build_model(recipe: Recipe, vocab_size: int) -> LlamaForCausalLM:
     """Build the model with its initial weights, in fp32."""
     shape = recipe.model.model_dump(exclude={"rope_theta", "scaled_residual_init"})
     config = LlamaConfig(
@@ -19,8 +19,6 @@ def build_model(recipe: Recipe, vocab_size: int, eos_token_id: int) -> LlamaForC
         vocab_size=vocab_size,
         max_position_embeddings=recipe.training.sequence_length,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
-        bos_token_id=eos_token_id,
-        eos_token_id=eos_token_id,
         pad_token_id=None,
         dtype="float32",
     )

@@ -33,7 +33,7 @@ def make_probe_batch(mixture: TokenMixture, device: torch.device) -> list[Tensor
     """Return the probe's batch: the beginnings of the first training sequences."""
     tokens = np.stack([mixture.window(index)[: PROBE_TOKENS + 1] for index in range(PROBE_SEQUENCES)])
     input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
-    positions = document_positions(input_ids, mixture.shards.eos_token_id)
+    positions = document_positions(input_ids, mixture.shards.ends.bos)
     return [torch.from_numpy(array).to(device) for array in (input_ids, positions, labels)]
 
 

@@ -14,6 +14,7 @@ from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
 from model.llama import build_model
 from recipe_config import Recipe, Training
+from vocabulary.document_ends import set_document_ends
 
 
 class SummedLoss(nn.Module):
@@ -81,9 +82,10 @@ def build_summed_loss(
 ) -> SummedLoss:
     """Build the module that the recipe describes, with new weights or with those of model.from_pretrained."""
     if recipe.model.from_pretrained is None:
-        language_model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
+        language_model = build_model(recipe, len(tokenizer))
     else:
         language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
+    set_document_ends(language_model, tokenizer)
     choose_attention(language_model, training, accelerator)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of compare_arms.py: a figure of its rows, and a page with a table of their means."""
+"""The results of compare_arms.py: a figure of its rows, and a table of their means over the seeds."""
 
+import csv
 from pathlib import Path
 from statistics import mean
 
@@ -77,31 +78,20 @@ def draw_lines(rows: list[dict], x: str) -> Figure:
     return figure
 
 
-def write_page(title: str, rows: list[dict], path: Path) -> None:
-    """Write the results' README.md: each arm's mean over its seeds, and the range of the seeds."""
-    labels, tasks = labels_of(rows), tasks_of(rows)
+def write_means(rows: list[dict], path: Path) -> None:
+    """Write means.csv: each arm's mean over its seeds, and how far the highest is above the lowest."""
+    place = ("arm", "size", "budget_flops", "domain_bytes", "parameters", "tokens")
+    measures = [label + BITS for label in labels_of(rows)] + [task + ACCURACY for task in tasks_of(rows)]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        place = tuple(row[column] for column in ("arm", "size", "parameters", "tokens", "domain_bytes"))
-        groups.setdefault(place, []).append(row)
-    lines = [
-        f"# {title}",
-        "",
-        "Written by `recipes/compare_arms.py` from [runs.csv](runs.csv). Bits per byte of validation text, lower is",
-        "better"
-        + ("; accuracy of tasks" if tasks else "")
-        + "; of several seeds the mean, and in brackets how far the highest is above the lowest.",
-        "",
-        "![bits per byte](curve.png)",
-        "",
-        "| arm | size | parameters | tokens | bytes of domain text | seeds | " + " | ".join(labels + tasks) + " |",
-        "|---|---|--:|--:|--:|--:|" + "--:|" * len(labels + tasks),
-    ]
-    for (arm, size, parameters, tokens, domain_bytes), group in groups.items():
-        cells = [arm, size, f"{int(parameters):,}", f"{int(tokens):,}", domain_bytes, str(len(group))]
-        for column in [label + BITS for label in labels] + [task + ACCURACY for task in tasks]:
-            values = [float(row[column]) for row in group]
-            spread = f" ({max(values) - min(values):.3f})" if len(values) > 1 else ""
-            cells.append(f"{sum(values) / len(values):.3f}{spread}")
-        lines.append(f"| {' | '.join(cells)} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        groups.setdefault(tuple(row[column] for column in place), []).append(row)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*place, "seeds", *(name + part for name in measures for part in ("", "_range"))])
+        for values, group in groups.items():
+            cells = [*values, len(group)]
+            for column in measures:
+                of_seeds = [float(row[column]) for row in group]
+                spread = f"{max(of_seeds) - min(of_seeds):.3f}" if len(group) > 1 else ""
+                cells += [f"{mean(of_seeds):.3f}", spread]
+            writer.writerow(cells)

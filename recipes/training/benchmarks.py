@@ -96,7 +96,7 @@ def load_benchmarks(
     if not packed:
         lengths = [len(tokens) - 1 for items in loaded.values() for requests, _, _ in items for tokens, _ in requests]
         sequence_length = min(sequence_length, 1 << (max(lengths, default=1) - 1).bit_length())
-    return {name: pack_rows(items, tokenizer.eos_token_id, sequence_length, packed) for name, items in loaded.items()}
+    return {name: pack_rows(items, tokenizer.bos_token_id, sequence_length, packed) for name, items in loaded.items()}
 
 
 def encode_item(
@@ -122,7 +122,7 @@ def encode_item(
     text = context + item["choices"][gold]
     before = tokenizer.decode(wholes[gold][:start], clean_up_tokenization_spaces=False)
     num_bytes = len(text.encode()) - len((before if text.startswith(before) else context).encode())
-    requests = [([tokenizer.eos_token_id, *whole][-(sequence_length + 1) :], len(whole) - start) for whole in wholes]
+    requests = [([tokenizer.bos_token_id, *whole][-(sequence_length + 1) :], len(whole) - start) for whole in wholes]
     return requests, gold, num_bytes
 
 
@@ -135,7 +135,7 @@ def common_length(first: list[int], second: list[int]) -> int:
 
 def pack_rows(
     items: list[tuple[list[tuple[list[int], int]], int, int]],
-    eos_token_id: int,
+    bos_token_id: int,
     sequence_length: int,
     packed: bool,
 ) -> BenchmarkRows:
@@ -148,7 +148,7 @@ def pack_rows(
         places.append((row, used))
         used += len(tokens) - 1
     shape = (row + 1, sequence_length)
-    input_ids, labels = np.full(shape, eos_token_id), np.full(shape, IGNORED_LABEL)
+    input_ids, labels = np.full(shape, bos_token_id), np.full(shape, IGNORED_LABEL)
     owners, choices = np.zeros(shape, dtype=np.int64), []
     for number, ((tokens, length), (row, start)) in enumerate(zip(requests, places, strict=True)):
         end = start + len(tokens) - 1
@@ -168,7 +168,7 @@ def score_benchmarks(
     model: nn.Module,
     tasks: dict[str, BenchmarkRows],
     batch_tokens: int,
-    eos_token_id: int,
+    bos_token_id: int,
     accelerator: Accelerator,
     stop: Callable[[], bool],
 ) -> dict[str, float] | None:
@@ -188,10 +188,10 @@ def score_benchmarks(
             if stop():
                 model.train()
                 return None
-            input_ids = pad_rows(task.input_ids[rows], batch_size, eos_token_id)
+            input_ids = pad_rows(task.input_ids[rows], batch_size, bos_token_id)
             labels = pad_rows(task.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
             owners = pad_rows(task.owners[rows], batch_size, 0).to(accelerator.device)
-            inputs = with_positions(input_ids, eos_token_id, accelerator.device)
+            inputs = with_positions(input_ids, bos_token_id, accelerator.device)
             nats, likeliest = model(*inputs, labels, by_token=True)
             scored = labels != IGNORED_LABEL
             found = torch.stack([nats[scored], (likeliest != labels)[scored].to(nats.dtype)])

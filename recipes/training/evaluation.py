@@ -107,8 +107,8 @@ class Evaluation:
         scores = score_validation(self.model, self.texts, self.batch_size, self.accelerator, stop)
         if scores is None:
             return None
-        eos = self.text.tokenizer.eos_token_id
-        on_tasks = score_benchmarks(self.model, self.benchmarks, self.batch_tokens, eos, self.accelerator, stop)
+        bos = self.text.tokenizer.bos_token_id
+        on_tasks = score_benchmarks(self.model, self.benchmarks, self.batch_tokens, bos, self.accelerator, stop)
         return None if on_tasks is None else scores | on_tasks
 
     def write_samples(self, step: int) -> None:
@@ -134,16 +134,17 @@ def continue_prompts(
     There is no cache of keys and values: each token costs a forward pass over all texts, uncompiled. A model that
     FSDP2 prepared offers nothing but its forward pass.
     """
-    eos, room = tokenizer.eos_token_id, max(sequence_length // 2, sequence_length - 1 - SAMPLE_TOKENS)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    room = max(sequence_length // 2, sequence_length - 1 - SAMPLE_TOKENS)
     encoded = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in prompts]
-    texts = [[eos, *ids[-room:]] for ids in encoded]
+    texts = [[bos, *ids[-room:]] for ids in encoded]
     starts = [len(ids) for ids in texts]
     model.eval()
     with eager(getattr(model, "module", model).language_model):
         for _ in range(min(SAMPLE_TOKENS, sequence_length - max(starts, default=0)) if texts else 0):
             longest = max(map(len, texts))
             input_ids = torch.tensor([ids + [eos] * (longest - len(ids)) for ids in texts])
-            inputs = with_positions(input_ids, eos, device)
+            inputs = with_positions(input_ids, bos, device)
             likeliest = model(*inputs, torch.zeros_like(inputs[0]), by_token=True)[1].long().tolist()
             for ids, row, start in zip(texts, likeliest, starts, strict=True):
                 if len(ids) == start or ids[-1] != eos:  # else it has ended

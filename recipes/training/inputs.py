@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mixture.fitting import decide_length
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
-from recipe_config import Recipe, Training
+from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
+from vocabulary.document_ends import DocumentEnds, settle_document_ends
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,17 @@ def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
     """
     tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
     shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    settle_document_ends(tokenizer, f"{tokenizer_folder}: the tokenizer")
+    if shards.ends != DocumentEnds(tokenizer.bos_token_id, tokenizer.eos_token_id):
+        raise RecipeError(
+            f"{tokens}: documents begin and end with tokens {tuple(shards.ends)}, but with {tokenizer.bos_token} and "
+            f"{tokenizer.eos_token} for the tokenizer in {tokenizer_folder}; tokenize again, with --overwrite"
+        )
     training, shares, notes = decide_length(recipe, shards)
     return Inputs(
         tokenizer_folder,
-        AutoTokenizer.from_pretrained(tokenizer_folder),
+        tokenizer,
         token_byte_lengths(tokenizer_folder),
         shards,
         training,

@@ -33,6 +33,7 @@ from training.optimizers import build_optimizers
 from training.parallelism import memory_strategy
 from training.schedule import accumulation_steps, learning_rate_at
 from training.utilisation import peak_flops
+from vocabulary.document_ends import adds_at_most_bos
 
 
 CHECKED_SEQUENCES, CHECKED_TOKENS = 8, 256  # more would not change what is checked
@@ -217,42 +218,43 @@ def check_label_shift(setup: Setup) -> tuple[bool, str, str]:
 
 
 def check_document_borders(setup: Setup) -> tuple[bool, str, str]:
-    """Check that positions begin at 0 at each end of text, with which a document begins, and nowhere else."""
+    """Check that positions begin at 0 at each token that begins a document, and nowhere else."""
     started = misplaced = looked = 0
     while started < BORDERS and looked < BORDER_BATCHES:  # long documents leave few borders
         item = setup.batches[looked]
-        begins = item["input_ids"][:, 1:] == setup.tokenizer.eos_token_id
+        begins = item["input_ids"][:, 1:] == setup.tokenizer.bos_token_id
         started += int(begins.sum())
         misplaced += int(((item["position_ids"][:, 1:] == 0) != begins).sum())
         looked += 1
     sequences = looked * setup.batches.batch_size
     found = f"{started} documents begin within {sequences} sequences, {misplaced} misplaced"
-    return started and not misplaced, found, "some, and a position of 0 at each end of text and nowhere else"
+    return started and not misplaced, found, "some, and a position of 0 where each begins and nowhere else"
 
 
 def check_special_tokens(setup: Setup) -> tuple[bool, str, str]:
-    """Check that there is an end of text, and that encoding adds no special token."""
+    """Check that documents have a begin and an end, and that encoding adds at most the begin."""
     tokenizer = setup.tokenizer
     encoded = tokenizer("text", add_special_tokens=True).input_ids
     added = [token for token in encoded if token in tokenizer.all_special_ids]
-    found = f"begin of text {tokenizer.bos_token_id}, end of text {tokenizer.eos_token_id}, added by the tokenizer: "
-    expected = "an end of text, and none added while encoding"
-    return tokenizer.eos_token_id is not None and not added, f"{found}{added or 'none'}", expected
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    found = f"begin of text {ends[0]}, end of text {ends[1]}, added by the tokenizer: {added or 'none'}"
+    expected = "both, those of the token shards, and at most the begin added while encoding"
+    return ends == setup.batches.mixture.shards.ends and adds_at_most_bos(tokenizer), found, expected
 
 
 def check_documents_apart(setup: Setup) -> tuple[bool, str, str]:
     """Check that changing one document moves the hidden states of the next only without document masking."""
-    eos_token_id, vocab_size = setup.tokenizer.eos_token_id, len(setup.tokenizer)
-    not_eos = (eos_token_id + 1) % vocab_size
+    bos_token_id, vocab_size = setup.tokenizer.bos_token_id, len(setup.tokenizer)
+    not_bos = (bos_token_id + 1) % vocab_size
     row = setup.read_sequences()[0][:1].clone()
-    row[row == eos_token_id] = not_eos
+    row[row == bos_token_id] = not_bos
     border = row.shape[1] // 2
-    row[:, border - 1] = eos_token_id
+    row[:, border - 1] = bos_token_id
     other = row.clone()
     other[:, : border - 1] = (other[:, : border - 1] + 1) % vocab_size
-    other[other == eos_token_id] = not_eos
-    other[:, border - 1] = eos_token_id
-    positions = torch.from_numpy(document_positions(row.cpu().numpy(), eos_token_id)).to(row.device)
+    other[other == bos_token_id] = not_bos
+    other[:, border - 1] = bos_token_id
+    positions = torch.from_numpy(document_positions(row.cpu().numpy(), bos_token_id)).to(row.device)
     change = (hidden_states(setup, row, positions) - hidden_states(setup, other, positions)).abs()
     within, moved = change[:, : border - 1].max().item(), change[:, border:].max().item()
     found = f"the second document moves by {moved:.2g}, the changed first by {within:.2g}"

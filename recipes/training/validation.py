@@ -27,9 +27,9 @@ def pad_rows(rows: np.ndarray, batch_size: int, value: int) -> Tensor:
     return F.pad(torch.from_numpy(rows), (0, 0, 0, batch_size - len(rows)), value=value)
 
 
-def with_positions(input_ids: Tensor, eos_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def with_positions(input_ids: Tensor, bos_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return token ids and their document_positions, on the device."""
-    positions = torch.from_numpy(document_positions(input_ids.numpy(), eos_token_id))
+    positions = torch.from_numpy(document_positions(input_ids.numpy(), bos_token_id))
     return input_ids.to(device), positions.to(device)
 
 
@@ -54,9 +54,9 @@ def score_validation(
             if stop():
                 model.train()
                 return None
-            input_ids = pad_rows(text.input_ids[rows], batch_size, text.eos_token_id)
+            input_ids = pad_rows(text.input_ids[rows], batch_size, text.bos_token_id)
             labels = pad_rows(text.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
-            inputs = with_positions(input_ids, text.eos_token_id, accelerator.device)
+            inputs = with_positions(input_ids, text.bos_token_id, accelerator.device)
             nats += model(*inputs, labels)[1].double()
         total_nats = accelerator.reduce(nats).item()
         metrics[f"eval/loss/{name}"] = total_nats / int((text.labels != IGNORED_LABEL).sum())

@@ -115,7 +115,7 @@ def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     validation = adapted.metrics()[-1]
     model = AutoModelForCausalLM.from_pretrained(adapted.output_dir / "model").eval()
     text = ValidationText(adapted.output_dir / "tokens", "law", 32, 1_000_000)
-    positions = document_positions(text.input_ids, text.eos_token_id)
+    positions = document_positions(text.input_ids, text.bos_token_id)
     with torch.no_grad():
         module = SummedLoss(model, compiled=False)
         _, nats = module(*(torch.from_numpy(array) for array in (text.input_ids, positions, text.labels)))

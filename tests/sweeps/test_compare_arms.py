@@ -10,7 +10,7 @@ from tiny_run import RECIPES, write_tiny_texts
 
 import compare_arms
 from recipe_config import RecipeError
-from sweeps.arm_results import draw, write_page
+from sweeps.arm_results import draw, write_means
 from sweeps.arms import flops_per_token, load_experiment
 from sweeps.runs import read_rows
 
@@ -93,12 +93,12 @@ def test_the_ablations_change_one_thing_at_a_time_at_two_sizes():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_committed_rows_are_recognised_and_give_the_committed_page(name, tmp_path):
+def test_committed_rows_are_recognised_and_give_the_committed_means(name, tmp_path):
     source = RECIPES / "experiments"
     shutil.copytree(source / name, tmp_path / name)
     shutil.copy(source / f"{name}.yaml", tmp_path)
     compare_arms.main(["--config", str(tmp_path / f"{name}.yaml"), "--max_runs", "0"])
-    for file in ("README.md", "runs.csv"):
+    for file in ("means.csv", "runs.csv"):
         assert (tmp_path / name / file).read_bytes() == (source / name / file).read_bytes()
     runs = load_experiment(source / f"{name}.yaml")[2]
     assert {run.key for run in runs} == read_rows(source / name / "runs.csv").keys()
@@ -122,7 +122,7 @@ def test_a_row_is_keyed_by_what_the_experiment_states_and_not_by_where_it_runs(t
     assert load_experiment(tiny)[2][0].key == scratch.key
 
 
-def test_the_page_of_an_experiment_has_the_mean_of_the_seeds_and_how_far_they_lie_apart(tmp_path):
+def test_the_means_of_an_experiment_state_how_far_the_seeds_are_apart(tmp_path):
     shared = {"parameters": "1000", "tokens": "2000", "domain_bytes": "all", "size": "small"}
     rows = [
         shared
@@ -131,10 +131,12 @@ def test_the_page_of_an_experiment_has_the_mean_of_the_seeds_and_how_far_they_li
         for arm, seed, bits in (("cosine", 0, "1.50"), ("cosine", 1, "1.60"), ("z-loss", 0, "1.40"))
     ]
     draw(rows, "arm", tmp_path / "curve.png")
-    write_page("Ablations", rows, tmp_path / "README.md")
-    page = (tmp_path / "README.md").read_text()
-    assert "| cosine | small | 1,000 | 2,000 | all | 2 | 1.550 (0.100) | 2.000 (0.000) | 0.250 (0.000) |" in page
-    assert "| z-loss | small | 1,000 | 2,000 | all | 1 | 1.400 | 2.000 | 0.250 |" in page
+    write_means(rows, tmp_path / "means.csv")
+    cosine, z_loss = csv.DictReader((tmp_path / "means.csv").read_text().splitlines())
+    assert (cosine["arm"], cosine["parameters"], cosine["tokens"], cosine["seeds"]) == ("cosine", "1000", "2000", "2")
+    assert (cosine["legal_bits_per_byte"], cosine["legal_bits_per_byte_range"]) == ("1.550", "0.100")
+    assert (z_loss["legal_bits_per_byte"], z_loss["legal_bits_per_byte_range"]) == ("1.400", "")
+    assert z_loss["sense_accuracy"] == "0.250"
     assert (tmp_path / "curve.png").stat().st_size > 1000
     rows = [row | {"domain_bytes": str(number * 1000)} for number, row in enumerate(rows, 1)]
     draw(rows + [row | {"budget_flops": "4e9"} for row in rows], "domain_bytes", tmp_path / "budgets.png")

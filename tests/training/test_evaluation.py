@@ -40,7 +40,7 @@ def tokenizer(tokenized_run):
 def model(tokenized_run, tokenizer) -> SummedLoss:
     torch.manual_seed(0)
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*LONGER)[2:])
-    return SummedLoss(build_model(recipe, len(tokenizer), tokenizer.eos_token_id), compiled=False)
+    return SummedLoss(build_model(recipe, len(tokenizer)), compiled=False)
 
 
 def score(model, tasks, tokenizer) -> dict:

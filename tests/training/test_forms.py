@@ -69,7 +69,7 @@ def batch():
 def model_of(run, *overrides, **options):
     recipe = recipe_of(run, *overrides)
     torch.manual_seed(0)
-    model = build_model(recipe, 384, 0)
+    model = build_model(recipe, 384)
     choose_attention(model, recipe.training, Accelerator())
     return SummedLoss(model, compiled=False, document_masking=recipe.training.document_masking, **options)
 
@@ -130,7 +130,7 @@ def test_a_fixed_shape_is_compiled_once_for_training_and_once_for_what_is_scored
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **kw: compile_module(m, backend=counter, **kw))
     torch.compiler.reset()
     recipe = recipe_of(tokenized_run)
-    model = SummedLoss(build_model(recipe, 384, 0), compiled=True)
+    model = SummedLoss(build_model(recipe, 384), compiled=True)
     inputs, _, labels = batch
     for repetition in range(4):
         inputs = inputs.clone()

@@ -19,7 +19,7 @@ from model import summed_loss
 from planning.memory import memory_by_part
 from planning.model_shape import training_flops_per_token
 from recipe_config import RecipeError
-from training import preflight
+from training import inputs, preflight
 from training.utilisation import measure_utilisation
 
 
@@ -84,7 +84,7 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
         if planted == "special tokens":
             end = (tokenizer.eos_token, tokenizer.eos_token_id)
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-                single=f"{end[0]} $A", special_tokens=[end]
+                single=f"$A {end[0]}", special_tokens=[end]
             )
         return tokenizer
 
@@ -93,9 +93,11 @@ def test_a_planted_mistake_fails_the_check_that_is_for_it(planted, tiny_run, mon
     monkeypatch.setattr(summed_loss, "build_model", misbuilt)
     monkeypatch.setattr(preflight, "build_optimizers", misgrouped)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", adding)
+    if planted == "special tokens":
+        monkeypatch.setattr(inputs, "settle_document_ends", lambda *args: None)  # it refuses before preflight
     if planted == "documents apart":
         positions = preflight.document_positions
-        monkeypatch.setattr(preflight, "document_positions", lambda t, eos: positions(t, -1))
+        monkeypatch.setattr(preflight, "document_positions", lambda t, bos: positions(t, -1))
     if planted == "learning rate":
         monkeypatch.setattr(preflight, "learning_rate_at", lambda *args: 2 * rate(*args))
     with pytest.raises(RecipeError) as refused:

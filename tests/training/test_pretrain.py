@@ -236,7 +236,7 @@ def test_the_model_folder_loads_with_the_same_logits_and_no_tensor_missing_or_un
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], trained_run.argv()[2:])
-    in_memory = build_model(recipe, 384, 0)
+    in_memory = build_model(recipe, 384)
     stored = weights(trained_run)
     in_memory.load_state_dict(stored | {"lm_head.weight": stored["model.embed_tokens.weight"]})
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -275,13 +275,13 @@ def test_residual_outputs_start_smaller_and_norm_gains_do_not_decay(tiny_run):
     overrides = ["--model.hidden_size=128", "--model.intermediate_size=256"]
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], [*tiny_run.argv()[2:], *overrides])
     torch.manual_seed(0)
-    model = build_model(recipe, 384, 0)
+    model = build_model(recipe, 384)
     layer = model.model.layers[0]
     assert layer.self_attn.q_proj.weight.detach().std() == pytest.approx(0.02, rel=0.05)
     for output in (layer.self_attn.o_proj, layer.mlp.down_proj):
         assert output.weight.detach().std() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.05)
     unscaled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"scaled_residual_init": False})})
-    output = build_model(unscaled, 384, 0).model.layers[0].self_attn.o_proj
+    output = build_model(unscaled, 384).model.layers[0].self_attn.o_proj
     assert output.weight.detach().std() == pytest.approx(0.02, rel=0.05)
     for optimizer in ("adamw", "muon"):
         training = recipe.training.model_copy(update={"optimizer": optimizer})
@@ -491,7 +491,7 @@ def recipe_of(run, *overrides):
 def test_the_loss_is_the_mean_over_the_remaining_labels(skipping):
     overrides, _, run, batches = skipping
     torch.manual_seed(0)
-    model = SummedLoss(build_model(recipe_of(run, *overrides), 384, 0), compiled=False)
+    model = SummedLoss(build_model(recipe_of(run, *overrides), 384), compiled=False)
     step = batches[:4]
     assert any((labels == IGNORED_LABEL).any() for _, labels in step)
     nats = sum(model(i, torch.from_numpy(document_positions(i.numpy(), 0)), labels)[1] for i, labels in step)
