@@ -374,6 +374,7 @@ def test_the_parameter_count_is_the_one_of_the_config(trained_run):
         "embedding": 384 * width,
         "non_embedding": layers + width,
         "trained": 384 * width + layers + width,
+        "adapters": 0,
     }
 
 
@@ -448,6 +449,9 @@ def test_tasks_keep_their_rows_in_a_phase_of_longer_sequences(tiny_run, monkeypa
     assert shapes == {(False, 2, 32), (False, 1, 64), (True, 2, 32)}
     scored = [line for line in tiny_run.metrics() if "eval/phrases/accuracy" in line]
     assert [line["step"] for line in scored] == [10, 20]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run.output_dir / "model")
+    config = LlamaConfig.from_pretrained(tiny_run.output_dir / "model")
+    assert tokenizer.model_max_length == config.max_position_embeddings == 64
 
 
 def test_an_unknown_document_to_skip_is_refused_by_name(tiny_run):
