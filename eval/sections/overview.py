@@ -17,7 +17,7 @@ from figure_style import COLORS, HATCHES, WIDTH
 from run_files import STAGE_FILES, RunFiles, Section
 from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
 from sections.tokenizer import BASELINE, OURS, tokenizer_names
-from wording import count, duration, heading, plain, rounded
+from wording import count, duration, heading, model_name, plain, rounded
 
 
 XZ_NAMES = {
@@ -91,7 +91,7 @@ def describe_training(training: dict | None, recipe: dict | None) -> str:
     if training is None:
         return "No finished training is recorded in this folder."
     base = ((recipe or {}).get("model") or {}).get("from_pretrained")
-    origin = f"that continues {base}, trained" if base else "trained from scratch" if recipe else "trained"
+    origin = f"that continues {model_name(base)}, trained" if base else "trained from scratch" if recipe else "trained"
     mixture = training.get("mixture") or {}
     shares = join([f"{100 * entry['delivered_fraction']:.0f} % {name}" for name, entry in mixture.items()])
     seen = sum(entry["bytes_seen"] for entry in mixture.values())

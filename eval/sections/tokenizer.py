@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from figure_style import COLORS, HATCHES, WIDTH
 from run_files import RunFiles, Section
-from wording import count, decimals, heading, plain, table
+from wording import count, decimals, heading, model_name, plain, table
 
 
 OURS, BASELINE = "domain tokenizer", "general tokenizer"  # in report.json
@@ -40,9 +40,8 @@ def tokenizer_names(recipe: dict | None) -> dict[str, str]:
     taken = settings.get("from_pretrained") or model.get("from_pretrained")
     if not taken:
         return {}
-    if settings.get("extend_by"):
-        return {OURS: "extended tokenizer", BASELINE: f"tokenizer of {taken}"}
-    return {OURS: f"tokenizer of {taken}"}
+    named = f"tokenizer of {model_name(taken)}"
+    return {OURS: "extended tokenizer", BASELINE: named} if settings.get("extend_by") else {OURS: named}
 
 
 def rename(value: object, names: dict[str, str]) -> object:

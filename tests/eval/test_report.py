@@ -636,6 +636,7 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
     [
         ({"model": {"from_pretrained": "some/base"}, "tokenizer": {"extend_by": 500}}, "tokenizer of some/base"),
         ({"model": {}, "tokenizer": {"from_pretrained": "a/b", "extend_by": 9}}, "tokenizer of a/b"),
+        ({"model": {"from_pretrained": "/a/b/c"}, "tokenizer": {"extend_by": 9}}, "tokenizer of the local model c"),
     ],
 )
 def test_an_extended_tokenizer_and_the_one_before_are_named_as_such(tmp_path, recipe, named):
@@ -652,7 +653,7 @@ def test_an_extended_tokenizer_and_the_one_before_are_named_as_such(tmp_path, re
     assert f"<th>extended tokenizer</th><th>{named}</th>" in section
     assert f"tokens: the {named} and tokens that were chosen on a sample of" in section
     assert f"<td>{1.25:.1f}</td><td>{2:.1f}</td>" in section, "the speeds keep their places"
-    assert f"than the {named}, which it extends." in page
+    assert f"than the {named}, which it extends." in page and "/a/b/c" not in page
     assert f"extended tokenizer  {named}" in summary
     for text in (page, summary):
         assert "general tokenizer" not in text and "domain tokenizer" not in text and "general text alone" not in text
