@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from datatrove.data import Document
-from tiny_run import RECIPES, ROOT
+from tiny_run import RECIPES
 
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, find_question, normalised_words, write_report
 
 
-DATA = ROOT.parent / "shared" / "data"
 SYLLABLES = ["ba", "co", "di", "fi", "gu", "ka", "lo", "mi", "nu", "pe", "ro", "sa", "te", "vu", "za"]
 QUESTION = (
     'The tenant\'s final office lease, signed in 1998, "flowed" from an official offer; which of the parties must '
@@ -400,49 +399,3 @@ def test_a_document_that_holds_items_of_two_tasks_counts_once_in_all_and_once_in
     assert [count["law"]["documents"] for count in counts] == [1, 1, 1]
     third = report["tasks"]["three"]
     assert (third["removed"], third["overlapping_items"], third["overlapping_items_after_removal"]) == ({}, 1, 0)
-
-
-# --- real text
-
-
-def read_rows(name: str) -> list[dict]:
-    with (DATA / f"{name}.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def as_items(rows: list[dict]) -> list[dict]:
-    """Render the rows of LegalBench (text, label), MMLU (question, A to D, answer) and ARC (query, choices, gold)."""
-    items = []
-    for number, row in enumerate(rows):
-        if "label" in row:
-            context, choices, gold = row["text"], [f" {row['label']}"], 0
-        elif "answer" in row:
-            options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD")
-            context, choices, gold = (
-                f"{row['question']}{options}\nAnswer:",
-                [" A", " B", " C", " D"],
-                "ABCD".index(row["answer"]),
-            )
-        else:
-            context, choices, gold = row["query"], [f" {choice}" for choice in row["choices"]], row["gold"]
-        items.append({"id": number, "context": context, "choices": choices, "gold": gold})
-    return items
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the collection of real text and benchmarks is not at {DATA}")
-def test_the_known_overlaps_of_real_benchmarks_with_real_text_are_found(tmp_path):
-    tasks = ("legalbench_unfair_tos", "legalbench_overruling", "mmlu_legal", "arc_easy")
-    index = index_of(tmp_path, **{task: as_items(read_rows(f"benchmarks/{task}")) for task in tasks})
-    found = {}
-    for source in ("legal/edgar_agreements", "legal/scotus_opinions", "general/plainlanguage_gov"):
-        for row in read_rows(source):
-            for (task, item_id), fraction in index.overlaps(row["text"]).items():
-                overlaps = found.setdefault((task, source.split("/")[1]), {})
-                overlaps[item_id] = max(fraction, overlaps.get(item_id, 0))
-    assert {pair: len(overlaps) for pair, overlaps in found.items()} == {
-        ("legalbench_unfair_tos", "edgar_agreements"): 4,
-        ("legalbench_overruling", "scotus_opinions"): 7,
-        ("mmlu_legal", "scotus_opinions"): 3,
-        ("arc_easy", "plainlanguage_gov"): 1,
-    }
-    assert sum(fraction >= 0.5 for fraction in found["legalbench_overruling", "scotus_opinions"].values()) == 3

@@ -651,7 +651,7 @@ def test_an_extended_tokenizer_and_the_one_before_are_named_as_such(tmp_path, re
     page, summary = ((tmp_path / name).read_text() for name in ("report.html", "summary.txt"))
     section = page[page.index('<section id="tokenizer">') : page.index('<section id="documents">')]
     assert f"<th>extended tokenizer</th><th>{named}</th>" in section
-    assert f"tokens: the {named} and tokens that were chosen on a sample of" in section
+    assert f"tokens: the {named} and tokens that were chosen on a sample from" in section
     assert f"<td>{1.25:.1f}</td><td>{2:.1f}</td>" in section, "the speeds keep their places"
     assert f"than the {named}, which it extends." in page and "/a/b/c" not in page
     assert f"extended tokenizer  {named}" in summary
@@ -668,7 +668,7 @@ def test_a_tokenizer_that_was_taken_is_not_said_to_be_trained(tmp_path):
     main([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
     assert "8,192 tokens: the tokenizer of some/base. This run did not train it." in page
-    assert "trained on a sample of" not in page and "<th>tokenizer of some/base</th>" in page
+    assert "trained on a sample" not in page and "<th>tokenizer of some/base</th>" in page
 
 
 def test_tokenizers_report_card_is_shown_with_words_terms_numbers_and_speed(tmp_path):

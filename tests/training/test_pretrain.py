@@ -246,20 +246,6 @@ def test_the_model_folder_loads_with_the_same_logits_and_no_tensor_missing_or_un
     assert text.startswith("The court") and len(text) > len("The court")
 
 
-def test_documents_do_not_see_each_other(trained_run):
-    model = AutoModelForCausalLM.from_pretrained(trained_run.output_dir / "model").eval()
-    tokens = torch.randint(1, 384, (2, 32), generator=torch.Generator().manual_seed(0))
-    tokens[:, 12] = 0  # the first document ends, the second begins
-    positions = torch.from_numpy(document_positions(tokens.numpy(), 0))
-    changed = tokens.clone()
-    changed[:, :12] = torch.randint(1, 384, (2, 12), generator=torch.Generator().manual_seed(1))
-    before, after = (model(t, position_ids=positions, use_cache=False).logits for t in (tokens, changed))
-    assert torch.equal(before[:, 12:], after[:, 12:])
-    assert not torch.allclose(before[:, :12], after[:, :12])
-    leaking = model(changed, use_cache=False).logits
-    assert not torch.allclose(before[:, 12:], leaking[:, 12:]), "without positions they do"
-
-
 def test_the_summed_loss_leaves_out_ignored_labels(trained_run):
     model = AutoModelForCausalLM.from_pretrained(trained_run.output_dir / "model").eval()
     tokens = torch.randint(1, 384, (2, 9), generator=torch.Generator().manual_seed(0))
