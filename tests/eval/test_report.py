@@ -11,10 +11,9 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from run_file_keys import unknown_keys
 
 import plan_run
-import pretrain
-import run_eval
 from figure_style import MAX_POINTS, thinned
 from recipe_loading import load_recipe
 from report import SECTIONS, main
@@ -162,7 +161,10 @@ def write_run(folder):
                 "wikipedia": entry("general", 2.13, (3.4, 2.0, None), None),
             },
             "domains": {"legal": entry("legal", 1.412), "general": entry("general", 2.13)},
-            "context_lengths": {length: entry("", bits) for length, bits in (("512", 1.4), ("1024", 1.9))},
+            "context_lengths": {
+                length: {key: value for key, value in entry("", bits).items() if key != "domain"}
+                for length, bits in (("512", 1.4), ("1024", 1.9))
+            },
         },
         "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)}
         | {"pubmedqa": task(0.45, chance=1 / 3, items=500, constant=0.552)}
@@ -406,12 +408,14 @@ def test_numbers_and_code_in_sentences():
     assert str(marked("see `a.json`, <b>`x<y`")) == "see <code>a.json</code>, &lt;b&gt;<code>x&lt;y</code>"
 
 
-def test_a_real_run_is_reported_from_the_files_that_the_stages_write(tiny_run):
-    run = tiny_run.output_dir
-    pretrain.main([*tiny_run.argv(), "--dry_run"])
-    pretrain.main(tiny_run.argv())
-    evaluation = ["--model", str(run / "model"), "--documents", str(run / "documents"), "--output", str(run / "eval")]
-    run_eval.main([*evaluation, "--xz", "--prompts", "The court", "--baselines", str(run / "model")])
+def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(evaluated_run, tmp_path):
+    write_run(tmp_path)
+    files = [path for path in FILES.values() if path.endswith(".json")]
+    assert unknown_keys(tmp_path, evaluated_run.output_dir, files) == {}
+
+
+def test_a_real_run_is_reported_from_the_files_that_the_stages_write(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
     main([str(run)])
     page = (run / "report.html").read_text()
     names = re.findall(r'<section id="(\w+)">', page)

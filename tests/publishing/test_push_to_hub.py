@@ -26,6 +26,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
+from run_file_keys import unknown_keys
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TinyRun
@@ -243,6 +244,11 @@ def rewrite(path: Path, change) -> None:
     content = read(path)
     change(content)
     write_json(path, content)
+
+
+def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(evaluated_run, workspace):
+    files = ["documents/stats.json", "documents/decontamination.json", "tokenizer/report.json", "training.json"]
+    assert unknown_keys(workspace / "run", evaluated_run.output_dir, [*files, "eval/results.json"]) == {}
 
 
 # Refusals
