@@ -65,7 +65,7 @@ class Pretraining:
     Attributes:
         state: everything that a checkpoint holds beside tensors, as JSON values; see resuming.fresh_state.
         mixture, batches: the order of the training text, and this process's micro-batches after state["step"].
-        notes: what the user should know about the run; printed, and written to training.json.
+        notes: what the user should know at the start; printed, and written to the chronicle.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption):
@@ -130,6 +130,8 @@ class Pretraining:
         self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
+            for note in self.notes:
+                self.chronicle.note("note", 0, note)
             return state, None
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
@@ -137,9 +139,10 @@ class Pretraining:
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])
         text = f"from {checkpoint} on {num_processes} processes"
-        self.chronicle.note("resume", state["step"], text, passed_over=damaged)
-        for change in changes:
-            self.chronicle.note("config_change", state["step"], change)
+        self.chronicle.note("resume", state["step"], text)
+        for event, texts in (("note", self.notes), ("config_change", changes)):
+            for text in texts:
+                self.chronicle.note(event, state["step"], text)
         self.notes += changes
         return state, checkpoint
 
@@ -268,7 +271,6 @@ class Pretraining:
             resuming.set_aside_later(folder, self.state["step"])
         text = decision.describe_rollback(checkpoint.name, self.state["learning_rate_factor"])
         self.chronicle.note("rollback", left_at, text, **self.state["rollbacks"][-1])
-        self.notes.append(f"step {left_at}: {text}")
         self.progress.say(text)
         self.progress.forget_steps(self.state)
 
@@ -279,11 +281,10 @@ class Pretraining:
             return
         state["planned_steps"] = state["max_steps"] = planned
         if planned < training.max_steps:
-            self.notes.append(
-                f"training.max_seconds={training.max_seconds:g} gives {planned:,} steps, "
-                f"not the {training.max_steps:,} of training.max_tokens"
-            )
-            self.progress.say(f"note: {self.notes[-1]}")
+            note = f"training.max_seconds={training.max_seconds:g} gives {planned:,} steps, "
+            note += f"not the {training.max_steps:,} of training.max_tokens"
+            self.chronicle.note("note", state["step"], note)
+            self.progress.say(f"note: {note}")
         if self.recipe.data.phases:
             shares = state["phases"][0]["shares"]
             state["phases"] = schedule_phases(self.recipe.data, shares, planned, state["step"])
@@ -322,7 +323,7 @@ class Pretraining:
         accelerator, state = self.accelerator, self.state
         mixture = record.summarize_mixture(self.mixture, self.text.byte_lengths, state)
         summary = record.summarize(self.recipe.model, self.training, self.parameters, state)
-        summary |= record.describe_device(accelerator) | {"compiled": self.compiled, "notes": self.notes}
+        summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
         summary |= {"phases": state["phases"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)

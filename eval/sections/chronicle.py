@@ -7,7 +7,7 @@ from run_files import RunFiles, Section
 
 
 # Events that are listed. Saves and evaluations are only counted: they are the ordinary case.
-LISTED = ("start", "resume", "config_change", "skip", "rollback", "warning", "preemption", "failure", "finish")
+LISTED = ("start", "resume", "note", "config_change", "skip", "rollback", "warning", "preemption", "failure", "finish")
 MAX_LISTED = 200
 
 

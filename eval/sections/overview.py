@@ -260,7 +260,7 @@ def training_problems(run: RunFiles):
         yield "note", f"Warning in training: {text}"
     if len(warnings) > MAX_TEXTS:
         yield "note", f"{len(warnings) - MAX_TEXTS} more warnings are in the event log."
-    for note in (run.json("training.json") or {}).get("notes") or []:
+    for note in dict.fromkeys(entry["text"] for entry in entries if entry["event"] == "note"):
         yield "note", f"Training: {note}."
 
 

@@ -50,6 +50,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
     for source in recipe.data.sources:  # from the recipe, since a licence may be corrected after training
         files["data_stats"]["sources"][source.name] |= {"license": source.license, "url": source.url}
     validation = [line for line in read_json_lines(folder / "metrics.jsonl") if "eval/bits_per_byte" in line]
+    events = read_json_lines(folder / "chronicle.jsonl")
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = describe_tokenizer(recipe, folder, files["config"], files["tokenizer_report"])
@@ -78,7 +79,8 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         weights={path.name: file_sha256(path) for path in weights},
         there={path.relative_to(folder).as_posix() for path in folder.rglob("*")},
         has_dates=any(source.get("dated_documents") for source in files["data_stats"]["sources"].values()),
-        happened=count_events(folder / "chronicle.jsonl"),
+        happened=Counter(entry["event"] for entry in events),
+        notes=list(dict.fromkeys(entry["text"] for entry in events if entry["event"] == "note")),
         packages={name: version_of(files["environment"], name) for name in SHOWN_PACKAGES}
         if files["environment"]
         else {},
@@ -166,11 +168,6 @@ def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict)
         "prompt": PROMPT if adds == "start" else f"{start}{PROMPT}",
         "has_chat_template": tokenizer.chat_template is not None,
     }
-
-
-def count_events(chronicle: Path) -> dict[str, int]:
-    """Return how often each kind of event is in a run's chronicle."""
-    return dict(Counter(entry["event"] for entry in read_json_lines(chronicle)))
 
 
 def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Base | None) -> dict:

@@ -8,8 +8,8 @@
 | `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
 |  | `reason` and `exit_code` of the end, `pid`, `host`, `started`, `updated` |
 
-Events: start, resume, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in the
-order in which they happened; the events of a step that was trained again after a kill appear twice. Scripts read
+Events: start, resume, note, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in
+the order in which they happened; the events of a step that was trained again after a kill appear twice. Scripts read
 `status.json`, since a launcher exits with 1 whatever its processes return. "running" while no process holds the run's
 lock means killed."""
 

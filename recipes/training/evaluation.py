@@ -95,8 +95,7 @@ class Evaluation:
         shares = shares_so_far(mixture, state)
         by_source = {f"data/{key}/{name}": value for name, part in shares.items() for key, value in part.items()}
         self.progress.log({"step": state["step"], **total_seen(state), **scores, **inside, **by_source})
-        text = f"{scores['eval/bits_per_byte']:.4f} bits per byte; {describe_shares(shares)}"
-        self.chronicle.note("evaluation", state["step"], text)
+        self.chronicle.note("evaluation", state["step"], "its numbers are in metrics.jsonl")
         for warning in find_warnings(inside, state.get("probe")):
             self.chronicle.note("warning", state["step"], warning)
         state["probe"] = inside

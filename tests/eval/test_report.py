@@ -44,6 +44,7 @@ EVENTS = [
     {"time": "2026-01-02T03:04:05Z", "event": event, "step": step, "text": text}
     for event, step, text in (
         ("start", 0, "7,000,000 parameters"),
+        ("note", 0, "the learning rate was cut once"),
         ("save", 100, "step_00000100"),
         ("resume", 100, "from step_00000100"),
         ("skip", 120, "a <b>spike</b>"),
@@ -146,7 +147,6 @@ def write_run(folder):
         "num_processes": 1,
         "mixed_precision": "bf16",
         "compiled": True,
-        "notes": ["the learning rate was cut once"],
         "mixture": {
             "licenses": mixture_entry(0.7, 0.69),
             "wikipedia": mixture_entry(0.3, 0.31),
@@ -277,7 +277,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "1.412",
         "0.270",
         "12 min 34 s",
-        "start 1, save 1, resume 1, skip 1, finish 1. Times are UTC.",
+        "start 1, note 1, save 1, resume 1, skip 1, finish 1. Times are UTC.",
         '<td>120</td><td class="text">skip</td><td class="text long">a &lt;b&gt;spike&lt;/b&gt;</td>',
         '<th>label shift</th><td class="text">yes</td><td class="text">&lt;i&gt;as it</td>',
     ):

@@ -31,6 +31,7 @@ from model.llama import build_model
 from model.summed_loss import SummedLoss
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
+from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import find_damage, newest_checkpoint
 from training.optimizers import build_optimizers
 from training.schedule import accumulation_steps, learning_rate_at
@@ -116,8 +117,8 @@ def test_tasks_are_scored_and_prompts_continued_at_each_evaluation(trained_run, 
     assert last < first
     lines = [json.loads(line) for line in (trained_run.output_dir / "samples.jsonl").read_text().splitlines()]
     assert [(line["step"], line["prompt"]) for line in lines] == [(10, "The court"), (20, "The court")]
-    notes = json.loads((trained_run.output_dir / "training.json").read_text())["notes"]
-    assert any("elsewhere" in note and "lacks" in note for note in notes)
+    notes = [entry["text"] for entry in read_chronicle(trained_run.output_dir) if entry["event"] == "note"]
+    assert len([note for note in notes if "elsewhere" in note and "lacks" in note]) == 1
     # Greedily: what transformers' own generation writes after the exported model's prompt.
     folder = trained_run.output_dir / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
