@@ -13,7 +13,7 @@ NAMES = re.compile(
 )
 
 
-# Entries of the same form, of which the real run has only those on the left.
+# Entries of the same form; the real run has only those on the left.
 ALIKE = {".group_parts.": ".groups.", ".kept.": ".dropped."}
 
 
