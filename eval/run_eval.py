@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a model: bits per byte of held-out text by source, domain and month, benchmark tasks, generated samples.
 
-In:  a model folder or Hub id; documents/<split>/<source>/*.parquet (columns id, text, date), with each source's domain
-     in documents/stats.json; the benchmarks of eval/tasks, whose rows come from the Hub or from --task_data.
+In:  a model folder or Hub id; documents/<split>/<source>/*.parquet (columns id, text and, if known, date and family),
+     with each source's domain in documents/stats.json; the benchmarks of eval/tasks, whose rows come from the Hub or
+     from --task_data.
 Out: <output>/results.json; items/ with the cost of each item and document, which compare.py reads; baselines/<model>/
      with the same for other models. The folder is written as a whole. The same inputs give the same bytes.
 

@@ -2,6 +2,7 @@
 """Numbers and names as the report, the summary and the comparison write them."""
 
 import re
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
@@ -9,6 +10,12 @@ from markupsafe import Markup, escape
 def plain(text: str) -> str:
     """Replace each character that a terminal or a figure would act on by a space."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def model_name(place: str) -> str:
+    """Return a model's Hub id, or of a folder the last component: the others may name clients and users."""
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
+    return place if is_hub_id else f"the local model {Path(place).absolute().name}"
 
 
 def count(value: float | None) -> str:

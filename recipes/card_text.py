@@ -35,6 +35,7 @@ def render_card(template: Path, front_matter: dict | None, **values: object) -> 
     environment.filters |= {
         "count": "{:,.0f}".format,
         "decimals": "{:.3f}".format,
+        "signed": "{:+.3f}".format,
         "percent": lambda share: f"{100 * share:.1f} %",
         "link": link,
         "code": lambda text: Markup(json.dumps(text)),

@@ -4,7 +4,8 @@
 In:   finetune.* of the recipe: a model (by default model/ of the run), and documents with summaries to train on and to
       test on, from the Hub or a file.
 Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (ROUGE of its summaries, of the model's
-      before, and of each document's first sentences) and README.md, the card.
+      before, and of each document's first sentences, with the differences on the same documents) and README.md, the
+      card.
 
     python recipes/finetune.py --config recipes/legal/summarise.yaml
     python recipes/finetune.py --config recipes/legal/summarise.yaml --finetune.model=HuggingFaceTB/SmolLM2-360M \\
@@ -28,7 +29,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from datasets import Dataset
-from rouge_score import rouge_scorer, scoring
+from rouge_score import rouge_scorer
+from scipy.stats import bootstrap
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -96,17 +98,22 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
     return model, tokenizer
 
 
-def rouge(summaries: list[str], references: list[str]) -> dict[str, dict[str, float]]:
-    """Return ROUGE-1, -2 and -L (F1, stemmed), each with the bounds of a 95 % bootstrap interval over documents."""
-    scorer, aggregator = rouge_scorer.RougeScorer(METRICS, use_stemmer=True), scoring.BootstrapAggregator()
-    np.random.seed(0)  # the aggregator draws from numpy's own generator
-    for summary, reference in zip(summaries, references, strict=True):
-        aggregator.add_scores(scorer.score(reference, summary))
-    scores = aggregator.aggregate()
-    return {
-        name: {"low": score.low.fmeasure, "mean": score.mid.fmeasure, "high": score.high.fmeasure}
-        for name, score in scores.items()
-    }
+def rouge(summaries: list[str], references: list[str]) -> dict[str, np.ndarray]:
+    """Return ROUGE-1, -2 and -L (F1, stemmed) of each document."""
+    scorer = rouge_scorer.RougeScorer(METRICS, use_stemmer=True)
+    scores = [scorer.score(*pair) for pair in zip(references, summaries, strict=True)]
+    return {name: np.array([score[name].fmeasure for score in scores]) for name in METRICS}
+
+
+def mean_with_interval(values: np.ndarray) -> dict[str, float]:
+    """Return the mean over documents, between the bounds of its 95 % bootstrap interval (BCa).
+
+    Of the differences between two models on the same documents this is the paired bootstrap.
+    """
+    low = high = mean = float(values.mean())
+    if np.ptp(values):  # else every resample has the same mean
+        low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), batch=1000).confidence_interval
+    return {"low": float(low), "mean": mean, "high": float(high)}
 
 
 def summarise_together(documents: list[str], model, tokenizer, settings: Finetune, progress: str) -> list[str]:
@@ -234,6 +241,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
 
     leads = [lead(document, settings.lead_sentences) for document in documents]
     summaries = {f"first {settings.lead_sentences} sentences": leads, "before": before, "after": after}
+    scores = {name: rouge(found, references) for name, found in summaries.items()}
     results = {
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},
@@ -242,7 +250,15 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         "last_loss": trainer.state.log_history[-1].get("train_loss"),
         "seconds": seconds,
         "resumed_from": last and Path(last).name,
-        "rouge": {name: rouge(found, references) for name, found in summaries.items()},
+        "rouge": {
+            name: {metric: mean_with_interval(values) for metric, values in found.items()}
+            for name, found in scores.items()
+        },
+        "after_minus": {
+            name: {metric: mean_with_interval(scores["after"][metric] - found[metric]) for metric in METRICS}
+            for name, found in scores.items()
+            if name != "after"
+        },
         "cut_documents": sum(is_truncated(document, settings, tokenizer) for document in documents),
         "examples": [
             {"reference": reference, "before": old, "after": new}

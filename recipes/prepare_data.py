@@ -2,7 +2,8 @@
 """Stage 1: turn the sources of the recipe into clean, de-duplicated documents in disjoint splits.
 
 In:   data.sources, and extract_text(example, source) of the recipe's data.py; benchmarks/ of the run.
-Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date;
+Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date,
+      and, with data.family_containment, the family of each held-out document;
       documents/README.md, the data card; documents/stats.json with the documents and bytes read, kept, and dropped
       for each reason; documents/decontamination.json with the benchmark items that were searched for and found;
       documents/quarantine.jsonl with the position of everything that could not be read, and why.
@@ -110,20 +111,20 @@ def prepare(recipe: Recipe) -> dict:
         run("keep", [*documents, *decontaminate, note, partial(write_documents, folder=work / "kept")])
 
         # Split.
-        held_out, families = choose_held_out(work / "notes", work / "kept", data)
-        write_json(work / "held_out.json", held_out)
+        held_out = choose_held_out(work / "notes", work / "kept", data)
+        write_json(work / "held_out.json", held_out._asdict())
         split = partial(
             write_splits,
             folder=output,
             held_out=work / "held_out.json",
-            lowest_ids=lowest_training_ids(work / "notes", held_out, data),
+            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, data),
             splits=data.splits,
             counts=counts,
         )
         run("split", [ParquetReader(str(work / "kept")), split])
 
         # Report.
-        stats = gather_stats(data.sources, counts, describe_dates(work / "notes", names), families)
+        stats = gather_stats(data.sources, counts, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)
         write_json(output / "stats.json", stats)
         decontamination = index and write_report(output / "decontamination.json", index, fraction, overlaps)

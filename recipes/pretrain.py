@@ -329,6 +329,8 @@ class Pretraining:
             write_json(self.run / "training.json", summary)
             with new_output(self.recipe, "pretrain") as output:
                 self.prepared.export(output, self.run / "checkpoints" / f"step_{state['step']:08d}")
+                # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
+                self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
                 self.text.tokenizer.save_pretrained(output)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)

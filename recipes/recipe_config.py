@@ -140,8 +140,9 @@ class Decontamination(Section):
     ngram_words: Annotated[Int, Field(ge=8)] = 13
     """Consecutive words that a document and an item must have in common to count as shared."""
     min_overlap_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A document is dropped when it shares this fraction of an item's words; smaller overlaps are recorded. At 0.5 a
-    common phrase in a short item can drop many documents (see decontamination.json); 0.8 drops near-copies."""
+    """A document is dropped when it shares this fraction of an item's words, or of its question's; smaller overlaps
+    are recorded. At 0.5 a common phrase in a short item can drop many documents (see decontamination.json); 0.8 drops
+    near-copies."""
 
 
 class Languages(Section):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tiny run, prepared once and shared by all tests."""
 
+import json
 import os
 import shutil
 import signal
@@ -46,6 +47,39 @@ def tokenized_run(tmp_path_factory) -> TinyRun:
     run = TinyRun(folder / "texts", folder / "run")
     for stage in (prepare_data, train_tokenizer, tokenize_corpus):
         stage.main(run.argv())
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tokenized_run, tmp_path_factory) -> TinyRun:
+    """Train the run, check its text against benchmarks and evaluate it, once for all tests."""
+    from datatrove.data import Document
+
+    import pretrain
+    import run_eval
+    from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
+
+    run = tokenized_run.copy(tmp_path_factory.mktemp("evaluated") / "run")
+    folder = run.output_dir
+    longer = "--training.sequence_length=128"  # than a sentence of the benchmarks
+    pretrain.main(run.argv(longer, "--dry_run"))
+    pretrain.main(run.argv(longer))
+    questions = [
+        {"question": f"Whose claim is number {number}?", "choices": ["a", "b", "c", "d"], "answer": number % 4}
+        | {"subject": "international_law", "split": "test"}
+        for number in range(12)
+    ]
+    rows = folder.parent / "questions.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    tasks = ["--tasks", "general_agreement,mmlu_international_law", "--task_data", f"mmlu_international_law={rows}"]
+    run_eval.main([*tasks, "--export_requests", str(folder / "benchmarks")])
+    index, notes = BenchmarkIndex(folder / "benchmarks"), folder.parent / "notes"
+    sentence = "The keys to the old cabinet are on the kitchen table."  # the first item's
+    list(drop_overlapping([Document(sentence, "0" * 32, metadata={"source": "law"})], 0, 1, index, 0.5, notes))
+    write_report(folder / "documents" / "decontamination.json", index, 0.5, notes)
+    evaluation = ["--model", str(folder / "model"), "--documents", str(folder / "documents"), "--xz"]
+    evaluation += ["--decontamination", str(folder / "documents" / "decontamination.json"), "--prompts", "The court"]
+    run_eval.main([*evaluation, *tasks, "--output", str(folder / "eval"), "--baselines", str(folder / "model")])
     return run
 
 

@@ -4,8 +4,9 @@
     python tests/result_tables.py                          # fill the tables of all pages
     python tests/result_tables.py --keep runs/legal-quickstart recipes/legal/quickstart   # keep a run's result first
 
-`result.json` holds what a page shows of a run: it is made of the run's eval/results.json and training.json. A table is
-between `<!-- result: FOLDER -->` and `<!-- /result -->`, where FOLDER has the `result.json`.
+`result.json` holds what a page shows of a run, from its eval/results.json and training.json. One with an
+`origin` was made in another way, which that says. A table is between `<!-- result: FOLDER -->` and `<!-- /result -->`,
+where FOLDER has the `result.json`.
 """
 
 import argparse
@@ -37,16 +38,18 @@ def keep_result(run: Path, folder: Path) -> None:
 
 def make_table(result: dict) -> str:
     """Return a result as a Markdown table with a sentence on how it was made."""
-    lines = [
-        "| held-out text | this model | `xz` of each document | `xz` of one stream | `xz` with training text |",
-        "|---|--:|--:|--:|--:|",
-    ]
+    tokenizers = list(next(iter(result["sources"].values())).get("bytes_per_token", {}))
+    columns = ["held-out text", "this model", "`xz` of each document", "`xz` of one stream", "`xz` with training text"]
+    columns += [f"bytes a token, {name}" for name in tokenizers]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
     for name, source in result["sources"].items():
         low, high = source["confidence_interval"]
-        lines.append(
-            f"| {source['domain']} ({name}, {source['bytes'] / 1000:,.0f} kB) | **{source['bits_per_byte']:.3f}** "
-            f"({low:.3f} to {high:.3f}) | " + " | ".join(f"{source[key]:.3f}" for key in SCORES[2:]) + " |"
-        )
+        named = "" if name == source["domain"] else f"{name}, "
+        cells = [f"{source['domain']} ({named}{source['bytes'] / 1000:,.0f} kB)"]
+        cells += [f"**{source['bits_per_byte']:.3f}** ({low:.3f} to {high:.3f})"]
+        cells += [f"{source[key]:.3f}" for key in SCORES[2:]]
+        cells += [f"{source['bytes_per_token'][one]:.2f}" for one in tokenizers]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "Bits needed to predict a byte of unseen text, with 95 % intervals: lower is better, 8 is knowing nothing.",

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
@@ -99,6 +100,12 @@ def test_the_tuned_model_is_scored_beside_the_one_before_and_the_first_sentences
         for score in metrics.values():
             assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
     assert scores["after"]["rouge1"]["mean"] > scores["before"]["rouge1"]["mean"] + 0.2
+    differences = results(tuned[0])["after_minus"]
+    assert list(differences) == ["first 3 sentences", "before"]
+    for name, metrics in differences.items():
+        for metric, found in metrics.items():
+            assert found["mean"] == pytest.approx(scores["after"][metric]["mean"] - scores[name][metric]["mean"])
+            assert found["low"] <= found["mean"] <= found["high"]
     assert results(tuned[0])["model"]["trained"] < results(tuned[0])["model"]["parameters"]
 
 
@@ -116,35 +123,61 @@ def test_the_tuned_model_loads_merged_and_stops_by_itself(tuned):
     assert summarise(texts[:1], model, tokenizer, chosen) == summaries[:1], "padding beside others changes nothing"
 
 
-def test_the_card_has_the_scores_and_says_when_they_are_bad(tuned):
+def test_the_card_has_the_scores_and_what_the_model_is_not_for(tuned):
     card = (tuned[0].output_dir / "finetuned" / "README.md").read_text()
     after = results(tuned[0])["rouge"]["after"]["rouge2"]
     assert f"{after['mean']:.3f} ({after['low']:.3f} to {after['high']:.3f})" in card
     assert "low-rank adapters (rank 4, merged;" in card and "made up" in card and "It is no legal advice" in card
 
 
+BELOW = "**Its ROUGE-2 is below that of the first sentences.**"
+LIKE_LEAD = "its ROUGE-2 cannot be distinguished from that of the first sentences"
+LIKE_BEFORE = "its ROUGE-2 cannot be distinguished from that before fine-tuning"
+RAISED, LOWERED = "Fine-tuning raised its ROUGE-2.", "**Fine-tuning lowered its ROUGE-2.**"
+
+
 @pytest.mark.parametrize(
-    ("scores", "warning"),
+    ("against_lead", "against_before", "sentences"),
     [
-        ((0.10, 0.12), "**Its ROUGE-2 is below that of the first sentences.**"),
-        ((0.22, 0.26), "cannot be told apart from that of the first sentences"),
-        ((0.30, 0.34), None),
+        ((-0.09, -0.01), (0.01, 0.09), {BELOW, RAISED}),
+        ((-0.01, 0.09), (-0.01, 0.09), {LIKE_LEAD, LIKE_BEFORE}),
+        ((0.01, 0.09), (-0.09, -0.01), {LOWERED}),
     ],
 )
-def test_the_card_warns_where_the_first_sentences_are_as_good(tuned, tmp_path, scores, warning):
+def test_the_card_says_what_the_paired_differences_show(tuned, tmp_path, against_lead, against_before, sentences):
     run, _, argv = tuned
     model, tokenizer = (
         cls.from_pretrained(run.output_dir / "finetuned") for cls in (AutoModelForCausalLM, AutoTokenizer)
     )
     recipe = load_recipe([argv[1]], [*argv[2:], f"--run.output_dir={tmp_path}"])
     changed = results(run)
-    for name, (low, mean) in {"first 3 sentences": (0.16, 0.20), "after": scores}.items():
-        changed["rouge"][name]["rouge2"] = {"low": low, "mean": mean, "high": mean + 0.04}
+    for name, (low, high) in {"first 3 sentences": against_lead, "before": against_before}.items():
+        changed["after_minus"][name]["rouge2"] = {"low": low, "mean": (low + high) / 2, "high": high}
     finetune.write_output(recipe, model, tokenizer, changed)
     card = (tmp_path / "finetuned" / "README.md").read_text()
-    warnings = [text for text in ("Its ROUGE-2 is below", "cannot be told apart") if text in card]
-    assert len(warnings) == (warning is not None) and (warning or "") in card
+    assert {text for text in (BELOW, LIKE_LEAD, LIKE_BEFORE, RAISED, LOWERED) if text in card} == sentences
+    low, high = against_before
+    assert f"{(low + high) / 2:+.3f} ({low:+.3f} to {high:+.3f})" in card.replace("\\", "")
     assert str(tuned[1]) not in card and "local file or folder train.jsonl" in card
+
+
+def test_a_difference_on_the_same_documents_is_found_where_separate_intervals_overlap():
+    hard = np.random.default_rng(0).beta(1, 3, size=60)
+    before, after = (finetune.mean_with_interval(values) for values in (hard, hard + 0.02))
+    assert before["mean"] == hard.mean() and after["low"] < before["high"]
+    gain = finetune.mean_with_interval(hard + np.random.default_rng(1).normal(0.02, 0.02, size=60) - hard)
+    assert gain["low"] > 0
+    assert finetune.mean_with_interval(np.zeros(5)) == {"low": 0, "mean": 0, "high": 0}
+
+
+def test_the_interval_of_a_mean_difference_covers_it():
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(500):  # summaries that share no word with the reference score 0
+        base = generator.beta(1, 4, size=80) * (generator.random(80) < 0.7)
+        gain = np.where(generator.random(80) < 0.5, generator.beta(2, 6, size=80), 0) - 0.1 * base
+        found = finetune.mean_with_interval(gain)
+        covered += found["low"] <= 0.5 * 0.25 - 0.1 * 0.7 * 0.2 <= found["high"]
+    assert 0.93 <= covered / 500 <= 0.97
 
 
 def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsys):

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from figure_style import COLORS, HATCHES, WIDTH
 from run_files import STAGE_FILES, RunFiles, Section
-from sections.benchmarks import compared_with, first_metric, read_baselines
-from wording import count, duration, heading, plain, rounded
+from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
+from sections.tokenizer import BASELINE, OURS, tokenizer_names
+from wording import count, duration, heading, model_name, plain, rounded
 
 
 XZ_NAMES = {
@@ -52,7 +53,7 @@ def build(run: RunFiles) -> Section | None:
     results = run.json("eval/results.json")
     measured, baselines = measured_parts(results), read_baselines(run)
     verdicts = [judge(name, entry, others(name, entry, baselines)) for name, entry in measured.items()]
-    also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"))]
+    also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"), run.yaml("recipe.yaml"))]
     values = {
         "facts": list_facts(run.json("training.json")),
         "trained": describe_training(run.json("training.json"), run.yaml("recipe.yaml")),
@@ -90,7 +91,7 @@ def describe_training(training: dict | None, recipe: dict | None) -> str:
     if training is None:
         return "No finished training is recorded in this folder."
     base = ((recipe or {}).get("model") or {}).get("from_pretrained")
-    origin = f"that continues {base}, trained" if base else "trained from scratch" if recipe else "trained"
+    origin = f"that continues {model_name(base)}, trained" if base else "trained from scratch" if recipe else "trained"
     mixture = training.get("mixture") or {}
     shares = join([f"{100 * entry['delivered_fraction']:.0f} % {name}" for name, entry in mixture.items()])
     seen = sum(entry["bytes_seen"] for entry in mixture.values())
@@ -151,41 +152,45 @@ def join(parts: list[str], word: str = "and") -> str:
 
 
 def task_sentences(results: dict | None) -> list[str]:
-    """Say of each benchmark task, outside groups, and of each group whether it differs from chance."""
+    """Say of each task outside groups, of each group and of each part of one, how it differs from its baseline."""
     if not results:
         return []
     tasks = {name: task for name, task in results["tasks"].items() if not task.get("groups")}
     scores = {
         name: task["metrics"][first_metric(task)] | {"metric": first_metric(task)} for name, task in tasks.items()
     }
-    scores |= {name: group | {"metric": group["score"]} for name, group in results.get("groups", {}).items()}
-    sentences = []
-    for name, score in scores.items():
-        if score.get("chance") is not None and score.get("interval"):
-            said = compared_with(score["value"], score["interval"], score["chance"])
-            sentences.append(f"{name}: {score['metric']} of {score['value']:.3f} {said}")
-    return sentences if len(sentences) <= MAX_PARTS else [count_verdicts(sentences)]
+    groups = results.get("groups", {}) | results.get("group_parts", {})
+    scores |= {name: group | {"metric": group["score"]} for name, group in groups.items()}
+    known = {name: score for name, score in scores.items() if baseline_of(score) is not None and score.get("interval")}
+    if len(known) > MAX_PARTS:
+        return [count_verdicts([against(score) for score in known.values()])]
+    return [
+        f"{name}: {score['metric']} of {score['value']:.3f} {compared_with(score)}" for name, score in known.items()
+    ]
 
 
-def count_verdicts(sentences: list[str]) -> str:
-    kinds = Counter("above" if " above " in one else "below" if " below " in one else "level" for one in sentences)
+def count_verdicts(verdicts: list[str]) -> str:
+    kinds = Counter("level" if "within noise" in verdict else verdict for verdict in verdicts)
     return (
-        f"Of {len(sentences)} benchmarks, {kinds['above']} are above chance, {kinds['level']} within noise of it and "
-        f"{kinds['below']} below it."
+        f"Of {len(verdicts)} benchmarks, {kinds['above']} are above their baseline, {kinds['level']} within noise of "
+        f"it and {kinds['below']} below it."
     )
 
 
-def tokenizer_sentences(report: dict | None) -> list[str]:
-    """Compare the tokenizer with the one of the same size that was trained on general text alone."""
+def tokenizer_sentences(report: dict | None, recipe: dict | None) -> list[str]:
+    """Compare the tokenizer with one of the same size for general text or, if it was extended, the one before."""
     measured = (report or {}).get("bytes_per_token", {})
-    ours, general = measured.get("domain tokenizer"), measured.get("general tokenizer")
-    if not ours or not general:
+    ours, other = measured.get(OURS), measured.get(BASELINE)
+    if not ours or not other:
         return []
     compared = []
     for source, size in ours.items():
-        if general.get(source):
-            more = general[source] / size - 1  # in tokens; both are bytes per token
+        if other.get(source):
+            more = other[source] / size - 1  # in tokens; both are bytes per token
             compared.append(f"{100 * abs(more):.0f} % {'more' if more > 0 else 'fewer'} tokens on {source}")
+    names = tokenizer_names(recipe)
+    if BASELINE in names:
+        return [f"The {names[OURS]} needs {join(compared)} than the {names[BASELINE]}, which it extends."]
     return [f"The tokenizer needs {join(compared)} than one trained on general text alone."]
 
 

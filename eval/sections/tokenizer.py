@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer's report card: tokenizer/report.json, speed.json."""
 
+from functools import partial
+
 from matplotlib.figure import Figure
 
 from figure_style import COLORS, HATCHES, WIDTH
 from run_files import RunFiles, Section
-from wording import count, decimals, heading, plain, table
+from wording import count, decimals, heading, model_name, plain, table
+
+
+OURS, BASELINE = "domain tokenizer", "general tokenizer"  # in report.json
 
 
 def build(run: RunFiles) -> Section | None:
     report = run.json("tokenizer/report.json")
     if not report:
         return None
+    names = tokenizer_names(run.yaml("recipe.yaml"))
+    report, speed = rename(report, names), rename(run.json("tokenizer/speed.json"), names)
     card = report.get("card")
     figures = {}
     if card:
@@ -19,12 +26,36 @@ def build(run: RunFiles) -> Section | None:
             card_figure(card["tokenizers"]),
             "Bytes per token of held-out text, and words and terms that are one token. Higher is better",
         )
-    return Section(
-        "Tokenizer",
-        {"tokenizer": report, "card": card, "speed": run.json("tokenizer/speed.json")},
-        figures,
-        summarise(report),
-    )
+    values = {"tokenizer": report, "card": card, "speed": speed, "names": names, "in_words": partial(in_words, names)}
+    return Section("Tokenizer", values, figures, summarise(report))
+
+
+def tokenizer_names(recipe: dict | None) -> dict[str, str]:
+    """Return what the tokenizers in report.json are, {name there: description}, where the names do not say it.
+
+    Of a tokenizer that was taken from a model, "domain tokenizer" is that one or, if the run extended it, the extended
+    one; "general tokenizer" is then the one before.
+    """
+    settings, model = ((recipe or {}).get(key) or {} for key in ("tokenizer", "model"))
+    taken = settings.get("from_pretrained") or model.get("from_pretrained")
+    if not taken:
+        return {}
+    named = f"tokenizer of {model_name(taken)}"
+    return {OURS: "extended tokenizer", BASELINE: named} if settings.get("extend_by") else {OURS: named}
+
+
+def rename(value: object, names: dict[str, str]) -> object:
+    """Return a report with the names of tokenizers, which are keys, replaced."""
+    if isinstance(value, dict):
+        renamed = {names.get(key, key): rename(part, names) for key, part in value.items()}
+        return renamed | ({"about": in_words(names, renamed["about"])} if "about" in renamed else {})
+    return value
+
+
+def in_words(names: dict[str, str], sentence: str) -> str:
+    for name, description in names.items():
+        sentence = sentence.replace(name, description)
+    return sentence
 
 
 def summarise(report: dict) -> list[str]:

@@ -8,7 +8,8 @@ Out:  the documents that contain no item, and decontamination.json: for each tas
     python eval/run_eval.py --export_requests benchmarks        # then data.decontamination.benchmarks=benchmarks
 
 A document is dropped if the runs of at least `ngram_words` words that it shares with an item cover a given fraction of
-the item's words. The rule combines three sources:
+the item's words, or of its question's: the choices that a prompt lists can be most of its words. The rule combines
+three sources:
 
     Llama 2       counts the words in shared n-grams, so one changed word does not hide a copy (arXiv:2307.09288, A.6)
     Cosmopedia    asks one document to cover half of the item (github.com/huggingface/cosmopedia, decontamination)
@@ -25,6 +26,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -49,6 +51,33 @@ INVISIBLE = re.compile(
 )
 
 
+# A prompt up to the choices that it lists by letter, and within that the question between its marks.
+LISTED_CHOICES = re.compile(r"^\s*\(?A[.):]\s", re.MULTILINE)
+LETTER = re.compile(r"\s*\(?[A-Z][.):]?\s*")
+QUESTION = re.compile(r"\s*(?:Question:)?(?P<question>.*?)(?:(?:Choices|Answer):)?\s*", re.DOTALL)
+
+
+class Item(NamedTuple):
+    """A benchmark item.
+
+    Attributes:
+        id: of the item.
+        words: of the context and the right choice.
+        question: the first word of the question, and the one after its last.
+    """
+
+    id: str | int
+    words: list[str]
+    question: tuple[int, int]
+
+
+class Passage(NamedTuple):
+    """Consecutive words of an item, as hashes, and where among them the question begins and ends."""
+
+    words: np.ndarray
+    question: tuple[int, int]
+
+
 def normalised_words(text: str) -> list[str]:
     """Return the words of a text without differences of case, punctuation, spacing and character variants."""
     if not text.isascii():
@@ -56,12 +85,12 @@ def normalised_words(text: str) -> list[str]:
     return WORD.findall(text.casefold().replace("_", " "))
 
 
-def read_items(path: Path) -> list[tuple[str | int, list[str]]]:
-    """Return (id, words of the context and the correct choice) of a task's items, ordered by id.
+def read_items(path: Path) -> list[Item]:
+    """Return a task's items, ordered by id.
 
     Raises: ValueError: a line is not an item, or repeats an id.
     """
-    items: dict[str | int, list[str]] = {}
+    items: dict[str | int, Item] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             item = json.loads(line)
@@ -71,8 +100,17 @@ def read_items(path: Path) -> list[tuple[str | int, list[str]]]:
             raise ValueError(f"{path}:{number}: {error!r}; {form}") from error
         if item_id in items:
             raise ValueError(f"{path}:{number}: the id {item_id!r} is not unique; give each item its own")
-        items[item_id] = normalised_words(text)
-    return sorted(items.items(), key=lambda item: str(item[0]))
+        items[item_id] = Item(item_id, normalised_words(text), find_question(item["context"], item["choices"]))
+    return sorted(items.values(), key=lambda item: str(item.id))
+
+
+def find_question(context: str, choices: list[str]) -> tuple[int, int]:
+    """Return the first word of an item's question and the one after its last, without the choices that it lists."""
+    listed = LISTED_CHOICES.search(context) if all(map(LETTER.fullmatch, choices)) else None
+    prompt = context[: listed.start()] if listed else context
+    found = QUESTION.fullmatch(prompt)
+    first = len(normalised_words(prompt[: found.start("question")]))
+    return first, first + len(normalised_words(found["question"]))
 
 
 def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
@@ -122,7 +160,7 @@ class BenchmarkIndex:
         self.num_items = {task: len(items) for task, items in tasks.items()}
         self.not_checkable = {task: {"too_short": [], "template": []} for task in tasks}
         self.template_ngrams: dict[str, int] = {}
-        vocabulary = set(chain.from_iterable(words for items in tasks.values() for _, words in items))
+        vocabulary = set(chain.from_iterable(item.words for items in tasks.values() for item in items))
         self.word_hashes = {word: xxhash.xxh64_intdigest(word) for word in sorted(vocabulary)}
 
         self.items: list[tuple[str, str | int]] = []
@@ -136,35 +174,46 @@ class BenchmarkIndex:
             raise ValueError(f"{folder}: no item of at least {MIN_WORDS} words besides its task's wording; {remedy}")
         self.index_passages(passages_of_items)
 
-    def find_passages(self, task: str, items: list) -> Iterator[tuple[str | int, list[np.ndarray]]]:
+    def find_passages(self, task: str, items: list[Item]) -> Iterator[tuple[str | int, list[Passage]]]:
         """Yield (id, passages to search for) of the items that have any; note the others in not_checkable."""
-        hashed = [(item_id, self.hash_words(words)) for item_id, words in items]
-        templates = self.find_templates([words for _, words in hashed])
+        hashed = [self.hash_words(item.words) for item in items]
+        templates = self.find_templates(hashed)
         self.template_ngrams[task] = len(templates)
-        for item_id, words in hashed:
-            if passages := self.remove_templates(templates, words):
-                yield item_id, passages
+        for item, words in zip(items, hashed, strict=True):
+            if passages := self.remove_templates(templates, words, item.question):
+                yield item.id, passages
             else:
-                self.not_checkable[task]["too_short" if len(words) < MIN_WORDS else "template"].append(item_id)
+                self.not_checkable[task]["too_short" if len(words) < MIN_WORDS else "template"].append(item.id)
 
-    def index_passages(self, passages_of_items: list[list[np.ndarray]]) -> None:
+    def index_passages(self, passages_of_items: list[list[Passage]]) -> None:
         """Set the arrays that `overlaps` searches.
 
-        All passages form one sequence of words, in which item i has the words from bounds[i] to bounds[i + 1].
-        ngrams are the sorted hashes of the n-grams, runs their (start, end) in the sequence. Most positions of a text
-        are ruled out by table, which says whether any n-gram begins with MIN_WORDS words whose hash has these bits.
+        All passages form one sequence of words, in which item i has the words from bounds[i] to bounds[i + 1];
+        in_question says which belong to a question. ngrams are the sorted hashes of the n-grams, runs their (start,
+        end) in the sequence. A question too short for an n-gram is one by itself. Most positions of a text are ruled
+        out by table, which says whether any n-gram begins with MIN_WORDS words whose hash has these bits.
         """
-        bounds, ngrams, runs, beginnings = [0], [], [], []
+        bounds, in_question, ngrams, runs, beginnings = [0], [], [], [], []
+
+        def add(words: np.ndarray, start: int) -> None:
+            ngrams.append(ngram_hashes(words, self.ngram_words))
+            first = start + np.arange(len(ngrams[-1]))
+            runs.append(np.stack([first, first + min(self.ngram_words, len(words))], axis=1))
+            beginnings.append(ngram_hashes(words, MIN_WORDS)[: len(first)])
+
         for passages in passages_of_items:
             start = bounds[-1]
-            for passage in passages:
-                ngrams.append(ngram_hashes(passage, self.ngram_words))
-                first = start + np.arange(len(ngrams[-1]))
-                runs.append(np.stack([first, first + min(self.ngram_words, len(passage))], axis=1))
-                beginnings.append(ngram_hashes(passage, MIN_WORDS)[: len(first)])
-                start += len(passage)
+            for words, (first, end) in passages:
+                add(words, start)
+                if MIN_WORDS <= end - first < min(self.ngram_words, len(words)):
+                    add(words[first:end], start + first)
+                place = np.arange(len(words))
+                in_question.append((first <= place) & (place < end))
+                start += len(words)
             bounds.append(start)
-        self.bounds, self.ngrams = np.array(bounds), np.concatenate(ngrams)
+        self.bounds, self.in_question, self.ngrams = map(
+            np.asarray, (bounds, np.concatenate(in_question), np.concatenate(ngrams))
+        )
         order = np.argsort(self.ngrams, kind="stable")
         self.ngrams, self.runs = self.ngrams[order], np.concatenate(runs)[order]
         bits = (TABLE_CELLS_PER_NGRAM * len(self.ngrams)).bit_length()
@@ -181,16 +230,24 @@ class BenchmarkIndex:
         ngrams, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *distinct]), return_counts=True)
         return ngrams[(counts >= TEMPLATE_ITEMS) & (counts > TEMPLATE_FRACTION * len(items))]
 
-    def remove_templates(self, templates: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
+    def remove_templates(self, templates: np.ndarray, words: np.ndarray, question: tuple[int, int]) -> list[Passage]:
         """Return the passages between the templates that have at least MIN_WORDS words."""
         own = np.ones(len(words), dtype=bool)
         for start in np.flatnonzero(np.isin(ngram_hashes(words, self.ngram_words), templates)):
             own[start : start + self.ngram_words] = False
-        edges = np.flatnonzero(np.diff(own, prepend=False, append=False)).reshape(-1, 2)
-        return [words[start:end] for start, end in edges if end - start >= MIN_WORDS]
+        edges = np.flatnonzero(np.diff(own, prepend=False, append=False)).reshape(-1, 2).tolist()
+        return [
+            Passage(words[start:end], tuple(min(max(edge, start), end) - start for edge in question))
+            for start, end in edges
+            if end - start >= MIN_WORDS
+        ]
 
     def overlaps(self, text: str) -> dict[tuple[str, str | int], float]:
-        """Return the fraction of its passages' words that the text covers, for each item that shares a run with it."""
+        """Return the fraction that the text covers of each item that shares a run with it.
+
+        It is the fraction of the words of its passages, or that of its question's words among them if they are at
+        least MIN_WORDS and more of them are covered.
+        """
         words = self.hash_words(normalised_words(text))
         hashes = ngram_hashes(words, MIN_WORDS)
         places = np.flatnonzero(self.table[hashes >> self.shift])
@@ -204,10 +261,13 @@ class BenchmarkIndex:
         owners = np.searchsorted(self.bounds, runs[:, 0], "right") - 1
         fractions = {}
         for owner in np.unique(owners):
-            covered = np.zeros(self.bounds[owner + 1] - self.bounds[owner], dtype=bool)
-            for start, end in runs[owners == owner] - self.bounds[owner]:
-                covered[start:end] = True
-            fractions[self.items[owner]] = float(covered.mean())
+            begin, end = self.bounds[owner], self.bounds[owner + 1]
+            covered = np.zeros(end - begin, dtype=bool)
+            for start, stop in runs[owners == owner] - begin:
+                covered[start:stop] = True
+            question = covered[self.in_question[begin:end]]
+            apart = question.mean() if len(question) >= MIN_WORDS else 0
+            fractions[self.items[owner]] = float(max(covered.mean(), apart))
         return fractions
 
 
@@ -240,6 +300,7 @@ def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float,
     rows.sort(key=lambda row: (row["task"], str(row["id"]), -row["fraction"], row["source"], row["document"]))
     settings = {"ngram_words": index.ngram_words, "min_overlap_fraction": min_overlap_fraction, "min_words": MIN_WORDS}
     settings |= {"template_fraction": TEMPLATE_FRACTION, "template_items": TEMPLATE_ITEMS, "sha256": index.sha256}
+    settings["question_apart"] = True  # fractions of runs without it are of whole items
     report = {"settings": settings, "removed": sum_removed(rows), "tasks": {}}
     for task, num_items in index.num_items.items():
         found = [row for row in rows if row["task"] == task]

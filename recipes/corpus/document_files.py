@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write documents: Parquet files of (id, source, text, date) whose bytes depend on the documents alone."""
+"""Read and write documents: Parquet files of (id, source, text, date) whose bytes depend on the documents alone.
+
+Files of held-out documents may have a fifth column, family, which evaluation reads.
+"""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -13,6 +16,7 @@ from datatrove.data import Document
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
+FAMILY = "family"
 ROW_GROUP_BYTES = 32 << 20
 
 
@@ -22,13 +26,20 @@ def document_id(text: str) -> str:
 
 
 class DocumentWriter:
-    """Write documents to one Parquet file in row groups of about 32 MB of text; no file for no documents."""
+    """Write documents to one Parquet file in row groups of about 32 MB of text; no file for no documents.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file.
+        families: document id -> family, for a column of them; None for no such column.
+    """
+
+    def __init__(self, path: Path, families: dict[str, str] | None = None):
         self.path, self.rows, self.num_bytes, self.file = path, [], 0, None
+        self.families = families
+        self.schema = DOCUMENT_SCHEMA if families is None else DOCUMENT_SCHEMA.append(pa.field(FAMILY, pa.string()))
 
     def write(self, document: Document) -> None:
-        row = {"id": document.id, "text": document.text}
+        row = {"id": document.id, "text": document.text, FAMILY: (self.families or {}).get(document.id)}
         self.rows.append(row | {key: document.metadata.get(key) for key in ("source", "date")})
         self.num_bytes += len(document.text)
         if self.num_bytes >= ROW_GROUP_BYTES:
@@ -38,8 +49,8 @@ class DocumentWriter:
         if self.rows:
             if self.file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = pq.ParquetWriter(self.path, DOCUMENT_SCHEMA, compression="zstd")
-            self.file.write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA))
+                self.file = pq.ParquetWriter(self.path, self.schema, compression="zstd")
+            self.file.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
             self.rows, self.num_bytes = [], 0
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from datatrove.data import Document
@@ -26,6 +27,21 @@ NOTE = np.dtype([("id", "S32"), ("source", "<u2"), ("num_bytes", "<u8"), ("date"
 # A source with up to this many documents is considered whole; of a larger one only the documents with the smallest
 # hashes.
 MIN_CANDIDATES = 10_000
+
+
+class HeldOut(NamedTuple):
+    """What is held out.
+
+    Attributes:
+        splits: document id -> validation or test.
+        families: document id -> family, of the documents above and of the future split; None without families. A
+            family has the lowest id of its documents as its name, so that it does not depend on their order.
+        num_families: source -> number of families in all splits; None without families.
+    """
+
+    splits: dict[str, str]
+    families: dict[str, str] | None
+    num_families: dict[str, int] | None
 
 
 def note_documents(documents, rank: int, world_size: int, folder: Path, sources: list[str]) -> Iterator[Document]:
@@ -45,7 +61,7 @@ def is_future(date: str | None, splits: Splits) -> bool:
     return bool(date and splits.future_from) and date >= splits.future_from[: len(date)]
 
 
-def choose_held_out(notes: Path, documents: Path, data: Data) -> tuple[dict[str, str], dict[str, int] | None]:
+def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
     """Choose the documents of the validation and test split of each source.
 
     Families of documents (without data.family_containment, each document is one) are taken in the order of a hash of
@@ -58,22 +74,21 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> tuple[dict[str,
         documents: folder with the documents in the same order; read for families only.
         data: sources, splits and family_containment.
 
-    Returns: document id -> split of the held-out documents, and source -> number of families (None without families).
     Raises: RecipeError: a source too small to give every split a family.
     """
     files = sorted(notes.glob("*.npy"))
     if data.family_containment is None:
         candidates, total_bytes = read_candidates(files, data)
-        labels, families = np.arange(len(candidates)), None
-    else:
-        candidates = np.concatenate([np.load(file) for file in files])
-        progress = tqdm(texts(documents), total=len(candidates), desc="prepare: families", leave=False)
-        labels = find_families(progress, data.family_containment)
-        families = count_families(candidates, labels, data)
-        past = past_documents(candidates, data.splits)
-        candidates, labels = candidates[past], labels[past]
-        total_bytes = np.bincount(candidates["source"], weights=candidates["num_bytes"], minlength=len(data.sources))
-    return fill_splits(candidates, labels, total_bytes, data), families
+        return HeldOut(fill_splits(candidates, np.arange(len(candidates)), total_bytes, data), None, None)
+    every = np.concatenate([np.load(file) for file in files])
+    progress = tqdm(texts(documents), total=len(every), desc="prepare: families", leave=False)
+    labels = find_families(progress, data.family_containment)
+    past = past_documents(every, data.splits)
+    total_bytes = np.bincount(every["source"][past], weights=every["num_bytes"][past], minlength=len(data.sources))
+    splits = fill_splits(every[past], labels[past], total_bytes, data)
+    held_out = ~past | np.isin(every["id"], np.array(list(splits), dtype=every["id"].dtype))
+    ids, names = (found[held_out].astype(str).tolist() for found in (every["id"], name_families(every["id"], labels)))
+    return HeldOut(splits, dict(zip(ids, names, strict=True)), count_families(every, labels, data))
 
 
 def past_documents(notes: np.ndarray, splits: Splits) -> np.ndarray:
@@ -186,6 +201,15 @@ def lowest_training_ids(notes: Path, held_out: dict[str, str], data: Data) -> di
     return lowest
 
 
+def name_families(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the lowest id in the family of each document."""
+    order = np.argsort(ids, kind="stable")
+    _, first, inverse = np.unique(labels[order], return_index=True, return_inverse=True)
+    names = np.empty_like(ids)
+    names[order] = ids[order][first][inverse]
+    return names
+
+
 def count_families(notes: np.ndarray, labels: np.ndarray, data: Data) -> dict[str, int]:
     families = Counter(source for _, source in set(zip(labels.tolist(), notes["source"].tolist(), strict=True)))
     return {source.name: families[index] for index, source in enumerate(data.sources)}
@@ -211,24 +235,28 @@ def write_splits(
     rank: int,
     world_size: int,
     folder: Path,
-    held_out: Path,  # JSON file of the dict that `choose_held_out` returns
+    held_out: Path,  # JSON file of the HeldOut that `choose_held_out` returns
     lowest_ids: dict[str, str],  # what `lowest_training_ids` returns
     splits: Splits,
     counts: Path,
 ) -> None:
-    """Write each document to folder/<split>/<source>/<rank>.parquet; drop those of train below their lowest id."""
-    held_out_ids: dict[str, str] = json.loads(held_out.read_text())
+    """Write each document to folder/<split>/<source>/<rank>.parquet; drop those of train below their lowest id.
+
+    Held-out documents are written with their families, where these are known.
+    """
+    chosen = HeldOut(**json.loads(held_out.read_text()))
     writers: dict[tuple[str, str], DocumentWriter] = {}
     tally = Tally(counts, "split", rank)
     for document in documents:
         source = document.metadata["source"]
         future = is_future(document.metadata.get("date"), splits)
-        split = "future" if future else held_out_ids.get(document.id, "train")
+        split = "future" if future else chosen.splits.get(document.id, "train")
         if split == "train" and document.id < lowest_ids.get(source, ""):
             tally.add(f"{source}/dropped:max_training_bytes", len(document.text.encode()))
             continue
         if (split, source) not in writers:
-            writers[split, source] = DocumentWriter(folder / split / source / f"{rank:05d}.parquet")
+            families = None if split == "train" else chosen.families
+            writers[split, source] = DocumentWriter(folder / split / source / f"{rank:05d}.parquet", families)
         writers[split, source].write(document)
         tally.add(f"{source}/split:{split}", len(document.text.encode()))
     for writer in writers.values():

@@ -72,9 +72,11 @@ def count_module_parameters(model: LlamaForCausalLM) -> dict[str, int]:
 
     planning.model_shape.count_parameters counts those of a shape, by part.
 
-    Returns: total; embedding, which is the projection too when tied; non_embedding, the rest; trained.
+    Returns: total; embedding, which is the projection too when tied; non_embedding, the rest; trained; adapters.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {"total": total, "embedding": embedding, "non_embedding": total - embedding, "trained": trained}
+    adapters = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name)
+    counts = {"total": total, "embedding": embedding, "non_embedding": total - embedding}
+    return counts | {"trained": trained, "adapters": adapters}

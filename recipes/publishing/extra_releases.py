@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
+from corpus.document_files import DOCUMENT_SCHEMA, FAMILY
 from corpus.personal_data import Redactor
 from publishing.base_model import find_base
 from publishing.local_paths import copy_without_paths, shorten_paths
@@ -105,11 +106,20 @@ def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
 
 
 def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
-    """Search every document of a file for secrets, then put the file into the release."""
-    for batch in pq.ParquetFile(path).iter_batches(SCANNED_ROWS, columns=["id", "text"]):
+    """Search every document of a file for secrets, then put the file into the release.
+
+    The column of families is left out: the Hub needs the same columns in all splits.
+    """
+    file = pq.ParquetFile(path)
+    for batch in file.iter_batches(SCANNED_ROWS, columns=["id", "text"]):
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
         refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
     target.parent.mkdir(parents=True, exist_ok=True)
+    if FAMILY in file.schema_arrow.names:
+        with pq.ParquetWriter(target, DOCUMENT_SCHEMA, compression="zstd") as writer:
+            for group in range(file.num_row_groups):
+                writer.write_table(file.read_row_group(group, columns=DOCUMENT_SCHEMA.names))
+        return
     try:
         os.link(path, target)  # not a copy, since text may be large
     except OSError:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from math import prod
 from pathlib import Path
+from textwrap import shorten
 
 from transformers import AutoTokenizer
 
@@ -66,6 +67,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         meaning=LICENCE_KINDS[strictest][0],
         actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
         overlap_groups=OVERLAP_GROUPS,
+        against=compare_with_baseline,
         folded=(folded := fold_tasks(files["results"])),
         checked=sum_checked(files["decontamination"], folded),
         base=base,
@@ -93,6 +95,32 @@ def fold_tasks(results: dict | None) -> dict[str, str]:
     sizes = Counter(group for task in tasks.values() for group in task.get("groups", []))
     largest = {name: max(task.get("groups", []), key=sizes.get, default=None) for name, task in tasks.items()}
     return {name: group for name, group in largest.items() if sizes[group] > MOST_TASKS}
+
+
+def compare_with_baseline(score: dict, chance: float | None = None) -> dict[str, str]:
+    """Compare a score with the better of guessing and the best constant answer, by its 95 % interval.
+
+    Args:
+        score: of a task or a group, an entry of results.json.
+        chance: of the task, for results of format 1, whose scores have neither chance nor constant answers.
+
+    Returns: {"chance", "constant" (with the answer, if there is one), "baseline", "verdict"}, each for a table's cell.
+    """
+    chance, constant = score.get("chance", chance), score.get("constant")
+    baseline = score.get("baseline", chance)
+    answer = f' ("{shorten(score["constant_answer"], 40)}")' if score.get("constant_answer") is not None else ""
+    verdict = "not comparable"
+    if baseline is not None:
+        error = 1.96 * score.get("stderr", 0)
+        low, high = score.get("interval") or (score["value"] - error, score["value"] + error)
+        verdict = "above" if score["value"] > baseline else "below" if score["value"] < baseline else "level"
+        verdict += ", within noise" if low <= baseline <= high else ""
+    return {
+        "chance": "none" if chance is None else f"{chance:.3f}",
+        "constant": "none" if constant is None else f"{constant:.3f}{answer}",
+        "baseline": "none" if baseline is None else f"{baseline:.3f}",
+        "verdict": verdict,
+    }
 
 
 def sum_checked(decontamination: dict | None, folded: dict[str, str]) -> dict[str, dict[str, int]]:

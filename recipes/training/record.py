@@ -48,14 +48,18 @@ def truncate_records(run: Path, step: int) -> None:
 
 
 def summarize(model: Model, training: Training, parameters: dict[str, int], state: dict) -> dict:
-    """Return the part of training.json that says what was trained, how long and at what cost in FLOPs."""
+    """Return the part of training.json that says what was trained, how long and at what cost in FLOPs.
+
+    Its total and non_embedding parameters are those of the exported model, into which the adapters are merged.
+    """
     processed_tokens = state["trained_steps"] * training.tokens_per_step  # with those of skipped documents
     projection = parameters["embedding"] if model.tie_word_embeddings else 0
     multiplied = parameters["non_embedding"] + projection
     # A frozen weight has no gradient of its own, but passes on that of its input.
     per_token = 6 * multiplied if model.lora is None else 4 * multiplied + 2 * parameters["trained"]
+    merged = {part: parameters[part] - parameters["adapters"] for part in ("total", "non_embedding")}
     return {
-        "parameters": parameters,
+        "parameters": parameters | merged,
         "sequence_length": training.sequence_length,
         "tokens_per_step": training.tokens_per_step,
         "max_steps": state["max_steps"],

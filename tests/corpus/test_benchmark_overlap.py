@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from datatrove.data import Document
-from tiny_run import RECIPES, ROOT
+from tiny_run import RECIPES
 
-from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, normalised_words, write_report
+from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, find_question, normalised_words, write_report
 
 
-DATA = ROOT.parent / "shared" / "data"
 SYLLABLES = ["ba", "co", "di", "fi", "gu", "ka", "lo", "mi", "nu", "pe", "ro", "sa", "te", "vu", "za"]
 QUESTION = (
     'The tenant\'s final office lease, signed in 1998, "flowed" from an official offer; which of the parties must '
@@ -146,6 +145,46 @@ def test_an_item_that_two_tasks_ask_is_found_in_both(tmp_path):
     assert index.overlaps(inside(text)) == {("first", "a"): 1.0, ("second", "b"): 1.0}
 
 
+def listed(seed: int, question_words: int, option_words: int, mark: str = "Question: ", end: str = "") -> dict:
+    """An item whose prompt lists its choices by letter, as MMLU's."""
+    options = [f"{letter}. {made_up(10 * seed + place, option_words)}" for place, letter in enumerate("ABCD", 1)]
+    context = "\n".join([f"{mark}{made_up(10 * seed, question_words)}{end}", *options, "Answer:"])
+    return {"id": f"{seed}", "context": context, "choices": [" A", " B", " C", " D"], "gold": 2}
+
+
+@pytest.mark.parametrize("question_words", [8, 12, 13, 20])
+@pytest.mark.parametrize(("mark", "end"), [("", ""), ("Question: ", ""), ("Question: ", "\nChoices:")])
+def test_the_question_is_found_without_the_choices_that_the_prompt_lists(tmp_path, question_words, mark, end):
+    index = index_of(tmp_path, task=[listed(seed, question_words, 12, mark, end) for seed in range(1, 4)])
+    question = made_up(20, question_words)
+    assert index.overlaps(inside(question)) == {("task", "2"): 1.0}
+    assert index.overlaps(inside(listed(2, question_words, 12)["context"]))["task", "2"] > 0.95
+    half = inside(" ".join(question.split()[: question_words // 2]))
+    assert index.overlaps(half) == {}, "fewer than 13 words"
+    assert kept_ids(documents("law", inside(question), half), index, 1.0, tmp_path / "notes") == ["law-1"]
+
+
+def test_choices_without_the_question_count_as_part_of_the_item(tmp_path):
+    index = index_of(tmp_path, task=[listed(seed, 20, 20) for seed in range(1, 4)])
+    words = len(normalised_words(listed(2, 20, 20)["context"])) + 1
+    assert index.overlaps(inside(made_up(21, 20))) == {("task", "2"): 20 / words}
+
+
+def test_the_question_counts_without_an_answer_in_full_text_and_a_short_one_does_not(tmp_path):
+    asked, right = made_up(1, 15), made_up(2, 60)
+    tasks = [item("long", f"Question: {asked}\nAnswer:", f" {right}"), item("short", "Who pays what?", made_up(3, 30))]
+    index = index_of(tmp_path, task=tasks)
+    assert index.overlaps(inside(asked)) == {("task", "long"): 1.0}
+    assert index.overlaps(inside(f"Who pays what? {made_up(3, 13)}"))["task", "short"] == 16 / 33
+
+
+def test_letters_that_are_no_list_of_choices_belong_to_the_question(tmp_path):
+    text = f"{made_up(1, 10)}\nA. {made_up(2, 20)}"
+    index = index_of(tmp_path, task=[item("clause", text, " yes"), item("other", made_up(3, 20))])
+    assert index.overlaps(inside(made_up(2, 20))) == {("task", "clause"): 20 / 31}
+    assert find_question("", ["a sentence."]) == (0, 0)
+
+
 # --- what resembles an item
 
 
@@ -189,7 +228,8 @@ def test_the_wording_that_many_items_share_identifies_none(tmp_path):
     assert index.template_ngrams["clauses"] == len(normalised_words(INSTRUCTION + " Clause:")) - 13 + 1
     assert index.not_checkable["clauses"] == {"too_short": [], "template": []}
     clause = made_up(104, 20)
-    assert index.overlaps(inside(clause)) == {("clauses", 4): 20 / 22}, "Answer: yes is the item's own"
+    assert index.overlaps(inside(clause)) == {("clauses", 4): 1.0}, "all of the question"
+    assert index.overlaps(inside(" ".join(clause.split()[:13]))) == {("clauses", 4): 13 / 20}
     assert index.overlaps(inside(f"{INSTRUCTION}\nClause: {clause}\nAnswer: yes")) == {("clauses", 4): 1.0}
 
 
@@ -310,10 +350,10 @@ def test_documents_that_hold_enough_of_an_item_are_dropped_and_everything_is_acc
     lease = report["tasks"]["lease"]
     assert report["removed"] == lease["removed"] == removed
     assert report["settings"]["ngram_words"] == 13 and report["settings"]["min_overlap_fraction"] == 0.5
-    assert report["settings"]["sha256"] == index.sha256
+    assert report["settings"]["sha256"] == index.sha256 and report["settings"]["question_apart"]
     assert (lease["items"], lease["checkable"], lease["overlapping_items"]) == (21, 21, 3)
     assert lease["overlapping_items_after_removal"] == 2
-    partly = 14 / len(normalised_words(QUESTION + ANSWER))
+    partly = 14 / len(normalised_words(QUESTION.removesuffix("Answer:")))
     first = lease["overlaps"][0]
     assert {key: first[key] for key in first if key != "largest"} == {
         "id": "lease-0",
@@ -359,49 +399,3 @@ def test_a_document_that_holds_items_of_two_tasks_counts_once_in_all_and_once_in
     assert [count["law"]["documents"] for count in counts] == [1, 1, 1]
     third = report["tasks"]["three"]
     assert (third["removed"], third["overlapping_items"], third["overlapping_items_after_removal"]) == ({}, 1, 0)
-
-
-# --- real text
-
-
-def read_rows(name: str) -> list[dict]:
-    with (DATA / f"{name}.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def as_items(rows: list[dict]) -> list[dict]:
-    """Render the rows of LegalBench (text, label), MMLU (question, A to D, answer) and ARC (query, choices, gold)."""
-    items = []
-    for number, row in enumerate(rows):
-        if "label" in row:
-            context, choices, gold = row["text"], [f" {row['label']}"], 0
-        elif "answer" in row:
-            options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD")
-            context, choices, gold = (
-                f"{row['question']}{options}\nAnswer:",
-                [" A", " B", " C", " D"],
-                "ABCD".index(row["answer"]),
-            )
-        else:
-            context, choices, gold = row["query"], [f" {choice}" for choice in row["choices"]], row["gold"]
-        items.append({"id": number, "context": context, "choices": choices, "gold": gold})
-    return items
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the collection of real text and benchmarks is not at {DATA}")
-def test_the_known_overlaps_of_real_benchmarks_with_real_text_are_found(tmp_path):
-    tasks = ("legalbench_unfair_tos", "legalbench_overruling", "mmlu_legal", "arc_easy")
-    index = index_of(tmp_path, **{task: as_items(read_rows(f"benchmarks/{task}")) for task in tasks})
-    found = {}
-    for source in ("legal/edgar_agreements", "legal/scotus_opinions", "general/plainlanguage_gov"):
-        for row in read_rows(source):
-            for (task, item_id), fraction in index.overlaps(row["text"]).items():
-                overlaps = found.setdefault((task, source.split("/")[1]), {})
-                overlaps[item_id] = max(fraction, overlaps.get(item_id, 0))
-    assert {pair: len(overlaps) for pair, overlaps in found.items()} == {
-        ("legalbench_unfair_tos", "edgar_agreements"): 4,
-        ("legalbench_overruling", "scotus_opinions"): 5,
-        ("mmlu_legal", "scotus_opinions"): 3,
-        ("arc_easy", "plainlanguage_gov"): 1,
-    }
-    assert sum(fraction >= 0.5 for fraction in found["legalbench_overruling", "scotus_opinions"].values()) == 1

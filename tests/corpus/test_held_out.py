@@ -46,8 +46,8 @@ def test_a_source_that_is_too_small_for_three_splits_is_refused_by_name(tmp_path
 
 
 def test_each_split_has_its_share_of_each_source_bytes(tmp_path, documents):
-    chosen, families = plan(tmp_path, make_data(), [documents])
-    assert families is None
+    chosen, families, counted = plan(tmp_path, make_data(), [documents])
+    assert families is None and counted is None
     for source in ("law", "web"):
         sizes = {split: 0 for split in ("train", "validation", "test")}
         for document in documents:
@@ -61,19 +61,19 @@ def test_each_split_has_its_share_of_each_source_bytes(tmp_path, documents):
 def test_the_choice_does_not_depend_on_order_or_parts_nor_on_a_bounded_number_of_candidates(
     tmp_path, documents, monkeypatch
 ):
-    whole, _ = plan(tmp_path / "whole", make_data(), [documents])
+    whole = plan(tmp_path / "whole", make_data(), [documents])
     shuffled = random.Random(0).sample(documents, len(documents))
     monkeypatch.setattr(held_out, "MIN_CANDIDATES", 3)
     parts = [shuffled[start::7] for start in range(7)]
-    assert plan(tmp_path / "parts", make_data(), parts)[0] == whole
+    assert plan(tmp_path / "parts", make_data(), parts) == whole
     candidates, total_bytes = held_out.read_candidates(sorted((tmp_path / "parts" / "notes").iterdir()), make_data())
     assert len(candidates) < 0.4 * len(documents), "only what the shares can need is held"
     assert total_bytes.sum() == sum(len(document.text.encode()) for document in documents)
 
 
 def test_a_document_stays_held_out_when_others_are_added(tmp_path, documents):
-    few, _ = plan(tmp_path / "few", make_data(), [documents[:200]])
-    more, _ = plan(tmp_path / "more", make_data(), [documents])
+    few = plan(tmp_path / "few", make_data(), [documents[:200]]).splits
+    more = plan(tmp_path / "more", make_data(), [documents]).splits
     assert sum(more.get(name) == split for name, split in few.items()) > 0.5 * len(few)
 
 
@@ -81,7 +81,7 @@ def test_less_text_to_train_on_is_part_of_more_and_the_same_is_held_out(tmp_path
     def train(max_training_bytes):
         data = make_data()
         data.sources[0].max_training_bytes = max_training_bytes
-        chosen, _ = plan(tmp_path, data, [documents])
+        chosen = plan(tmp_path, data, [documents]).splits
         lowest = lowest_training_ids(tmp_path / "notes", chosen, data).get("law", "")
         trained = [one for one in documents if one.id not in chosen and one.id >= lowest]
         return chosen, {one.id: len(one.text.encode()) for one in trained if one.metadata["source"] == "law"}
@@ -98,7 +98,7 @@ def test_less_text_to_train_on_is_part_of_more_and_the_same_is_held_out(tmp_path
 
 def test_a_document_larger_than_the_share_stays_in_training(tmp_path, documents):
     giant = make_document(make_text(1000, 5000))
-    chosen, _ = plan(tmp_path, make_data(), [[*documents, giant]])
+    chosen = plan(tmp_path, make_data(), [[*documents, giant]]).splits
     assert giant.id not in chosen and Counter(chosen.values()).keys() == {"validation", "test"}
 
 
@@ -106,10 +106,26 @@ def test_families_are_held_out_whole_and_counted(tmp_path):
     families = [[make_text(seed, 30) + f"\nversion {version}" for version in range(3)] for seed in range(30)]
     everything = [make_document(text) for family in families for text in family]
     everything += [make_document(make_text(seed, 30), "web") for seed in range(100, 120)]
-    chosen, counted = plan(tmp_path, make_data(family_containment=0.5), [everything])
+    chosen, named, counted = plan(tmp_path / "ordered", make_data(family_containment=0.5), [everything])
     for family in families:
-        assert len({chosen.get(document_id(text), "train") for text in family}) == 1
+        ids = [document_id(text) for text in family]
+        assert len({chosen.get(one, "train") for one in ids}) == 1
+        if ids[0] in chosen:
+            assert {named[one] for one in ids} == {min(ids)}
     assert counted["law"] < 90
+    assert named.keys() == chosen.keys(), "the families of training documents are not kept"
+    shuffled = random.Random(0).sample(everything, len(everything))
+    parts = [shuffled[start::5] for start in range(5)]
+    assert plan(tmp_path / "shuffled", make_data(family_containment=0.5), parts) == (chosen, named, counted)
+
+
+def test_documents_of_the_future_keep_their_family(tmp_path, documents):
+    text = make_text(1000, 30)
+    later = [make_document(f"{text}\nversion {version}", date="2024-02-02") for version in range(3)]
+    data = make_data(family_containment=0.5, splits={"future_from": "2024-01-01"})
+    chosen, named, _ = plan(tmp_path, data, [[*documents, *later]])
+    ids = [document.id for document in later]
+    assert {named.get(one) for one in ids} == {min(ids)} and not chosen.keys() & set(ids)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +149,7 @@ def test_what_may_be_of_the_future_is_never_trained_on(date, future):
 def test_documents_of_the_future_are_in_no_other_split(tmp_path, documents):
     for number, document in enumerate(documents):
         document.metadata["date"] = f"{2020 + number % 5}-03-01"
-    chosen, _ = plan(tmp_path, make_data(splits={"future_from": "2024-01-01"}), [documents])
+    chosen = plan(tmp_path, make_data(splits={"future_from": "2024-01-01"}), [documents]).splits
     future = {document.id for document in documents if document.metadata["date"] >= "2024"}
     assert len(future) == 60 and chosen and not future & chosen.keys()
 

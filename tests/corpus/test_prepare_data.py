@@ -12,6 +12,7 @@ from tiny_run import TinyRun, make_text, write_tiny_texts
 
 import prepare_data
 from corpus.document_families import find_families
+from intervals import family_sums
 from recipe_config import RecipeError
 
 
@@ -246,6 +247,27 @@ def test_families_stay_together(run):
     splits = [split for split in SPLITS for d in documents(run, split) if d["text"].startswith(shared[:100])]
     assert len(splits) == 12 and len(set(splits)) == 1
     assert stats(run, "law")["families"] <= 41
+
+
+def test_held_out_documents_name_their_family_for_the_intervals_of_evaluation(run):
+    texts = [make_text(seed, sentences=30) for seed in range(700, 730)]
+    append_rows(run, *(row(f"{text}\nversion {version}") for text in texts for version in range(3)))
+    prepare_data.main(only_law(run, "--data.family_containment=0.3"))
+    columns = ["id", "source", "text", "date"]
+    assert all(list(document) == columns for document in documents(run, "train"))
+    for split in ("validation", "test"):
+        found = documents(run, split)
+        assert all(list(document) == [*columns, "family"] for document in found)
+        versions = [document for document in found if "\nversion " in document["text"]]
+        beginnings = {document["text"].partition("\nversion ")[0] for document in versions}
+        assert beginnings and len({document["family"] for document in versions}) == len(beginnings) < len(versions)
+    scored = [{"family": document["family"], "bytes": len(document["text"])} for document in found]
+    assert len(family_sums(scored, "bytes")) < len(scored)
+
+
+def test_without_families_held_out_documents_have_the_columns_of_the_others(run):
+    prepare_data.main(only_law(run))
+    assert all("family" not in document for split in SPLITS for document in documents(run, split))
 
 
 def test_families_are_closed_under_containment():

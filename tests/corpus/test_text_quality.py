@@ -9,7 +9,6 @@ import signal
 import string
 import unicodedata
 from base64 import b64encode
-from itertools import islice
 
 import pytest
 from datatrove.data import Document
@@ -20,7 +19,6 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
-from tiny_run import ROOT
 
 from corpus.document_families import WORD
 from corpus.language import LanguageFilter
@@ -29,7 +27,6 @@ from corpus.text_quality import RULES, SENTENCE_END, QualityFilter, split_words
 from recipe_config import Languages, Quality, RecipeError
 
 
-DATA = ROOT.parent / "shared" / "data"
 RANDOM = random.Random(3)
 PROSE = (
     "The court has considered the motion and the papers that were filed with it. The parties agree that the lease "
@@ -352,16 +349,6 @@ def test_the_web_profile_gives_the_verdicts_of_datatroves_filters():
     broken = check_against_datatrove([text for text in [*JUNK.values(), *GOOD.values()] if text])
     broken |= check_against_datatrove(map(made_up_text, range(200)))
     assert len(broken) > 18, f"only {broken} were tried"
-
-
-def test_the_web_profile_gives_the_verdicts_of_datatroves_filters_on_real_text():
-    files = sorted(DATA.glob("[!b]*/*.jsonl"))
-    if not files:
-        pytest.skip(f"needs the corpora in {DATA}")
-    for file in files:
-        with file.open(encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in islice(lines, 4)]
-        check_against_datatrove(text[:8_000].strip() for text in texts)
 
 
 def test_words_are_those_of_the_near_duplicates():

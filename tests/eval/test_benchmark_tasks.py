@@ -3,7 +3,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from benchmark_tasks import available_shots, build_requests, choose_tasks, expor
 
 
 BENCHMARKS = read_benchmarks()
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmarks"
 TABLE = {"pre_text": ["In 2019 sales rose."], "post_text": [], "table": [["year", "sales"], ["2019", "$ 12"]]}
 # A made-up row of each form, and part of the item that it becomes.
 ROWS = {
@@ -165,26 +163,3 @@ def test_row_of_another_form_is_named(tmp_path):
         ValueError, match="piqa: row 0 .* form that benchmark_rows.piqa reads: .*its fields are sentence"
     ):
         load_items(BENCHMARKS["piqa"], tmp_path / "rows.jsonl")
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/benchmarks is missing")
-@pytest.mark.parametrize(
-    ("name", "file", "number"),
-    [
-        ("piqa", "piqa_valid", 1838),
-        ("openbookqa", "openbookqa_test", 500),
-        ("blimp_adjunct_island", "blimp_60", 60),
-        ("mmlu_international_law", "mmlu_legal", 121),
-        ("mmlu_econometrics", "mmlu_finance", 114),
-        ("mmlu_anatomy", "mmlu_medical", 135),
-        ("pubmedqa", "pubmedqa_labeled", 500),
-        ("legalbench_abercrombie", "legalbench_abercrombie", 95),
-        ("legalbench_unfair_tos", "legalbench_unfair_tos", 737),
-    ],
-)
-def test_real_rows_are_read(name, file, number):
-    benchmark = BENCHMARKS[name]
-    items, shots, _ = load_items(benchmark, REAL / f"{file}.jsonl")
-    assert len(items) == number
-    (request,) = build_requests(benchmark, items[:1], shots, available_shots(benchmark, shots, None), seed=0)
-    assert len(request["requests"]) == len(items[0]["choices"])

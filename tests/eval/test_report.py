@@ -11,10 +11,9 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from run_file_keys import unknown_keys
 
 import plan_run
-import pretrain
-import run_eval
 from figure_style import MAX_POINTS, thinned
 from recipe_loading import load_recipe
 from report import SECTIONS, main
@@ -79,10 +78,11 @@ def entry(domain, bits, xz=(2.9, 1.5, 1.1), interval=(1.3, 1.5)):
     return {"domain": domain, **sizes, "bits_per_byte": bits, "confidence_interval": interval, **kinds}
 
 
-def task(accuracy, chance=0.25, items=96, few=4):
+def task(accuracy, chance=0.25, items=96, few=4, constant=None):
     """A task's results, all but `few` of its items clean and those overlapping."""
-    interval = [accuracy - 0.086, accuracy + 0.086]
-    metrics = {"acc": {"value": accuracy, "stderr": 0.044, "interval": interval, "chance": chance}}
+    score = {"value": accuracy, "stderr": 0.044, "interval": [accuracy - 0.086, accuracy + 0.086], "chance": chance}
+    score |= {"constant": constant, "constant_answer": constant and "<i>yes", "baseline": max(chance, constant or 0)}
+    metrics = {"acc": score}
     scores = {"metrics": metrics, "chance": chance}
     groups = {"clean": scores | {"num_items": items - few}, "overlapping": {"metrics": None, "chance": chance}}
     groups["overlapping"]["num_items"] = few
@@ -153,17 +153,27 @@ def write_run(folder):
         },
     }
     results = {
-        "format": 1,
+        "format": 2,
         "settings": {"split": "test", "context_length": 512, "stride": 256},
         "bits_per_byte": {
             "sources": {
-                "licenses": entry("legal", 1.412),
+                "licenses": entry("legal", 1.412) | {"families": 31},
                 "wikipedia": entry("general", 2.13, (3.4, 2.0, None), None),
             },
             "domains": {"legal": entry("legal", 1.412), "general": entry("general", 2.13)},
-            "context_lengths": {length: entry("", bits) for length, bits in (("512", 1.4), ("1024", 1.9))},
+            "context_lengths": {
+                length: {key: value for key, value in entry("", bits).items() if key != "domain"}
+                for length, bits in (("512", 1.4), ("1024", 1.9))
+            },
         },
-        "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)},
+        "tasks": {"legal_sense": task(0.27), "general_agreement": task(0.71, chance=0.5, items=118)}
+        | {"pubmedqa": task(0.45, chance=1 / 3, items=500, constant=0.552)}
+        | {f"mmlu_{n}": task(0.3) | {"groups": ["mmlu"]} for n in range(2)},
+        "groups": {},
+        "group_parts": {
+            "mmlu (2 of 57)": {"group": "mmlu", "score": "acc", "value": 0.3, "interval": [0.24, 0.36], "chance": 0.25}
+            | {"constant": None, "baseline": 0.26, "num_tasks": 2, "num_members": 57}
+        },
         "samples": [
             {
                 "prompt": "The licensee shall",
@@ -259,6 +269,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         f"Advice: {plan()['verdict']['choice']}.",
         "Marked in the figures: resume 1, skip 1.",
         "1999 to 2024-02-29",
+        '<th>licenses</th><td class="text">legal</td><td>120 in 31 families</td><td>901,234</td>',
         "4.42",
         "m|ens| rea",
         "After &ldquo;The &lt;i&gt;court&rdquo;",
@@ -296,7 +307,9 @@ def test_first_screen_answers_the_four_questions(run_folder):
         "document alone (2.90). It is level with xz of the text as one stream (1.50). It does not yet beat xz that "
         "holds the training text (1.10).",
         "general_agreement: acc of 0.710 is above chance (0.500).",
-        "legal_sense: acc of 0.270 is within noise of chance (0.250): it shows nothing yet.",
+        "legal_sense: acc of 0.270 is above chance (0.250), within noise: it shows nothing yet.",
+        "pubmedqa: acc of 0.450 is below the best constant answer, &#34;&lt;i&gt;yes&#34; (0.552).",
+        "mmlu (2 of 57): acc of 0.300 is above the baseline (0.260), within noise: it shows nothing yet.",
         "The tokenizer needs 37 % fewer tokens on licenses and 5 % more tokens on wikipedia",
         "1 optimizer step was skipped; see the event log.",
         "Training: the learning rate was cut once.",
@@ -395,12 +408,14 @@ def test_numbers_and_code_in_sentences():
     assert str(marked("see `a.json`, <b>`x<y`")) == "see <code>a.json</code>, &lt;b&gt;<code>x&lt;y</code>"
 
 
-def test_a_real_run_is_reported_from_the_files_that_the_stages_write(tiny_run):
-    run = tiny_run.output_dir
-    pretrain.main([*tiny_run.argv(), "--dry_run"])
-    pretrain.main(tiny_run.argv())
-    evaluation = ["--model", str(run / "model"), "--documents", str(run / "documents"), "--output", str(run / "eval")]
-    run_eval.main([*evaluation, "--xz", "--prompts", "The court", "--baselines", str(run / "model")])
+def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(evaluated_run, tmp_path):
+    write_run(tmp_path)
+    files = [path for path in FILES.values() if path.endswith(".json")]
+    assert unknown_keys(tmp_path, evaluated_run.output_dir, files) == {}
+
+
+def test_a_real_run_is_reported_from_the_files_that_the_stages_write(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
     main([str(run)])
     page = (run / "report.html").read_text()
     names = re.findall(r'<section id="(\w+)">', page)
@@ -525,7 +540,8 @@ def test_summary_is_what_a_newcomer_needs(run_folder):
     unwrapped = " ".join(summary.split())
     assert "licenses: the model (1.412) beats xz -9e of each document alone (2.900) and" in unwrapped
     assert "but not xz -9e primed with the training text (1.100)." in unwrapped
-    assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is within noise of chance" in unwrapped
+    assert "legal_sense, acc: 0.270 (0.184 to 0.356) over 96 items is above chance (0.250), within noise" in unwrapped
+    assert "mmlu (2 of 57), mean of 2 tasks: 0.300 (0.240 to 0.360) is above the baseline" in unwrapped
     assert "general_agreement, acc: 0.710 (0.624 to 0.796) over 118 items is above chance" in unwrapped
     assert "by the tokens read at once: 1.400 with 512, 1.900 with 1,024." in unwrapped
     assert "mens rea  m|ens| rea        men|s| re|a" in summary
@@ -619,6 +635,46 @@ def test_run_without_a_general_tokenizer_xz_tasks_and_samples_is_reported(tmp_pa
     assert 'id="held_out_text"' in page and 'id="benchmarks"' not in page and 'id="samples"' not in page
 
 
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ({"model": {"from_pretrained": "some/base"}, "tokenizer": {"extend_by": 500}}, "tokenizer of some/base"),
+        ({"model": {}, "tokenizer": {"from_pretrained": "a/b", "extend_by": 9}}, "tokenizer of a/b"),
+        ({"model": {"from_pretrained": "/a/b/c"}, "tokenizer": {"extend_by": 9}}, "tokenizer of the local model c"),
+    ],
+)
+def test_an_extended_tokenizer_and_the_one_before_are_named_as_such(tmp_path, recipe, named):
+    write_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"
+    shutil.copyfile(measured, tmp_path / FILES["tokenizer"])
+    speeds = {"domain tokenizer": {"megabytes_per_second": 1.25}, "general tokenizer": {"megabytes_per_second": 2}}
+    speeds |= dict.fromkeys(("tokenizer.model.v1", "tekken_240911.json"), {"megabytes_per_second": 3})
+    (tmp_path / "tokenizer" / "speed.json").write_text(json.dumps(speeds))
+    main([str(tmp_path)])
+    page, summary = ((tmp_path / name).read_text() for name in ("report.html", "summary.txt"))
+    section = page[page.index('<section id="tokenizer">') : page.index('<section id="documents">')]
+    assert f"<th>extended tokenizer</th><th>{named}</th>" in section
+    assert f"tokens: the {named} and tokens that were chosen on a sample from" in section
+    assert f"<td>{1.25:.1f}</td><td>{2:.1f}</td>" in section, "the speeds keep their places"
+    assert f"than the {named}, which it extends." in page and "/a/b/c" not in page
+    assert f"extended tokenizer  {named}" in summary
+    for text in (page, summary):
+        assert "general tokenizer" not in text and "domain tokenizer" not in text and "general text alone" not in text
+
+
+def test_a_tokenizer_that_was_taken_is_not_said_to_be_trained(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": "some/base"}}))
+    report = json.loads((tmp_path / FILES["tokenizer"]).read_text())
+    del report["bytes_per_token"]["general tokenizer"]
+    (tmp_path / FILES["tokenizer"]).write_text(json.dumps(report))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "8,192 tokens: the tokenizer of some/base. This run did not train it." in page
+    assert "trained on a sample" not in page and "<th>tokenizer of some/base</th>" in page
+
+
 def test_tokenizers_report_card_is_shown_with_words_terms_numbers_and_speed(tmp_path):
     write_run(tmp_path)
     measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"
@@ -689,10 +745,45 @@ def test_sentences_say_what_was_beaten_and_what_was_not():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "said"), [(0.27, "within noise of chance"), (0.5, "is above chance"), (0.1, "is below chance")]
+    ("accuracy", "constant", "said"),
+    [
+        (0.27, None, "is above chance (0.250), within noise: it shows nothing yet."),
+        (0.23, None, "is below chance (0.250), within noise: it shows nothing yet."),
+        (0.25, None, "is level with chance (0.250), within noise: it shows nothing yet."),
+        (0.5, None, "is above chance (0.250)."),
+        (0.5, 0.2, "is above chance (0.250)."),
+        (0.1, None, "is below chance (0.250)."),
+        (0.5, 0.552, 'is below the best constant answer, "<i>yes" (0.552), within noise: it shows nothing yet.'),
+        (0.4, 0.552, 'is below the best constant answer, "<i>yes" (0.552).'),
+        (0.7, 0.552, 'is above the best constant answer, "<i>yes" (0.552).'),
+    ],
 )
-def test_accuracy_is_compared_with_what_guessing_gives(accuracy, said):
-    assert said in task_sentence("legal_sense", "acc", task(accuracy))
+def test_a_score_is_compared_with_guessing_or_the_best_constant_answer_whichever_is_better(accuracy, constant, said):
+    assert task_sentence("pubmedqa", "acc", task(accuracy, constant=constant)).endswith(f"items {said}")
+
+
+def test_a_score_of_an_earlier_format_is_compared_with_guessing():
+    metrics = {"acc": {"value": 0.3, "stderr": 0.02}}
+    found = task_sentence("legal_sense", "acc", {"metrics": metrics, "chance": 0.25, "num_items": 500})
+    assert found == "legal_sense, acc: 0.300 (0.261 to 0.339) over 500 items is above chance (0.250)."
+
+
+def test_baselines_and_parts_of_groups_stand_in_the_tables(run_folder):
+    page = (run_folder / "report.html").read_text()
+    row = '<td>0.333</td><td>0.552 (&ldquo;&lt;i&gt;yes&rdquo;)</td><td class="text">below</td><td>500</td>'
+    assert row in page
+    assert '<td>0.250</td><td>none</td><td class="text">above, within noise</td><td>96</td>' in page
+    caption = page[page.index("Parts of groups: some tasks only") :]
+    row = caption[caption.index("<tr><th>mmlu (2 of 57)") :].partition("</tr>")[0]
+    assert re.findall(r"<td.*?>(?:<strong>)?(.*?)<", row) == [
+        "acc",
+        "0.300",
+        "0.240 to 0.360",
+        "0.250",
+        "0.260",
+        "above, within noise",
+        "2",
+    ]
 
 
 def test_tables_keep_their_columns_under_one_another():

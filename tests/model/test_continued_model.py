@@ -107,8 +107,10 @@ def test_adapters_change_their_targets_by_a_matrix_of_their_rank_and_nothing_els
             assert torch.equal(after[name], weight), name
     summary = json.loads((adapted.output_dir / "training.json").read_text())
     trained = 2 * (2 * (32 + 32) + 2 * (64 + 32))  # layers * (rank * (in + out) of q_proj and of down_proj)
-    assert summary["parameters"]["trained"] == trained
-    assert summary["parameters"]["total"] == trained + sum(weight.numel() for weight in before.values())
+    counted = summary["parameters"]
+    assert counted["trained"] == counted["adapters"] == trained
+    assert counted["total"] == sum(weight.numel() for weight in before.values()), "of the exported model"
+    assert counted["total"] == counted["embedding"] + counted["non_embedding"]
 
 
 def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):

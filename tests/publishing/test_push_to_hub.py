@@ -26,6 +26,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
+from run_file_keys import unknown_keys
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TinyRun
@@ -42,7 +43,7 @@ from transformers import (
 import pretrain
 from atomic_files import file_sha256, write_json
 from card_text import escape_markdown
-from corpus.document_files import write_documents
+from corpus.document_files import DocumentWriter, write_documents
 from publishing import base_model, release_checks, revision_queue
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
@@ -121,7 +122,6 @@ def write_run(run: Path) -> None:
         "num_processes": 1,
         "mixed_precision": "no",
         "compiled": False,
-        "notes": [f"skipped {run.absolute()}/checkpoints/step_00000010"],
         "mixture": {
             name: {"asked_fraction": share, "delivered_fraction": share, "bytes_seen": 9000, "tokens_seen": 2560}
             | {"repetitions": 0.29}
@@ -132,10 +132,13 @@ def write_run(run: Path) -> None:
     metrics[1] |= {"eval/bits_per_byte/contracts": 2.123, "eval/bits_per_byte/stories": 2.567}
     entry = {"documents": 2, "bytes": 2000, "tokens": 2000, "nats": 2000.0, "confidence_interval": [1.31, 1.52]}
     scores = {
-        "contracts": entry | {"domain": "legal", "bits_per_byte": 1.412, **dict.fromkeys(KINDS, 1.777)},
+        "contracts": entry
+        | {"domain": "legal", "bits_per_byte": 1.412, "documents": 9, "families": 2, **dict.fromkeys(KINDS, 1.777)},
         "stories": entry | {"domain": "general", "bits_per_byte": 2.13, **dict.fromkeys(KINDS)},
     }
-    task = {"metrics": {"acc": {"value": 0.27, "stderr": 0.044}}, "chance": 0.25, "num_items": 96, "version": 1.0}
+    score = {"value": 0.27, "stderr": 0.044, "interval": [0.191, 0.366], "chance": 0.25}
+    score |= {"constant": 0.292, "constant_answer": "no | doubt", "baseline": 0.292}
+    task = {"metrics": {"acc": score}, "chance": 0.25, "num_items": 96, "version": 1.0}
     task["gold_bits_per_byte"] = {"value": 1.234, "stderr": 0.056}
     apart = {"clean": 0.24, "overlapping": 0.33}
     task["by_overlap"] = {
@@ -242,6 +245,11 @@ def rewrite(path: Path, change) -> None:
     write_json(path, content)
 
 
+def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(evaluated_run, workspace):
+    files = ["documents/stats.json", "documents/decontamination.json", "tokenizer/report.json", "training.json"]
+    assert unknown_keys(workspace / "run", evaluated_run.output_dir, [*files, "eval/results.json"]) == {}
+
+
 # Refusals
 
 
@@ -292,7 +300,7 @@ def test_results_of_other_weights_are_refused(recipe):
     ],
 )
 def test_a_secret_is_refused_by_kind_and_never_shown(recipe, kind, secret):
-    rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content["notes"].append(f"with {secret}"))
+    rewrite(Path(recipe.run.output_dir) / "training.json", lambda content: content.update(device=f"with {secret}"))
     with pytest.raises(RecipeError) as refused:
         build_release(recipe)
     assert "training.json, byte" in str(refused.value)
@@ -381,6 +389,22 @@ def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
     with pytest.raises(RecipeError, match="document (ab){16}: looks like a Hugging Face token") as refused:
         build_dataset_release(recipe)
     assert TOKEN not in str(refused.value) and not (run / "release_dataset").exists()
+
+
+def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
+    recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
+    documents = Path(recipe.run.output_dir) / "documents"
+    for split in ("validation", "test"):
+        writer = DocumentWriter(documents / split / "stories" / "00000.parquet", families={f"{1:032x}": f"{0:032x}"})
+        for index in range(3):
+            writer.write(Document(f"A {split} story, {index}.", f"{index:032x}", metadata={"source": "stories"}))
+        writer.close()
+    record_stage(recipe, "prepare")
+    assert len(build_dataset_release(recipe)) == 1, "the other source's licence forbids it"
+    folder = str(Path(recipe.run.output_dir) / "release_dataset")
+    found = load_dataset(folder, cache_dir=str(tmp_path / "cache"))
+    assert {tuple(rows.column_names) for rows in found.values()} == {("id", "source", "text", "date")}
+    assert found["test"]["text"] == [f"A test story, {index}." for index in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -550,21 +574,34 @@ def test_a_large_group_of_tasks_is_in_the_card_by_its_mean_and_a_small_one_task_
         task = content["tasks"]["legal_sense"]
         for group, size in (("legalbench", 12), ("mmlu_legal", 3)):
             content["tasks"] |= {f"{group}_{number}": task | {"groups": [group]} for number in range(size)}
-        mean = {"score": "balanced_acc", "value": 0.512, "interval": [0.49, 0.53], "chance": 0.48}
+        mean = {"score": "balanced_acc", "value": 0.512, "interval": [0.49, 0.53], "chance": 0.48, "baseline": 0.5}
         content["groups"] = {"legalbench": mean | {"num_tasks": 12}, "mmlu_legal": mean | {"num_tasks": 3}}
+        dataset = {"path": "org/bench", "name": "law", "revision": "0" * 40}
+        content["tasks"]["legal_sense"] = task | {"dataset": dataset}
+        content["group_parts"] = {"mmlu (3 of 57)": mean | {"num_tasks": 3, "baseline": 0.54}}
 
     rewrite(run / "eval" / "results.json", grow)
     for stage in ("evaluate", "report"):
         record_stage(recipe, stage)
-    card = (made(recipe) / "README.md").read_text()
-    assert "| legalbench | 12 | 0.480 | balanced\\_acc | 0.512 | 0.490 to 0.530 |" in card
-    assert "legalbench\\_1" not in card and "| mmlu\\_legal\\_2 | 96 | 0.250 | acc | 0.270 |" in card
+    release = made(recipe)
+    card = (release / "README.md").read_text()
+    assert (
+        "| legalbench | 12 | 0.480 | 0.500 | balanced\\_acc | 0.512 | 0.490 to 0.530 | above, within noise |" in card
+    )
+    assert "legalbench\\_1" not in card and "| mmlu\\_legal\\_2 | 96 | 0.250 |" in card
+    parts = card[card.index("Means over parts of groups") : card.index("Of groups of many tasks")]
+    assert "| mmlu (3 of 57) | 3 | 0.480 | 0.540 | balanced\\_acc | 0.512 | 0.490 to 0.530 | below |" in parts
+    assert "are no scores of the groups" in parts and "legalbench" not in parts
     found = json.loads((run / "documents" / "decontamination.json").read_text())["tasks"]["legal_sense"]
     tasks = {f"legalbench_{number}": found for number in range(12)} | {"legal_sense": found}
     rows = sum_checked({"tasks": tasks}, {f"legalbench_{number}": "legalbench" for number in range(12)})
     one = {"items": 96, "checkable": 80, "overlapping_items": 42, "documents": 7, "left": 40}
     assert rows == {"legalbench": {key: 12 * value for key, value in one.items()}, "legal_sense": one}
-    assert "mean of 12 tasks" in card and "the tasks one by one are in" in card
+    assert "mean of 12 tasks" in card and "the tasks one by one are in the [report](report.html)." in card
+    (model,) = metadata_load(release / "README.md")["model-index"]
+    published = {entry["dataset"]["type"] for entry in model["results"]}
+    assert {"legalbench", "mmlu_legal", "mmlu_legal_1"} <= published and not {"mmlu", "mmlu (3 of 57)"} & published
+    assert [path.name for path in (release / ".eval_results").iterdir()] == ["legal_sense.yaml"]
 
 
 def test_a_release_has_the_runs_optional_files_and_the_recipes_settings(recipe, tmp_path):
@@ -718,10 +755,10 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "| contracts | 4.42 | 2.79 |",
         "5,120 in 20 steps of 256",
         "1.4e+09 FLOPs (6 \\* parameters \\* tokens)",
-        "| contracts | legal | 2 | 2,000 | 1.412 | 1.310 to 1.520 | 1.777 | 1.777 | 1.777 |",
+        "| contracts | legal | 9 in 2 families | 2,000 | 1.412 | 1.310 to 1.520 | 1.777 | 1.777 | 1.777 |",
         "| stories | general | 2 | 2,000 | 2.130 | 1.310 to 1.520 | not measured | not measured | not measured |",
-        "| legal\\_sense | 96 | 0.250 | acc | 0.270 | 0.044 | not distinguishable |",
-        "| legal\\_sense | 96 | none | bits per byte of the right answer | 1.234 | 0.056 | not comparable |",
+        '| legal\\_sense | 96 | 0.250 | 0.292 ("no \\| doubt") | acc | 0.270 | 0.044 | below, within noise |',
+        "| legal\\_sense | 96 | none | none | bits per byte of the right answer | 1.234 | 0.056 | not comparable |",
         "| contracts | 21 | 0 | 0 | 0 | 0 | 0 |",
         "| ip (left) |",
         "7 documents. What is reworded is not found.",

@@ -17,7 +17,6 @@ import pretrain
 from mixture.batches import MicroBatches
 from model import summed_loss
 from planning.memory import memory_by_part
-from planning.model_shape import training_flops_per_token
 from recipe_config import RecipeError
 from training import inputs, preflight
 from training.utilisation import measure_utilisation
@@ -169,7 +168,8 @@ def test_utilisation_states_both_conventions(tiny_run):
     plain = measure_utilisation(recipe.model, 384, 32, False, 1e9, 2)
     # 2 layers of 4 * 32 * 32 + 3 * 32 * 64, and the projection.
     assert plain.flops_6nd == 6 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 384 * 32)
-    assert plain.flops_hardware == training_flops_per_token(recipe.model, 384, 32) > plain.flops_6nd
+    # And the scores of 2 heads of width 16 over 32 tokens, in each layer twice: with the keys and with the values.
+    assert plain.flops_hardware == plain.flops_6nd + 6 * 2 * (2 * 2 * 16 * 32)
     assert measure_utilisation(recipe.model, 384, 32, True, 1e9, 2).flops_hardware == plain.flops_hardware * 4 / 3
     assert plain.record(1000.0)["train/utilisation_6nd_fraction"] == pytest.approx(plain.flops_6nd * 1000 / 2e9)
     assert measure_utilisation(recipe.model, 384, 32, False, None, 2).record(1000.0) == {}

@@ -17,7 +17,6 @@ from tiny_run import RECIPES, ROOT, TinyRun
 
 import pretrain
 from document_ledger import open_ledger
-from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
 
@@ -128,13 +127,12 @@ def test_the_gradient_of_uneven_documents_is_that_of_one_process_and_one_micro_b
     assert found.keys() == expected.keys()
 
 
-@pytest.mark.parametrize("name", ["alone", "1 to 2", "sharded", "poisoned"])
-def test_the_learning_rate_is_the_same_function_of_the_step_on_any_number_of_processes(runs, name):
-    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], runs[name].argv()[2:])
-    lines = {line["step"]: line for line in runs[name].metrics() if "train/loss" in line}
-    for step in lines:
-        assert lines[step]["train/learning_rate"] == pretrain.learning_rate_at(step, 20, recipe.training), step
-    assert len(lines) == (20 if name != "poisoned" else 19)
+@pytest.mark.parametrize("name", ["alone", "sharded 1 to 2"])
+def test_the_learning_rate_follows_the_optimizer_steps_on_any_number_of_processes(runs, name):
+    """A scheduler that Accelerate prepares would step once for each process."""
+    rates = [line["train/learning_rate"] for line in runs[name].metrics() if "train/loss" in line]
+    warmup, decay = [1 / 3, 2 / 3, 1], [0.75, 0.5, 0.25]
+    assert rates == pytest.approx([1e-2 * height for height in [*warmup, *[1] * 14, *decay]])
 
 
 @pytest.mark.parametrize("name", ["1 to 2", "1 to 2, then 1", "sharded", "sharded 1 to 2", "sharded, then 1"])
