@@ -16,7 +16,7 @@ from stages import ROOT
 def has_gpu() -> bool:
     """Return whether torch sees a GPU, asked in another process: importing torch here would take seconds."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 @cache
@@ -25,8 +25,9 @@ def has_fast_bf16() -> bool:
 
     Its flags do not predict it: with AMX bf16 is many times faster; AVX512-BF16 alone ran at half the rate of fp32.
     """
-    code = "import sys; from planning.devices import measure_products as m; r = m(); sys.exit(r['bf16'] <= r['fp32'])"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT / "recipes", check=False).returncode == 0
+    code = "from planning.devices import measure_products as m; r = m(); sys.exit(r['bf16'] <= r['fp32'])"
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'recipes')!r}); {code}"
+    return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 def launch_command(accelerate_config: Path | None, num_processes: str | None) -> list[str]:
@@ -39,7 +40,8 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
 
     Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    # -P: no module is taken from the working folder, where a torch.py or numpy.py may lie.
+    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"]
     if accelerate_config is None:
         on_gpu = has_gpu()
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")

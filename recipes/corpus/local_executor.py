@@ -100,10 +100,11 @@ def start_fork_server(context) -> None:
     context.set_forkserver_preload([file.stem if name == "__main__" else name for name, file in ours.items()])
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the fork server does not inherit sys.path
+    os.environ["PYTHONSAFEPATH"] = "1"  # it would look in the working folder first
     try:
         forkserver.ensure_running()
     finally:
-        del os.environ["PYTHONPATH"]
+        del os.environ["PYTHONPATH"], os.environ["PYTHONSAFEPATH"]
         os.environ.update(before)
 
 

@@ -245,7 +245,7 @@ class SlurmExecutor(TaskRunner, SlurmPipelineExecutor):
 
     def get_launch_file_contents(self, sbatch_args: dict, run_script: str) -> str:
         """Return the script of the job, with the directory, PYTHONPATH and interpreter of this process."""
-        task = [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline"]
+        task = [sys.executable, "-P", "-m", "datatrove.tools.launch_pickled_pipeline"]
         lines = [
             "#!/bin/bash",
             *(f"#SBATCH {option(name, shlex.quote(str(value)))}" for name, value in sbatch_args.items()),

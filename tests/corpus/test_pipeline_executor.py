@@ -258,7 +258,7 @@ def test_the_submitted_script_says_what_the_recipe_says_and_holds_no_secret(work
         f"export PYTHONPATH={RECIPES}${{PYTHONPATH:+:$PYTHONPATH}}",
     }
     assert re.search(r"^#SBATCH --job-name=prepare-read-[0-9a-f]{12}$", script, re.MULTILINE)
-    assert script.splitlines()[-1].startswith(f"exec {sys.executable} -m datatrove.tools.launch_pickled_pipeline '")
+    assert script.splitlines()[-1].startswith(f"exec {sys.executable} -P -m datatrove.tools.launch_pickled_pipeline '")
     assert "hf_secret" not in script and "qos" not in script
 
 
