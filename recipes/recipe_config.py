@@ -76,14 +76,17 @@ class Run(Section):
 
 
 class Source(Section):
-    """One source of text: a Hub dataset, a file or folder, files inside a wheel or zip, or an fsspec URL."""
+    """One source of text: a Hub dataset, a file or folder, files inside a wheel, zip or tar, or an fsspec URL."""
 
     name: Name
     """Folder name of the source in the run: lower-case letters, digits, - and _."""
     path: str
-    """Hub dataset id (org/name); or file, folder, .whl, .zip; or fsspec URL (hf://, s3://, https://)."""
+    """Hub dataset id (org/name); or file, folder, .whl, .zip, .tar; or fsspec URL (hf://, s3://, https://)."""
     data_files: str | list[str] | None = None
-    """Glob or globs below path; for a wheel or zip, members of it. None: every file of a known type."""
+    """Glob or globs below path; for a wheel, zip or tar, members of it. None: every file of a known type."""
+    ignore: list[str] = []
+    """Endings that are not read, as the table of files shows them, such as .pdf or (no ending). A run that would leave
+    out more bytes than it reads is refused unless they are named here."""
     config: str | None = None
     """Configuration of a Hub dataset."""
     split: str = "train"
@@ -112,6 +115,11 @@ class Source(Section):
     @property
     def label(self) -> str:
         return self.domain or self.name
+
+    def problems(self):
+        for index, ending in enumerate(self.ignore):
+            if ending != "(no ending)" and (not ending.startswith(".") or ending != ending.lower()):
+                yield f"ignore.{index}", f"not an ending in small letters such as .pdf, or (no ending), got {ending!r}"
 
 
 class NearDuplicates(Section):

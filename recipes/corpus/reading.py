@@ -20,7 +20,7 @@ from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, Source, Splits
 from sources.readers import Unreadable, document_date, read_unit
-from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
+from sources.units import Listing, Unit, is_hub_dataset, named_errors
 
 
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
@@ -49,11 +49,11 @@ def pin_revisions(data: Data, note: Path) -> Data:
     return data.model_copy(update={"sources": sources})
 
 
-def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
+def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tuple[Source, list[Unit]]]:
     """Divide each source into parts, one a task, by the number and the size of its files alone."""
-    all_units, parts = list_all_units(data.sources), []
-    for source in data.sources:
-        units = all_units[source.name]
+    parts = []
+    for source in sources:
+        units = listings[source.name].units
         wanted = max(MIN_TASKS_PER_SOURCE, sum(unit.size_bytes for unit in units) // BYTES_PER_TASK)
         # A limit on the bytes of a source needs one counter, so one task reads the whole source.
         tasks = 1 if source.max_bytes else min(wanted, len(units))
@@ -106,9 +106,12 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     with quarantine.open("w", encoding="utf-8") as quarantined:
         for unit, example in read_examples(source, units, tally, progress):
             if not isinstance(example, Unreadable):
+                if encoding := example.get("converted_from"):
+                    tally.documents[f"converted:{encoding}"] += 1
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 tally.add("dropped:unreadable", example.size_bytes)
+                tally.add_reason("unreadable", example.reason, example.size_bytes)
                 entry = {"source": source.name, "position": example.position, "reason": example.reason}
                 quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 continue
