@@ -20,6 +20,7 @@ DIFFERENCES = (
     ("cut_exact_in", "cut_exact_out", "exact_duplicate"),
     ("overlap_in", "overlap_out", "benchmark_overlap"),
 )
+WORDED = ("unreadable", "no_text")  # reasons to drop a document that are counted by their wording too
 MOST_REASONS = 50  # of one kind, that a task counts apart: a reason may quote what is in a file
 NOTHING = np.zeros(2, dtype=np.int64)
 
@@ -79,7 +80,8 @@ def explain_empty(source: str, counts: dict[str, np.ndarray]) -> str:
     """Return the message for a source without documents: how many examples were dropped for which reason."""
     reasons = labelled(counts, f"{source}/dropped")
     found = ", ".join(f"{number:,} {reason}" for reason, (number, _) in reasons.items()) or "no examples found"
-    why = "".join(f"; {number:,}: {reason}" for reason, number in list_reasons(counts, f"{source}/unreadable"))
+    wordings = [entry for kind in WORDED for entry in list_reasons(counts, f"{source}/{kind}")]
+    why = "".join(f"; {number:,}: {reason}" for reason, number in wordings)
     return f"data.sources: {source}: no document is left ({found}){why}; check its files and data.extract_text"
 
 
@@ -101,14 +103,20 @@ def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]
     dropped = ", ".join(f"{count['documents']:,} {reason}" for reason, count in entry["dropped"].items())
     if dropped:
         lines.append(f"prepare: {name}: dropped of {entry['documents_in']:,} documents: {dropped}")
-    reasons = sorted(entry["unreadable"].items(), key=lambda item: -item[1]["documents"])
+    reasons = sorted(entry["reasons"].items(), key=lambda item: -item[1]["documents"])
     for reason, count in reasons[:5]:
         where = next((position for wording, position in first.items() if mask(wording) == reason), None)
-        lines.append(f"prepare: {name}:   {count['documents']:,} unreadable: {reason}" + (f" ({where})" * bool(where)))
+        lines.append(f"prepare: {name}:   {count['documents']:,}: {reason}" + (f" ({where})" if where else ""))
     if len(reasons) > 5:
         lines.append(f"prepare: {name}:   and {len(reasons) - 5} more reasons; quarantine.jsonl has all")
     for encoding, number in entry["converted"].items():
-        lines.append(f"prepare: {name}: note: {number:,} files were converted from {encoding}")
+        lines.append(f"prepare: {name}: note: {number:,} documents were converted from {encoding}")
+    for marker, count in entry["markers"].items():
+        lines.append(
+            f"prepare: {name}: note: {count['documents']:,} documents have {marker} in their text, "
+            f"{count['occurrences']:,} times, and it is trained on as characters; to divide there, set "
+            f"document_separator: {marker!r}"
+        )
     return lines
 
 
@@ -129,8 +137,9 @@ def gather_stats(
     Args:
         sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
-            `split:<name>`, `personal_data:<kind>`, `unreadable:<wording>`, `converted:<encoding>`, `cut` (documents
-            that lost passages, and the bytes they lost).
+            `split:<name>`, `personal_data:<kind>`, `unreadable:<wording>`, `no_text:<wording>`,
+            `converted:<encoding>`, `marker:<marker>` (documents and occurrences), `cut` (documents that lost passages,
+            and the bytes they lost).
         files: source -> its files by ending, read and not read.
         dates: source -> dated_documents, first_date and last_date.
         families: source -> number of families; None if families were not computed.
@@ -147,9 +156,10 @@ def gather_stats(
         at_reading = labelled(sum_counts(counts, "read"), f"{source.name}/dropped")
         everything = own["read"] + sum(at_reading.values(), NOTHING)
         kept = labelled(own, "split")
-        unreadable: dict[str, np.ndarray] = {}
-        for reason, number in sorted(labelled(own, "unreadable").items()):
-            unreadable[mask(reason)] = unreadable.get(mask(reason), NOTHING) + number
+        reasons: dict[str, np.ndarray] = {}
+        for reason, number in sorted(entry for kind in WORDED for entry in labelled(own, kind).items()):
+            reasons[mask(reason)] = reasons.get(mask(reason), NOTHING) + number
+        markers = sorted(labelled(own, "marker").items())
         accounted = sum([*kept.values(), *dropped.values()], cut * [0, 1])
         assert (everything == accounted).all(), f"{source.name}: of {everything}, {dropped} and {kept}"
         stats[source.name] = {
@@ -163,7 +173,8 @@ def gather_stats(
             "documents_in": int(everything[0]),
             "bytes_in": int(everything[1]),
             "dropped": {reason: counted(n) for reason, n in sorted(dropped.items()) if n.any()},
-            "unreadable": {reason: counted(n) for reason, n in unreadable.items()},
+            "reasons": {reason: counted(n) for reason, n in reasons.items()},
+            "markers": {marker: {"documents": int(n[0]), "occurrences": int(n[1])} for marker, n in markers},
             "cut": counted(cut),
             "kept": {
                 split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept

@@ -2,9 +2,11 @@
 """Read the examples of a source: files, folders, archives, URLs and Hub datasets in the same way.
 
 A source is a list of units (units.py). Each unit yields examples, which `extract_text` of the recipe's data.py turns
-into documents: the rows of JSON lines, JSON, Parquet or Arrow, or `{"text": content}` for any other file. Each example
-has the name of its file as `path`, and as `converted_from` what a text was converted from if it was not UTF-8
-(text_encoding.py). A text that looks like a date or a number stays a text.
+into documents: the rows of JSON lines, JSON, Parquet, Arrow or a table of columns, or `{"text": content}` for any
+other file. text_field and text_template put the text of a row into its field `text` (row_text.py), and
+document_separator divides it (separators.py). Each example has the name of its file as `path`, and as `converted_from`
+what a text was converted from if it was not UTF-8 (text_encoding.py). A text that looks like a date or a number stays
+a text.
 
 Data that cannot be read is yielded as an `Unreadable`, never dropped silently: the line of JSON lines, the row or the
 rest of the row group of Parquet, the rest of a compressed file, otherwise the file. A failed connection is not damage:
@@ -18,6 +20,7 @@ bounds.
 """
 
 import copy
+import csv
 import dataclasses
 import gzip
 import io
@@ -32,6 +35,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from itertools import chain
 from typing import BinaryIO
 
 import fsspec
@@ -40,9 +44,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipe_config import Source
-from sources.file_kinds import suffix
+from sources.file_kinds import COLUMNS, TABLES, suffix
 from sources.packed_files import DAMAGED_PACKING, open_archive, read_tar, unpack
-from sources.text_encoding import Recoded, find_encoding, find_mark
+from sources.row_text import kind_of, set_text
+from sources.separators import compile_separator, split_text
+from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
 from sources.units import Unit, load_builder, matching_members, named_errors, why_left_out
 
 
@@ -57,6 +63,7 @@ MAX_COMPRESSION_RATIO = 100
 # The largest member of a tar that is copied to memory.
 COPIED_BYTES = 16 << 20
 NOT_UTF8 = "not UTF-8"
+AS_ROW = '; write it as {"text": ...}'
 # Errors of the readers on a file that is damaged, truncated or of another type.
 DAMAGED = (*DAMAGED_PACKING, UnicodeDecodeError, pa.ArrowException)
 # Errors of `datasets` on one.
@@ -75,11 +82,12 @@ class Unreadable:
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
     """Yield the examples of one unit, and an `Unreadable` for each damaged part of it."""
     if unit.by_datasets:
-        examples = read_with_datasets(source, unit)
+        examples = set_texts(read_with_datasets(source, unit), unit.name, source)
+        examples = split_rows(examples, source) if source.document_separator else examples
     elif is_tar(unit):
         examples = read_tar_unit(source, unit)
     else:
-        examples = read_file(partial(open_unit, unit), unit.name)
+        examples = read_file(partial(open_unit, unit), unit.name, source)
     number = 0
     with named_errors(source):
         while True:
@@ -177,7 +185,7 @@ def read_tar_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
                 copied.flush()
                 fresh = partial(open, copied.name, "rb")
             try:
-                for example in read_file(partial(open_copied, fresh, name), name):
+                for example in read_file(partial(open_copied, fresh, name), name, source):
                     yield {**example, "path": name} if isinstance(example, dict) else example
             except Exception as error:
                 if not is_damage(error):
@@ -224,34 +232,107 @@ class WholeFile(io.RawIOBase):
         return len(content)
 
 
-def read_file(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> Iterator[dict | Unreadable]:
-    """Yield the rows of a file, or the file as one row.
+def read_file(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, source: Source
+) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a file, or the file as one row, divided at the source's separator.
 
     Args:
         opener: opens the file at its start, unpacked.
         name: of the file, whose ending says what it is, and which positions start with.
+        source: says which fields are the text.
     """
     kind = suffix(name)
+    if kind in TABLES + COLUMNS:
+        examples = set_texts(read_rows(opener, name, kind), name, source)
+        yield from split_rows(examples, source) if source.document_separator else examples
+    elif source.document_separator:
+        yield from split_file(opener, name, source)
+    else:
+        with opener() as stream:
+            yield decode_file(read_bounded(stream), name)
+
+
+def read_rows(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, kind: str
+) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a file of the given kind."""
     if kind == ".json" and holds_json_lines(opener):
         kind = ".jsonl"
+    if kind in COLUMNS:
+        with opener() as stream:
+            encoding = find_stream_encoding(stream)
+        if not encoding.is_certain:
+            yield Unreadable(name, explain_encoding(encoding), 0)
+            return
     with opener() as stream:
         if kind == ".parquet":
             yield from read_parquet(stream, name)
         elif kind == ".arrow":
             yield from read_arrow(stream, name)
-        elif kind in (".jsonl", ".ndjson"):
-            yield from read_json_lines(as_utf8(stream), name)
+        elif kind in COLUMNS:
+            yield from read_columns(recode(stream, encoding.name), name, kind)
         elif kind == ".json":
             yield from read_json(as_utf8(stream), name)
         else:
-            yield decode_file(read_bounded(stream), name)
+            yield from read_json_lines(as_utf8(stream), name)
+
+
+def set_texts(examples: Iterator[dict | Unreadable], name: str, source: Source) -> Iterator[dict | Unreadable]:
+    """Yield rows with their text where the source says it is."""
+    if source.text_field is None and source.text_template is None:
+        yield from examples
+        return
+    for number, example in enumerate(examples, start=1):
+        if isinstance(example, dict):
+            found = set_text(example, source)
+            example = (
+                Unreadable(f"{name}: row {number}", found, len(repr(example))) if isinstance(found, str) else found
+            )
+        yield example
+
+
+def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterator[dict | Unreadable]:
+    """Yield rows whose text is divided at the source's separator."""
+    separator = compile_separator(source.document_separator)
+    for example in examples:
+        if isinstance(example, dict) and isinstance(example.get("text"), str):
+            for text in split_text([example["text"]], separator, MAX_ROW_BYTES):
+                yield {**example, "text": text}
+        else:
+            yield example
+
+
+def split_file(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, source: Source
+) -> Iterator[dict | Unreadable]:
+    """Yield the documents of a text file of any size, which a separator divides."""
+    with opener() as stream:
+        encoding = find_stream_encoding(stream)
+    if not encoding.is_certain:
+        yield Unreadable(name, explain_encoding(encoding), 0)
+        return
+    noted = {} if encoding.name == "utf-8" else {"converted_from": encoding.name}
+    with opener() as stream:
+        pieces = io.TextIOWrapper(recode(stream, encoding.name), encoding="utf-8-sig")
+        texts = split_text(
+            iter(partial(pieces.read, 1 << 20), ""), compile_separator(source.document_separator), MAX_ROW_BYTES
+        )
+        for number, text in enumerate(texts, start=1):
+            position = f"{name}: document {number}"
+            reason = f"longer than {MAX_ROW_BYTES:,} bytes" if text is None else why_unfit(text)
+            yield {"text": text, **noted} if reason is None else Unreadable(position, reason, 0)
+
+
+def recode(stream: BinaryIO, encoding: str) -> BinaryIO:
+    """Return a stream of UTF-8 for a file in an encoding."""
+    return stream if encoding == "utf-8" else io.BufferedReader(Recoded(stream, encoding), 1 << 20)
 
 
 def as_utf8(stream: BinaryIO) -> BinaryIO:
     """Return a stream of UTF-8 for a file that starts with the mark of another Unicode encoding."""
     buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream, 1 << 20)
-    encoding = find_mark(buffered.peek(4)[:4])
-    return io.BufferedReader(Recoded(buffered, encoding), 1 << 20) if encoding else buffered
+    return recode(buffered, find_mark(buffered.peek(4)[:4]) or "utf-8")
 
 
 def decode_file(content: bytearray, name: str) -> dict | Unreadable:
@@ -260,11 +341,10 @@ def decode_file(content: bytearray, name: str) -> dict | Unreadable:
     if not isinstance(text, Unreadable):
         return {"text": text}
     if len(content) > MAX_ROW_BYTES:
-        return text
+        return dataclasses.replace(text, reason=f"{text.reason}, the most of one document; set document_separator")
     encoding = find_encoding(content)
     if not encoding.is_certain:
-        guess = f"; perhaps {encoding.name}: convert it with iconv -t utf-8 -f" if encoding.name else ""
-        return dataclasses.replace(text, reason=text.reason + guess) if text.reason == NOT_UTF8 else text
+        return dataclasses.replace(text, reason=explain_encoding(encoding)) if text.reason == NOT_UTF8 else text
     try:
         converted = content.decode(encoding.name)
     except UnicodeDecodeError as error:
@@ -297,6 +377,38 @@ def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
         while too_long:
             rest = stream.readline(1 << 20)
             too_long = rest and not rest.endswith(b"\n")
+
+
+def explain_encoding(encoding: Encoding) -> str:
+    """Return why a text in an encoding that is not certain is not read."""
+    guess = f"; perhaps {encoding.name}: convert it with iconv -t utf-8 -f {encoding.name}" if encoding.name else ""
+    return NOT_UTF8 + guess
+
+
+def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a table. Its first line names the columns, and what it has most of divides them."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    first = stream.readline(MAX_ROW_BYTES).decode("utf-8-sig")
+    delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
+    lines = chain([first], (line.decode() for line in iter(partial(stream.readline, MAX_ROW_BYTES), b"")))
+    rows = csv.reader(lines, delimiter=delimiter)
+    try:
+        columns = [column.strip() for column in next(rows, [])]
+        named = [column for column in columns if column]
+        if len(set(named)) < len(named):
+            yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
+            return
+        for number, row in enumerate(rows, start=1):
+            position, size_bytes = f"{name}: row {number}", sum(map(len, row))
+            if not row:
+                continue
+            if len(row) != len(columns):
+                reason = f"{len(row)} values, where the first line names {len(columns)} columns"
+                yield Unreadable(position, reason, size_bytes)
+            else:
+                yield check_row(dict(zip(columns, row, strict=True)), position, size_bytes)
+    except csv.Error as error:
+        yield Unreadable(f"{name}: after line {rows.line_num}", f"damaged table: {error}", 0)
 
 
 def holds_json_lines(opener: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
@@ -417,7 +529,11 @@ def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadabl
     """Return a parsed row, or an `Unreadable`. A size of 0 means not measured yet."""
     if isinstance(value, Unreadable):
         return value
-    reason = why_unfit(value) if isinstance(value, dict) else "not a JSON object"
+    reason = (
+        why_unfit(value)
+        if isinstance(value, dict)
+        else f"not a JSON object but {kind_of(value)}{AS_ROW * isinstance(value, str)}"
+    )
     return value if reason is None else Unreadable(position, reason, size_bytes or len(json.dumps(value)))
 
 

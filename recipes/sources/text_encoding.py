@@ -96,6 +96,20 @@ def find_encoding(content: bytes | bytearray) -> Encoding:
     return Encoding(" or ".join(names), False)
 
 
+def find_stream_encoding(stream: BinaryIO) -> Encoding:
+    """Return the encoding of a file of any size, read from its start; utf-8 if it is."""
+    decoder, is_start = codecs.getincrementaldecoder("utf-8")(), True
+    while chunk := stream.read(64 * SAMPLE_BYTES):
+        if is_start and (marked := find_mark(chunk)):
+            return Encoding(marked, True)
+        is_start = False
+        try:
+            decoder.decode(chunk)
+        except UnicodeDecodeError:
+            return find_encoding(chunk)
+    return Encoding("utf-8", True)
+
+
 def find_mark(start: bytes | bytearray) -> str:
     """Return the encoding that a file's first bytes state, or an empty name; UTF-8's own mark needs no conversion."""
     return next((name for mark, name in MARKS if start.startswith(mark)), "")

@@ -166,7 +166,7 @@ def why_left_out(source: Source, relative: str, is_match: Callable[[str], bool] 
 
 def has_columns(source: Source) -> bool:
     """Return whether the recipe says which columns of a table are the text."""
-    return False
+    return source.text_field is not None or source.text_template is not None
 
 
 def names_hidden(source: Source) -> bool:

@@ -120,7 +120,7 @@ def write_run(folder):
             {"ending": ".wpd", "files": 31_204, "bytes": 900, "not_read": "no reader; save it as .docx"},
         ],
         "converted": {"windows-1252": 17},
-        "unreadable": {"not UTF-8; perhaps mac-roman": {"documents": 5, "bytes": 700}},
+        "reasons": {"not UTF-8; perhaps mac-roman": {"documents": 5, "bytes": 700}},
     }
     documents["sources"]["wikipedia"] |= {"dated_documents": 7, "first_date": "1999", "last_date": "2024-02-29"}
     documents["sources"]["wikipedia"]["kept"]["future"] = {"documents": 17, "bytes": 170000}

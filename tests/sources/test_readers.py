@@ -56,10 +56,10 @@ BAD_LINES = {  # what stands in a line -> the reason it is quarantined for
     b'{"text": "cut': "broken JSON",
     b'{"text": "two"} {"text": "rows"}': "broken JSON",
     b"[" * 100_000: "broken JSON",
-    b'["a list"]': "not a JSON object",
-    b'"a string"': "not a JSON object",
-    b"null": "not a JSON object",
-    b"3": "not a JSON object",
+    b'["a list"]': "not a JSON object but a list that holds a text",
+    b'"a string"': 'not a JSON object but a text; write it as {"text": ...}',
+    b"null": "not a JSON object but null",
+    b"3": "not a JSON object but a number",
 }
 
 
@@ -121,13 +121,25 @@ def test_bad_rows_of_a_json_document_are_quarantined_and_the_other_rows_are_kept
     content = {str(number): value for number, value in enumerate(rows)} if as_object else rows
     path = write_file(tmp_path / "a.json", json.dumps(content, indent=1).encode())
     examples = read_all(path)
-    assert shown(examples) == [FIRST, "lone surrogate", "holds NUL", *["not a JSON object"] * 2, DATE]
+    assert shown(examples) == [
+        FIRST,
+        "lone surrogate",
+        "holds NUL",
+        "not a JSON object but a list that holds a text",
+        "not a JSON object but null",
+        DATE,
+    ]
     assert examples[1].position == f"{path}: row 2" and examples[1].size_bytes > 0
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "broken JSON"), (b"[{", "broken JSON"), (b"3", "not a JSON object"), (b'["\xff"]', "not UTF-8")],
+    [
+        (b"", "broken JSON"),
+        (b"[{", "broken JSON"),
+        (b"3", "not a JSON object but a number"),
+        (b'["\xff"]', "not UTF-8"),
+    ],
 )
 def test_a_json_document_that_is_none_is_one_quarantined_file(tmp_path, content, reason):
     write_file(tmp_path / "a.json", content)
@@ -412,8 +424,9 @@ def test_a_row_longer_than_the_bound_is_refused_and_reading_goes_on(tmp_path, mo
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in rows]), tmp_path / "d.parquet")
     write_file(tmp_path / "e.jsonl", row("x" * 1000))
     too_long = "longer than 100 bytes"
+    one_document = f"{too_long}, the most of one document; set document_separator"
     expected = ["first", too_long, "last"]
-    assert shown(read_all(tmp_path)) == [*expected, *expected, too_long, *expected, too_long]
+    assert shown(read_all(tmp_path)) == [*expected, *expected, one_document, *expected, too_long]
 
 
 SHORT_OF_WEST = timezone(timedelta(hours=-8))

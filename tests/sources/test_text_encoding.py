@@ -91,5 +91,5 @@ def test_files_are_read_in_every_unicode_encoding_and_what_is_uncertain_is_named
     found = [example.get("converted_from") for example in examples[:5]]
     assert found == [None, "utf-16", "utf-16", "utf-32", "windows-1252"]
     assert isinstance(examples[5], Unreadable)
-    assert examples[5].reason == "not UTF-8; perhaps mac-roman: convert it with iconv -t utf-8 -f"
+    assert examples[5].reason == "not UTF-8; perhaps mac-roman: convert it with iconv -t utf-8 -f mac-roman"
     assert [example["text"] for example in examples[6:]] == ["für", "zwei", "für"]
