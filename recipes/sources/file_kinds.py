@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files are read, by the ending of their name, and why the others are not."""
 
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 
 TABLES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 COLUMNS = (".csv", ".tsv")
 TEXTS = (".txt", ".md", ".text", ".rst")
+# Documents, and the modules that read them, which recipes/requirements-documents.txt installs.
+DOCUMENTS = {
+    ".pdf": ("pypdfium2",),
+    ".docx": ("docx",),
+    ".pptx": ("pptx",),
+    ".html": ("selectolax",),
+    ".htm": ("selectolax",),
+    ".xhtml": ("selectolax",),
+    ".eml": ("selectolax",),
+    ".epub": ("selectolax",),
+    ".rtf": ("striprtf",),
+}
 PACKED = (".gz", ".zst", ".xz", ".bz2")
 PACKED_TARS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 ARCHIVES = (".zip", ".tar")
@@ -16,11 +29,13 @@ ADVICE = {
     "save it as .docx": (".doc", ".odt", ".wpd"),
     "save it as .pptx": (".ppt", ".odp"),
     "save it as .csv": (".xls", ".xlsx", ".ods"),
+    "save it as .eml": (".msg", ".mbox", ".pst"),
     "unpack it": (".7z", ".rar"),
     "an image": (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".bmp"),
     "a recording": (".mp3", ".wav", ".mp4", ".mov", ".avi"),
     "an archive; give its path as a source of its own": (".zip", ".tar", ".whl"),
 }
+NEEDS_LIBRARY = "its library is not installed"
 HIDDEN, UNNAMED = "hidden or temporary", "not named by data_files"
 # Reasons that the recipe or the system gives: such files do not count against the bytes that are read.
 CHOSEN = (HIDDEN, UNNAMED, "named in ignore")
@@ -82,6 +97,8 @@ def why_not_read(name: str, ignored: list[str], has_columns: bool, is_named: boo
         return "a table; set text_field or text_template"
     if kind in TABLES + COLUMNS + TEXTS:
         return None
+    if kind in DOCUMENTS:
+        return None if all(find_spec(module) for module in DOCUMENTS[kind]) else NEEDS_LIBRARY
     for advice, endings in ADVICE.items():
         if kind in endings:
             return f"no reader; {advice}"

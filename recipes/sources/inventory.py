@@ -10,9 +10,21 @@ import os
 from dataclasses import dataclass, field
 
 from recipe_config import RecipeError, Source
-from sources.file_kinds import CHOSEN, COLUMNS, HIDDEN, TABLES, TEXTS, UNNAMED, suffix, whole_ending
+from sources.file_kinds import (
+    CHOSEN,
+    COLUMNS,
+    DOCUMENTS,
+    HIDDEN,
+    NEEDS_LIBRARY,
+    TABLES,
+    TEXTS,
+    UNNAMED,
+    suffix,
+    whole_ending,
+)
 
 
+INSTALL = "pip install -r recipes/requirements-documents.txt"
 FIRST_NAMES, SHOWN_ROWS = 3, 20
 
 
@@ -74,6 +86,13 @@ class Inventory:
         read, left_out = [count for count in self.rows() if count.reason is None], self.left_out()
         if not read and not left_out:
             raise RecipeError(f"{where}: {self.why_nothing()}")
+        if wanting := [count for count in left_out if count.reason == NEEDS_LIBRARY]:
+            found = ", ".join(f"{count.files:,} {count.ending}" for count in wanting)
+            endings = ", ".join(f'"{count.ending}"' for count in wanting)
+            raise RecipeError(
+                f"{where}: {found} need libraries that are not installed; install them, or leave these files out by "
+                f"ignore: [{endings}] in the source:\n{INSTALL}"
+            )
         lost, kept = (sum(count.num_bytes for count in counts) for counts in (left_out, read))
         if read and lost <= kept:
             return
@@ -120,8 +139,8 @@ class Inventory:
 
 
 KNOWN = (
-    f"a folder's {', '.join(TEXTS + TABLES)} are read, packed too, and {' and '.join(COLUMNS)} with text_field; "
-    "convert the others to text"
+    f"a folder's {', '.join([*TEXTS, *TABLES, *DOCUMENTS])} are read, packed too, and {' and '.join(COLUMNS)} with "
+    "text_field; convert the others to text"
 )
 
 

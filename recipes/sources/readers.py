@@ -44,7 +44,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipe_config import Source
-from sources.file_kinds import COLUMNS, TABLES, suffix
+from sources.conversion import convert_file
+from sources.file_kinds import COLUMNS, DOCUMENTS, TABLES, suffix
 from sources.packed_files import DAMAGED_PACKING, open_archive, read_tar, unpack
 from sources.row_text import kind_of, set_text
 from sources.separators import compile_separator, split_text
@@ -246,11 +247,21 @@ def read_file(
     if kind in TABLES + COLUMNS:
         examples = set_texts(read_rows(opener, name, kind), name, source)
         yield from split_rows(examples, source) if source.document_separator else examples
+    elif kind in DOCUMENTS:
+        examples = iter([read_document(opener, name)])
+        yield from split_rows(examples, source) if source.document_separator else examples
     elif source.document_separator:
         yield from split_file(opener, name, source)
     else:
         with opener() as stream:
             yield decode_file(read_bounded(stream), name)
+
+
+def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> dict | Unreadable:
+    """Return a document of Word, PDF or another format as an example, or why it has no text."""
+    answer, size_bytes = convert_file(opener, name)
+    reason = answer.get("error") or why_unfit(answer)
+    return answer if reason is None else Unreadable(name, reason, size_bytes)
 
 
 def read_rows(

@@ -128,14 +128,14 @@ def test_a_tar_takes_patterns_for_its_members_and_names_its_damaged_end(tmp_path
 def test_zips_in_a_folder_are_read_by_the_types_of_their_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.ZIP", "w") as archive:
         archive.writestr("sub/one.txt", "one")
-        archive.writestr("two.html", "<p>")
+        archive.writestr("two.xyz", "?")
         archive.writestr("__MACOSX/._one.txt", "hidden")
     write(tmp_path, "a.txt", "c.txt")
     source = source_of(tmp_path)
     assert texts(source) == ["a.txt", "one", "c.txt"]
     names = [example["path"] for unit in list_units(source) for example in read_unit(source, unit)]
     assert names[1] == f"{tmp_path}/b.ZIP/sub/one.txt"
-    assert counts(list_source(source))[".html", "no reader for this ending"] == 1
+    assert counts(list_source(source))[".xyz", "no reader for this ending"] == 1
     before = source_fingerprint(source)
     with zipfile.ZipFile(tmp_path / "b.ZIP", "a") as archive:
         archive.writestr("three.txt", "three")
