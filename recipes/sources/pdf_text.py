@@ -262,27 +262,34 @@ def by_row(segments: list[Segment], column: int) -> list[Line]:
 
 
 def remove_repeated(pages: list[list[Line]]) -> list[list[Line]]:
-    """Drop headers, footers and page numbers: lines at an edge that are the same, but for numbers, on many pages."""
-    edges = [edge_lines(lines) for lines in pages]
-    counts = Counter(shape for shapes in edges for shape in set(shapes.values()))
+    """Drop headers, footers and page numbers: lines at an edge that are the same on many pages, but for a number that
+    grows by one a page. A row of figures or a numbered heading, which do not, stays."""
+    edges = [edge_lines(lines, number) for number, lines in enumerate(pages)]
+    counts = Counter(key for shapes in edges for key in {key for keys in shapes.values() for key in keys})
     needed = max(REPEATED_PAGES, REPEATED_SHARE * len(pages))
     return [
-        [line for number, line in enumerate(lines) if counts[shapes.get(number)] < needed]
+        [line for number, line in enumerate(lines) if all(counts[key] < needed for key in shapes.get(number, ()))]
         for lines, shapes in zip(pages, edges, strict=True)
     ]
 
 
-def edge_lines(lines: list[Line]) -> dict[int, tuple[str, str]]:
-    """Return number of a line -> edge and wording without numbers, for the lines at the top and foot of a page."""
+def edge_lines(lines: list[Line], page: int) -> dict[int, list[tuple[str, str]]]:
+    """Return number of a line -> (edge, wording) in each reading, for the lines at the top and foot of a page."""
     order = sorted(range(len(lines)), key=lambda number: -lines[number].top)
     top, foot = order[:EDGE_LINES], order[-EDGE_LINES:]
-    shapes = {number: ("top", wording(lines[number].text)) for number in top}
-    return shapes | {number: ("foot", wording(lines[number].text)) for number in foot if number not in top}
+    edges = {number: "foot" for number in foot} | {number: "top" for number in top}
+    return {number: [(edge, words) for words in wordings(lines[number].text, page)] for number, edge in edges.items()}
 
 
-def wording(text: str) -> str:
-    """Return a line in small letters, its numbers (also i, ii, iv alone) as one sign."""
-    return re.sub(r"\d+|\b[ivxlc]+\b", "#", " ".join(text.lower().split()))
+def wordings(text: str, page: int) -> list[str]:
+    """Return a line in small letters, as it is and with each of its first numbers as its distance from the page's."""
+    words = " ".join(text.lower().split())
+    found = list(re.finditer(r"(?<![\d.,])\d{1,4}(?![\d.,]*\d)", words))[:2]
+    readings = [words]
+    for number in found:
+        distance = f"<{int(number[0]) - page}>"
+        readings.append(words[: number.start()] + distance + words[number.end() :])
+    return readings
 
 
 def join_pages(pages: list[list[Line]]) -> str:

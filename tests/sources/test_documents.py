@@ -92,6 +92,28 @@ def test_a_line_at_the_top_of_two_pages_only_is_text(tmp_path, converter):
 
 
 @NEEDS_LIBRARIES
+def test_rows_of_figures_and_numbered_headings_at_the_edge_of_pages_are_text(tmp_path, converter):
+    pages = []
+    for page in range(6):
+        head = [
+            (60, 780, 10, f"Article {3 * page + 1}"),
+            (60, 765, 9, "of the treaty"),
+            (400, 810, 8, f"Draft 7, page {page}"),
+        ]
+        body = [
+            (60, 740 - 12 * line, 9, f"Line {line} of page {page} says something of its own.") for line in range(20)
+        ]
+        figures = [(60 + 150 * cell, 60, 9, f"{page + 1},{page}{cell}7") for cell in range(3)]
+        pages.append([*head, *body, *figures, (290, 30, 8, f"- {page + 11} -")])
+    write_pdf(tmp_path / "a.pdf", pages)
+    (example,) = read_all(tmp_path)
+    for page in range(6):
+        assert f"Article {3 * page + 1}\n" in example["text"] or f"Article {3 * page + 1} " in example["text"]
+        assert " | ".join(f"{page + 1},{page}{cell}7" for cell in range(3)) in example["text"]
+    assert not any(words in example["text"] for words in ("Draft", "- 11 -", "- 16 -", "of the treaty"))
+
+
+@NEEDS_LIBRARIES
 @pytest.mark.parametrize("kind", RENDERERS)
 def test_every_format_gives_every_word_in_order_with_tables_and_title(tmp_path, kind, converter):
     sample = contract(3, 12)
