@@ -40,7 +40,8 @@ from planning.planned_recipe import comments_on, launch_file, settings_of_plan, 
 from recipe_config import Name, Recipe, RecipeError, Source, whole_number
 from recipe_loading import load_recipe, run_command
 from sources.readers import Unreadable, read_unit
-from sources.units import is_hub_dataset, list_units
+from sources.row_text import describe_fields
+from sources.units import is_hub_dataset, list_source
 from stages import ROOT
 
 
@@ -160,19 +161,23 @@ def look_at_text(path: str) -> tuple[int, str | None]:
         raise RecipeError("--text: missing; give a folder, a file or a Hub dataset (org/name)")
     source = Source(name="text", path=path)
     try:
-        units = list_units(source)
+        listing = list_source(source)
+        if not (units := listing.units):
+            listing.inventory.check()
         examples = (example for unit in units for example in read_unit(source, unit))
         rows = list(islice((row for row in examples if not isinstance(row, Unreadable)), PROBED_EXAMPLES))
     except (RecipeError, OSError) as error:
         looked_for = "no such file or folder, and as a Hub dataset: " if is_hub_dataset(source) else ""
         raise RecipeError(f"--text: {looked_for}{str(error).removeprefix('data.sources: text: ')}") from error
+    if listing.inventory.left_out():
+        print(listing.inventory.describe())
     num_bytes = sum(unit.size_bytes for unit in units)
     if any(str(row.get("text") or "").strip() for row in rows):
         return num_bytes, None
-    fields = dict.fromkeys(field for row in rows for field in row if field not in ("text", "path"))
-    if not fields:
+    row = next((row for row in rows if set(row) - {"text", "path"}), None)
+    if row is None:
         raise RecipeError(f"--text: {path}: no text in {len(units)} files; they are empty or cannot be read")
-    return num_bytes, f"rows have no text in a field `text`, but the fields {', '.join(fields)}: edit data.py first"
+    return num_bytes, f"rows have no text in a field `text`; {describe_fields(row)} in data.sources, or edit data.py"
 
 
 def plan_new(recipe: Recipe, device: Device, flops: float) -> dict:

@@ -4,9 +4,10 @@
 In:   data.sources, and extract_text(example, source) of the recipe's data.py; benchmarks/ of the run.
 Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date,
       and, with data.family_containment, the family of each held-out document;
-      documents/README.md, the data card; documents/stats.json with the documents and bytes read, kept, and dropped
-      for each reason; documents/decontamination.json with the benchmark items that were searched for and found;
-      documents/quarantine.jsonl with the position of everything that could not be read, and why.
+      documents/README.md, the data card; documents/stats.json with the files of each source, read and not read, and
+      the documents and bytes read, kept, and dropped for each reason; documents/decontamination.json with the
+      benchmark items that were searched for and found; documents/quarantine.jsonl with the position of everything
+      that could not be read, and why.
 
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
@@ -16,12 +17,14 @@ of one source that depends only on the names and sizes of its files, so the outp
 number of workers on any machine.
 """
 
+import json
 from functools import partial
+from pathlib import Path
 
 from datatrove.pipeline.readers import ParquetReader
 
 from atomic_files import discard, write_json
-from corpus.accounting import count_documents, explain_empty, gather_stats, sum_counts
+from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
 from corpus.document_files import write_documents
@@ -34,7 +37,8 @@ from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output
-from stages import benchmarks_folder, exported_tasks, unexported_tasks, why_unchecked
+from sources.units import Listing, list_all_sources
+from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
 
 
 def prepare(recipe: Recipe) -> dict:
@@ -43,11 +47,12 @@ def prepare(recipe: Recipe) -> dict:
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
     names = [source.name for source in recipe.data.sources]
+    listings = list_files(recipe)
     with new_output(recipe, "prepare") as output:
         work = output / "work"
         counts = work / "counts"
         data = pin_revisions(recipe.data, work / "commits.json")
-        parts = plan_parts(data)
+        parts = plan_parts(data.sources, listings)
         tasks = len(parts)
 
         def run(name: str, pipeline: list, tasks: int = tasks, total_bytes: int | None = None) -> None:
@@ -124,7 +129,8 @@ def prepare(recipe: Recipe) -> dict:
         run("split", [ParquetReader(str(work / "kept")), split])
 
         # Report.
-        stats = gather_stats(data.sources, counts, describe_dates(work / "notes", names), held_out.num_families)
+        files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
+        stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)
         write_json(output / "stats.json", stats)
         decontamination = index and write_report(output / "decontamination.json", index, fraction, overlaps)
@@ -133,6 +139,24 @@ def prepare(recipe: Recipe) -> dict:
         (output / "quarantine.jsonl").write_text("".join(quarantined), encoding="utf-8")
         discard(work)
     return stats
+
+
+def list_files(recipe: Recipe) -> dict[str, Listing]:
+    """Print which files of each source are read and which are not, and return them."""
+    listings = list_all_sources(recipe.data.sources)
+    for listing in listings.values():
+        print(listing.inventory.describe(), flush=True)
+    return listings
+
+
+def first_positions(quarantine: Path) -> dict[str, dict[str, str]]:
+    """Return source -> wording of a reason -> the first position in quarantine.jsonl with it."""
+    first: dict[str, dict[str, str]] = {}
+    with quarantine.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            first.setdefault(entry["source"], {}).setdefault(entry["reason"], entry["position"])
+    return first
 
 
 def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
@@ -159,8 +183,7 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     if options.dry_run:
-        for source, units in plan_parts(recipe.data):
-            print(f"{source.name}: {len(units)} files, {sum(unit.size_bytes for unit in units):,} bytes")
+        list_files(recipe)
         return
     if is_finished(recipe, "prepare", options.overwrite):
         print(f"prepare: nothing to do, {recipe.run.output_dir}/documents is up to date")
@@ -173,6 +196,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{sum(k['bytes'] for k in kept) / 1e6:.1f} MB from {len(stats)} sources, "
         f"in {recipe.run.output_dir}/documents"
     )
+    first = first_positions(output_folder(recipe, "prepare") / "quarantine.jsonl")
+    for name, entry in stats.items():
+        print(*describe_dropped(name, entry, first.get(name, {})), sep="\n", end="\n" if entry["dropped"] else "")
 
 
 if __name__ == "__main__":

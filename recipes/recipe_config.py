@@ -9,6 +9,7 @@ in a recipe is relative to the folder the command is started in.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from io import StringIO
@@ -76,14 +77,25 @@ class Run(Section):
 
 
 class Source(Section):
-    """One source of text: a Hub dataset, a file or folder, files inside a wheel or zip, or an fsspec URL."""
+    """One source of text: a Hub dataset, a file or folder, files inside a wheel, zip or tar, or an fsspec URL."""
 
     name: Name
     """Folder name of the source in the run: lower-case letters, digits, - and _."""
     path: str
-    """Hub dataset id (org/name); or file, folder, .whl, .zip; or fsspec URL (hf://, s3://, https://)."""
+    """Hub dataset id (org/name); or file, folder, .whl, .zip, .tar; or fsspec URL (hf://, s3://, https://)."""
     data_files: str | list[str] | None = None
-    """Glob or globs below path; for a wheel or zip, members of it. None: every file of a known type."""
+    """Glob or globs below path; for a wheel, zip or tar, members of it. None: every file of a known type."""
+    ignore: list[str] = []
+    """Endings that are not read, as the table of files shows them, such as .pdf or (no ending). A run that would leave
+    out more bytes than it reads is refused unless they are named here."""
+    text_field: str | None = None
+    """Field of a row with its text, such as body or body.content: a text, a list of paragraphs or a conversation.
+    None: extract_text takes it, by default from text. Tables (.csv, .tsv) are read with this or text_template only."""
+    text_template: str | None = None
+    """Text of a row, with fields in braces, such as '{title}\\n\\n{body}', instead of text_field."""
+    document_separator: str | None = None
+    """What divides a file or field that holds many documents: a text such as <|endoftext|>, or a regular expression
+    between slashes such as /^-{3,}$/ for lines of dashes. None: each is one document."""
     config: str | None = None
     """Configuration of a Hub dataset."""
     split: str = "train"
@@ -112,6 +124,22 @@ class Source(Section):
     @property
     def label(self) -> str:
         return self.domain or self.name
+
+    def problems(self):
+        for index, ending in enumerate(self.ignore):
+            if ending != "(no ending)" and (not ending.startswith(".") or ending != ending.lower()):
+                yield f"ignore.{index}", f"not an ending in small letters such as .pdf, or (no ending), got {ending!r}"
+        if self.text_field is not None and self.text_template is not None:
+            yield "text_template", "cannot be set together with text_field"
+        if self.text_template is not None and not re.search(r"\{[^{}]+\}", self.text_template):
+            yield "text_template", f"names no field in braces such as {{body}}, got {self.text_template!r}"
+        if (separator := self.document_separator) is not None:
+            try:
+                is_expression = len(separator) > 2 and separator[0] == separator[-1] == "/"
+                if not separator or (is_expression and re.compile(separator[1:-1]).fullmatch("")):
+                    yield "document_separator", f"matches nothing at all, so it would be everywhere, got {separator!r}"
+            except re.error as error:
+                yield "document_separator", f"not a regular expression: {error}, got {separator!r}"
 
 
 class NearDuplicates(Section):

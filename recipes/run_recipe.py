@@ -33,7 +33,7 @@ from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
-from sources.units import list_all_units
+from sources.units import list_all_sources
 from stages import EXIT_STOPPED, ROOT, STAGES, has_script, output_folder
 
 
@@ -69,7 +69,8 @@ def plan_stages(recipe: Recipe) -> list[str]:
         lacking = ", ".join(OPTIONAL[name] for name in absent)
         left_out = f"{' and '.join(absent)} are left out: {lacking}"
         print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {left_out}; copy it too")
-    list_all_units(recipe.data.sources)
+    if not output_folder(recipe, "prepare").exists():
+        list_all_sources(recipe.data.sources)
     return [name for name in wanted if name not in absent]
 
 

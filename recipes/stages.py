@@ -60,6 +60,7 @@ def documents_settings(recipe: Recipe) -> dict:
         # To correct the card or the mixture, nothing has to be prepared again.
         for key in ("share", "max_repetitions", "license", "url"):
             del settings[key]
+        del settings["ignore"]  # the fingerprint is of the files that are read
         settings["fingerprint"] = source_fingerprint(source)
     return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
 

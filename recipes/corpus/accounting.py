@@ -2,6 +2,7 @@
 """Account for every document: it is in one split, or dropped for one reason."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ DIFFERENCES = (
     ("cut_exact_in", "cut_exact_out", "exact_duplicate"),
     ("overlap_in", "overlap_out", "benchmark_overlap"),
 )
+WORDED = ("unreadable", "no_text")  # reasons to drop a document that are counted by their wording too
+MOST_REASONS = 50  # of one kind, that a task counts apart: a reason may quote what is in a file
 NOTHING = np.zeros(2, dtype=np.int64)
 
 
@@ -41,6 +44,12 @@ class Tally:
     def add(self, label: str, num_bytes: int) -> None:
         self.documents[label] += 1
         self.num_bytes[label] += num_bytes
+
+    def add_reason(self, kind: str, reason: str, num_bytes: int) -> None:
+        """Count a document under the wording of its reason, `<kind>:<reason>`."""
+        label = f"{kind}:{reason}"
+        counted = sum(known.startswith(f"{kind}:") for known in self.documents) if label not in self.documents else 0
+        self.add(label if counted < MOST_REASONS else f"{kind}:other reasons", num_bytes)
 
     def write(self) -> None:
         prefix = f"{self.source}/" if self.source else ""
@@ -71,16 +80,67 @@ def explain_empty(source: str, counts: dict[str, np.ndarray]) -> str:
     """Return the message for a source without documents: how many examples were dropped for which reason."""
     reasons = labelled(counts, f"{source}/dropped")
     found = ", ".join(f"{number:,} {reason}" for reason, (number, _) in reasons.items()) or "no examples found"
-    return f"data.sources: {source}: no document is left ({found}); check its files and data.extract_text"
+    wordings = [entry for kind in WORDED for entry in list_reasons(counts, f"{source}/{kind}")]
+    why = "".join(f"; {number:,}: {reason}" for reason, number in wordings)
+    return f"data.sources: {source}: no document is left ({found}){why}; check its files and data.extract_text"
 
 
-def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], families: dict[str, int] | None) -> dict:
+def list_reasons(counts: dict[str, np.ndarray], prefix: str, most: int = 5) -> list[tuple[str, int]]:
+    """Return the most frequent wordings of a kind of reason, with their documents."""
+    found = [(reason, int(number)) for reason, (number, _) in labelled(counts, prefix).items()]
+    return sorted(found, key=lambda entry: (-entry[1], entry[0]))[:most]
+
+
+def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]:
+    """Return the lines for the terminal: the documents of a source that were dropped, under each reason.
+
+    Args:
+        name: of the source.
+        entry: of stats.json.
+        first: wording of a reason -> position of the first document that could not be read for it.
+    """
+    lines = []
+    dropped = ", ".join(f"{count['documents']:,} {reason}" for reason, count in entry["dropped"].items())
+    if dropped:
+        lines.append(f"prepare: {name}: dropped of {entry['documents_in']:,} documents: {dropped}")
+    reasons = sorted(entry["reasons"].items(), key=lambda item: -item[1]["documents"])
+    for reason, count in reasons[:5]:
+        where = next((position for wording, position in first.items() if mask(wording) == reason), None)
+        lines.append(f"prepare: {name}:   {count['documents']:,}: {reason}" + (f" ({where})" if where else ""))
+    if len(reasons) > 5:
+        lines.append(f"prepare: {name}:   and {len(reasons) - 5} more reasons; quarantine.jsonl has all")
+    for encoding, number in entry["converted"].items():
+        lines.append(f"prepare: {name}: note: {number:,} documents were converted from {encoding}")
+    for marker, count in entry["markers"].items():
+        lines.append(
+            f"prepare: {name}: note: {count['documents']:,} documents have {marker} in their text, "
+            f"{count['occurrences']:,} times, and it is trained on as characters; to divide there, set "
+            f"document_separator: {marker!r}"
+        )
+    return lines
+
+
+def mask(reason: str) -> str:
+    """Return a reason without what it quotes of a document: stats.json may be published."""
+    return re.sub(r"'.*'", "'...'", reason)
+
+
+def gather_stats(
+    sources: list[Source],
+    counts: Path,
+    files: dict[str, list[dict]],
+    dates: dict[str, dict],
+    families: dict[str, int] | None,
+) -> dict:
     """Return the content of documents/stats.json, from what the tasks of every step counted.
 
     Args:
         sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
-            `split:<name>`, `personal_data:<kind>`, `cut` (documents that lost passages, and the bytes they lost).
+            `split:<name>`, `personal_data:<kind>`, `unreadable:<wording>`, `no_text:<wording>`,
+            `converted:<encoding>`, `marker:<marker>` (documents and occurrences), `cut` (documents that lost passages,
+            and the bytes they lost).
+        files: source -> its files by ending, read and not read.
         dates: source -> dated_documents, first_date and last_date.
         families: source -> number of families; None if families were not computed.
     """
@@ -96,6 +156,10 @@ def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], fa
         at_reading = labelled(sum_counts(counts, "read"), f"{source.name}/dropped")
         everything = own["read"] + sum(at_reading.values(), NOTHING)
         kept = labelled(own, "split")
+        reasons: dict[str, np.ndarray] = {}
+        for reason, number in sorted(entry for kind in WORDED for entry in labelled(own, kind).items()):
+            reasons[mask(reason)] = reasons.get(mask(reason), NOTHING) + number
+        markers = sorted(labelled(own, "marker").items())
         accounted = sum([*kept.values(), *dropped.values()], cut * [0, 1])
         assert (everything == accounted).all(), f"{source.name}: of {everything}, {dropped} and {kept}"
         stats[source.name] = {
@@ -104,9 +168,13 @@ def gather_stats(sources: list[Source], counts: Path, dates: dict[str, dict], fa
             "url": source.url,
             "path": source.path,
             "revision": source.revision,
+            "files": files[source.name],
+            "converted": {encoding: int(n[0]) for encoding, n in sorted(labelled(own, "converted").items())},
             "documents_in": int(everything[0]),
             "bytes_in": int(everything[1]),
             "dropped": {reason: counted(n) for reason, n in sorted(dropped.items()) if n.any()},
+            "reasons": {reason: counted(n) for reason, n in reasons.items()},
+            "markers": {marker: {"documents": int(n[0]), "occurrences": int(n[1])} for marker, n in markers},
             "cut": counted(cut),
             "kept": {
                 split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept

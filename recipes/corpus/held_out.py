@@ -155,7 +155,8 @@ def fill_splits(candidates: np.ndarray, labels: np.ndarray, total_bytes: np.ndar
         if len(available) < 3:
             problems.append(
                 f"data.sources: {source.name}: {len(available)} distinct documents are left after cleaning, and "
-                f"train, validation and test need one each; add text, or lower data.min_document_bytes="
+                "train, validation and test need one each. A text file is one document: put each in a file or row of "
+                "its own, or set document_separator in the source; or add text, or lower data.min_document_bytes="
                 f"{data.min_document_bytes}"
             )
             continue

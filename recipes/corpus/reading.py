@@ -20,7 +20,9 @@ from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, Source, Splits
 from sources.readers import Unreadable, document_date, read_unit
-from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
+from sources.row_text import describe_fields
+from sources.separators import count_markers
+from sources.units import Listing, Unit, is_hub_dataset, named_errors
 
 
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
@@ -49,11 +51,11 @@ def pin_revisions(data: Data, note: Path) -> Data:
     return data.model_copy(update={"sources": sources})
 
 
-def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
+def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tuple[Source, list[Unit]]]:
     """Divide each source into parts, one a task, by the number and the size of its files alone."""
-    all_units, parts = list_all_units(data.sources), []
-    for source in data.sources:
-        units = all_units[source.name]
+    parts = []
+    for source in sources:
+        units = listings[source.name].units
         wanted = max(MIN_TASKS_PER_SOURCE, sum(unit.size_bytes for unit in units) // BYTES_PER_TASK)
         # A limit on the bytes of a source needs one counter, so one task reads the whole source.
         tasks = 1 if source.max_bytes else min(wanted, len(units))
@@ -105,10 +107,14 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as quarantined:
         for unit, example in read_examples(source, units, tally, progress):
+            row = example
             if not isinstance(example, Unreadable):
+                if encoding := example.get("converted_from"):
+                    tally.documents[f"converted:{encoding}"] += 1
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 tally.add("dropped:unreadable", example.size_bytes)
+                tally.add_reason("unreadable", example.reason, example.size_bytes)
                 entry = {"source": source.name, "position": example.position, "reason": example.reason}
                 quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 continue
@@ -120,12 +126,18 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
             text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
+                if reason == "no_text" and not isinstance(row.get("text"), str):
+                    wanted = source.text_template or source.text_field or "text"
+                    tally.add_reason("no_text", f"no text in field {wanted}; {describe_fields(row)}", num_bytes)
                 continue
             text, found = pipeline.redact(text)
             tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
             if text is None:
                 tally.add("dropped:personal_data", num_bytes)
                 continue
+            for marker, number in count_markers(text).items():
+                tally.documents[f"marker:{marker}"] += 1
+                tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             yield Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
     progress.note()
@@ -149,7 +161,9 @@ def extract_document(
             unit.name, f"extract_text raises {type(error).__name__}: {error}", len(repr(example).encode())
         )
     if not isinstance(text, str | None):
-        return Unreadable(unit.name, f"extract_text gives {type(text).__name__}, not text", len(repr(text).encode()))
+        what = f"; {describe_fields(example)}" if text is example.get("text") else ""
+        reason = f"extract_text gives {type(text).__name__}, not text{what}"
+        return Unreadable(unit.name, reason, len(repr(text).encode()))
     try:
         return text, document_date(example, source.date_field)
     except ValueError as error:

@@ -2,8 +2,11 @@
 """Read the examples of a source: files, folders, archives, URLs and Hub datasets in the same way.
 
 A source is a list of units (units.py). Each unit yields examples, which `extract_text` of the recipe's data.py turns
-into documents: the rows of JSON lines, JSON or Parquet, or `{"text": content}` for any other file. Each example has
-the name of its unit as `path`. A text that looks like a date or a number stays a text.
+into documents: the rows of JSON lines, JSON, Parquet, Arrow or a table of columns, or `{"text": content}` for any
+other file. text_field and text_template put the text of a row into its field `text` (row_text.py), and
+document_separator divides it (separators.py). Each example has the name of its file as `path`, and as `converted_from`
+what a text was converted from if it was not UTF-8 (text_encoding.py). A text that looks like a date or a number stays
+a text.
 
 Data that cannot be read is yielded as an `Unreadable`, never dropped silently: the line of JSON lines, the row or the
 rest of the row group of Parquet, the rest of a compressed file, otherwise the file. A failed connection is not damage:
@@ -12,33 +15,42 @@ the file systems retry for a limited time, then reading ends with an error.
 Memory is bounded, whatever a file unpacks to: at worst about 10 * MAX_ROW_BYTES = 1.3 GB (a row with a character
 outside the basic plane, for which Python stores four bytes a character, as read, as parsed and as yielded), 5 *
 MAX_ROW_BYTES for plain ASCII, a few MB for rows of usual length. Parquet takes twice its largest page, which writers
-limit to 1 MB or 1,024 rows. Formats that `datasets` reads (CSV, Arrow ...) have its bounds.
+limit to 1 MB or 1,024 rows, Arrow its largest batch, usually of 1,000 rows. Formats that `datasets` reads have its
+bounds.
 """
 
 import copy
+import csv
 import dataclasses
 import gzip
 import io
 import json
 import os
 import re
-import tarfile
+import shutil
+import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from itertools import chain
 from typing import BinaryIO
 
 import fsspec
 import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from recipe_config import Source
-from sources.units import Unit, load_builder, named_errors, open_archive, suffix
+from sources.conversion import convert_file
+from sources.file_kinds import COLUMNS, DOCUMENTS, TABLES, suffix
+from sources.packed_files import DAMAGED_PACKING, open_archive, read_tar, unpack
+from sources.row_text import kind_of, set_text
+from sources.separators import compile_separator, split_text
+from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
+from sources.units import Unit, load_builder, matching_members, named_errors, why_left_out
 
 
 # The longest row or file, unpacked.
@@ -49,12 +61,14 @@ MAX_ROW_VALUES = 10_000_000
 PARQUET_BATCH_ROWS = 4
 # Above this compression ratio, which text never reaches, a Parquet page must not exceed MAX_ROW_BYTES.
 MAX_COMPRESSION_RATIO = 100
+# The largest member of a tar that is copied to memory.
+COPIED_BYTES = 16 << 20
+NOT_UTF8 = "not UTF-8"
+AS_ROW = '; write it as {"text": ...}'
 # Errors of the readers on a file that is damaged, truncated or of another type.
-DAMAGED = (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, zstandard.ZstdError) + (
-    pa.ArrowException,
-)
+DAMAGED = (*DAMAGED_PACKING, UnicodeDecodeError, pa.ArrowException)
 # Errors of `datasets` on one.
-DAMAGED_FOR_DATASETS = (*DAMAGED, ValueError, TypeError, KeyError, tarfile.TarError)
+DAMAGED_FOR_DATASETS = (*DAMAGED, ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,13 @@ class Unreadable:
 
 def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
     """Yield the examples of one unit, and an `Unreadable` for each damaged part of it."""
-    examples = read_with_datasets(source, unit) if unit.by_datasets else read_file(unit)
+    if unit.by_datasets:
+        examples = set_texts(read_with_datasets(source, unit), unit.name, source)
+        examples = split_rows(examples, source) if source.document_separator else examples
+    elif is_tar(unit):
+        examples = read_tar_unit(source, unit)
+    else:
+        examples = read_file(partial(open_unit, unit), unit.name, source)
     number = 0
     with named_errors(source):
         while True:
@@ -82,7 +102,9 @@ def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
                 return
             if example is None:
                 return
-            yield {**example, "path": unit.name} if isinstance(example, dict) else example
+            if isinstance(example, dict) and not is_tar(unit):
+                example = {**example, "path": unit.name}
+            yield example
 
 
 def is_damage(error: Exception, kinds: tuple[type[Exception], ...] = DAMAGED) -> bool:
@@ -134,11 +156,49 @@ def open_unit(unit: Unit) -> Iterator[BinaryIO]:
             stream = io.BufferedReader(WholeFile(remote, unit.size_bytes), 1 << 20)
         else:
             stream = opened.enter_context(open(unit.path, "rb"))
-        if unit.name.endswith(".gz"):
-            stream = opened.enter_context(gzip.GzipFile(fileobj=stream))
-        elif unit.name.endswith(".zst"):
-            stream = io.BufferedReader(ZstdStream(stream), 1 << 20)
-        yield stream
+        yield unpack(stream, unit.name, opened)
+
+
+def is_tar(unit: Unit) -> bool:
+    return suffix(unit.name) == ".tar" and not unit.member and "://" not in unit.path
+
+
+def read_tar_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
+    """Yield the examples of the members of a tar, in its order, each with the path of its member.
+
+    A member is copied first, since a tar can be read forwards only: to memory, or a large one to a temporary file.
+    """
+    is_match = matching_members(source) if unit.path == source.path else None
+    largest = MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
+    for member, size_bytes, content in read_tar(unit.path):
+        if why_left_out(source, member, is_match) is not None:
+            continue
+        name = f"{unit.name}/{member}".encode(errors="backslashreplace").decode()
+        if size_bytes > largest:
+            yield Unreadable(name, f"unpacks to {size_bytes:,} bytes, from a tar of {unit.size_bytes:,}", size_bytes)
+            continue
+        with ExitStack() as opened:
+            if size_bytes <= COPIED_BYTES:
+                fresh = partial(io.BytesIO, content.read())
+            else:
+                copied = opened.enter_context(tempfile.NamedTemporaryFile())
+                shutil.copyfileobj(content, copied, 1 << 20)
+                copied.flush()
+                fresh = partial(open, copied.name, "rb")
+            try:
+                for example in read_file(partial(open_copied, fresh, name), name, source):
+                    yield {**example, "path": name} if isinstance(example, dict) else example
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                yield Unreadable(name, describe_damage(error), size_bytes)
+
+
+@contextmanager
+def open_copied(fresh: Callable[[], BinaryIO], name: str) -> Iterator[BinaryIO]:
+    """Open a copied member of a tar, unpacked."""
+    with ExitStack() as opened:
+        yield unpack(opened.enter_context(fresh()), name, opened)
 
 
 class WholeFile(io.RawIOBase):
@@ -173,50 +233,139 @@ class WholeFile(io.RawIOBase):
         return len(content)
 
 
-class ZstdStream(io.RawIOBase):
-    """Read a .zst file; a truncated file raises an error, where zstandard's own reader just ends.
+def read_file(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, source: Source
+) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a file, or the file as one row, divided at the source's separator.
 
-    The input is read in pieces of 1 KiB, which unpack to at most 32 MiB.
+    Args:
+        opener: opens the file at its start, unpacked.
+        name: of the file, whose ending says what it is, and which positions start with.
+        source: says which fields are the text.
     """
-
-    def __init__(self, packed):
-        self.packed, self.frame = packed, zstandard.ZstdDecompressor().decompressobj()
-        self.unpacked = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self.unpacked:
-            chunk = self.frame.unused_data if self.frame.eof else self.packed.read(1 << 10)
-            if self.frame.eof:
-                chunk = chunk or self.packed.read(1 << 10)
-                if not chunk:
-                    return 0
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            elif not chunk:
-                raise EOFError("the file ends inside a frame")
-            self.unpacked = memoryview(self.frame.decompress(chunk))
-        size = min(len(buffer), len(self.unpacked))
-        buffer[:size], self.unpacked = self.unpacked[:size], self.unpacked[size:]
-        return size
+    kind = suffix(name)
+    if kind in TABLES + COLUMNS:
+        examples = set_texts(read_rows(opener, name, kind), name, source)
+        yield from split_rows(examples, source) if source.document_separator else examples
+    elif kind in DOCUMENTS:
+        examples = iter([read_document(opener, name)])
+        yield from split_rows(examples, source) if source.document_separator else examples
+    elif source.document_separator:
+        yield from split_file(opener, name, source)
+    else:
+        with opener() as stream:
+            yield decode_file(read_bounded(stream), name)
 
 
-def read_file(unit: Unit) -> Iterator[dict | Unreadable]:
-    """Yield the rows of a file, or the file as one row."""
-    kind = suffix(unit.name)
-    if kind == ".json" and holds_json_lines(unit):
+def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> dict | Unreadable:
+    """Return a document of Word, PDF or another format as an example, or why it has no text."""
+    answer, size_bytes = convert_file(opener, name)
+    reason = answer.get("error") or why_unfit(answer)
+    return answer if reason is None else Unreadable(name, reason, size_bytes)
+
+
+def read_rows(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, kind: str
+) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a file of the given kind."""
+    if kind == ".json" and holds_json_lines(opener):
         kind = ".jsonl"
-    with open_unit(unit) as stream:
+    if kind in COLUMNS:
+        with opener() as stream:
+            encoding = find_stream_encoding(stream)
+        if not encoding.is_certain:
+            yield Unreadable(name, explain_encoding(encoding), 0)
+            return
+    with opener() as stream:
         if kind == ".parquet":
-            yield from read_parquet(stream, unit.name)
-        elif kind == ".jsonl":
-            yield from read_json_lines(stream, unit.name)
+            yield from read_parquet(stream, name)
+        elif kind == ".arrow":
+            yield from read_arrow(stream, name)
+        elif kind in COLUMNS:
+            yield from read_columns(recode(stream, encoding.name), name, kind)
         elif kind == ".json":
-            yield from read_json(stream, unit.name)
+            yield from read_json(as_utf8(stream), name)
         else:
-            text = decode(read_bounded(stream), unit.name)
-            yield text if isinstance(text, Unreadable) else {"text": text}
+            yield from read_json_lines(as_utf8(stream), name)
+
+
+def set_texts(examples: Iterator[dict | Unreadable], name: str, source: Source) -> Iterator[dict | Unreadable]:
+    """Yield rows with their text where the source says it is."""
+    if source.text_field is None and source.text_template is None:
+        yield from examples
+        return
+    for number, example in enumerate(examples, start=1):
+        if isinstance(example, dict):
+            found = set_text(example, source)
+            example = (
+                Unreadable(f"{name}: row {number}", found, len(repr(example))) if isinstance(found, str) else found
+            )
+        yield example
+
+
+def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterator[dict | Unreadable]:
+    """Yield rows whose text is divided at the source's separator."""
+    separator = compile_separator(source.document_separator)
+    for example in examples:
+        if isinstance(example, dict) and isinstance(example.get("text"), str):
+            for text in split_text([example["text"]], separator, MAX_ROW_BYTES):
+                yield {**example, "text": text}
+        else:
+            yield example
+
+
+def split_file(
+    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, source: Source
+) -> Iterator[dict | Unreadable]:
+    """Yield the documents of a text file of any size, which a separator divides."""
+    with opener() as stream:
+        encoding = find_stream_encoding(stream)
+    if not encoding.is_certain:
+        yield Unreadable(name, explain_encoding(encoding), 0)
+        return
+    noted = {} if encoding.name == "utf-8" else {"converted_from": encoding.name}
+    with opener() as stream:
+        pieces = io.TextIOWrapper(recode(stream, encoding.name), encoding="utf-8-sig")
+        texts = split_text(
+            iter(partial(pieces.read, 1 << 20), ""), compile_separator(source.document_separator), MAX_ROW_BYTES
+        )
+        for number, text in enumerate(texts, start=1):
+            position = f"{name}: document {number}"
+            reason = f"longer than {MAX_ROW_BYTES:,} bytes" if text is None else why_unfit(text)
+            yield {"text": text, **noted} if reason is None else Unreadable(position, reason, 0)
+
+
+def recode(stream: BinaryIO, encoding: str) -> BinaryIO:
+    """Return a stream of UTF-8 for a file in an encoding."""
+    return stream if encoding == "utf-8" else io.BufferedReader(Recoded(stream, encoding), 1 << 20)
+
+
+def as_utf8(stream: BinaryIO) -> BinaryIO:
+    """Return a stream of UTF-8 for a file that starts with the mark of another Unicode encoding."""
+    buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream, 1 << 20)
+    return recode(buffered, find_mark(buffered.peek(4)[:4]) or "utf-8")
+
+
+def decode_file(content: bytearray, name: str) -> dict | Unreadable:
+    """Return a text file as an example: converted where its encoding is certain, else why it is not read."""
+    text = decode(content, name)
+    if not isinstance(text, Unreadable):
+        return {"text": text}
+    if len(content) > MAX_ROW_BYTES:
+        return dataclasses.replace(text, reason=f"{text.reason}, the most of one document; set document_separator")
+    encoding = find_encoding(content)
+    if not encoding.is_certain:
+        return dataclasses.replace(text, reason=explain_encoding(encoding)) if text.reason == NOT_UTF8 else text
+    try:
+        converted = content.decode(encoding.name)
+    except UnicodeDecodeError as error:
+        return Unreadable(f"{name}: byte {error.start}", f"not {encoding.name} throughout", len(content))
+    reason = why_unfit(converted)
+    return (
+        {"text": converted, "converted_from": encoding.name}
+        if reason is None
+        else Unreadable(name, reason, len(content))
+    )
 
 
 def read_bounded(stream: BinaryIO) -> bytearray:
@@ -241,9 +390,42 @@ def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
             too_long = rest and not rest.endswith(b"\n")
 
 
-def holds_json_lines(unit: Unit) -> bool:
+def explain_encoding(encoding: Encoding) -> str:
+    """Return why a text in an encoding that is not certain is not read."""
+    guess = f"; perhaps {encoding.name}: convert it with iconv -t utf-8 -f {encoding.name}" if encoding.name else ""
+    return NOT_UTF8 + guess
+
+
+def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unreadable]:
+    """Yield the rows of a table. Its first line names the columns, and what it has most of divides them."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    first = stream.readline(MAX_ROW_BYTES).decode("utf-8-sig")
+    delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
+    lines = chain([first], (line.decode() for line in iter(partial(stream.readline, MAX_ROW_BYTES), b"")))
+    rows = csv.reader(lines, delimiter=delimiter)
+    try:
+        columns = [column.strip() for column in next(rows, [])]
+        named = [column for column in columns if column]
+        if len(set(named)) < len(named):
+            yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
+            return
+        for number, row in enumerate(rows, start=1):
+            position, size_bytes = f"{name}: row {number}", sum(map(len, row))
+            if not row:
+                continue
+            if len(row) != len(columns):
+                reason = f"{len(row)} values, where the first line names {len(columns)} columns"
+                yield Unreadable(position, reason, size_bytes)
+            else:
+                yield check_row(dict(zip(columns, row, strict=True)), position, size_bytes)
+    except csv.Error as error:
+        yield Unreadable(f"{name}: after line {rows.line_num}", f"damaged table: {error}", 0)
+
+
+def holds_json_lines(opener: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
     """Return whether a .json file is JSON lines, as many on the Hub are: one of its first two lines is an object."""
-    with open_unit(unit) as stream:
+    with opener() as packed:
+        stream = as_utf8(packed)
         first, second = stream.readline(MAX_ROW_BYTES + 1), stream.readline(MAX_ROW_BYTES + 1)
     if first.lstrip()[:1] != b"{" or not second.strip():
         return False
@@ -300,6 +482,22 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
         number = last
 
 
+def read_arrow(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
+    """Yield the rows of an Arrow file or stream, as `datasets` writes them; after damage, no more."""
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        file = pa.ipc.open_file(stream)
+        batches = (file.get_batch(index) for index in range(file.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(stream))
+    number = 0
+    for batch in batches:
+        for row in range(len(batch)):
+            number += 1
+            yield convert_row(batch.slice(row, 1), f"{name}: row {number}")
+
+
 def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
     """Convert a batch of one row to an example."""
     if row.nbytes > MAX_ROW_BYTES:
@@ -307,7 +505,7 @@ def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
     try:
         example = row.to_pylist()[0]
     except UnicodeDecodeError:
-        return Unreadable(position, "not UTF-8", row.nbytes)
+        return Unreadable(position, NOT_UTF8, row.nbytes)
     except (ValueError, OverflowError) as error:
         return Unreadable(position, f"holds a value out of range: {error}", row.nbytes)
     reason = why_unfit(example)
@@ -321,7 +519,7 @@ def decode(content: bytes | bytearray, position: str) -> str | Unreadable:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Unreadable(f"{position}: byte {error.start}", "not UTF-8", len(content))
+        return Unreadable(f"{position}: byte {error.start}", NOT_UTF8, len(content))
     return Unreadable(position, "holds NUL", len(content)) if "\0" in text else text
 
 
@@ -342,7 +540,11 @@ def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadabl
     """Return a parsed row, or an `Unreadable`. A size of 0 means not measured yet."""
     if isinstance(value, Unreadable):
         return value
-    reason = why_unfit(value) if isinstance(value, dict) else "not a JSON object"
+    reason = (
+        why_unfit(value)
+        if isinstance(value, dict)
+        else f"not a JSON object but {kind_of(value)}{AS_ROW * isinstance(value, str)}"
+    )
     return value if reason is None else Unreadable(position, reason, size_bytes or len(json.dumps(value)))
 
 

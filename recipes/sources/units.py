@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the units of a source: files, members of an archive, URLs, the data files of a Hub dataset.
 
-Their order depends on their names alone. readers.py reads them.
+Their order depends on their names alone. readers.py reads them; inventory.py counts them, with all that is not read.
 """
 
 import dataclasses
@@ -9,8 +9,9 @@ import fnmatch
 import hashlib
 import io
 import os
-import zipfile
-from collections.abc import Iterator
+import posixpath
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,35 +19,41 @@ from pathlib import Path
 
 import fsspec
 import httpx2
+from fsspec.utils import glob_translate
 
 from recipe_config import RecipeError, Source
+from sources.file_kinds import ARCHIVES, CHOSEN, HIDDEN, TABLES, UNNAMED, is_hidden, suffix, why_not_read
+from sources.folders import walk
+from sources.inventory import Inventory
+from sources.packed_files import DAMAGED_PACKING, list_tar, list_zip
 
 
-TABLES = (".jsonl", ".json", ".parquet")
-TEXTS = (".txt", ".md", ".text")
-PACKED = (".gz", ".zst")
 FULLY_HASHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A file, a URL or a member of an archive.
+    """A file, a URL, a member of a zip or a whole tar.
 
     Attributes:
         path: of the file or the archive, or the URL; a data file of a Hub dataset has an hf:// URL.
-        member: name in the archive, or empty.
+        member: name in a zip, or empty.
         size_bytes: 0 if unknown.
         by_datasets: whether only the library `datasets` can read it.
+        in_folder: whether it is a member of a zip in a folder: then its name starts with the zip's.
     """
 
     path: str
     member: str = ""
     size_bytes: int = 0
     by_datasets: bool = False
+    in_folder: bool = False
 
     @property
     def sort_key(self) -> bytes:
         """Return the bytes of the name, which do not depend on the locale."""
+        if self.in_folder:
+            return os.fsencode(self.path) + b"/" + self.member.encode(errors="surrogatepass")
         if self.member or "://" in self.path:
             return (self.member or self.path).encode(errors="surrogatepass")
         return os.fsencode(self.path)
@@ -57,90 +64,220 @@ class Unit:
         return self.sort_key.decode(errors="backslashreplace")
 
 
+@dataclass
+class Listing:
+    """The units of a source, sorted by name, and the counts of all of its files."""
+
+    units: list[Unit]
+    inventory: Inventory
+
+
 def list_units(source: Source) -> list[Unit]:
     """Return the units of a source, sorted by name.
 
-    Raises: RecipeError: no unit, or a path that is neither local, a URL nor a Hub dataset id.
+    Raises: RecipeError: as list_source, or no unit, or more bytes would be left out than read.
+    """
+    listing = list_source(source)
+    listing.inventory.check()
+    return listing.units
+
+
+def list_source(source: Source) -> Listing:
+    """Return the units of a source and the counts of its files.
+
+    Raises: RecipeError: a path that is neither local, a URL nor a Hub dataset id, or a file that may not be read.
     """
     where = f"data.sources: {source.name}: path {source.path!r}"
-    patterns = list_patterns(source)
-    local = Path(source.path)
-    if local.is_dir():
-        found = [file for pattern in patterns or ["**/*"] for file in local.glob(pattern) if file.is_file()]
-        known = [file for file in found if patterns or suffix(file.name) in TABLES + TEXTS]
-        units = [Unit(file.as_posix(), size_bytes=file.stat().st_size) for file in known]
-    elif local.is_file() and local.suffix in (".whl", ".zip"):
-        try:
-            members = [
-                info
-                for info in open_archive(local.as_posix(), local.stat().st_mtime_ns).infolist()
-                if not info.is_dir()
-            ]
-        except zipfile.BadZipFile as error:  # the index is at the end, so a truncated archive has none
-            raise RecipeError(f"{where}: damaged or cut short: {error}; download it again") from error
-        matching = [m for m in members if any(fnmatch.fnmatchcase(m.filename, p) for p in patterns or ["*"])]
-        units = [Unit(local.as_posix(), info.filename, info.file_size) for info in matching]
-    elif local.is_file():
-        units = [Unit(local.as_posix(), size_bytes=local.stat().st_size)]
-    elif "://" in source.path:
-        units = list_url(source)
-    elif is_hub_dataset(source):
-        units = list_hub_dataset(source)
-    else:
-        raise RecipeError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
-    if not units:
-        wanted = f"that matches data_files={source.data_files!r}" if patterns else f"of type {TABLES + TEXTS}"
-        raise RecipeError(f"{where}: no file {wanted}")
-    return sorted({unit.sort_key: unit for unit in units}.values(), key=lambda unit: unit.sort_key)
+    inventory, local = Inventory(source), Path(source.path)
+    with named_errors(source):
+        if local.is_dir():
+            units = list_folder(source, inventory)
+        elif local.is_file() and (suffix(local.name) in ARCHIVES or local.suffix.lower() == ".whl"):
+            try:
+                units = list_archive(source, inventory, local.as_posix(), in_folder=False)
+            except DAMAGED_PACKING as error:  # the index of a zip is at its end, so a truncated one has none
+                raise RecipeError(f"{where}: damaged or cut short: {error}; download it again") from error
+        elif local.is_file():
+            unit = Unit(local.as_posix(), size_bytes=local.stat().st_size)
+            reason = why_not_read(local.name, source.ignore, has_columns(source), is_named=True)
+            inventory.add(unit.path, unit.size_bytes, reason)
+            units = [unit] if reason is None else []
+            refuse_unreadable(source, units, [])
+        elif "://" in source.path:
+            units = list_url(source, inventory)
+        elif is_hub_dataset(source):
+            units = list_hub_dataset(source)
+            for unit in units:
+                inventory.add(unit.path, unit.size_bytes, None)
+        else:
+            raise RecipeError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
+    units = sorted({unit.sort_key: unit for unit in units}.values(), key=lambda unit: unit.sort_key)
+    return Listing(units, inventory)
 
 
-def list_all_units(sources: list[Source]) -> dict[str, list[Unit]]:
-    """Return source -> units, for all sources.
+def list_all_sources(sources: list[Source]) -> dict[str, Listing]:
+    """Return source -> units and counts, for all sources.
 
     Raises: RecipeError: the problems of all sources.
     """
-    units, problems = {}, []
+    listings, problems = {}, []
     for source in sources:
         try:
-            units[source.name] = list_units(source)
+            listings[source.name] = list_source(source)
+            listings[source.name].inventory.check()
         except (RecipeError, OSError) as error:
             problems.append(str(error))
     if problems:
         raise RecipeError(*problems)
+    return listings
+
+
+def take(
+    source: Source,
+    inventory: Inventory,
+    path: str,
+    relative: str,
+    size_bytes: int,
+    is_match: Callable[[str], bool] | None,
+) -> bool:
+    """Return whether a file is read, and count it.
+
+    Args:
+        source: of the file.
+        inventory: counts the file.
+        path: of the file, for the terminal.
+        relative: its path below the source or archive.
+        size_bytes: its size.
+        is_match: says whether the recipe's patterns name the file; None if it has none for such files.
+    """
+    reason = why_left_out(source, relative, is_match)
+    inventory.add(path, size_bytes, reason)
+    return reason is None
+
+
+def why_left_out(source: Source, relative: str, is_match: Callable[[str], bool] | None) -> str | None:
+    """Return why a file below a source is not read; None if it is."""
+    if is_match and not is_match(relative):
+        return UNNAMED
+    if is_hidden(relative) and not names_hidden(source):
+        return HIDDEN
+    return why_not_read(posixpath.basename(relative), source.ignore, has_columns(source), is_match is not None)
+
+
+def has_columns(source: Source) -> bool:
+    """Return whether the recipe says which columns of a table are the text."""
+    return source.text_field is not None or source.text_template is not None
+
+
+def names_hidden(source: Source) -> bool:
+    """Return whether the recipe names a hidden file or folder."""
+    parts = [part for pattern in list_patterns(source) for part in pattern.split("/")]
+    return any(part.startswith(".") and part not in (".", "..") for part in parts)
+
+
+def list_folder(source: Source, inventory: Inventory) -> list[Unit]:
+    """List the files of a folder, of the folders that it links to, and of its zips."""
+    patterns = [posixpath.normpath(pattern) for pattern in list_patterns(source)]
+    compiled = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    is_match = (lambda relative: any(pattern.match(relative) for pattern in compiled)) if compiled else None
+    deep = not patterns or any("**" in pattern for pattern in patterns)
+    depth = None if deep else max(pattern.count("/") for pattern in patterns)
+    units, found = [], walk(source.path, depth, enter_hidden=names_hidden(source))
+    for relative, size_bytes in found.files:
+        path = (Path(source.path) / relative).as_posix()
+        reason = why_left_out(source, relative, is_match)
+        if suffix(relative) in ARCHIVES and reason not in CHOSEN:
+            refuse_unreadable(source, [Unit(path)], [])
+            try:
+                units += list_archive(source, inventory, path, in_folder=True)
+            except DAMAGED_PACKING:
+                inventory.add(path, size_bytes, "a damaged archive")
+        else:
+            inventory.add(path, size_bytes, reason)
+            units += [Unit(path, size_bytes=size_bytes)] if reason is None else []
+    for relative, size_bytes, reason in found.others:
+        inventory.add((Path(source.path) / relative).as_posix(), size_bytes, reason)
+    refuse_unreadable(source, units, found.refused)
     return units
+
+
+def list_archive(source: Source, inventory: Inventory, path: str, in_folder: bool) -> list[Unit]:
+    """List the members of a zip or wheel; a tar is one unit, which is read from its start to its end.
+
+    Args:
+        source: of the archive.
+        inventory: counts the members.
+        path: of the archive.
+        in_folder: whether the source is a folder; then data_files names archives, else members.
+    """
+    is_match = None if in_folder else matching_members(source)
+    is_tar = suffix(path) == ".tar"
+    members = list_tar(path, os.stat(path).st_mtime_ns) if is_tar else list_zip(path)
+    taken = [
+        Unit(path, name, size_bytes, in_folder=in_folder)
+        for name, size_bytes in members
+        if take(source, inventory, f"{path}/{name}", name, size_bytes, is_match)
+    ]
+    return [Unit(path, size_bytes=os.stat(path).st_size)] if is_tar and taken else taken
+
+
+def matching_members(source: Source) -> Callable[[str], bool] | None:
+    """Return the function that says whether data_files names a member of the archive that is the source."""
+    patterns = list_patterns(source)
+    return (lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)) if patterns else None
+
+
+def refuse_unreadable(source: Source, units: list[Unit], refused: list[str]) -> None:
+    """Raise a RecipeError that names the files and folders that this user may not read."""
+    refused = sorted({*refused, *(unit.path for unit in units if not os.access(unit.path, os.R_OK))})
+    if refused:
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise RecipeError(
+            f"data.sources: {source.name}: path {source.path!r}: may not be read by this user: "
+            f"{', '.join(refused[:5])}{more}; change their rights, or move them out of the folder"
+        )
 
 
 def list_patterns(source: Source) -> list[str]:
     return [source.data_files] if isinstance(source.data_files, str) else source.data_files or []
 
 
-def list_url(source: Source) -> list[Unit]:
-    with named_errors(source):
-        filesystem, root = fsspec.core.url_to_fs(source.path)
-        patterns = list_patterns(source)
-        if not patterns and filesystem.isdir(root):
-            everything = filesystem.find(root, detail=True)
-            found = {file: info for file, info in everything.items() if suffix(file) in TABLES + TEXTS}
-        else:
-            found = {}
-            for wanted in [f"{root.rstrip('/')}/{pattern}" for pattern in patterns] or [root]:
-                found |= filesystem.glob(wanted, detail=True)
-        files = {file: info for file, info in found.items() if info["type"] == "file"}
-        return [Unit(filesystem.unstrip_protocol(f), size_bytes=info.get("size") or 0) for f, info in files.items()]
+def list_url(source: Source, inventory: Inventory) -> list[Unit]:
+    """List the files at a URL: one file, those of a folder of a known type, or those that patterns name."""
+    filesystem, root = fsspec.core.url_to_fs(source.path)
+    patterns, is_match = list_patterns(source), None
+    if not patterns and filesystem.isdir(root):
+        found = filesystem.find(root, detail=True)
+    else:
+        found, is_match = {}, lambda relative: True
+        for wanted in [f"{root.rstrip('/')}/{pattern}" for pattern in patterns] or [root]:
+            found |= filesystem.glob(wanted, detail=True)
+    files = {file: info for file, info in found.items() if info["type"] == "file"}
+    return [
+        Unit(filesystem.unstrip_protocol(file), size_bytes=info.get("size") or 0)
+        for file, info in files.items()
+        if take(
+            source,
+            inventory,
+            filesystem.unstrip_protocol(file),
+            file.removeprefix(root).strip("/") or posixpath.basename(file),
+            info.get("size") or 0,
+            is_match,
+        )
+    ]
 
 
 def list_hub_dataset(source: Source) -> list[Unit]:
     """List the data files of a split as `datasets` finds them, as hf:// URLs with the commit."""
-    with named_errors(source):
-        files = {str(split): urls for split, urls in load_builder(source).config.data_files.items()}
-        if source.split not in files:
-            raise ValueError(f"no split {source.split!r}; the splits are {', '.join(files)}")
-        filesystem, _ = fsspec.core.url_to_fs("hf://")
-        plain = are_plain_tables(source)
-        return [
-            Unit(url, size_bytes=filesystem.size(url) or 0, by_datasets=not plain or suffix(url) not in TABLES)
-            for url in files[source.split]
-        ]
+    files = {str(split): urls for split, urls in load_builder(source).config.data_files.items()}
+    if source.split not in files:
+        raise ValueError(f"no split {source.split!r}; the splits are {', '.join(files)}")
+    filesystem, _ = fsspec.core.url_to_fs("hf://")
+    plain = are_plain_tables(source)
+    return [
+        Unit(url, size_bytes=filesystem.size(url) or 0, by_datasets=not plain or suffix(url) not in TABLES)
+        for url in files[source.split]
+    ]
 
 
 def load_builder(source: Source):
@@ -184,8 +321,8 @@ def source_fingerprint(source: Source) -> str:
     """
     digest = hashlib.sha256()
     if not Path(source.path).exists():
-        return digest.hexdigest() if is_hub_dataset(source) else hash_names(list_units(source))
-    files = sorted({unit.path for unit in list_units(source)})
+        return digest.hexdigest() if is_hub_dataset(source) else hash_names(list_source(source).units)
+    files = sorted({unit.path for unit in list_source(source).units})
     for file in files:
         size_bytes = Path(file).stat().st_size
         digest.update(os.fsencode(Path(file).relative_to(source.path).as_posix()) + f"\0{size_bytes}\0".encode())
@@ -201,23 +338,6 @@ def source_fingerprint(source: Source) -> str:
 
 def hash_names(units: list[Unit]) -> str:
     return hashlib.sha256(repr([(unit.path, unit.size_bytes) for unit in units]).encode()).hexdigest()
-
-
-def suffix(name: str) -> str:
-    """Return the suffix of a file without that of its compression: `.jsonl` of `a.jsonl.gz`."""
-    path = Path(name)
-    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-
-
-@lru_cache(maxsize=2)
-def open_archive(path: str, modified_ns: int) -> zipfile.ZipFile:
-    """Open an archive once for all its members: reading the index of a wheel of 37,000 files takes 0.1 s.
-
-    Args:
-        path: of the archive.
-        modified_ns: when it was last written, so that a newer archive with the same name is opened again.
-    """
-    return zipfile.ZipFile(path)
 
 
 @contextmanager

@@ -96,13 +96,74 @@ def test_what_cannot_be_read_is_quarantined_with_its_place_and_reason_and_the_re
     assert [(entry["source"], entry["reason"]) for entry in found[:4]] == [
         ("law", "not UTF-8"),
         ("law", "broken JSON"),
-        ("law", "not a JSON object"),
-        ("law", "extract_text gives list, not text"),
+        ("law", "not a JSON object but a number"),
+        (
+            "law",
+            "extract_text gives list, not text; the fields are text (a list that holds a text); set text_field: text",
+        ),
     ]
     assert found[0]["position"].endswith("law.jsonl:41: byte 10")
     assert found[4]["source"] == "web" and "cut.jsonl.gz: row" in found[4]["position"]
     assert found[4]["reason"].startswith("damaged or cut short") and len(found) == 5
     assert stats(run, "web")["documents_in"] > 31, "what came before the cut is read"
+
+
+def test_what_is_not_read_is_in_the_table_before_work_starts_and_in_stats_and_data_card(run, capsys):
+    web = run.texts / "web"
+    (web / "old.WPD").write_bytes(bytes(50))
+    (web / ".hidden.txt").write_text(make_text(1))
+    (web / "windows.txt").write_bytes(
+        ("Größere Änderungen sind dem Vermieter schriftlich anzuzeigen. " * 9).encode("cp1252")
+    )
+    (web / "mac.txt").write_bytes(
+        ("Größere Änderungen sind dem Vermieter schriftlich anzuzeigen. " * 9).encode("mac-roman")
+    )
+    prepare_data.main(run.argv("--dry_run"))
+    table = capsys.readouterr().out
+    assert not run.output_dir.exists(), "a dry run writes nothing"
+    assert "NOT READ: no reader; save it as .docx, such as" in table and "NOT READ: hidden or temporary" in table
+    prepare_data.main(run.argv())
+    printed = capsys.readouterr().out
+    assert printed.startswith(table)
+    assert "prepare: web: dropped of 32 documents: 1 unreadable\n" in printed
+    assert "prepare: web:   1: not UTF-8; perhaps mac-roman: convert it with iconv -t utf-8 -f mac-roman" in printed
+    assert f"({web}/mac.txt: byte 2)" in printed
+    assert "note: 1 documents were converted from windows-1252" in printed
+    found = stats(run, "web")
+    assert {(row["ending"], row["files"], row["not_read"]) for row in found["files"]} == {
+        (".txt", 32, None),
+        (".wpd", 1, "no reader; save it as .docx"),
+        ("", 1, "hidden or temporary"),
+    }
+    assert found["converted"] == {"windows-1252": 1} and sum(n["documents"] for n in found["reasons"].values()) == 1
+    card = (run.output_dir / "documents" / "README.md").read_text()
+    assert "| .wpd | 1 | 50 | not read: no reader; save it as .docx |" in card
+    assert (
+        "1 documents were converted to UTF-8 from windows-1252." in card
+        and "- 1: not UTF-8; perhaps mac-roman" in card
+    )
+    assert str(run.texts) not in card and "old.WPD" not in (run.output_dir / "documents" / "stats.json").read_text()
+
+
+def test_a_run_that_would_leave_out_more_than_it_reads_stops_before_anything_is_written(run):
+    (run.texts / "web" / "case.wpd").write_bytes(bytes(1_000_000))
+    with pytest.raises(RecipeError, match=r"web: .* 1,000,000 bytes would be left out.*ignore: \[\".wpd\"\]"):
+        prepare_data.main(run.argv())
+    assert not list(run.output_dir.glob("*"))
+    source = {"name": "web", "path": str(run.texts / "web"), "ignore": [".wpd"]}
+    prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}"))
+    assert stats(run, "web")["files"][1]["not_read"] == "named in ignore"
+    del source["ignore"]
+    prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}"))  # what is read is the same: nothing to do
+
+
+def test_stats_quote_nothing_of_a_document_that_could_not_be_read(run):
+    append_rows(run, row(make_text(70), date="the day of Acme v Beta"))
+    prepare_data.main(only_law(run, "--data.splits.future_from='2030-01-01'"))
+    assert list(stats(run, "law")["reasons"]) == [
+        "date: '...' is not a day, month or year such as 2023-05-31, 2023-05 or 2023"
+    ]
+    assert "Acme" in (run.output_dir / "documents" / "quarantine.jsonl").read_text()
 
 
 def test_near_duplicates_are_dropped_and_different_documents_are_not(run):
@@ -297,7 +358,7 @@ def test_a_source_that_is_not_there_or_too_small_stops_the_run_by_name(run):
     assert "gone: path" in str(error.value) and "no such file or folder" in str(error.value)
     (run.texts / "empty").mkdir()
     empty = [{"name": "empty", "path": str(run.texts / "empty")}]
-    with pytest.raises(RecipeError, match="empty: path .* no file of type"):
+    with pytest.raises(RecipeError, match="empty: path .* no file to read .the folder is empty"):
         prepare_data.main(run.argv(f"--data.sources={json.dumps(empty)}"))
     with pytest.raises(RecipeError, match=r"law: no document is left \(40 too_short\)"):
         prepare_data.main(only_law(run, "--data.min_document_bytes=1_000_000"))
@@ -312,3 +373,42 @@ def test_a_limit_on_a_source_stops_reading_at_the_document_that_reaches_it(run):
     sizes = [len(make_text(seed).encode()) for seed in range(40)]
     expected = next(k for k in range(40) if sum(sizes[:k]) >= 10_000)
     assert stats(run, "law")["documents_in"] == expected
+
+
+def test_rows_with_another_field_are_named_with_it_and_read_by_it(run, capsys):
+    (run.texts / "law.jsonl").write_bytes(
+        b"".join(json.dumps({"body": make_text(n)}).encode() + b"\n" for n in range(30))
+    )
+    with pytest.raises(
+        RecipeError, match=r"\(30 no_text\); 30: .* the fields are body .a text.; set text_field: body"
+    ):
+        prepare_data.main(only_law(run))
+    source = {"name": "law", "path": str(run.texts / "law.jsonl"), "text_field": "body"}
+    prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}"))
+    assert {d["text"] for split in SPLITS for d in documents(run, split)} == {make_text(n) for n in range(30)}
+    append_rows(run, row(make_text(40)), json.dumps({"body": {"de": "x"}}).encode())
+    capsys.readouterr()
+    prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}", "--overwrite"))
+    found = stats(run, "law")["reasons"]
+    assert set(found) == {
+        "no field body; the fields are text (a text); set text_field: text",
+        "field body holds a mapping with the fields de; set text_field: body.de",
+    }
+    assert "prepare: law: dropped of 32 documents: 2 unreadable" in capsys.readouterr().out
+
+
+def test_markers_in_the_text_are_counted_with_a_note_and_gone_where_the_source_divides_there(run, capsys):
+    texts = [make_text(n) for n in range(30)]
+    (run.texts / "law.txt").write_text("\n<|endoftext|>\n".join(texts))
+    source = {"name": "law", "path": str(run.texts / "law.txt")}
+    message = r"1 distinct documents are left .*A text file is one document.*set document_separator"
+    with pytest.raises(RecipeError, match=message):
+        prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}"))
+    (run.texts / "web" / "marked.txt").write_text(f"{texts[0]}</s>{texts[1]}</s>")
+    prepare_data.main(run.argv())
+    assert stats(run, "web")["markers"] == {"</s>": {"documents": 1, "occurrences": 2}}
+    assert "web: note: 1 documents have </s> in their text, 2 times" in capsys.readouterr().out
+    source["document_separator"] = "<|endoftext|>"
+    prepare_data.main(run.argv(f"--data.sources={json.dumps([source])}", "--overwrite"))
+    assert {d["text"] for split in SPLITS for d in documents(run, split)} == set(texts)
+    assert stats(run, "law")["markers"] == {}

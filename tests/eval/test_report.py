@@ -115,6 +115,14 @@ def write_run(folder):
             for name, domain in (("licenses", "legal"), ("wikipedia", "general"))
         }
     }
+    documents["sources"]["licenses"] |= {
+        "files": [
+            {"ending": ".txt", "files": 1300, "bytes": 15_000_000, "not_read": None},
+            {"ending": ".wpd", "files": 31_204, "bytes": 900, "not_read": "no reader; save it as .docx"},
+        ],
+        "converted": {"windows-1252": 17},
+        "reasons": {"not UTF-8; perhaps mac-roman": {"documents": 5, "bytes": 700}},
+    }
     documents["sources"]["wikipedia"] |= {"dated_documents": 7, "first_date": "1999", "last_date": "2024-02-29"}
     documents["sources"]["wikipedia"]["kept"]["future"] = {"documents": 17, "bytes": 170000}
     decontamination = {
@@ -253,6 +261,9 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "7,000,000",
         "14,900,000",
         "exact duplicate",
+        '31,204</td><td>900</td><td class="text long">not read: no reader; save it as .docx',
+        "converted to UTF-8 from windows-1252",
+        '<td>5</td><td>700</td><td class="text long">not UTF-8; perhaps mac-roman',
         "69.00 %",
         "1.23 points",
         "69.83 %",

@@ -77,7 +77,7 @@ def test_an_answer_that_makes_no_recipe_is_refused_and_nothing_is_written(make, 
 
 def test_a_folder_without_text_is_refused(make, tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(RecipeError, match="--text: path '.*none': no file of type"):
+    with pytest.raises(RecipeError, match="--text: path '.*none': no file to read"):
         make("--text", str(tmp_path / "none"))
     for name in ("a.txt", "b.jsonl"):
         (tmp_path / "none" / name).write_text(" \n")
@@ -166,7 +166,8 @@ def test_rows_without_a_field_text_are_noted_with_their_fields(make, tmp_path, c
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": 1, "body": make_text(1)}) + "\n")
     make("--text", str(tmp_path / "rows.jsonl"))
     assert (
-        "rows have no text in a field `text`, but the fields id, body: edit data.py first" in capsys.readouterr().out
+        "rows have no text in a field `text`; the fields are id (a number), body (a text); set text_field: body in "
+        "data.sources, or edit data.py" in capsys.readouterr().out
     )
 
 

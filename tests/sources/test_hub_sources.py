@@ -318,7 +318,7 @@ def test_bad_rows_of_a_hub_dataset_are_quarantined_and_the_others_are_kept(seen)
         "a.jsonl:2: lone surrogate",
         "a.jsonl:3: holds NUL",
         "a.jsonl:4: broken JSON",
-        "a.jsonl:5: not a JSON object",
+        "a.jsonl:5: not a JSON object but null",
         "kept",
     ]
     not_utf_8 = [f"a.parquet: row {row}: not UTF-8" for row in (1, 2)]

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents of Word, PDF and other formats: their exact text in reading order, and no harm from a hostile file."""
+
+import http.server
+import importlib.util
+import json
+import os
+import socketserver
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import sample_documents
+from sample_documents import LAYOUTS, RENDERERS, Sample, contract, render_pdf, word_error_rate, words_of, write_pdf
+from tiny_run import TinyRun, make_text, write_tiny_texts
+
+import prepare_data
+from recipe_config import RecipeError, Source
+from sources import conversion, file_kinds
+from sources.file_kinds import DOCUMENTS
+from sources.inventory import INSTALL
+from sources.readers import Unreadable, read_unit
+from sources.units import list_units
+
+
+LACKING = sorted(
+    {module for modules in DOCUMENTS.values() for module in modules if not importlib.util.find_spec(module)}
+)
+NEEDS_LIBRARIES = pytest.mark.skipif(bool(LACKING), reason=f"needs {', '.join(LACKING)}: {INSTALL}")
+
+
+@pytest.fixture
+def converter():
+    """A new process for the conversions of a test, ended after it."""
+    conversion.start_converter.cache_clear()
+    yield
+    conversion.start_converter(os.getpid()).stop()
+    conversion.start_converter.cache_clear()
+
+
+def read_all(path: Path, **settings) -> list[dict | Unreadable]:
+    source = Source(name="a", path=str(path), **settings)
+    return [example for unit in list_units(source) for example in read_unit(source, unit)]
+
+
+def reasons(path: Path) -> list[str]:
+    return [example.reason if isinstance(example, Unreadable) else example["text"][:40] for example in read_all(path)]
+
+
+def places(text: str, sample: Sample) -> list[int]:
+    """Return where each block of a sample stands in a text: its position, or -1."""
+    flat = " ".join(words_of(text))
+    return [flat.find(" ".join(words_of(block))) for block in sample.texts]
+
+
+@NEEDS_LIBRARIES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pdf_gives_every_word_in_order_without_running_heads_page_numbers_and_hyphens(tmp_path, layout, converter):
+    sample = contract(1, 40)
+    pages = render_pdf(tmp_path / "a.pdf", sample, **LAYOUTS[layout])
+    (example,) = read_all(tmp_path)
+    assert pages >= 3 and example["pages"] == pages and example["title"] == sample.title
+    assert word_error_rate(words_of(example["text"]), sample.words) == 0
+    found = places(example["text"], sample)
+    assert found == sorted(found) and found[0] >= 0, "every paragraph whole, and in order"
+    assert len(example["text"].split("\n\n")) == len(sample.blocks)
+    assert "Item | Quantity | Price\nLicence | 12 | 4,500\n" in example["text"]
+
+
+@NEEDS_LIBRARIES
+def test_a_compound_keeps_its_hyphen_where_the_document_has_it_elsewhere(tmp_path, converter):
+    lines = [
+        "a long-term lease and a well-",
+        "known landlord of a long-",
+        "term tenant in good agree-",
+        "ment, is well-known",
+    ]
+    write_pdf(tmp_path / "a.pdf", [[(60, 700 - 12 * n, 10, line) for n, line in enumerate(lines)]])
+    (example,) = read_all(tmp_path)
+    assert example["text"] == (
+        "a long-term lease and a well-known landlord of a long-term tenant in good agreement, is well-known"
+    )
+
+
+@NEEDS_LIBRARIES
+def test_a_line_at_the_top_of_two_pages_only_is_text(tmp_path, converter):
+    sample = contract(2, 16)
+    assert render_pdf(tmp_path / "a.pdf", sample) == 2
+    (example,) = read_all(tmp_path)
+    assert "Acme Ltd - Licence Agreement - Confidential" in example["text"]
+
+
+@NEEDS_LIBRARIES
+def test_rows_of_figures_and_numbered_headings_at_the_edge_of_pages_are_text(tmp_path, converter):
+    pages = []
+    for page in range(6):
+        head = [
+            (60, 780, 10, f"Article {3 * page + 1}"),
+            (60, 765, 9, "of the treaty"),
+            (400, 810, 8, f"Draft 7, page {page}"),
+        ]
+        body = [
+            (60, 740 - 12 * line, 9, f"Line {line} of page {page} says something of its own.") for line in range(20)
+        ]
+        figures = [(60 + 150 * cell, 60, 9, f"{page + 1},{page}{cell}7") for cell in range(3)]
+        pages.append([*head, *body, *figures, (290, 30, 8, f"- {page + 11} -")])
+    write_pdf(tmp_path / "a.pdf", pages)
+    (example,) = read_all(tmp_path)
+    for page in range(6):
+        assert f"Article {3 * page + 1}\n" in example["text"] or f"Article {3 * page + 1} " in example["text"]
+        assert " | ".join(f"{page + 1},{page}{cell}7" for cell in range(3)) in example["text"]
+    assert not any(words in example["text"] for words in ("Draft", "- 11 -", "- 16 -", "of the treaty"))
+
+
+@NEEDS_LIBRARIES
+@pytest.mark.parametrize("kind", RENDERERS)
+def test_every_format_gives_every_word_in_order_with_tables_and_title(tmp_path, kind, converter):
+    sample = contract(3, 12)
+    sample.blocks[3] = "Für die Kündigung – “schriftlich” – gilt § 568; naïve Änderungen € 5."
+    RENDERERS[kind](tmp_path / f"a{kind.upper()}", sample)
+    (example,) = read_all(tmp_path)
+    assert word_error_rate(words_of(example["text"]), sample.words) == 0
+    assert kind == ".rtf" or example["title"] == sample.title
+    assert (
+        "do not read" not in example["text"]
+        and "Home" not in example["text"]
+        and "Confidential" not in example["text"]
+    )
+    cells = "Licence|12|4,500" if kind == ".rtf" else "Licence | 12 | 4,500"
+    assert cells in example["text"]
+    if kind == ".eml":
+        assert example["date"] == "2024-05-31" and example["attachments"] == 1
+
+
+@NEEDS_LIBRARIES
+def test_word_gives_inserted_text_boxes_and_footnotes_and_not_what_was_deleted(tmp_path, converter):
+    import docx
+
+    document = docx.Document()
+    document.add_paragraph("The tenant ")
+    word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    box = "<w:r><w:pict><w:txbxContent><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>"
+    changes = f"""<w:p {word}><w:ins><w:r><w:t>shall pay</w:t></w:r></w:ins>
+      <w:del><w:r><w:delText>may pay</w:delText></w:r></w:del><w:r><w:tab/><w:t>the rent.</w:t></w:r>{box}</w:p>"""
+    document.element.body.insert(1, docx.oxml.parse_xml(changes))
+    document.save(tmp_path / "a.docx")
+    notes = f'<w:footnotes {word}><w:footnote w:type="separator"><w:p/></w:footnote>'
+    notes += "<w:footnote><w:p><w:r><w:t>See section 12.</w:t></w:r></w:p></w:footnote></w:footnotes>"
+    add_part(tmp_path / "a.docx", "word/footnotes.xml", notes, "footnotes")
+    (example,) = read_all(tmp_path)
+    assert example["text"] == "The tenant\n\nshall pay the rent.\n\nBoxed.\n\nSee section 12."
+
+
+def add_part(path: Path, name: str, content: str, kind: str) -> None:
+    """Add a part to a .docx, with its relation and type."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {info.filename: archive.read(info) for info in archive.infolist()}
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    relation = f'<Relationship Id="rIdX" Type="{office}/{kind}" Target="{Path(name).name}"/></Relationships>'
+    relations, types = "word/_rels/document.xml.rels", "[Content_Types].xml"
+    parts[relations] = parts[relations].replace(b"</Relationships>", relation.encode())
+    media = f"application/vnd.openxmlformats-officedocument.wordprocessingml.{kind}+xml"
+    parts[types] = parts[types].replace(
+        b"</Types>", f'<Override PartName="/{name}" ContentType="{media}"/></Types>'.encode()
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, written in (parts | {name: content.encode()}).items():
+            archive.writestr(part, written)
+
+
+@NEEDS_LIBRARIES
+def test_html_is_read_in_the_encoding_it_states_and_in_that_it_is_in(tmp_path, converter):
+    text = "Die Kündigung bedarf der Schriftform, größere Änderungen auch."
+    russian = "Арендатор обязан вносить плату."
+    for name, charset, encoding in (
+        ("a", "iso-8859-1", "cp1252"),
+        ("b", "utf-8", "utf-8"),
+        ("c", "", "cp1252"),
+        ("d", "koi8-r", "koi8-r"),
+        ("e", "utf-8", "cp1252"),
+    ):
+        text_of_page = russian if encoding == "koi8-r" else text
+        meta = f'<meta charset="{charset}">' if charset else ""
+        page = f"<html><head>{meta}<title>T</title></head><body><p>{text_of_page}</p></body></html>"
+        (tmp_path / f"{name}.html").write_bytes(page.encode(encoding))
+    assert [example["text"] for example in read_all(tmp_path)] == [
+        *[text] * 3,
+        "Арендатор обязан вносить плату.",
+        text,
+    ]
+    (tmp_path / "deep.htm").write_text("<div>" * 30_000 + "deep" + "</div>" * 30_000)
+    assert reasons(tmp_path / "deep.htm") == ["deep"]
+
+
+@NEEDS_LIBRARIES
+def test_documents_in_archives_and_packed_are_read_and_divided(tmp_path, converter):
+    (tmp_path / "a.html").write_text("<p>one</p><p>===</p><p>two</p>")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a.html", "c.html")
+    found = [example["text"].strip() for example in read_all(tmp_path, document_separator="===")]
+    assert found == ["one", "two"] * 2
+
+
+@NEEDS_LIBRARIES
+def test_a_scan_is_named_and_read_by_tesseract_where_it_is_installed(tmp_path, monkeypatch, converter):
+    (tmp_path / "texts").mkdir()
+    write_pdf(
+        tmp_path / "texts" / "a.pdf", [[], [], [(60, 700, 10, "A page with a text of its own.")]], image=bytes(64)
+    )
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    scan = "a scan: 2 of 3 pages have no text; install tesseract to read them"
+    assert reasons(tmp_path / "texts") == [scan]
+    program = tmp_path / "bin" / "tesseract"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nhead=$(/usr/bin/head -c 2)\n[ "$head" = P5 ] && [ "$1$2" = "--" ] && echo "Recognised text."\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    conversion.start_converter.cache_clear()
+    (example,) = read_all(tmp_path / "texts")
+    assert example["text"].split("\n\n") == ["Recognised text.", "Recognised text.", "A page with a text of its own."]
+    assert example["ocr_pages"] == 2
+
+
+@NEEDS_LIBRARIES
+def test_damaged_documents_and_bombs_are_quarantined_and_the_next_is_read(tmp_path, converter):
+    sample = contract(4, 40)
+    render_pdf(tmp_path / "good.pdf", sample)
+    content = (tmp_path / "good.pdf").read_bytes()
+    (tmp_path / "cut.pdf").write_bytes(content[: len(content) // 8])
+    (tmp_path / "fake.pdf").write_bytes(b"no PDF at all" * 50)
+    (tmp_path / "fake.docx").write_bytes(b"PK\x03\x04 and no more")
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("word/document.xml", "w") as part,
+    ):
+        for _ in range(300):
+            part.write(bytes(1 << 20))
+    write_pdf(tmp_path / "many.pdf", [[]] * 5001)
+    found = dict(zip(sorted(path.name for path in tmp_path.iterdir()), reasons(tmp_path), strict=True))
+    assert found.pop("good.pdf").startswith("Licence Agreement")
+    assert found.pop("many.pdf") == "5,001 pages, more than 5,000"
+    assert found.pop("bomb.docx").startswith("unpacks to 314,572,800 bytes, from a file of")
+    assert all(reason.startswith("damaged or cut short: ") for reason in found.values()) and len(found) == 3
+    assert all(str(tmp_path) not in reason and "/tmp" not in reason for reason in found.values())
+
+
+# A parser in place of striprtf's -> the reason that the document is quarantined for.
+HOSTILE = {
+    "while True: pass": "its parser took longer than a step of 2 s and was ended",
+    "import time; time.sleep(60)": "its parser took longer than a step of 2 s and was ended",
+    "import os; os.abort()": "its parser crashed (status -6)",
+    "import sys; sys.exit(3)": "its parser crashed (status 3)",
+    "x = [bytes(1 << 24) for _ in range(1000)]": "its parser took more than 1,073,741,824 bytes of memory",
+    "raise RecursionError('too deep')": "damaged or cut short: RecursionError: too deep",
+}
+
+
+@pytest.mark.parametrize("code", HOSTILE)
+def test_a_parser_that_hangs_crashes_or_takes_all_memory_is_ended_and_the_next_document_is_read(
+    tmp_path, monkeypatch, converter, code
+):
+    (tmp_path / "modules" / "striprtf").mkdir(parents=True)
+    (tmp_path / "modules" / "striprtf" / "__init__.py").write_text("")
+    parser = f"def rtf_to_text(text):\n    if 'hostile' in text:\n        {code}\n    return text[6:]\n"
+    (tmp_path / "modules" / "striprtf" / "striprtf.py").write_text(parser)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setattr(conversion, "STEP_SECONDS", 2.0)
+    monkeypatch.setattr(conversion, "MEMORY_BYTES", 1 << 30)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.rtf").write_text("{\\rtf1 hostile")
+    (tmp_path / "texts" / "b.rtf").write_text("{\\rtf1harmless")
+    assert reasons(tmp_path / "texts") == [HOSTILE[code], "harmless"]
+
+
+@NEEDS_LIBRARIES
+def test_nothing_that_a_document_names_is_fetched(tmp_path, converter):
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        page = f'<link rel=stylesheet href="{url}/css"><img src="{url}/img"><iframe src="{url}/frame"></iframe>'
+        (tmp_path / "a.html").write_text(f"{page}<p>text</p>")
+        entity = f'<!DOCTYPE p [<!ENTITY e SYSTEM "{url}/entity">]>'
+        sample_documents.render_docx(tmp_path / "b.docx", Sample("t", ["text"]))
+        word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+        footnotes = (
+            f"{entity}<w:footnotes {word}><w:footnote><w:p><w:r><w:t>&e;</w:t></w:r></w:p></w:footnote></w:footnotes>"
+        )
+        add_part(tmp_path / "b.docx", "word/footnotes.xml", footnotes, "footnotes")
+        examples = read_all(tmp_path)
+        server.shutdown()
+    assert [example["text"] for example in examples] == ["text", "text"] and asked == []
+
+
+def test_documents_without_their_libraries_are_refused_with_the_line_that_installs_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_kinds, "find_spec", lambda module: None)
+    (tmp_path / "a.txt").write_text("text" * 100)
+    for name in ("b.PDF", "c.docx", "d.html"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(RecipeError) as error:
+        read_all(tmp_path)
+    message, line = str(error.value).splitlines()
+    assert line == INSTALL == "pip install -r recipes/requirements-documents.txt"
+    assert "1 .docx, 1 .html, 1 .pdf need libraries that are not installed" in message
+    assert 'ignore: [".docx", ".html", ".pdf"]' in message
+    assert [example["text"] for example in read_all(tmp_path, ignore=[".docx", ".html", ".pdf"])] == ["text" * 100]
+
+
+def test_the_libraries_are_pinned_and_each_says_its_formats_and_licence():
+    lines = (Path(conversion.__file__).parent.parent / "requirements-documents.txt").read_text().splitlines()
+    for line in lines:
+        name, _, about = line.partition("==")
+        assert name and any(kind in about for kind in DOCUMENTS) and ("MIT" in about or "BSD" in about), line
+
+
+@NEEDS_LIBRARIES
+def test_a_folder_of_documents_is_prepared_with_the_same_bytes_by_any_number_of_workers(tmp_path, capsys):
+    write_tiny_texts(tmp_path / "texts")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number, kind in enumerate([".pdf", *RENDERERS] * 2):
+        sample = Sample("T", ["Title", *make_text(number).split("\n")])
+        (RENDERERS[kind] if kind != ".pdf" else render_pdf)(mine / f"{number}{kind}", sample)
+    (mine / "bad.pdf").write_bytes(b"%PDF-1.4 and no more")
+    sources = json.dumps([{"name": "mine", "path": str(mine)}])
+    hashes = []
+    for workers in (1, 2):
+        run = TinyRun(tmp_path / "texts", tmp_path / f"run{workers}")
+        prepare_data.main(run.argv(f"--data.sources={sources}", f"--data.workers={workers}"))
+        record = json.loads((run.output_dir / "documents" / "stage.json").read_text())
+        hashes.append(record["files"])
+    assert hashes[0] == hashes[1]
+    stats = json.loads((run.output_dir / "documents" / "stats.json").read_text())["sources"]["mine"]
+    assert stats["documents_in"] == 15 and stats["dropped"]["unreadable"]["documents"] == 1
+    assert sum(kept["documents"] for kept in stats["kept"].values()) == 14
+    assert "unreadable" in capsys.readouterr().out
