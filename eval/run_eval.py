@@ -178,8 +178,10 @@ def check_folder(model: str) -> list[str]:
         lacking = [name for name in ("config.json", "*.safetensors", "tokenizer*.json") if not any(folder.glob(name))]
         if lacking:
             return [f"the folder {folder} lacks {', '.join(lacking)}; use one that save_pretrained wrote"]
-    elif folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
+    elif folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         return [f"there is no folder {folder}, and a Hub id has the form name or owner/name"]
+    elif "/" in model and Path(folder.parts[0]).is_dir():  # the Hub is not asked for a mistyped folder
+        return [f"there is no folder {folder} in {Path(folder.parts[0])}, and the Hub was not asked for this name"]
     return []
 
 

@@ -38,7 +38,7 @@ from card_text import render_card
 from corpus.data_card import origin
 from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
-from recipe_config import Finetune, Recipe, RecipeError, Source
+from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from sources.readers import Unreadable, read_unit
 from sources.units import list_units
@@ -80,6 +80,7 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
     Raises: RecipeError: it cannot be loaded, or reads fewer tokens than finetune.sequence_length.
     """
     place = {"revision": settings.revision, "trust_remote_code": False}
+    refuse_missing_folder("finetune.model", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **place)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)

@@ -37,17 +37,17 @@ from planning.devices import DEVICES, Device, find_device
 from planning.model_shape import count_parameters, training_flops_per_token
 from planning.plan import make_plan, plan_memory, plan_training
 from planning.planned_recipe import comments_on, launch_file, settings_of_plan, summarise, write_base
-from recipe_config import Name, Recipe, RecipeError, Source, whole_number
+from recipe_config import Name, Recipe, RecipeError, Source, refuse_missing_folder, whole_number
 from recipe_loading import load_recipe, run_command
 from sources.readers import Unreadable, read_unit
-from sources.units import is_hub_dataset, list_units
+from sources.units import list_units
 from stages import ROOT
 
 
 CUSTOM = ROOT / "recipes" / "custom"
 QUESTIONS = {
     "name": "Domain, in one word such as telecom",
-    "text": "Folder or file of the text, or Hub dataset (org/name)",
+    "text": "Folder or file of the text, or Hub dataset (org/name@main, or @ its commit)",
     "gpus": "GPUs, such as 8xh100, or none",
     "hours": "Hours on them, or money such as $500",
     "model": "scratch, or the Llama model to continue (Hub id or folder)",
@@ -141,6 +141,7 @@ def read_config(model: str) -> Any:
     """
     from transformers import AutoConfig  # only here: importing it takes seconds
 
+    refuse_missing_folder("--model", model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -150,28 +151,35 @@ def read_config(model: str) -> Any:
     return config
 
 
-def look_at_text(path: str) -> tuple[int, str | None]:
+def read_place(answer: str) -> dict[str, str]:
+    """Return the keys of the source that an answer to --text names; `@` and a revision make it a Hub dataset."""
+    path, separator, revision = answer.rpartition("@")
+    if not separator or "://" in answer or Path(answer).exists():
+        return {"path": answer}
+    return {"path": path, "revision": revision}
+
+
+def look_at_text(answer: str) -> tuple[int, str | None]:
     """Measure the files of the text, and look for text in their first rows.
 
     Returns: bytes on disk, and what data.py needs before anything can be read, or None.
     Raises: RecipeError: nothing there, or nothing in it.
     """
-    if not path:
-        raise RecipeError("--text: missing; give a folder, a file or a Hub dataset (org/name)")
-    source = Source(name="text", path=path)
+    if not answer:
+        raise RecipeError("--text: missing; give a folder, a file or a Hub dataset (org/name@main)")
+    source = Source(name="text", **read_place(answer))
     try:
         units = list_units(source)
         examples = (example for unit in units for example in read_unit(source, unit))
         rows = list(islice((row for row in examples if not isinstance(row, Unreadable)), PROBED_EXAMPLES))
     except (RecipeError, OSError) as error:
-        looked_for = "no such file or folder, and as a Hub dataset: " if is_hub_dataset(source) else ""
-        raise RecipeError(f"--text: {looked_for}{str(error).removeprefix('data.sources: text: ')}") from error
+        raise RecipeError(f"--text: {str(error).removeprefix('data.sources: text: ')}") from error
     num_bytes = sum(unit.size_bytes for unit in units)
     if any(str(row.get("text") or "").strip() for row in rows):
         return num_bytes, None
     fields = dict.fromkeys(field for row in rows for field in row if field not in ("text", "path"))
     if not fields:
-        raise RecipeError(f"--text: {path}: no text in {len(units)} files; they are empty or cannot be read")
+        raise RecipeError(f"--text: {answer}: no text in {len(units)} files; they are empty or cannot be read")
     return num_bytes, f"rows have no text in a field `text`, but the fields {', '.join(fields)}: edit data.py first"
 
 
@@ -231,7 +239,7 @@ def settings_of_answers(
     """Return what the answers set of recipes/custom/base.yaml: key -> value."""
     settings = {
         "run.output_dir": f"runs/{name}",
-        "data.sources": [{"name": name, "path": options.text}],
+        "data.sources": [{"name": name, **read_place(options.text)}],
         "plan.device": device,
         "plan.num_devices": num_devices,
         "plan.domain_bytes": num_bytes,

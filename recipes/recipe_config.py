@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from datetime import date
 from io import StringIO
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -25,6 +26,22 @@ class RecipeError(ValueError):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def refuse_missing_folder(key: str, place: str) -> None:
+    """Refuse a model's or tokenizer's folder that does not exist, so that the Hub is not asked for it by its name.
+
+    A place is a folder if its first part is one in the current folder, or if it lacks the form of a Hub id.
+
+    Raises: RecipeError: it is a folder, and not there.
+    """
+    first, *rest = Path(place).parts
+    is_folder = Path(first).is_dir() or len(rest) > 1 or place.startswith((".", "~")) or place.endswith("/")
+    if is_folder and not Path(place).exists():
+        raise RecipeError(
+            f"{key}={place!r}: no such folder in {Path.cwd()}, and the Hub was not asked; name a folder, or a Hub id "
+            "(owner/name) where there is no folder of the owner's name"
+        )
 
 
 def whole_number(value: Any) -> Any:
@@ -81,7 +98,8 @@ class Source(Section):
     name: Name
     """Folder name of the source in the run: lower-case letters, digits, - and _."""
     path: str
-    """Hub dataset id (org/name); or file, folder, .whl, .zip; or fsspec URL (hf://, s3://, https://)."""
+    """File, folder, .whl or .zip; or fsspec URL (hf://, s3://, https://); or, with revision or config, Hub dataset id
+    (org/name)."""
     data_files: str | list[str] | None = None
     """Glob or globs below path; for a wheel or zip, members of it. None: every file of a known type."""
     config: str | None = None
@@ -89,7 +107,8 @@ class Source(Section):
     split: str = "train"
     """Split of a Hub dataset."""
     revision: str | None = None
-    """Commit of a Hub dataset, 40 hex digits. None: the head, whose commit documents/stats.json records."""
+    """Commit of a Hub dataset, 40 hex digits; or a branch such as main, whose commit documents/stats.json records.
+    None: with config, main; without it, path is not asked of the Hub."""
     max_bytes: Positive | None = None
     """Stop reading after this many bytes of text (UTF-8)."""
     max_training_bytes: Positive | None = None

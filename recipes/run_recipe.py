@@ -31,7 +31,7 @@ from pathlib import Path
 from atomic_files import hash_items, read_json
 from launching import launch_command
 from publishing.repositories import check_repositories
-from recipe_config import Recipe, RecipeError
+from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
 from sources.units import list_all_units
@@ -71,6 +71,9 @@ def plan_stages(recipe: Recipe) -> list[str]:
         left_out = f"{' and '.join(absent)} are left out: {lacking}"
         print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {left_out}; copy it too")
     list_all_units(recipe.data.sources)
+    for section in ("model", "tokenizer"):
+        if base := getattr(recipe, section).from_pretrained:
+            refuse_missing_folder(f"{section}.from_pretrained", base)
     return [name for name in wanted if name not in absent]
 
 

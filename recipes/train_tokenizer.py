@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 from atomic_files import write_json
 from mixture.shard_writer import encode, encode_as_text
 from mixture.shares import average_shares, resolve_shares
-from recipe_config import Recipe, RecipeError, Source
+from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
@@ -94,6 +94,7 @@ def take_tokenizer(
         fewer words than extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
+    refuse_missing_folder("from_pretrained", taken)
     try:
         wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

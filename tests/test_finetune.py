@@ -187,7 +187,8 @@ def test_two_processes_fine_tune_a_model_and_documents_of_the_hub(tuned, tmp_pat
         )
         more = ["--finetune.model=base/model"]
         for split in ("train", "test"):
-            more += [f'--finetune.{split}={{"name": "{split}", "path": "fiscal/bills", "split": "{split}"}}']
+            source = {"name": split, "path": "fiscal/bills", "revision": "main", "split": split}
+            more.append(f"--finetune.{split}={json.dumps(source)}")
         launch = [
             sys.executable,
             "-m",
@@ -251,7 +252,7 @@ def test_the_lead_is_whole_sentences():
         (["--finetune.lorra=1"], "finetune.lorra: unknown key, got 1; did you mean 'lora'?"),
         (["--finetune.sequence_length=4096"], "is more than the 128 tokens that"),
         (["--finetune.summary_field=headline"], "has texts in both fields 'text' and 'headline'"),
-        (["--finetune.model=/nowhere"], "finetune.model='/nowhere': cannot be loaded"),
+        (["--finetune.model=/nowhere"], "finetune.model='/nowhere': no such folder"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tuned, overrides, message, capsys):

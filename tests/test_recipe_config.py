@@ -78,7 +78,7 @@ def phase(settings: str) -> str:
         ("--model.num_key_value_heads=3", "num_key_value_heads: 3 does not divide num_attention_heads=4"),
         ("--tokenizer.vocab_size=256", "vocab_size: input should be greater than or equal to 257, got 256"),
         ("--data.sources=[]", "data.sources: list should have at least 1 item"),
-        ("--data.sources=[{name: a}]", "data.sources.0.path: missing; it says: Hub dataset id"),
+        ("--data.sources=[{name: a}]", "data.sources.0.path: missing; it says: File, folder, .whl or .zip"),
         (
             "--data.sources=[{name: a, path: b, lisence: c}]",
             "lisence: unknown key, got \"c\"; did you mean 'license'?",
@@ -270,6 +270,21 @@ def test_help_all_lists_every_key_with_its_default_and_its_unit(capsys):
     for key in listed:
         assert f"--{key}" in shown, key
     assert "--training.max_seconds  (default null)" in shown and "(seconds)" in shown
+
+
+@pytest.mark.parametrize("place", ["clients/acme", "clients/acme/model", "./acme", "~/acme", "/nowhere/acme", "acme/"])
+def test_the_missing_folder_of_a_model_is_refused_before_the_hub_is_asked(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients").mkdir()
+    with pytest.raises(RecipeError, match=f"model.from_pretrained='{place}': no such folder in {tmp_path}"):
+        recipe_config.refuse_missing_folder("model.from_pretrained", place)
+
+
+@pytest.mark.parametrize("place", ["owner/name", "gpt2", "clients/here", "clients"])
+def test_a_hub_id_and_a_folder_that_exists_are_not_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients" / "here").mkdir(parents=True)
+    recipe_config.refuse_missing_folder("model.from_pretrained", place)
 
 
 def test_the_schema_for_editors_is_that_of_the_code(capsys):

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +27,11 @@ from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
 MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def pin_revisions(data: Data, note: Path) -> Data:
-    """Set the revision of each Hub dataset that has none to its current commit, so that all tasks read one commit.
+    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, so that all tasks read one.
 
     Args:
         data: settings of the recipe.
@@ -38,10 +40,10 @@ def pin_revisions(data: Data, note: Path) -> Data:
     commits = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     sources = []
     for source in data.sources:
-        if is_hub_dataset(source) and source.revision is None:
+        if is_hub_dataset(source) and not COMMIT.fullmatch(source.revision or ""):
             if source.name not in commits:
                 with named_errors(source):
-                    commits[source.name] = HfApi().dataset_info(source.path).sha
+                    commits[source.name] = HfApi().dataset_info(source.path, revision=source.revision).sha
             source = source.model_copy(update={"revision": commits[source.name]})
         sources.append(source)
     note.parent.mkdir(parents=True, exist_ok=True)

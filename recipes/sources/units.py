@@ -87,7 +87,10 @@ def list_units(source: Source) -> list[Unit]:
     elif is_hub_dataset(source):
         units = list_hub_dataset(source)
     else:
-        raise RecipeError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
+        remedy = "name a file, a folder or a URL"
+        if source.path.count("/") == 1 and not source.path.startswith(("/", "./", "../", "~")):
+            remedy += ", or, if it is a dataset of the Hub, add its commit or branch, such as revision: main"
+        raise RecipeError(f"{where}: no such file or folder in {Path.cwd()}, and the Hub was not asked; {remedy}")
     if not units:
         wanted = f"that matches data_files={source.data_files!r}" if patterns else f"of type {TABLES + TEXTS}"
         raise RecipeError(f"{where}: no file {wanted}")
@@ -172,8 +175,15 @@ def are_plain_tables(source: Source) -> bool:
 
 
 def is_hub_dataset(source: Source) -> bool:
+    """Return whether a source is on the Hub: it has a revision or a config, and there is no such local path.
+
+    Without either, `clients/acme` is a folder: as org/name it has the form of a Hub id, and the Hub's answer to a
+    mistyped folder would cost time and tell the Hub its name.
+    """
     parts = source.path.split("/")
-    return len(parts) == 2 and all(parts) and not Path(source.path).exists() and not source.path.startswith((".", "~"))
+    stated = source.revision is not None or source.config is not None
+    has_form = len(parts) == 2 and all(parts) and not source.path.startswith((".", "~"))
+    return stated and has_form and not Path(source.path).exists()
 
 
 def source_fingerprint(source: Source) -> str:
