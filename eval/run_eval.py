@@ -34,7 +34,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
 from benchmark_tasks import (
     Benchmark,
@@ -58,6 +60,7 @@ from stock_tasks import load_without_tokens
 from training_overlap import overlap_groups, read_decontamination, score_by_overlap
 
 
+HERE = Path(__file__).resolve().parent
 logger = logging.getLogger(__name__)
 
 
@@ -237,7 +240,7 @@ def export_requests(arguments: argparse.Namespace) -> None:
         path = arguments.export_requests / f"{name}.jsonl"
         write_synced(path.with_name(f".{name}.jsonl.tmp"), json_lines(exported))
         os.replace(path.with_name(f".{name}.jsonl.tmp"), path)
-        logger.info("%s: %d items", path, len(exported))
+        logger.info("evaluate: %s: %d items", name, len(exported))
 
 
 def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespace, tasks: dict) -> dict[str, str]:
@@ -370,8 +373,18 @@ def describe(results: dict) -> str:
     return ", ".join([*parts, f"{len(results['samples'])} samples"])
 
 
+def print_own_messages() -> None:
+    """Print the messages of the modules here, and of libraries only errors; downloads from the Hub keep their bars."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or Path(record.pathname).parent == HERE)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 def main(argv: list[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print_own_messages()
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:

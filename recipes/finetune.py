@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, set_seed
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer, scoring
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -39,7 +40,7 @@ from corpus.data_card import origin
 from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
-from recipe_loading import parse_command_line, run_command
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from sources.readers import Unreadable, read_unit
 from sources.units import list_units
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
@@ -173,9 +174,10 @@ def build_trainer(
         {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
         for document, summary in examples
     ]
-    return SFTTrainer(
-        model=model,
-        args=SFTConfig(
+    disable_progress_bars()  # of datasets, for each of TRL's passes over the rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about the names of TRL's own settings
+        arguments = SFTConfig(
             output_dir=str(checkpoints),
             max_length=settings.sequence_length,
             completion_only_loss=True,
@@ -195,7 +197,10 @@ def build_trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to="none",
             disable_tqdm=not state.is_main_process,
-        ),
+        )
+    return SFTTrainer(
+        model=model,
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.lora else None,
@@ -299,6 +304,7 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    silence_transformers()
     settings, run = recipe.finetune, Path(recipe.run.output_dir)
     if settings is None:
         raise RecipeError(

@@ -321,6 +321,19 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
         parser.exit(2, "".join(f"{problem}\n" for problem in error.problems))
 
 
+def silence_transformers() -> None:
+    """Turn off the bars and warnings of transformers, whose problems commands report themselves.
+
+    The bars of downloads from the Hub stay.
+    """
+    from huggingface_hub.utils import enable_progress_bars  # only here: most commands do without these imports
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's main function; a RecipeError ends it with its message instead of a traceback."""
     try:

@@ -31,7 +31,7 @@ from atomic_files import write_json
 from mixture.shard_writer import encode, encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
-from recipe_loading import parse_command_line, run_command
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished, new_output, require
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_tokens import choose_tokens
@@ -198,6 +198,7 @@ def split_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    silence_transformers()
     if is_finished(recipe, "tokenizer", options.overwrite):
         print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
         return

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,21 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["eval/general_agreement/num_items"] == 100
     assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
+
+
+def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(telecom):
+    lines = [line for line in re.split(r"[\r\n]+", telecom[2].stderr) if line.strip(" \x1b[A")]
+    assert any(line.startswith("evaluate: samples") for line in lines)
+    assert {line.partition(":")[0] for line in lines} <= {
+        "prepare",
+        "tokenizer",
+        "tokenize",
+        "pretrain",
+        "evaluate",
+        "report",
+    }
+    assert any(line.startswith("pretrain: saving") for line in lines)
+    assert ".benchmarks." not in telecom[2].stderr + telecom[2].stdout, "a hidden folder, which is no longer there"
 
 
 def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of(telecom):
