@@ -174,7 +174,7 @@ def build_trainer(
         {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
         for document, summary in examples
     ]
-    disable_progress_bars()  # of datasets, for each of TRL's passes over the rows
+    disable_progress_bars()  # of datasets, one for each step of TRL's over the rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the names of TRL's own settings
         arguments = SFTConfig(
