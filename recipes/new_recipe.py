@@ -96,7 +96,7 @@ def ask(options: argparse.Namespace) -> None:
         prompt = f"{question}{f' [{usual}]' if usual else ''}: "
         answer = (input(prompt).strip() if sys.stdin.isatty() else "") or usual
         if flag == "hours" and answer.startswith("$"):
-            options.money, options.price = answer[1:], options.price or input("Price of a GPU-hour: ").strip()
+            options.money = answer
         else:
             setattr(options, flag, answer)
 
@@ -272,8 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, question in QUESTIONS.items():
         parser.add_argument(f"--{flag}", help=question)
-    parser.add_argument("--money", help="budget in place of hours, in the currency of --price")
-    parser.add_argument("--price", help="price of an hour of one GPU")
+    parser.add_argument("--money", help="budget in place of hours, such as $500")
+    parser.add_argument("--price", help="price of an hour of one GPU in dollars; default: planning/devices.py")
     parser.add_argument("--folder", type=Path, help="folder to write; default: recipes/<name>")
     options = parser.parse_args(argv)
     ask(options)
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     with collected(problems):
         device, num_devices = read_devices(options.gpus)
     if not (options.hours or options.money):
-        problems.append("--hours: missing, and no --money with --price either")
+        problems.append("--hours: missing, and no --money either")
     continued = options.model != "scratch"
     with collected(problems):
         config = read_config(options.model) if continued else None
@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     measured, notes = find_device(device), [note] if note else []
     settings |= {f"plan.{key}": whole_number(getattr(recipe.plan, key)) for key, answer in budget.items() if answer}
     asked = read_budget(recipe.plan, measured, [])
-    asked_for = f"{'a budget of ' * bool(options.money)}{asked['amount']:g}{' h' * bool(options.hours)}"
+    asked_for = f"a budget of {asked['amount']:g} USD" if options.money else f"{asked['amount']:g} h"
     asked_for += f" on {num_devices} x {device}"
     if continued:
         plan = plan_continued(recipe, config, measured, asked["model_flops"])

@@ -9,13 +9,14 @@ in a recipe is relative to the folder the command is started in.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from ruamel.yaml import YAML
 
 
@@ -49,11 +50,46 @@ def whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BINARY_UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+HOUR_UNITS = {"MIN": 1 / 60, "MINUTE": 1 / 60, "H": 1, "HOUR": 1, "D": 24, "DAY": 24, "WEEK": 7 * 24}
+
+
+def read_amount(value: Any, units: dict[str, float], example: str) -> Any:
+    """Return the number that a text such as `5GB` or `7 days` states; leave a number to strict validation."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(rf"{NUMBER} ?([A-Za-z]+)", value.strip().replace(",", "").replace("_", ""))
+    unit = found and next((name for name in (found[2].upper(), found[2].upper().rstrip("S")) if name in units), None)
+    if unit is None:
+        raise ValueError(f"should be a number or an amount such as {example}")
+    return float(found[1]) * units[unit]
+
+
+def read_bytes(value: Any) -> Any:
+    return whole_number(read_amount(value, BYTE_UNITS | BINARY_UNITS, "5GB"))
+
+
+def read_hours(value: Any) -> Any:
+    return read_amount(value, HOUR_UNITS, "'7 days'")
+
+
+def read_money(value: Any) -> Any:
+    return read_amount(
+        f"{value[1:]} USD" if isinstance(value, str) and value[:1] == "$" else value, {"USD": 1}, "$500"
+    )
+
+
 Int = Annotated[int, BeforeValidator(whole_number)]
 Count = Annotated[Int, Field(ge=0)]
 Positive = Annotated[Int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+AMOUNT_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+Bytes = Annotated[int, BeforeValidator(read_bytes), Field(ge=0), AMOUNT_SCHEMA]
+Hours = Annotated[float, BeforeValidator(read_hours), Field(gt=0), AMOUNT_SCHEMA]
+Money = Annotated[float, BeforeValidator(read_money), Field(gt=0), AMOUNT_SCHEMA]
 # A name becomes a folder in the run folder, so it may not climb out of it or differ only by case.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -636,14 +672,16 @@ class Plan(Section):
     """Devices that train together. None: 8, and for cpu one."""
     flops: PositiveFloat | None = None
     """Budget as model FLOPs, about 6 * parameters * tokens; reserve and recomputation come on top."""
-    device_hours: PositiveFloat | None = None
+    device_hours: Hours | None = None
     """Budget as hours of one device, such as GPU-hours."""
-    hours: PositiveFloat | None = None
-    """Budget as hours of all devices, on the clock."""
-    money: PositiveFloat | None = None
-    """Budget in the currency of price_per_device_hour."""
-    price_per_device_hour: PositiveFloat | None = None
-    """Price of an hour of one device."""
+    hours: Hours | None = None
+    """Budget as hours of all devices, on the clock; also as '7 days'."""
+    money: Money | None = None
+    """Budget in money; also as '$500'."""
+    price_per_device_hour: Money | None = None
+    """Price of an hour of one device. None: that of planning/devices.py, in US dollars."""
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
+    """Currency of money and price_per_device_hour (ISO 4217)."""
     utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Fraction of the device's peak that training reaches, with recomputation counted as work. None: 0.4, from 0.3 to
     0.5."""
@@ -653,10 +691,11 @@ class Plan(Section):
     """Work of a step relative to one without activation checkpointing; 1.33 with it."""
     domain: Name | None = None
     """Domain (or source) that the model is for. None: that of the first source."""
-    domain_bytes: Positive | None = None
-    """Text of the domain (bytes). None: as counted in documents/stats.json."""
-    general_bytes: Count | None = None
-    """Other text (bytes). None: as counted in documents/stats.json."""
+    domain_bytes: Bytes | None = None
+    """Text of the domain (bytes); also as 5GB. None: as counted in documents/stats.json."""
+    general_bytes: Bytes | None = None
+    """Other text (bytes); also as 5GB. None: as counted in documents/stats.json; without one, max_bytes of the other
+    sources, or as much as the domain's least share leaves room for."""
     min_domain_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least share of the domain. None: data.min_shares, or the sum of its sources' shares, or 0.5."""
     bytes_per_token: PositiveFloat | None = None
@@ -679,8 +718,8 @@ class Plan(Section):
         budgets = self.budgets()
         if len(budgets) > 1:
             yield next(iter(budgets)), f"{' and '.join(budgets)} are each a budget; keep one of them"
-        if self.money is not None and self.price_per_device_hour is None:
-            yield "price_per_device_hour", "missing; plan.money needs the price of an hour of one device"
+        if self.money is not None and self.price_per_device_hour is None and self.currency != "USD":
+            yield "price_per_device_hour", f"missing in {self.currency}; the price list is in USD"
 
 
 class Vocabulary(Section):
