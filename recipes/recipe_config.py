@@ -119,7 +119,8 @@ class Run(Section):
     """The run folder, the seed, resuming."""
 
     output_dir: str
-    """Folder for everything the run makes, for example runs/legal-quickstart."""
+    """Folder for everything the run makes, for example runs/legal-quickstart. In a YAML file, {folder} stands for the
+    name of the folder that the file is in, so that the copy of a recipe has runs of its own."""
     seed: Count = 0
     """Seed of the initial weights and of the data order."""
     resume: str = "auto"

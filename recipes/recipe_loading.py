@@ -82,6 +82,8 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)
+        if isinstance(values.get("run"), dict) and isinstance(folder := values["run"].get("output_dir"), str):
+            values["run"]["output_dir"] = folder.replace("{folder}", path.resolve().parent.name)
         bases = [] if base is None else [base] if isinstance(base, str) else base
         if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
             raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}; several are a list")

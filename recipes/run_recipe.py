@@ -30,14 +30,16 @@ from pathlib import Path
 
 from atomic_files import hash_items, read_json
 from launching import launch_command
+from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
-from sources.units import list_all_units
+from sources.units import Unit, list_all_units
 from stages import ROOT, STAGES, has_script, output_folder
 
 
+PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
 # Stages that are left out where their script is absent, and the note that says so before work starts.
 OPTIONAL = {
     "plan": "nothing is planned",
@@ -70,11 +72,23 @@ def plan_stages(recipe: Recipe) -> list[str]:
         lacking = ", ".join(OPTIONAL[name] for name in absent)
         left_out = f"{' and '.join(absent)} are left out: {lacking}"
         print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {left_out}; copy it too")
-    list_all_units(recipe.data.sources)
+    check_text(recipe, list_all_units(recipe.data.sources))
     for section in ("model", "tokenizer"):
         if base := getattr(recipe, section).from_pretrained:
             refuse_missing_folder(f"{section}.from_pretrained", base)
     return [name for name in wanted if name not in absent]
+
+
+def check_text(recipe: Recipe, units: dict[str, list[Unit]]) -> None:
+    """Compare the length of training with the files, where their sizes say how much text there is at most.
+
+    Raises: RecipeError: they are too small for it.
+    """
+    plain = all(Path(unit.name).suffix in PLAIN_TEXT and unit.size_bytes for some in units.values() for unit in some)
+    if not plain or output_folder(recipe, "prepare").exists():
+        return  # the stages after prepare know better
+    if note := check_length(recipe, {name: sum(unit.size_bytes for unit in some) for name, some in units.items()}):
+        print(f"run_recipe: note: {note}")
 
 
 def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:

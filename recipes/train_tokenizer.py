@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from atomic_files import write_json
+from mixture.fitting import check_length
 from mixture.shard_writer import encode, encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
@@ -138,6 +139,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
+    check_length(recipe, train_bytes)
     with new_output(recipe, "tokenizer") as output:
         taken = settings.from_pretrained or recipe.model.from_pretrained
         if taken is not None:

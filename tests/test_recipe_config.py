@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,17 @@ def test_a_hub_id_and_a_folder_that_exists_are_not_refused(place, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clients" / "here").mkdir(parents=True)
     recipe_config.refuse_missing_folder("model.from_pretrained", place)
+
+
+@pytest.mark.parametrize("name", ["custom", "legal", "finance", "medical"])
+def test_a_copied_recipe_has_runs_of_its_own(name, tmp_path):
+    shutil.copytree(RECIPES / "sizes", tmp_path / "sizes")
+    shutil.copytree(RECIPES / name, tmp_path / "telecom")
+    for path in (tmp_path / "telecom").glob("*.yaml"):
+        if path.stem != "bloomberggpt":  # a model of others, whose run has their name
+            original, copy = load_recipe([RECIPES / name / path.name]), load_recipe([path])
+            assert original.run.output_dir.startswith(f"runs/{name}"), path
+            assert copy.run.output_dir == original.run.output_dir.replace(name, "telecom"), path
 
 
 def test_the_schema_for_editors_is_that_of_the_code(capsys):

@@ -92,6 +92,18 @@ def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(tel
     assert ".benchmarks." not in telecom[2].stderr + telecom[2].stdout, "a hidden folder, which is no longer there"
 
 
+def test_a_dry_run_says_that_the_text_is_too_small_before_anything_is_made(tmp_path):
+    write_tiny_texts(tmp_path / "texts")
+    sources = [{"name": "law", "path": "texts/law.jsonl"}]
+    command = [RECIPES / "run_recipe.py", "--config", RECIPES / "custom" / "base.yaml", "--dry_run"]
+    command.append(f"--data.sources={json.dumps(sources)}")
+    shrunk = run(command, tmp_path)
+    assert shrunk.returncode == 0 and "run_recipe: note: the text of law lasts for about" in shrunk.stdout
+    refused = run([*command, "--data.fit_to_corpus=false"], tmp_path)
+    assert refused.returncode == 1 and "is too long for the text: law would be repeated" in refused.stderr
+    assert "Set --training.max_tokens=" in refused.stderr and not (tmp_path / "runs").exists()
+
+
 def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of(telecom):
     output = telecom[1] / "runs" / "telecom"
     report = json.loads((output / "documents" / "decontamination.json").read_text())
