@@ -355,6 +355,11 @@ def main(argv: list[str] | None = None) -> None:
     available = [str(tracker) for tracker in get_available_trackers()]
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise RecipeError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}: Accelerate would divide the gradient by it, and "
+            "training.tokens_per_step decides the accumulation: unset it, or remove it from the launch file"
+        )
     accelerator = Accelerator(
         log_with=recipe.training.report_to or None,
         project_dir=recipe.run.output_dir,

@@ -29,7 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from launching import launch_command
+from launching import clear_environment, launch_command
 from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerate_config="file of accelerate_configs/ to train with; default: single_gpu.yaml or cpu.yaml",
         num_processes="processes to train with, where the file leaves it open",
     )
+    clear_environment()
     run = Path(recipe.run.output_dir)
     stages = plan_stages(recipe)
     chosen = Path(options.accelerate_config) if options.accelerate_config else None

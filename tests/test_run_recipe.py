@@ -245,6 +245,74 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
+@pytest.mark.parametrize("size", launching.WORLD_SIZES)
+def test_the_environment_of_one_of_several_processes_is_refused_with_its_variables(size, monkeypatch):
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RecipeError, match=rf"RANK=1.* unset .*{size}"):
+        launching.clear_environment()
+
+
+def test_what_another_launcher_left_in_the_environment_is_removed_and_printed(monkeypatch, capsys):
+    left = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "FSDP_VERSION": "2", "WORLD_SIZE": "1", "MASTER_PORT": "1"}
+    kept = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "NVIDIA_TF32_OVERRIDE": "0", "FSDPX": "1"}
+    for name, value in (left | kept).items():
+        monkeypatch.setenv(name, value)
+    launching.clear_environment()
+    assert not left.keys() & os.environ.keys() and kept.items() <= os.environ.items()
+    shown = capsys.readouterr().out
+    assert f"accelerate_configs/ decides: {', '.join(sorted(left))}" in shown
+    assert "CUDA_VISIBLE_DEVICES hides every GPU" in shown and "training computes: NVIDIA_TF32_OVERRIDE" in shown
+    launching.clear_environment()
+    assert "removed" not in capsys.readouterr().out
+
+
+def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_file_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "ROOT", tmp_path)
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert "--config_file" not in launching.launch_command(None, None)
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: FSDP\n")
+    with pytest.raises(RecipeError, match="default_config.yaml: without .* Accelerate would train as this file says"):
+        launching.launch_command(None, None)
+
+
+def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):
+    write_tiny_texts(tmp_path / "texts")
+    settings = tiny_settings(Path("texts"), Path("run"))
+    for name in ("recipes", "accelerate_configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    left = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "fp16",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_DEBUG_MODE": "1",
+        "FSDP_OFFLOAD_PARAMS": "true",
+        "RANK": "0",
+        "MASTER_PORT": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    (tmp_path / "home" / "accelerate").mkdir(parents=True)
+    (tmp_path / "home" / "accelerate" / "default_config.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: MULTI_CPU, num_processes: 2, mixed_precision: fp16}"
+    )
+    losses = []
+    for environment in ({}, left):
+        command = ["recipes/run_recipe.py", "--config", "recipes/legal/base.yaml", *settings]
+        result = run(command, tmp_path, env=os.environ | environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+        for name in ("model", "checkpoints", "release"):
+            shutil.rmtree(tmp_path / "run" / name)
+        for path in [*(tmp_path / "run").glob("*.json*")]:
+            path.unlink()
+    assert losses[0] == losses[1] and len(losses[0]) > 3
+    assert "removed from the environment, since accelerate_configs/ decides: ACCELERATE_DEBUG_MODE" in result.stdout
+
+
 def test_evaluation_gets_what_the_recipe_says(tmp_path):
     # Not the recipe's own folder, in which the quickstart may have been run.
     recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], [f"--run.output_dir={tmp_path}"])
