@@ -41,8 +41,10 @@ from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from run_folder import compare
 from sources.readers import Unreadable, read_unit
-from sources.units import list_units
+from sources.units import list_units, source_fingerprint
+from stages import base_content
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
 
 
@@ -314,14 +316,20 @@ def main(argv: list[str] | None = None) -> None:
     record = read_record(Path(folder)) if Path(folder).is_dir() else None
     if settings.model is None and record is None:
         raise RecipeError(f"{folder} is missing; run recipes/run_recipe.py first, or set finetune.model")
-    made_from = {"settings": settings.model_dump(), "seed": recipe.run.seed, "model": record and record["sha256"]}
+    made_from = {
+        "settings": settings.model_dump(),
+        "seed": recipe.run.seed,
+        "model": base_content(folder, settings.revision, run),
+        "texts": {split: source_fingerprint(getattr(settings, split)) for split in ("train", "test")},
+    }
     done = run / "finetuned" / "results.json"
     if done.exists():
-        if json.loads(done.read_text(encoding="utf-8"))["made_from"] == made_from:
+        changed = compare(json.loads(done.read_text(encoding="utf-8"))["made_from"], made_from, "")
+        if not changed:
             print(f"finetune: nothing to do, {done.parent} is up to date")
             return
         if not options.overwrite:
-            raise RecipeError(f"{done.parent} was made with other settings or another model; --overwrite rebuilds it")
+            raise RecipeError(f"{done.parent} is out of date: {'; '.join(changed)}; --overwrite rebuilds it")
     if options.dry_run:
         print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return

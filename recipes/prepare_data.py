@@ -28,7 +28,7 @@ from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.pipeline_executor import check_executor, run_pipeline, track
-from corpus.reading import pin_revisions, plan_parts, read_part
+from corpus.reading import load_extract_text, pin_revisions, plan_parts, read_part
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
@@ -39,6 +39,7 @@ from stages import benchmarks_folder, exported_tasks, unexported_tasks, why_unch
 def prepare(recipe: Recipe) -> dict:
     """Run the stage and return the content of documents/stats.json."""
     check_executor(recipe.data)
+    load_extract_text(recipe.data.extract_text)  # now, and not in a worker
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
     names = [source.name for source in recipe.data.sources]

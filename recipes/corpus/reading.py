@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
-from recipe_config import Data, Source, Splits
+from recipe_config import Data, RecipeError, Source, Splits
 from sources.readers import Unreadable, document_date, read_unit
 from sources.units import Unit, is_hub_dataset, list_all_units, named_errors
 
@@ -64,10 +65,24 @@ def plan_parts(data: Data) -> list[tuple[Source, list[Unit]]]:
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is not in a package."""
+    """Import extract_text from the recipe's data.py, which is not in a package; modules beside it can be imported.
+
+    Raises: RecipeError: it cannot be imported, or has no such function.
+    """
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # after the folders of the recipes and of packages, whose names it must not take
     spec = importlib.util.spec_from_file_location("recipe_data", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # a dataclass looks its module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise RecipeError(f"data.extract_text: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, "extract_text", None)):
+        raise RecipeError(
+            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
+        )
     return module.extract_text
 
 
