@@ -109,6 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="decontamination.json of the model's training text: score clean and overlapping items separately",
     )
     parser.add_argument("--prompts", nargs="*", default=[], help="texts to continue")
+    parser.add_argument("--prompt", dest="prompts", action="append", help="one prompt, such as --prompt=-The")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--context_length", type=int, help="tokens; None: the model's max_position_embeddings")

@@ -23,7 +23,7 @@ from atomic_files import discard, write_json
 from corpus.accounting import count_documents, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
-from corpus.document_files import write_documents
+from corpus.document_files import PLACES, write_documents, write_places
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
@@ -124,6 +124,7 @@ def prepare(recipe: Recipe) -> dict:
         run("split", [ParquetReader(str(work / "kept")), split])
 
         # Report.
+        write_places(work / "places", work / "passages" / "renamed", output / PLACES)
         stats = gather_stats(data.sources, counts, describe_dates(work / "notes", names), families)
         stats["unchecked"] = why_unchecked(recipe)
         write_json(output / "stats.json", stats)

@@ -27,6 +27,7 @@ from recipe_config import Recipe, RecipeError, Section
 
 
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
+TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
@@ -119,6 +120,9 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
             problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
             continue
         value, _ = read_yaml(text, f"--{key}")
+        if "#" in text and has_comment(text, value):
+            problems.append(f"--{key}: # begins a comment in YAML, got {text!r}; quote the value inside the argument")
+            continue
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)
@@ -135,6 +139,15 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(*problems)
     return recipe
+
+
+def has_comment(text: str, value: Any) -> bool:
+    """Return whether a comment ends a text early: another character in place of # then gives more than `value`."""
+    try:
+        marked, _ = read_yaml(text.replace("#", "\ue000"), "")
+    except RecipeError:
+        return True
+    return json.dumps(marked, default=str).replace("\\ue000", "#") != json.dumps(value, default=str)
 
 
 def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, list[str]]:
@@ -164,7 +177,22 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
         return None, problems
     recipe = Recipe.model_construct(**sections)
     fill_in_training(recipe)
-    return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
+    problems = [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
+    problems += [
+        f"{where(path)}: ~ is not expanded here, got {value!r}; write the home folder out, such as $HOME/runs"
+        for path, value in texts_below(values)
+        if TILDE.match(value) and not {*path} & {"prompts", "terms", "special_tokens", "instruction"}
+    ]
+    return recipe, problems
+
+
+def texts_below(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Yield (key path, text) of every text in a recipe's values."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts_below(inner, (*path, key))
 
 
 def problems_below(section: Section) -> Iterator[tuple[tuple, str]]:

@@ -233,7 +233,7 @@ def evaluate_arguments(recipe: Recipe) -> list[str]:
     arguments += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
     arguments += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
     arguments += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
-    arguments += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
+    arguments += [f"--prompt={prompt}" for prompt in evaluation.prompts]  # which may begin with a dash
     removed = run / "documents" / "decontamination.json"
     arguments += ["--decontamination", str(removed)] if evaluation.tasks and removed.exists() else []
     return arguments + (["--xz"] if evaluation.xz else [])

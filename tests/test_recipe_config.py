@@ -288,6 +288,32 @@ def test_a_hub_id_and_a_folder_that_exists_are_not_refused(place, tmp_path, monk
     recipe_config.refuse_missing_folder("model.from_pretrained", place)
 
 
+@pytest.mark.parametrize("override", ["--run.output_dir=try #3", "--run.output_dir=#3", "--run.output_dir='a' # b"])
+def test_an_override_that_a_comment_would_cut_short_is_refused(load, override):
+    [problem] = load(RIGHT, override).problems
+    assert problem.startswith("--run.output_dir: # begins a comment in YAML, got")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [('--run.output_dir="try #3"', "try #3"), ("--run.output_dir=try#3", "try#3")]
+)
+def test_a_number_sign_that_begins_no_comment_stays(load, override, value):
+    assert load(RIGHT, override).run.output_dir == value
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "model.from_pretrained", "data.extract_text", "hub.license_file"])
+@pytest.mark.parametrize("path", ["~/runs", "~somebody/runs"])
+def test_a_tilde_that_only_the_shell_expands_is_refused_by_its_key(load, key, path):
+    problems = load(RIGHT, f"--{key}={path}").problems
+    assert f"--{key}: {key}: ~ is not expanded here, got '{path}'; write the home folder out" in "".join(problems)
+
+
+def test_a_tilde_in_a_source_is_refused_and_one_in_a_prompt_is_text(load):
+    text = RIGHT.replace("path: web", "path: ~/web")
+    assert "data.sources.1.path: ~ is not expanded here, got '~/web'" in "".join(load(text).problems)
+    assert load(RIGHT, '--evaluation.prompts=["~/.bashrc is"]').evaluation.prompts == ["~/.bashrc is"]
+
+
 @pytest.mark.parametrize("name", ["custom", "legal", "finance", "medical"])
 def test_a_copied_recipe_has_runs_of_its_own(name, tmp_path):
     shutil.copytree(RECIPES / "sizes", tmp_path / "sizes")

@@ -120,8 +120,10 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     tally = Tally(work / "counts", "read", rank, source.name)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
-    with quarantine.open("w", encoding="utf-8") as quarantined:
-        for unit, example in read_examples(source, units, tally, progress):
+    places = work / "places" / f"{rank:05d}.jsonl"
+    places.parent.mkdir(parents=True, exist_ok=True)
+    with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
+        for unit, row, example in read_examples(source, units, tally, progress):
             if not isinstance(example, Unreadable):
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
@@ -144,7 +146,9 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
                 tally.add("dropped:personal_data", num_bytes)
                 continue
             tally.add("read", len(text.encode()))
-            yield Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
+            document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
+            placed.write(json.dumps([document.id, unit.name, row]) + "\n")
+            yield document
     progress.note()
     tally.write()
 
@@ -176,10 +180,10 @@ def extract_document(
 
 
 def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
-    """Yield (unit, example) until the source's max_bytes of documents have been read."""
+    """Yield (unit, row from 1 on, example) until the source's max_bytes of documents have been read."""
     for unit in units:
-        for example in read_unit(source, unit):
+        for row, example in enumerate(read_unit(source, unit), start=1):
             if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
                 return
-            yield unit, example
+            yield unit, row, example
         progress.add(unit.size_bytes)
