@@ -14,7 +14,7 @@ from datatrove.data import Document
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
-PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("row", pa.int64())])
+PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("row", "int64")])
 PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 
