@@ -35,7 +35,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
 from benchmark_tasks import (
     Benchmark,
@@ -59,6 +61,7 @@ from stock_tasks import load_without_tokens
 from training_overlap import overlap_groups, read_decontamination, score_by_overlap
 
 
+HERE = Path(__file__).resolve().parent
 logger = logging.getLogger(__name__)
 
 
@@ -107,6 +110,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="decontamination.json of the model's training text: score clean and overlapping items separately",
     )
     parser.add_argument("--prompts", nargs="*", default=[], help="texts to continue")
+    parser.add_argument("--prompt", dest="prompts", action="append", help="one prompt, such as --prompt=-The")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--context_length", type=int, help="tokens; None: the model's max_position_embeddings")
@@ -179,8 +183,10 @@ def check_folder(model: str) -> list[str]:
         lacking = [name for name in ("config.json", "*.safetensors", "tokenizer*.json") if not any(folder.glob(name))]
         if lacking:
             return [f"the folder {folder} lacks {', '.join(lacking)}; use one that save_pretrained wrote"]
-    elif folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
+    elif folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         return [f"there is no folder {folder}, and a Hub id has the form name or owner/name"]
+    elif "/" in model and Path(folder.parts[0]).is_dir():  # the Hub is not asked for a mistyped folder
+        return [f"there is no folder {folder} in {Path(folder.parts[0])}, and the Hub was not asked for this name"]
     return []
 
 
@@ -236,7 +242,7 @@ def export_requests(arguments: argparse.Namespace) -> None:
         path = arguments.export_requests / f"{name}.jsonl"
         write_synced(path.with_name(f".{name}.jsonl.tmp"), json_lines(exported))
         os.replace(path.with_name(f".{name}.jsonl.tmp"), path)
-        logger.info("%s: %d items", path, len(exported))
+        logger.info("evaluate: %s: %d items", name, len(exported))
 
 
 def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespace, tasks: dict) -> dict[str, str]:
@@ -369,8 +375,18 @@ def describe(results: dict) -> str:
     return ", ".join([*parts, f"{len(results['samples'])} samples"])
 
 
+def print_own_messages() -> None:
+    """Print the messages of the modules here, and of libraries only errors; downloads from the Hub keep their bars."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or Path(record.pathname).parent == HERE)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 def main(argv: list[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print_own_messages()
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:

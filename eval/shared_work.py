@@ -42,7 +42,7 @@ class SharedWork:
         mine = range(state.process_index, len(pieces), state.num_processes)
         results = {
             index: self._done_once(kind, pieces[index], work)
-            for index in tqdm(mine, desc=description, leave=False, disable=not state.is_main_process)
+            for index in tqdm(mine, desc=f"evaluate: {description}", leave=False, disable=not state.is_main_process)
         }
         merged = {index: result for part in gather_object([results]) for index, result in part.items()}
         return [merged[index] for index in range(len(pieces))]

@@ -95,6 +95,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_sha256(path: Path, memory: Path) -> str:
+    """Return a file's sha256, read anew only if its size, its times or its inode changed.
+
+    Args: memory: JSON file with what was read; it is written where its folder exists.
+    """
+    stat, known = path.stat(), read_json(memory) or {}
+    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    entry = known.get(str(path.resolve()))
+    if entry is not None and entry[:-1] == identity:
+        return entry[-1]
+    sha256 = file_sha256(path)
+    if memory.parent.is_dir():
+        known[str(path.resolve())] = [*identity, sha256]
+        write_json(memory, known)
+    return sha256
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)

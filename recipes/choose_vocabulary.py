@@ -16,9 +16,11 @@ Measured on the planned mixture of held-out text:
 - the optimum of the vocabulary law (Tao et al. 2024, planning/scaling_laws.py) for the planned model and run.
 - bits per byte of small models at equal FLOPs, the vocabulary's included: whether the law holds on this text.
 
-The recommendation is the law's optimum, rounded to a multiple of 128 and limited by the text. A small model that has a
-row in runs.csv is not trained again; see sweeps/runs.py. vocabulary.json: recommended, reason, planned, law, sizes,
-others (tokenizer.compare_with), small_models.
+The recommendation is the law's optimum, rounded to a multiple of 128 and limited by the text, where the planned model
+is as large as those that the law was fitted on. For a smaller one it is the size of the best small model or, if none
+were trained, the size at which training on a byte of text costs least. A small model that has a row in runs.csv is not
+trained again; see sweeps/runs.py. vocabulary.json: recommended, by (law, small models or cost), reason, planned, law,
+sizes, others (tokenizer.compare_with), small_models.
 """
 
 import json
@@ -33,7 +35,7 @@ from atomic_files import read_record, write_json
 from mixture.shares import average_shares, resolve_shares
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
-from planning.vocabulary_size import describe_choice, draw_sizes, law_optima, measure, round_size
+from planning.vocabulary_size import LAW_FROM_PARAMETERS, describe_choice, draw_sizes, law_optima, measure, round_size
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, require
@@ -206,7 +208,7 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
 
     # Every size that the text is large enough for, the law's own among them.
     measured, left_out = [], {}
-    sizes = sorted({*recipe.vocabulary.sizes, by_law})
+    sizes = sorted({*recipe.vocabulary.sizes, by_law, *(sizes_to_train(recipe) if launcher else [])})
     for size in tqdm(sizes, desc="choose_vocabulary: tokenizers", unit=" sizes"):
         try:
             tokenizer = tokenizer_of(with_size(recipe, size), shares)
@@ -217,15 +219,25 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
     if not measured:
         raise RecipeError(f"vocabulary.sizes: the text is too small for all of them: {next(iter(left_out.values()))}")
     reached = [row["vocab_size"] for row in measured]
-    recommended = min(by_law, max((size for size in reached if size % VOCAB_MULTIPLE == 0), default=max(reached)))
-
     trained_sizes = sizes_to_train(recipe)
     small = train_small(recipe, trained_sizes, shares, results / "runs.csv", launcher) if launcher else []
     small_law = law_optima(recipe.vocabulary.model, recipe.vocabulary.flops)
+    parameters = count_parameters(recipe.model, VOCAB_MULTIPLE)["non_vocabulary"]
+    trained = {
+        int(row["vocab_size"]): float(row["bits_per_byte"]) for row in small if int(row["vocab_size"]) in reached
+    }
+    if parameters >= LAW_FROM_PARAMETERS:
+        by, whole = "law", [size for size in reached if size % VOCAB_MULTIPLE == 0]
+        recommended = min(by_law, max(whole, default=max(reached)))
+    elif len(trained) > 1:
+        by, recommended = "small models", min(trained, key=trained.get)
+    else:
+        by, recommended = "cost", min(measured, key=lambda row: row["flops_per_byte"])["vocab_size"]
     found = {
         "recommended": recommended,
+        "by": by,
         "planned": {
-            "non_vocabulary_parameters": count_parameters(recipe.model, VOCAB_MULTIPLE)["non_vocabulary"],
+            "non_vocabulary_parameters": parameters,
             "hidden_size": recipe.model.hidden_size,
             "max_tokens": recipe.training.max_tokens,
             "sequence_length": recipe.training.sequence_length,

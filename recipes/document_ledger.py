@@ -8,13 +8,14 @@ Out:  a table on the console, or JSON lines with --json.
     python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
     python recipes/document_ledger.py runs/legal-quickstart --passage "words that stand in a document"
 
-Pieces that data.skip leaves out are listed and marked as skipped."""
+A document is listed with its id, the file and row it was read from, and its first words. Pieces that data.skip leaves
+out are marked as skipped."""
 
 import argparse
 import json
 from pathlib import Path
 
-from mixture.ledger import Ledger, find_passage
+from mixture.ledger import Ledger, describe_documents, find_passage
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command
 from recovery.stored_tensors import list_checkpoints, load_state
@@ -44,10 +45,11 @@ def main(argv: list[str] | None = None) -> None:
         if not options.passage.strip():
             raise RecipeError("--passage: empty; quote some words of the text")
         found = list(find_passage(options.run_folder, options.passage))
+        known = describe_documents(options.run_folder, {entry["document"] for entry in found})
         for entry in found:
-            print(
-                json.dumps(entry) if options.json else f"{entry['document']}  {entry['split']:<10} {entry['source']}"
-            )
+            entry |= known[entry["document"]]
+            start = f"{entry['document']}  {entry['split']:<10} {entry['source']}"
+            print(json.dumps(entry) if options.json else f"{start}  {describe_origin(entry)}")
         if not found and not options.json:
             print("no document holds it")
         return
@@ -55,17 +57,30 @@ def main(argv: list[str] | None = None) -> None:
     if options.step is not None and not 1 <= options.step <= ledger.max_steps:
         raise RecipeError(f"--step {options.step}: the run has steps 1 to {ledger.max_steps}")
     by_step = options.step is not None
-    entries = ledger.documents_of(options.step) if by_step else ledger.steps_of(options.document)
+    entries = list(ledger.documents_of(options.step) if by_step else ledger.steps_of(options.document))
+    ids = {entry["document"] for entry in entries} if by_step else {options.document}
+    known = describe_documents(options.run_folder, ids)
     if not options.json:
-        print(f"{'document' if by_step else 'step':<32}  {'source':<20} sequence  tokens of the document")
+        if not by_step:
+            print(f"{options.document}  {describe_origin(known[options.document])}")
+        more = "  file and row, first words" if by_step else ""
+        print(f"{'document' if by_step else 'step':<32}  {'source':<20} sequence  tokens of the document{more}")
     for entry in entries:
         if options.json:
-            print(json.dumps(entry))
+            print(json.dumps(entry | (known[entry["document"]] if by_step else known[options.document])))
         else:
             key = entry["document"] if by_step else entry["step"]
             tokens = f"{entry['first_token']:,} to {entry['end_token'] - 1:,}"
             skipped = ", skipped" if entry["skipped"] else ""
-            print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}{skipped}")
+            origin = f"  {describe_origin(known[entry['document']])}" if by_step else ""
+            print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}{skipped}{origin}")
+
+
+def describe_origin(document: dict) -> str:
+    """Return the files and rows that a document was read from, and its first words."""
+    places = [f"{path}:{row}" for path, row in document["places"]]
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f"{', '.join(places[:3]) or 'place not noted'}{more}  {document['first_words']!r}"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, set_seed
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -40,10 +41,12 @@ from card_text import render_card
 from corpus.data_card import origin
 from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
-from recipe_config import Finetune, Recipe, RecipeError, Source
-from recipe_loading import parse_command_line, run_command
+from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
+from recipe_loading import parse_command_line, run_command, silence_transformers
+from run_folder import compare
 from sources.readers import Unreadable, read_unit
-from sources.units import list_units
+from sources.units import list_units, source_fingerprint
+from stages import base_content
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
 
 
@@ -82,6 +85,7 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
     Raises: RecipeError: it cannot be loaded, or reads fewer tokens than finetune.sequence_length.
     """
     place = {"revision": settings.revision, "trust_remote_code": False}
+    refuse_missing_folder("finetune.model", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **place)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
@@ -179,9 +183,10 @@ def build_trainer(
         {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
         for document, summary in examples
     ]
-    return SFTTrainer(
-        model=model,
-        args=SFTConfig(
+    disable_progress_bars()  # of datasets, one for each step of TRL's over the rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about the names of TRL's own settings
+        arguments = SFTConfig(
             output_dir=str(checkpoints),
             max_length=settings.sequence_length,
             completion_only_loss=True,
@@ -201,7 +206,10 @@ def build_trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to="none",
             disable_tqdm=not state.is_main_process,
-        ),
+        )
+    return SFTTrainer(
+        model=model,
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.lora else None,
@@ -314,6 +322,7 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    silence_transformers()
     settings, run = recipe.finetune, Path(recipe.run.output_dir)
     if settings is None:
         raise RecipeError(
@@ -323,14 +332,20 @@ def main(argv: list[str] | None = None) -> None:
     record = read_record(Path(folder)) if Path(folder).is_dir() else None
     if settings.model is None and record is None:
         raise RecipeError(f"{folder} is missing; run recipes/run_recipe.py first, or set finetune.model")
-    made_from = {"settings": settings.model_dump(), "seed": recipe.run.seed, "model": record and record["sha256"]}
+    made_from = {
+        "settings": settings.model_dump(),
+        "seed": recipe.run.seed,
+        "model": base_content(folder, settings.revision, run),
+        "texts": {split: source_fingerprint(getattr(settings, split)) for split in ("train", "test")},
+    }
     done = run / "finetuned" / "results.json"
     if done.exists():
-        if json.loads(done.read_text(encoding="utf-8"))["made_from"] == made_from:
+        changed = compare(json.loads(done.read_text(encoding="utf-8"))["made_from"], made_from, "")
+        if not changed:
             print(f"finetune: nothing to do, {done.parent} is up to date")
             return
         if not options.overwrite:
-            raise RecipeError(f"{done.parent} was made with other settings or another model; --overwrite rebuilds it")
+            raise RecipeError(f"{done.parent} is out of date: {'; '.join(changed)}; --overwrite rebuilds it")
     if options.dry_run:
         print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return

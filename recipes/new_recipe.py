@@ -37,18 +37,18 @@ from planning.devices import DEVICES, Device, find_device
 from planning.model_shape import count_parameters, training_flops_per_token
 from planning.plan import make_plan, plan_memory, plan_training
 from planning.planned_recipe import comments_on, launch_file, settings_of_plan, summarise, write_base
-from recipe_config import Name, Recipe, RecipeError, Source, whole_number
+from recipe_config import Name, Recipe, RecipeError, Source, refuse_missing_folder, whole_number
 from recipe_loading import load_recipe, run_command
 from sources.readers import Unreadable, read_unit
 from sources.row_text import describe_fields
-from sources.units import is_hub_dataset, list_source
+from sources.units import list_source
 from stages import ROOT
 
 
 CUSTOM = ROOT / "recipes" / "custom"
 QUESTIONS = {
     "name": "Domain, in one word such as telecom",
-    "text": "Folder or file of the text, or Hub dataset (org/name)",
+    "text": "Folder or file of the text, or Hub dataset (org/name@main, or @ its commit)",
     "gpus": "GPUs, such as 8xh100, or none",
     "hours": "Hours on them, or money such as $500",
     "model": "scratch, or the Llama model to continue (Hub id or folder)",
@@ -97,7 +97,7 @@ def ask(options: argparse.Namespace) -> None:
         prompt = f"{question}{f' [{usual}]' if usual else ''}: "
         answer = (input(prompt).strip() if sys.stdin.isatty() else "") or usual
         if flag == "hours" and answer.startswith("$"):
-            options.money, options.price = answer[1:], options.price or input("Price of a GPU-hour: ").strip()
+            options.money = answer
         else:
             setattr(options, flag, answer)
 
@@ -142,6 +142,7 @@ def read_config(model: str) -> Any:
     """
     from transformers import AutoConfig  # only here: importing it takes seconds
 
+    refuse_missing_folder("--model", model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -151,15 +152,23 @@ def read_config(model: str) -> Any:
     return config
 
 
-def look_at_text(path: str) -> tuple[int, str | None]:
+def read_place(answer: str) -> dict[str, str]:
+    """Return the keys of the source that an answer to --text names; `@` and a revision make it a Hub dataset."""
+    path, separator, revision = answer.rpartition("@")
+    if not separator or "://" in answer or Path(answer).exists():
+        return {"path": answer}
+    return {"path": path, "revision": revision}
+
+
+def look_at_text(answer: str) -> tuple[int, str | None]:
     """Measure the files of the text, and look for text in their first rows.
 
     Returns: bytes on disk, and what data.py needs before anything can be read, or None.
     Raises: RecipeError: nothing there, or nothing in it.
     """
-    if not path:
-        raise RecipeError("--text: missing; give a folder, a file or a Hub dataset (org/name)")
-    source = Source(name="text", path=path)
+    if not answer:
+        raise RecipeError("--text: missing; give a folder, a file or a Hub dataset (org/name@main)")
+    source = Source(name="text", **read_place(answer))
     try:
         listing = list_source(source)
         if not (units := listing.units):
@@ -167,8 +176,7 @@ def look_at_text(path: str) -> tuple[int, str | None]:
         examples = (example for unit in units for example in read_unit(source, unit))
         rows = list(islice((row for row in examples if not isinstance(row, Unreadable)), PROBED_EXAMPLES))
     except (RecipeError, OSError) as error:
-        looked_for = "no such file or folder, and as a Hub dataset: " if is_hub_dataset(source) else ""
-        raise RecipeError(f"--text: {looked_for}{str(error).removeprefix('data.sources: text: ')}") from error
+        raise RecipeError(f"--text: {str(error).removeprefix('data.sources: text: ')}") from error
     if listing.inventory.left_out():
         print(listing.inventory.describe())
     num_bytes = sum(unit.size_bytes for unit in units)
@@ -176,7 +184,7 @@ def look_at_text(path: str) -> tuple[int, str | None]:
         return num_bytes, None
     row = next((row for row in rows if set(row) - {"text", "path"}), None)
     if row is None:
-        raise RecipeError(f"--text: {path}: no text in {len(units)} files; they are empty or cannot be read")
+        raise RecipeError(f"--text: {answer}: no text in {len(units)} files; they are empty or cannot be read")
     return num_bytes, f"rows have no text in a field `text`; {describe_fields(row)} in data.sources, or edit data.py"
 
 
@@ -236,7 +244,7 @@ def settings_of_answers(
     """Return what the answers set of recipes/custom/base.yaml: key -> value."""
     settings = {
         "run.output_dir": f"runs/{name}",
-        "data.sources": [{"name": name, "path": options.text}],
+        "data.sources": [{"name": name, **read_place(options.text)}],
         "plan.device": device,
         "plan.num_devices": num_devices,
         "plan.domain_bytes": num_bytes,
@@ -269,8 +277,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, question in QUESTIONS.items():
         parser.add_argument(f"--{flag}", help=question)
-    parser.add_argument("--money", help="budget in place of hours, in the currency of --price")
-    parser.add_argument("--price", help="price of an hour of one GPU")
+    parser.add_argument("--money", help="budget in place of hours, such as $500")
+    parser.add_argument("--price", help="price of an hour of one GPU in dollars; default: planning/devices.py")
     parser.add_argument("--folder", type=Path, help="folder to write; default: recipes/<name>")
     options = parser.parse_args(argv)
     ask(options)
@@ -287,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     with collected(problems):
         device, num_devices = read_devices(options.gpus)
     if not (options.hours or options.money):
-        problems.append("--hours: missing, and no --money with --price either")
+        problems.append("--hours: missing, and no --money either")
     continued = options.model != "scratch"
     with collected(problems):
         config = read_config(options.model) if continued else None
@@ -308,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
     measured, notes = find_device(device), [note] if note else []
     settings |= {f"plan.{key}": whole_number(getattr(recipe.plan, key)) for key, answer in budget.items() if answer}
     asked = read_budget(recipe.plan, measured, [])
-    asked_for = f"{'a budget of ' * bool(options.money)}{asked['amount']:g}{' h' * bool(options.hours)}"
+    asked_for = f"a budget of {asked['amount']:g} USD" if options.money else f"{asked['amount']:g} h"
     asked_for += f" on {num_devices} x {device}"
     if continued:
         plan = plan_continued(recipe, config, measured, asked["model_flops"])

@@ -20,7 +20,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from atomic_files import write_json
-from planning.available_text import read_json
+from planning.available_text import NotEnoughText, read_json
 from planning.charts import draw_plan
 from planning.devices import find_device
 from planning.plan import make_plan
@@ -47,7 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     if is_finished(recipe, "plan", options.overwrite) and not options.overwrite:
         print(f"plan_run: nothing to do, {output_folder(recipe, 'plan')} is up to date")
         return
-    plan = make_plan(recipe, find_device(recipe.plan.device))
+    try:
+        plan = make_plan(recipe, find_device(recipe.plan.device))
+    except NotEnoughText as answer:
+        print(answer)
+        return
     print(describe(plan))
     if options.dry_run:
         return

@@ -27,12 +27,12 @@ from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
-from corpus.document_files import write_documents
+from corpus.document_files import PLACES, write_documents, write_places
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.pipeline_executor import check_executor, run_pipeline, track
-from corpus.reading import pin_revisions, plan_parts, read_part
+from corpus.reading import load_extract_text, pin_revisions, plan_parts, read_part
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
@@ -44,6 +44,7 @@ from stages import benchmarks_folder, exported_tasks, output_folder, unexported_
 def prepare(recipe: Recipe) -> dict:
     """Run the stage and return the content of documents/stats.json."""
     check_executor(recipe.data)
+    load_extract_text(recipe.data.extract_text)  # now, and not in a worker
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
     names = [source.name for source in recipe.data.sources]
@@ -129,6 +130,7 @@ def prepare(recipe: Recipe) -> dict:
         run("split", [ParquetReader(str(work / "kept")), split])
 
         # Report.
+        write_places(work / "places", work / "passages" / "renamed", output / PLACES)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)

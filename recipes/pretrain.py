@@ -35,7 +35,7 @@ from model.summed_loss import SummedLoss, build_summed_loss
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
-from recipe_loading import parse_command_line, run_command
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
 from recovery.checkpoints import Checkpoints, refuse_full_disk
@@ -165,6 +165,8 @@ class Pretraining:
         context.apply(self.language_model)
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length)
+        if self.compiled:
+            self.progress.bar.set_description("pretrain: compiling")  # in the first step, for seconds to minutes
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
@@ -190,6 +192,7 @@ class Pretraining:
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
+            progress.bar.set_description("pretrain", refresh=False)
             progress.bar.update()
             if (rollback := self.follow_policy(last=step == self.state["max_steps"])) is not None:
                 self.roll_back(rollback)
@@ -296,7 +299,9 @@ class Pretraining:
     def save(self) -> None:
         """Save a checkpoint; its files are written while training continues."""
         self.state |= {"seconds": self.progress.seconds(), "stability": self.monitor.state()}
+        self.progress.bar.set_description("pretrain: saving")
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
+        self.progress.bar.set_description("pretrain")
         self.saved_step = self.state["step"]
         self.status.update(step=self.saved_step)
 
@@ -349,9 +354,15 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    silence_transformers()
     available = [str(tracker) for tracker in get_available_trackers()]
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise RecipeError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}: Accelerate would divide the gradient by it, and "
+            "training.tokens_per_step decides the accumulation: unset it, or remove it from the launch file"
+        )
     accelerator = Accelerator(
         log_with=recipe.training.report_to or None,
         project_dir=recipe.run.output_dir,

@@ -28,7 +28,7 @@ from publishing.repositories import list_jobs
 from publishing.revision_queue import list_waiting
 from publishing.revision_sending import send_revisions
 from recipe_config import Recipe, RecipeError
-from recipe_loading import parse_command_line, run_command
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished
 from stages import output_folder
 
@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__, argv, only=f"publish only this: {', '.join(PARTS[:-1])} or {PARTS[-1]}"
     )
+    silence_transformers()
     run = Path(recipe.run.output_dir)
     if options.only not in (None, *PARTS):
         raise RecipeError(f"--only {options.only}: not one of {', '.join(PARTS)}")

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from datetime import date
 from io import StringIO
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from ruamel.yaml import YAML
 
 
@@ -28,9 +29,56 @@ class RecipeError(ValueError):
         self.problems = problems
 
 
+def refuse_missing_folder(key: str, place: str) -> None:
+    """Refuse a model's or tokenizer's folder that does not exist, so that the Hub is not asked for it by its name.
+
+    A place is a folder if its first part is one in the current folder, or if it lacks the form of a Hub id.
+
+    Raises: RecipeError: it is a folder, and not there.
+    """
+    first, *rest = Path(place).parts
+    is_folder = Path(first).is_dir() or len(rest) > 1 or place.startswith((".", "~")) or place.endswith("/")
+    if is_folder and not Path(place).exists():
+        raise RecipeError(
+            f"{key}={place!r}: no such folder in {Path.cwd()}, and the Hub was not asked; name a folder, or a Hub id "
+            "(owner/name) where there is no folder of the owner's name"
+        )
+
+
 def whole_number(value: Any) -> Any:
     """Convert `2e9`, a float in YAML, to an int; leave everything else to strict validation."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BINARY_UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+HOUR_UNITS = {"MIN": 1 / 60, "MINUTE": 1 / 60, "H": 1, "HOUR": 1, "D": 24, "DAY": 24, "WEEK": 7 * 24}
+
+
+def read_amount(value: Any, units: dict[str, float], example: str) -> Any:
+    """Return the number that a text such as `5GB` or `7 days` states; leave a number to strict validation."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(rf"{NUMBER} ?([A-Za-z]+)", value.strip().replace(",", "").replace("_", ""))
+    unit = found and next((name for name in (found[2].upper(), found[2].upper().rstrip("S")) if name in units), None)
+    if unit is None:
+        raise ValueError(f"should be a number or an amount such as {example}")
+    return float(found[1]) * units[unit]
+
+
+def read_bytes(value: Any) -> Any:
+    return whole_number(read_amount(value, BYTE_UNITS | BINARY_UNITS, "5GB"))
+
+
+def read_hours(value: Any) -> Any:
+    return read_amount(value, HOUR_UNITS, "'7 days'")
+
+
+def read_money(value: Any) -> Any:
+    return read_amount(
+        f"{value[1:]} USD" if isinstance(value, str) and value[:1] == "$" else value, {"USD": 1}, "$500"
+    )
 
 
 Int = Annotated[int, BeforeValidator(whole_number)]
@@ -38,6 +86,10 @@ Count = Annotated[Int, Field(ge=0)]
 Positive = Annotated[Int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+AMOUNT_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+Bytes = Annotated[int, BeforeValidator(read_bytes), Field(ge=0), AMOUNT_SCHEMA]
+Hours = Annotated[float, BeforeValidator(read_hours), Field(gt=0), AMOUNT_SCHEMA]
+Money = Annotated[float, BeforeValidator(read_money), Field(gt=0), AMOUNT_SCHEMA]
 # A name becomes a folder in the run folder, so it may not climb out of it or differ only by case.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -67,7 +119,8 @@ class Run(Section):
     """The run folder, the seed, resuming."""
 
     output_dir: str
-    """Folder for everything the run makes, for example runs/legal-quickstart."""
+    """Folder for everything the run makes, for example runs/legal-quickstart. In a YAML file, {folder} stands for the
+    name of the folder that the file is in, so that the copy of a recipe has runs of its own."""
     seed: Count = 0
     """Seed of the initial weights and of the data order."""
     resume: str = "auto"
@@ -82,7 +135,8 @@ class Source(Section):
     name: Name
     """Folder name of the source in the run: lower-case letters, digits, - and _."""
     path: str
-    """Hub dataset id (org/name); or file, folder, .whl, .zip, .tar; or fsspec URL (hf://, s3://, https://)."""
+    """File, folder, .whl, .zip or .tar; or fsspec URL (hf://, s3://, https://); or, with revision or config, Hub
+    dataset id (org/name)."""
     data_files: str | list[str] | None = None
     """Glob or globs below path; for a wheel, zip or tar, members of it. None: every file of a known type."""
     ignore: list[str] = []
@@ -101,7 +155,8 @@ class Source(Section):
     split: str = "train"
     """Split of a Hub dataset."""
     revision: str | None = None
-    """Commit of a Hub dataset, 40 hex digits. None: the head, whose commit documents/stats.json records."""
+    """Commit of a Hub dataset, 40 hex digits; or a branch such as main, whose commit documents/stats.json records.
+    None: with config, main; without it, path is not asked of the Hub."""
     max_bytes: Positive | None = None
     """Stop reading after this many bytes of text (UTF-8)."""
     max_training_bytes: Positive | None = None
@@ -646,14 +701,16 @@ class Plan(Section):
     """Devices that train together. None: 8, and for cpu one."""
     flops: PositiveFloat | None = None
     """Budget as model FLOPs, about 6 * parameters * tokens; reserve and recomputation come on top."""
-    device_hours: PositiveFloat | None = None
+    device_hours: Hours | None = None
     """Budget as hours of one device, such as GPU-hours."""
-    hours: PositiveFloat | None = None
-    """Budget as hours of all devices, on the clock."""
-    money: PositiveFloat | None = None
-    """Budget in the currency of price_per_device_hour."""
-    price_per_device_hour: PositiveFloat | None = None
-    """Price of an hour of one device."""
+    hours: Hours | None = None
+    """Budget as hours of all devices, on the clock; also as '7 days'."""
+    money: Money | None = None
+    """Budget in money; also as '$500'."""
+    price_per_device_hour: Money | None = None
+    """Price of an hour of one device. None: that of planning/devices.py, in US dollars."""
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
+    """Currency of money and price_per_device_hour (ISO 4217)."""
     utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Fraction of the device's peak that training reaches, with recomputation counted as work. None: 0.4, from 0.3 to
     0.5."""
@@ -663,10 +720,11 @@ class Plan(Section):
     """Work of a step relative to one without activation checkpointing; 1.33 with it."""
     domain: Name | None = None
     """Domain (or source) that the model is for. None: that of the first source."""
-    domain_bytes: Positive | None = None
-    """Text of the domain (bytes). None: as counted in documents/stats.json."""
-    general_bytes: Count | None = None
-    """Other text (bytes). None: as counted in documents/stats.json."""
+    domain_bytes: Bytes | None = None
+    """Text of the domain (bytes); also as 5GB. None: as counted in documents/stats.json."""
+    general_bytes: Bytes | None = None
+    """Other text (bytes); also as 5GB. None: as counted in documents/stats.json; without one, max_bytes of the other
+    sources, or as much as the domain's least share leaves room for."""
     min_domain_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least share of the domain. None: data.min_shares, or the sum of its sources' shares, or 0.5."""
     bytes_per_token: PositiveFloat | None = None
@@ -689,8 +747,8 @@ class Plan(Section):
         budgets = self.budgets()
         if len(budgets) > 1:
             yield next(iter(budgets)), f"{' and '.join(budgets)} are each a budget; keep one of them"
-        if self.money is not None and self.price_per_device_hour is None:
-            yield "price_per_device_hour", "missing; plan.money needs the price of an hour of one device"
+        if self.money is not None and self.price_per_device_hour is None and self.currency != "USD":
+            yield "price_per_device_hour", f"missing in {self.currency}; the price list is in USD"
 
 
 class Vocabulary(Section):

@@ -27,6 +27,7 @@ from recipe_config import Recipe, RecipeError, Section
 
 
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
+TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
@@ -82,6 +83,8 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)
+        if isinstance(values.get("run"), dict) and isinstance(folder := values["run"].get("output_dir"), str):
+            values["run"]["output_dir"] = folder.replace("{folder}", path.resolve().parent.name)
         bases = [] if base is None else [base] if isinstance(base, str) else base
         if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
             raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}; several are a list")
@@ -117,6 +120,9 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
             problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
             continue
         value, _ = read_yaml(text, f"--{key}")
+        if "#" in text and has_comment(text, value):
+            problems.append(f"--{key}: # begins a comment in YAML, got {text!r}; quote the value inside the argument")
+            continue
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)
@@ -133,6 +139,15 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(*problems)
     return recipe
+
+
+def has_comment(text: str, value: Any) -> bool:
+    """Return whether a comment ends a text early: another character in place of # then gives more than `value`."""
+    try:
+        marked, _ = read_yaml(text.replace("#", "\ue000"), "")
+    except RecipeError:
+        return True
+    return json.dumps(marked, default=str).replace("\\ue000", "#") != json.dumps(value, default=str)
 
 
 def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, list[str]]:
@@ -162,7 +177,22 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
         return None, problems
     recipe = Recipe.model_construct(**sections)
     fill_in_training(recipe)
-    return recipe, [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
+    problems = [f"{where(tuple(key.split('.')))}: {text}" for key, text in recipe.problems()]
+    problems += [
+        f"{where(path)}: ~ is not expanded here, got {value!r}; write the home folder out, such as $HOME/runs"
+        for path, value in texts_below(values)
+        if TILDE.match(value) and not {*path} & {"prompts", "terms", "special_tokens", "instruction"}
+    ]
+    return recipe, problems
+
+
+def texts_below(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Yield (key path, text) of every text in a recipe's values."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts_below(inner, (*path, key))
 
 
 def problems_below(section: Section) -> Iterator[tuple[tuple, str]]:
@@ -188,6 +218,8 @@ def explain(error: dict, section: type[Section]) -> str:
         return f"unknown key, got {shown(error['input'])}{nearest(str(key), section)}"
     if error["type"] == "missing":
         return f"missing; it says: {section.model_fields[key].description}"
+    if error["type"] == "value_error":
+        return f"{error['ctx']['error']}, got {shown(error['input'])}"
     return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(error['input'])}"
 
 
@@ -319,6 +351,19 @@ def parse_command_line(description: str, argv: list[str] | None = None, **flags:
         return load_recipe(options.config, options.overrides), options
     except RecipeError as error:
         parser.exit(2, "".join(f"{problem}\n" for problem in error.problems))
+
+
+def silence_transformers() -> None:
+    """Turn off the bars and warnings of transformers, whose problems commands report themselves.
+
+    The bars of downloads from the Hub stay.
+    """
+    from huggingface_hub.utils import enable_progress_bars  # only here: most commands do without these imports
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
 
 
 def run_command(main: Callable[[], None]) -> None:

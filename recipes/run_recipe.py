@@ -28,15 +28,17 @@ from pathlib import Path
 
 from atomic_files import hash_items, read_json
 from child_processes import run_child
-from launching import launch_command
+from launching import clear_environment, launch_command
+from mixture.fitting import check_length
 from publishing.repositories import check_repositories
-from recipe_config import Recipe, RecipeError
+from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
-from sources.units import list_all_sources
+from sources.units import Listing, list_all_sources
 from stages import EXIT_STOPPED, ROOT, STAGES, has_script, output_folder
 
 
+PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
 # Stages that are left out where their script is absent, and the note that says so before work starts.
 OPTIONAL = {
     "plan": "nothing is planned",
@@ -69,9 +71,25 @@ def plan_stages(recipe: Recipe) -> list[str]:
         lacking = ", ".join(OPTIONAL[name] for name in absent)
         left_out = f"{' and '.join(absent)} are left out: {lacking}"
         print(f"run_recipe: note: there is no {ROOT / 'eval'}, so {left_out}; copy it too")
-    if not output_folder(recipe, "prepare").exists():
-        list_all_sources(recipe.data.sources)
+    if not output_folder(recipe, "prepare").exists():  # the stages after it know better
+        check_text(recipe, list_all_sources(recipe.data.sources))
+    for section in ("model", "tokenizer"):
+        if base := getattr(recipe, section).from_pretrained:
+            refuse_missing_folder(f"{section}.from_pretrained", base)
     return [name for name in wanted if name not in absent]
+
+
+def check_text(recipe: Recipe, listings: dict[str, Listing]) -> None:
+    """Compare the length of training with the files, where their sizes say how much text there is at most.
+
+    Raises: RecipeError: they are too small for it.
+    """
+    units = [unit for listing in listings.values() for unit in listing.units]
+    if not all(Path(unit.name).suffix.lower() in PLAIN_TEXT and unit.size_bytes for unit in units):
+        return
+    sizes = {name: sum(unit.size_bytes for unit in listing.units) for name, listing in listings.items()}
+    if note := check_length(recipe, sizes):
+        print(f"run_recipe: note: {note}")
 
 
 def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
@@ -135,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerate_config="file of accelerate_configs/ to train with; default: single_gpu.yaml or cpu.yaml",
         num_processes="processes to train with, where the file leaves it open",
     )
+    clear_environment()
     run = Path(recipe.run.output_dir)
     stages = plan_stages(recipe)
     chosen = Path(options.accelerate_config) if options.accelerate_config else None

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of a recipe: each one's script, arguments, output folder, inputs, and the settings behind its output."""
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomic_files import RECORD, file_sha256, hash_items, read_record
-from recipe_config import Recipe
+from atomic_files import RECORD, file_sha256, hash_items, read_record, remembered_sha256
+from recipe_config import Recipe, RecipeError
 from sources.units import source_fingerprint
 
 
 ROOT = Path(__file__).resolve().parent.parent
 EXIT_STOPPED = 75  # stopped by a signal; the same command resumes. EX_TEMPFAIL of sysexits.h: try again
+BASE_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # of a model or a tokenizer
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,36 @@ def documents_settings(recipe: Recipe) -> dict:
             del settings[key]
         del settings["ignore"]  # the fingerprint is of the files that are read
         settings["fingerprint"] = source_fingerprint(source)
+    helpers = find_helpers(Path(recipe.data.extract_text))
+    data |= {"extract_text_helpers": {path.name: file_sha256(path) for path in helpers}} if helpers else {}
     return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
+
+
+def find_helpers(script: Path) -> list[Path]:
+    """Return the modules beside data.py that it imports, and those that these import.
+
+    Raises: RecipeError: one is not Python.
+    """
+    found, waiting = [], [script]
+    while waiting:
+        path = waiting.pop()
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, SyntaxError) as error:
+            raise RecipeError(f"data.extract_text: {path} cannot be read: {error}") from error
+        names = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        for name in names:
+            place = script.parent.joinpath(*name.split("."))
+            for helper in (place.with_suffix(".py"), place / "__init__.py"):
+                if helper.is_file() and helper not in [script, *found]:
+                    found.append(helper)
+                    waiting.append(helper)
+    return sorted(found)
 
 
 def why_unchecked(recipe: Recipe) -> str | None:
@@ -116,18 +147,22 @@ def requests_arguments(recipe: Recipe) -> list[str]:
     return ["--tasks", ",".join(exported_tasks(recipe)), "--export_requests"]
 
 
-def base_content(path: str, revision: str | None = None) -> dict:
+def base_content(path: str, revision: str | None, run: Path) -> dict:
     """Return what identifies the base of a continued model or tokenizer: its name and, of a local folder, its content.
 
-    The content is the hash in the folder's record; without one, the sizes of weights and the hashes of JSON files.
+    The content is the hash in the folder's record if the files are still those of the record, else their hashes.
+
+    Args: run: the run folder, which remembers hashes, so that large weights are not read at every start.
     """
     base = {"from_pretrained": path, "revision": revision}
     folder = Path(path)
     if folder.is_dir():
+        paths = sorted(path for path in folder.iterdir() if path.suffix in BASE_FILES and path.name != RECORD)
+        files = {path.name: remembered_sha256(path, run / ".hashes.json") for path in paths}
         record = read_record(folder)
-        files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-        files |= {path.name: file_sha256(path) for path in sorted(folder.glob("*.json")) if path.name != RECORD}
-        base["content"] = record["sha256"] if record else files
+        recorded = {name: file["sha256"] for name, file in record["files"].items()} if record else {}
+        unchanged = record is not None and files == {name: recorded.get(name) for name in files}
+        base["content"] = record["sha256"] if unchanged else files
     return base
 
 
@@ -138,7 +173,7 @@ def tokenizer_settings(recipe: Recipe) -> dict:
     mixture["phases"] = [phase.model_dump(include={"start_fraction", "shares"}) for phase in data.phases]
     settings = recipe.tokenizer.model_dump() | mixture
     if base := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
-        settings["base"] = base_content(base, recipe.model.revision)
+        settings["base"] = base_content(base, recipe.model.revision, Path(recipe.run.output_dir))
     return settings
 
 
@@ -165,7 +200,8 @@ def training_settings(recipe: Recipe) -> dict:
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
     model = recipe.model.model_dump()
     if recipe.model.from_pretrained is not None:  # the base decides the shape, not the recipe
-        model = base_content(recipe.model.from_pretrained, recipe.model.revision) | {"lora": model["lora"]}
+        model = base_content(recipe.model.from_pretrained, recipe.model.revision, Path(recipe.run.output_dir))
+        model |= {"lora": recipe.model.lora and recipe.model.lora.model_dump()}
     return {
         "seed": recipe.run.seed,
         "sources": shares,
@@ -199,7 +235,7 @@ def evaluate_arguments(recipe: Recipe) -> list[str]:
     arguments += ["--output", str(run / "eval"), "--max_bytes_per_source", str(evaluation.max_bytes_per_source)]
     arguments += ["--batch_size", str(evaluation.batch_size), "--seed", str(recipe.run.seed)]
     arguments += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
-    arguments += ["--prompts", *evaluation.prompts] if evaluation.prompts else []
+    arguments += [f"--prompt={prompt}" for prompt in evaluation.prompts]  # which may begin with a dash
     removed = run / "documents" / "decontamination.json"
     arguments += ["--decontamination", str(removed)] if evaluation.tasks and removed.exists() else []
     return arguments + (["--xz"] if evaluation.xz else [])

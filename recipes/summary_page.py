@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipe_config import Recipe, RecipeError
-from recipe_loading import parse_command_line, run_command
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from summaries import lead, summarise
 
 
@@ -61,6 +61,7 @@ def build_page(recipe: Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv, port="port to listen on (7860)")
+    silence_transformers()
     build_page(recipe).launch(server_name=ADDRESS, server_port=int(options.port or 7860), share=False)
 
 

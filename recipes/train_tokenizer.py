@@ -28,10 +28,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from atomic_files import write_json
+from mixture.fitting import check_length
 from mixture.shard_writer import encode, encode_as_text
 from mixture.shares import average_shares, resolve_shares
-from recipe_config import Recipe, RecipeError, Source
-from recipe_loading import parse_command_line, run_command
+from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
+from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished, new_output, require
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
@@ -95,6 +96,7 @@ def take_tokenizer(
         changes text, or splits fewer words than extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
+    refuse_missing_folder("from_pretrained", taken)
     try:
         wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -137,6 +139,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
+    check_length(recipe, train_bytes)
     with new_output(recipe, "tokenizer") as output:
         taken = settings.from_pretrained or recipe.model.from_pretrained
         if taken is not None:
@@ -197,6 +200,7 @@ def split_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
+    silence_transformers()
     if is_finished(recipe, "tokenizer", options.overwrite):
         print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
         return

@@ -184,8 +184,21 @@ def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsy
     run, _, argv = tuned
     finetune.main(argv)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match="was made with other settings or another model; --overwrite rebuilds it"):
+    with pytest.raises(RecipeError, match="finetuned is out of date: .*; --overwrite rebuilds it"):
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
+
+
+def test_edited_texts_and_replaced_weights_make_the_fine_tuned_model_out_of_date(tuned, capsys):
+    run, folder, argv = tuned
+    train, weights = folder / "train.jsonl", run.output_dir / "model" / "model.safetensors"
+    for path, changed in ((train, "texts.train was"), (weights, "model.content was")):
+        before = path.read_bytes()
+        path.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+        with pytest.raises(RecipeError, match=rf"finetuned is out of date: {changed}.*; --overwrite rebuilds it"):
+            finetune.main(argv)
+        path.write_bytes(before)
+    finetune.main(argv)
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
@@ -220,7 +233,8 @@ def test_two_processes_fine_tune_a_model_and_documents_of_the_hub(tuned, tmp_pat
         )
         more = ["--finetune.model=base/model"]
         for split in ("train", "test"):
-            more += [f'--finetune.{split}={{"name": "{split}", "path": "fiscal/bills", "split": "{split}"}}']
+            source = {"name": split, "path": "fiscal/bills", "revision": "main", "split": split}
+            more.append(f"--finetune.{split}={json.dumps(source)}")
         launch = [
             sys.executable,
             "-m",
@@ -284,7 +298,7 @@ def test_the_lead_is_whole_sentences():
         (["--finetune.lorra=1"], "finetune.lorra: unknown key, got 1; did you mean 'lora'?"),
         (["--finetune.sequence_length=4096"], "is more than the 128 tokens that"),
         (["--finetune.summary_field=headline"], "has texts in both fields 'text' and 'headline'"),
-        (["--finetune.model=/nowhere"], "finetune.model='/nowhere': cannot be loaded"),
+        (["--finetune.model=/nowhere"], "finetune.model='/nowhere': no such folder"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(tuned, overrides, message, capsys):

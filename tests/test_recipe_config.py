@@ -3,6 +3,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def phase(settings: str) -> str:
         ("--model.num_key_value_heads=3", "num_key_value_heads: 3 does not divide num_attention_heads=4"),
         ("--tokenizer.vocab_size=256", "vocab_size: input should be greater than or equal to 257, got 256"),
         ("--data.sources=[]", "data.sources: list should have at least 1 item"),
-        ("--data.sources=[{name: a}]", "data.sources.0.path: missing; it says: Hub dataset id"),
+        ("--data.sources=[{name: a}]", "data.sources.0.path: missing; it says: File, folder, .whl, .zip or .tar"),
         (
             "--data.sources=[{name: a, path: b, lisence: c}]",
             "lisence: unknown key, got \"c\"; did you mean 'license'?",
@@ -270,6 +271,58 @@ def test_help_all_lists_every_key_with_its_default_and_its_unit(capsys):
     for key in listed:
         assert f"--{key}" in shown, key
     assert "--training.max_seconds  (default null)" in shown and "(seconds)" in shown
+
+
+@pytest.mark.parametrize("place", ["clients/acme", "clients/acme/model", "./acme", "~/acme", "/nowhere/acme", "acme/"])
+def test_the_missing_folder_of_a_model_is_refused_before_the_hub_is_asked(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients").mkdir()
+    with pytest.raises(RecipeError, match=f"model.from_pretrained='{place}': no such folder in {tmp_path}"):
+        recipe_config.refuse_missing_folder("model.from_pretrained", place)
+
+
+@pytest.mark.parametrize("place", ["owner/name", "gpt2", "clients/here", "clients"])
+def test_a_hub_id_and_a_folder_that_exists_are_not_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients" / "here").mkdir(parents=True)
+    recipe_config.refuse_missing_folder("model.from_pretrained", place)
+
+
+@pytest.mark.parametrize("override", ["--run.output_dir=try #3", "--run.output_dir=#3", "--run.output_dir='a' # b"])
+def test_an_override_that_a_comment_would_cut_short_is_refused(load, override):
+    [problem] = load(RIGHT, override).problems
+    assert problem.startswith("--run.output_dir: # begins a comment in YAML, got")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [('--run.output_dir="try #3"', "try #3"), ("--run.output_dir=try#3", "try#3")]
+)
+def test_a_number_sign_that_begins_no_comment_stays(load, override, value):
+    assert load(RIGHT, override).run.output_dir == value
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "model.from_pretrained", "data.extract_text", "hub.license_file"])
+@pytest.mark.parametrize("path", ["~/runs", "~somebody/runs"])
+def test_a_tilde_that_only_the_shell_expands_is_refused_by_its_key(load, key, path):
+    problems = load(RIGHT, f"--{key}={path}").problems
+    assert f"--{key}: {key}: ~ is not expanded here, got '{path}'; write the home folder out" in "".join(problems)
+
+
+def test_a_tilde_in_a_source_is_refused_and_one_in_a_prompt_is_text(load):
+    text = RIGHT.replace("path: web", "path: ~/web")
+    assert "data.sources.1.path: ~ is not expanded here, got '~/web'" in "".join(load(text).problems)
+    assert load(RIGHT, '--evaluation.prompts=["~/.bashrc is"]').evaluation.prompts == ["~/.bashrc is"]
+
+
+@pytest.mark.parametrize("name", ["custom", "legal", "finance", "medical"])
+def test_a_copied_recipe_has_runs_of_its_own(name, tmp_path):
+    shutil.copytree(RECIPES / "sizes", tmp_path / "sizes")
+    shutil.copytree(RECIPES / name, tmp_path / "telecom")
+    for path in (tmp_path / "telecom").glob("*.yaml"):
+        if path.stem != "bloomberggpt":  # a model of others, whose run has their name
+            original, copy = load_recipe([RECIPES / name / path.name]), load_recipe([path])
+            assert original.run.output_dir.startswith(f"runs/{name}"), path
+            assert copy.run.output_dir == original.run.output_dir.replace(name, "telecom"), path
 
 
 def test_the_schema_for_editors_is_that_of_the_code(capsys):

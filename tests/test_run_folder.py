@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_run import RECIPES, ROOT
 
+import atomic_files
 import stages
 from atomic_files import StaleStageError, read_json_lines, read_record
 from recipe_config import Recipe
@@ -270,6 +271,37 @@ def test_an_earlier_corpus_counts_by_its_content(texts, tmp_path):
 
 
 # --- damage
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer.model", "chat_template.jinja"])
+def test_a_base_counts_by_the_content_of_its_files_also_of_the_same_size_and_behind_a_record(name, recorded, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+        (base / file).write_text(f"weights of {file}")
+    if recorded:
+        write_record(base, "pretrain", {"settings": {}, "inputs": {}, "once": {}})
+    before = stages.base_content(str(base), None, tmp_path)
+    assert stages.base_content(str(base), None, tmp_path) == before
+    assert (before["content"] == read_record(base)["sha256"]) if recorded else len(before["content"]) == 4
+    stat = (base / name).stat()
+    flip(base / name)
+    os.utime(base / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as rsync --times leaves it
+    assert stages.base_content(str(base), None, tmp_path) != before
+
+
+def test_a_large_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
+    read, memory = [], tmp_path / ".hashes.json"
+    monkeypatch.setattr(atomic_files, "file_sha256", lambda path: read.append(path) or path.read_text())
+    weights = tmp_path / "weights"
+    weights.write_text("one")
+    assert [atomic_files.remembered_sha256(weights, memory) for _ in range(2)] == ["one", "one"] and len(read) == 1
+    weights.write_text("two")
+    assert atomic_files.remembered_sha256(weights, memory) == "two" and len(read) == 2
+    memory.write_text("broken")
+    assert atomic_files.remembered_sha256(weights, memory) == "two" and len(read) == 3
+    assert atomic_files.remembered_sha256(weights, tmp_path / "none" / "memory") == "two" and len(read) == 4
 
 
 def test_json_lines_end_only_at_newlines_and_a_truncated_one_is_left_out(tmp_path):

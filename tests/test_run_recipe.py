@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,33 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["eval/general_agreement/num_items"] == 100
     assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
+
+
+def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(telecom):
+    lines = [line for line in re.split(r"[\r\n]+", telecom[2].stderr) if line.strip(" \x1b[A")]
+    assert any(line.startswith("evaluate: samples") for line in lines)
+    assert {line.partition(":")[0] for line in lines} <= {
+        "prepare",
+        "tokenizer",
+        "tokenize",
+        "pretrain",
+        "evaluate",
+        "report",
+    }
+    assert any(line.startswith("pretrain: saving") for line in lines)
+    assert ".benchmarks." not in telecom[2].stderr + telecom[2].stdout, "a hidden folder, which is no longer there"
+
+
+def test_a_dry_run_says_that_the_text_is_too_small_before_anything_is_made(tmp_path):
+    write_tiny_texts(tmp_path / "texts")
+    sources = [{"name": "law", "path": "texts/law.jsonl"}]
+    command = [RECIPES / "run_recipe.py", "--config", RECIPES / "custom" / "base.yaml", "--dry_run"]
+    command.append(f"--data.sources={json.dumps(sources)}")
+    shrunk = run(command, tmp_path)
+    assert shrunk.returncode == 0 and "run_recipe: note: the text of law lasts for about" in shrunk.stdout
+    refused = run([*command, "--data.fit_to_corpus=false"], tmp_path)
+    assert refused.returncode == 1 and "is too long for the text: law would be repeated" in refused.stderr
+    assert "Set --training.max_tokens=" in refused.stderr and not (tmp_path / "runs").exists()
 
 
 def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of(telecom):
@@ -217,12 +245,82 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
+@pytest.mark.parametrize("size", launching.WORLD_SIZES)
+def test_the_environment_of_one_of_several_processes_is_refused_with_its_variables(size, monkeypatch):
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RecipeError, match=rf"RANK=1.* unset .*{size}"):
+        launching.clear_environment()
+
+
+def test_what_another_launcher_left_in_the_environment_is_removed_and_printed(monkeypatch, capsys):
+    left = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "FSDP_VERSION": "2", "WORLD_SIZE": "1", "MASTER_PORT": "1"}
+    kept = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "NVIDIA_TF32_OVERRIDE": "0", "FSDPX": "1"}
+    for name, value in (left | kept).items():
+        monkeypatch.setenv(name, value)
+    launching.clear_environment()
+    assert not left.keys() & os.environ.keys() and kept.items() <= os.environ.items()
+    shown = capsys.readouterr().out
+    assert f"accelerate_configs/ decides: {', '.join(sorted(left))}" in shown
+    assert "CUDA_VISIBLE_DEVICES hides every GPU" in shown and "training computes: NVIDIA_TF32_OVERRIDE" in shown
+    launching.clear_environment()
+    assert "removed" not in capsys.readouterr().out
+
+
+def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_file_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "ROOT", tmp_path)
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert "--config_file" not in launching.launch_command(None, None)
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: FSDP\n")
+    with pytest.raises(RecipeError, match="default_config.yaml: without .* Accelerate would train as this file says"):
+        launching.launch_command(None, None)
+
+
+def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):
+    write_tiny_texts(tmp_path / "texts")
+    settings = tiny_settings(Path("texts"), Path("run"))
+    for name in ("recipes", "accelerate_configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    left = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "fp16",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_DEBUG_MODE": "1",
+        "FSDP_OFFLOAD_PARAMS": "true",
+        "RANK": "0",
+        "MASTER_PORT": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    (tmp_path / "home" / "accelerate").mkdir(parents=True)
+    (tmp_path / "home" / "accelerate" / "default_config.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: MULTI_CPU, num_processes: 2, mixed_precision: fp16}"
+    )
+    losses = []
+    for environment in ({}, left):
+        command = ["recipes/run_recipe.py", "--config", "recipes/legal/base.yaml", *settings]
+        result = run(command, tmp_path, env=os.environ | environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+        for name in ("model", "checkpoints", "release"):
+            shutil.rmtree(tmp_path / "run" / name)
+        for path in [*(tmp_path / "run").glob("*.json*")]:
+            path.unlink()
+    assert losses[0] == losses[1] and len(losses[0]) > 3
+    assert "removed from the environment, since accelerate_configs/ decides: ACCELERATE_DEBUG_MODE" in result.stdout
+
+
 def test_evaluation_gets_what_the_recipe_says(tmp_path):
     # Not the recipe's own folder, in which the quickstart may have been run.
     recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], [f"--run.output_dir={tmp_path}"])
     command = STAGES["evaluate"].command(recipe, ["--config", "x"])
     assert command[0] == str(ROOT / "eval" / "run_eval.py") and "--config" not in command
     assert command[command.index("--tasks") + 1] == "legal_sense,general_agreement"
-    start = command.index("--prompts") + 1
-    assert command[start : start + 3] == recipe.evaluation.prompts and "--xz" in command
+    assert [word for word in command if word.startswith("--prompt=")] == [
+        f"--prompt={prompt}" for prompt in recipe.evaluation.prompts
+    ]
+    assert "--xz" in command
     assert "--decontamination" not in command, "these documents are not there"

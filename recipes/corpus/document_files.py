@@ -4,6 +4,7 @@
 Files of held-out documents may have a fifth column, family, which evaluation reads.
 """
 
+import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,8 @@ DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
 FAMILY = "family"
+PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("row", "int64")])
+PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 
 
@@ -65,6 +68,25 @@ def write_documents(documents, rank: int, world_size: int, folder: Path) -> None
     for document in documents:
         writer.write(document)
     writer.close()
+
+
+def write_places(places: Path, renamed: Path, path: Path) -> None:
+    """Write which file and row each document was read from, whatever became of it later.
+
+    Args:
+        places: folder of JSON lines [id, file, row].
+        renamed: folder of JSON objects {id: later id}, of documents that lost passages.
+        path: Parquet file to write, of (id, path, row), in the order of reading.
+    """
+    later = {old: new for file in sorted(renamed.glob("*.json")) for old, new in json.loads(file.read_text()).items()}
+    with pq.ParquetWriter(path, PLACE_SCHEMA, compression="zstd") as writer:
+        for file in sorted(places.glob("*.jsonl")):
+            rows = []
+            with file.open(encoding="utf-8") as lines:
+                for document, name, row in map(json.loads, lines):
+                    rows.append({"id": later.get(document, document), "path": name, "row": row})
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=PLACE_SCHEMA))
 
 
 def texts(folder: Path) -> Iterator[str]:

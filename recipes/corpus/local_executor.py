@@ -18,6 +18,7 @@ from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup import exact_dedup
 from loguru import logger
 
 from recipe_config import Data, RecipeError
@@ -27,7 +28,7 @@ RECIPES = Path(__file__).resolve().parents[1]
 
 
 class TaskRunner:
-    """Run one task as datatrove does, but without its log, which contains text of documents.
+    """Run one task as datatrove does, but without its log, which contains text of documents, and its own bar.
 
     Attributes:
         status: shown in the progress bar.
@@ -39,6 +40,7 @@ class TaskRunner:
         if self.is_rank_completed(rank):
             return
         logger.disable("datatrove")
+        exact_dedup.tqdm = lambda rows, **_: rows
         documents = None
         for step in self.pipeline:
             # A step has counters, so each task gets a copy; a function has none and may hold a large index.

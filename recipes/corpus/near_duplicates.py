@@ -40,6 +40,7 @@ from atomic_files import read_record
 from corpus.accounting import Tally
 from corpus.benchmark_overlap import BASE, ngram_hashes
 from corpus.document_families import WORD
+from corpus.document_files import PLACES
 from recipe_config import NearDuplicates, RecipeError
 
 
@@ -73,7 +74,7 @@ def list_earlier_documents(folders: list[str]) -> list[Path]:
                 f"{where} is not the documents/ folder of a finished run; name one that prepare has written"
             )
             continue
-        own = [Path(folder) / name for name in sorted(record["files"]) if name.endswith(".parquet")]
+        own = [Path(folder) / name for name in sorted(record["files"]) if name.endswith(".parquet") and name != PLACES]
         if missing := [str(path) for path in own if not path.is_file()]:
             problems.append(f"{where} lacks {len(missing)} of its files, such as {missing[0]}; copy the whole folder")
         files += own

@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
-from recipe_config import Data, Source, Splits
+from recipe_config import Data, RecipeError, Source, Splits
 from sources.readers import Unreadable, document_date, read_unit
 from sources.row_text import describe_fields
 from sources.separators import count_markers
@@ -28,10 +30,11 @@ from sources.units import Listing, Unit, is_hub_dataset, named_errors
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
 MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def pin_revisions(data: Data, note: Path) -> Data:
-    """Set the revision of each Hub dataset that has none to its current commit, so that all tasks read one commit.
+    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, so that all tasks read one.
 
     Args:
         data: settings of the recipe.
@@ -40,10 +43,10 @@ def pin_revisions(data: Data, note: Path) -> Data:
     commits = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     sources = []
     for source in data.sources:
-        if is_hub_dataset(source) and source.revision is None:
+        if is_hub_dataset(source) and not COMMIT.fullmatch(source.revision or ""):
             if source.name not in commits:
                 with named_errors(source):
-                    commits[source.name] = HfApi().dataset_info(source.path).sha
+                    commits[source.name] = HfApi().dataset_info(source.path, revision=source.revision).sha
             source = source.model_copy(update={"revision": commits[source.name]})
         sources.append(source)
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +67,24 @@ def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tupl
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is not in a package."""
+    """Import extract_text from the recipe's data.py, which is not in a package; modules beside it can be imported.
+
+    Raises: RecipeError: it cannot be imported, or has no such function.
+    """
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # after the folders of the recipes and of packages, whose names it must not take
     spec = importlib.util.spec_from_file_location("recipe_data", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # a dataclass looks its module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise RecipeError(f"data.extract_text: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, "extract_text", None)):
+        raise RecipeError(
+            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
+        )
     return module.extract_text
 
 
@@ -105,8 +122,10 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     tally = Tally(work / "counts", "read", rank, source.name)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
-    with quarantine.open("w", encoding="utf-8") as quarantined:
-        for unit, example in read_examples(source, units, tally, progress):
+    places = work / "places" / f"{rank:05d}.jsonl"
+    places.parent.mkdir(parents=True, exist_ok=True)
+    with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
+        for unit, row_number, example in read_examples(source, units, tally, progress):
             row = example
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
@@ -139,7 +158,9 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
                 tally.documents[f"marker:{marker}"] += 1
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
-            yield Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
+            document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
+            placed.write(json.dumps([document.id, unit.name, row_number]) + "\n")
+            yield document
     progress.note()
     tally.write()
 
@@ -173,10 +194,10 @@ def extract_document(
 
 
 def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
-    """Yield (unit, example) until the source's max_bytes of documents have been read."""
+    """Yield (unit, row from 1 on, example) until the source's max_bytes of documents have been read."""
     for unit in units:
-        for example in read_unit(source, unit):
+        for row, example in enumerate(read_unit(source, unit), start=1):
             if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
                 return
-            yield unit, example
+            yield unit, row, example
         progress.add(unit.size_bytes)

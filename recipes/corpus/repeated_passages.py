@@ -171,6 +171,7 @@ def remove_passages(
     repeated = np.load(folder / "repeated.npy")
     listed = {number for number, _ in json.loads((folder / "listed.json").read_text())}
     samples: dict[int, str] = {}
+    renamed: dict[str, str] = {}
     tally = Tally(counts, "repeated_passages", rank)
     for document in documents:
         if not is_chosen(document, settings):
@@ -194,8 +195,11 @@ def remove_passages(
             tally.add(f"{source}/dropped:repeated_passages", num_bytes)
             continue
         tally.add(f"{source}/cut", num_bytes - left_bytes)
-        document.text, document.id = text, document_id(text)
+        before, document.text, document.id = document.id, text, document_id(text)
+        renamed[before] = document.id
         yield document
+    (folder / "renamed").mkdir(exist_ok=True)
+    (folder / "renamed" / f"{rank:05d}.json").write_text(json.dumps(renamed))
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "samples" / f"{rank:05d}.json").write_text(json.dumps(samples))
     tally.write()

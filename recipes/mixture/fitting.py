@@ -14,7 +14,45 @@ from recipe_config import Data, Recipe, RecipeError, Training
 
 
 SAMPLED_WINDOWS = 512  # of each source, for the variance of a window's bytes
+# Of English text, by a tokenizer of at least 1,024 tokens: no fewer in any trial, and as many in the usual one.
+LEAST_BYTES_PER_TOKEN, USUAL_BYTES_PER_TOKEN = 2, 4.4
+REMEDY = "Set --training.max_tokens={tokens} or data.fit_to_corpus: true, raise data.max_repetitions, or add text"
 FIT_STEPS = 16  # data.fit_to_corpus leaves at least so many steps an epoch
+
+
+def check_length(recipe: Recipe, num_bytes: dict[str, int]) -> str | None:
+    """Compare the length of training with the text before there are tokens.
+
+    Args: num_bytes: source -> bytes of its text, or more.
+
+    Returns: with data.fit_to_corpus, a note on what will be trained on instead if the text is too small.
+    Raises: RecipeError: without it, a source would be repeated too often even at LEAST_BYTES_PER_TOKEN.
+    """
+    data, training, most = recipe.data, recipe.training, most_repetitions(recipe.data)
+    if data.phases:
+        return None  # these depend on the tokens of each phase
+    room = {source.name: most[source.name] * num_bytes[source.name] for source in data.sources}
+    limits = {source.name: room[source.name] / source.share for source in data.sources if source.share}
+    open_sources = [source.name for source in data.sources if source.share is None]
+    if open_sources:
+        left = 1 - sum(source.share or 0 for source in data.sources)
+        limits[" and ".join(open_sources)] = sum(room[name] for name in open_sources) / left
+    name, most_bytes = min(limits.items(), key=lambda limit: limit[1])
+    usual = int(most_bytes / USUAL_BYTES_PER_TOKEN)
+    if data.fit_to_corpus:
+        if usual >= training.max_tokens:
+            return None
+        return (
+            f"the text of {name} lasts for about {usual:,} of training.max_tokens={training.max_tokens:,}, which will "
+            "be shortened (data.fit_to_corpus)"
+        )
+    if most_bytes >= LEAST_BYTES_PER_TOKEN * training.max_tokens:
+        return None
+    raise RecipeError(
+        f"training.max_tokens={training.max_tokens:,} is too long for the text: {name} would be repeated "
+        f"{training.max_tokens * USUAL_BYTES_PER_TOKEN / most_bytes:.1f} times as often as max_repetitions allows; "
+        f"about {usual:,} tokens would not. {REMEDY.format(tokens=usual)}"
+    )
 
 
 def decide_length(recipe: Recipe, shards: TokenShards) -> tuple[Training, dict[str, float], list[str]]:
@@ -113,7 +151,7 @@ def limit_repetitions(
         )
         said = f"training.max_tokens={training.max_tokens:,} would repeat {said}; at most {longest:,} tokens do not"
         if not data.fit_to_corpus:
-            raise RecipeError(said)
+            raise RecipeError(f"{said}. {REMEDY.format(tokens=longest)}")
         notes.append(f"{said}; this many are used")
         training = training.model_copy(update={"max_tokens": longest})
     if data.fit_to_corpus and (training.warmup_steps or 0) >= training.max_steps:

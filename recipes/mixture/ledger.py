@@ -6,11 +6,12 @@ index answer both questions: the first in the same time for any step and corpus,
 index."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from corpus.document_files import PLACES
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture
 from mixture.shards import Location, TokenShards
@@ -102,6 +103,28 @@ class Ledger:
                     "first_token": max(begin, start) - start,
                     "end_token": min(begin + self.sequence_length, end) - start,
                 }
+
+
+FIRST_WORDS_CHARACTERS = 60
+
+
+def describe_documents(run: Path, ids: Iterable[str]) -> dict[str, dict]:
+    """Return id -> where each document was read, as [file, row], and its first words.
+
+    Equal documents have one id and several places. Documents of a run that noted no places have none.
+    """
+    wanted = list(ids)
+    found = {document: {"places": [], "first_words": ""} for document in wanted}
+    chosen = [("id", "in", wanted)]
+    places = run / "documents" / PLACES
+    for row in pq.read_table(places, filters=chosen).to_pylist() if places.exists() and wanted else []:
+        found[row["id"]]["places"].append([row["path"], row["row"]])
+    for path in sorted((run / "documents").glob("*/*/*.parquet")) if wanted else []:
+        for row in pq.read_table(path, columns=["id", "text"], filters=chosen).to_pylist():
+            found[row["id"]]["first_words"] = " ".join(row["text"][: 4 * FIRST_WORDS_CHARACTERS].split())[
+                :FIRST_WORDS_CHARACTERS
+            ]
+    return found
 
 
 def find_passage(run: Path, passage: str) -> Iterator[dict]:

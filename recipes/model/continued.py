@@ -18,7 +18,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from recipe_config import Lora, Model, RecipeError
+from recipe_config import Lora, Model, RecipeError, refuse_missing_folder
 from vocabulary.tokenizer_extension import extend_embeddings
 
 
@@ -58,6 +58,7 @@ def load_config(settings: Model, sequence_length: int) -> LlamaConfig:
     Raises: RecipeError: it cannot be loaded, is not a Llama's, or allows fewer tokens than a sequence has.
     """
     where = key_and_value(settings)
+    refuse_missing_folder("model.from_pretrained", settings.from_pretrained)
     try:
         config = AutoConfig.from_pretrained(settings.from_pretrained, **pinned(settings))
     except (OSError, ValueError) as error:

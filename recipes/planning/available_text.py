@@ -9,6 +9,10 @@ from planning.scaling_laws import REPETITION_LAW, LossLaw
 from recipe_config import Plan, Recipe, RecipeError
 
 
+class NotEnoughText(RecipeError):
+    """There is too little text for any training; the message is the answer."""
+
+
 BYTES_PER_TOKEN = 4.4  # of a byte-level BPE of 8,192 tokens trained on legal text, on other legal text
 DOMAIN_SHARE = 0.5
 
@@ -85,14 +89,16 @@ def read_text(recipe: Recipe, plan: Plan, assumptions: list[str]) -> tuple[Text,
             f"plan.domain: no source or domain {domain!r}; there are {', '.join(sorted({*labels, *labels.values()}))}"
         )
     domain_sources = {name for name, label in labels.items() if domain in (name, label)}
-    domain_bytes, general_bytes = available_bytes(plan, domain_sources, run / "documents" / "stats.json")
-    if domain_bytes == 0:
-        raise RecipeError(
-            f"{run / 'documents' / 'stats.json'}: no text of {domain!r} was kept; there is nothing to plan"
-        )
-    rates = bytes_per_token(plan, domain_sources, read_json(run / "tokenizer" / "report.json"), assumptions)
     stated = [source.share for source in data.sources if source.name in domain_sources and source.share]
     share = plan.min_domain_share or data.min_shares.get(domain) or (min(1.0, sum(stated)) if stated else DOMAIN_SHARE)
+    stats = read_json(run / "documents" / "stats.json")
+    domain_bytes, general_bytes = available_bytes(recipe, domain_sources, share, stats, assumptions)
+    if domain_bytes == 0:
+        raise NotEnoughText(
+            f"There is no text of {domain!r}, so there is nothing to train on: use an open model as it is, or bring "
+            "text."
+        )
+    rates = bytes_per_token(plan, domain_sources, read_json(run / "tokenizer" / "report.json"), assumptions)
     text = Text(
         domain_bytes / rates["domain"],
         general_bytes / rates["general"],
@@ -102,24 +108,31 @@ def read_text(recipe: Recipe, plan: Plan, assumptions: list[str]) -> tuple[Text,
     return text, rates, domain
 
 
-def available_bytes(plan: Plan, domain_sources: set[str], stats_file: Path) -> tuple[float, float]:
-    """Return the training bytes of the domain and of other text.
+def available_bytes(
+    recipe: Recipe, domain_sources: set[str], min_share: float, stats: dict | None, assumptions: list[str]
+) -> tuple[float, float]:
+    """Return the training bytes of the domain and of other text: as stated, counted, or, of other text, assumed.
 
-    Raises: RecipeError: an amount is not stated, and the documents are not prepared.
+    Raises: RecipeError: the domain's are not stated, and the documents are not prepared.
     """
-    stats, counted = read_json(stats_file), {True: 0, False: 0}
+    plan, counted = recipe.plan, {True: 0, False: 0}
     for name, source in (stats["sources"] if stats else {}).items():
         counted[name in domain_sources] += source["kept"]["train"]["bytes"]
-    for key in ("domain_bytes", "general_bytes"):
-        if getattr(plan, key) is None and stats is None:
-            raise RecipeError(
-                f"plan.{key}: missing, and there is no {stats_file} yet; state how many bytes of text you have, or "
-                "prepare the documents first"
-            )
-    return (
-        counted[True] if plan.domain_bytes is None else plan.domain_bytes,
-        counted[False] if plan.general_bytes is None else plan.general_bytes,
-    )
+    if plan.domain_bytes is None and stats is None:
+        raise RecipeError(
+            f"plan.domain_bytes: missing, and there is no {recipe.run.output_dir}/documents/stats.json yet; state how "
+            "much text you have, such as 5GB, or prepare the documents first"
+        )
+    domain = counted[True] if plan.domain_bytes is None else plan.domain_bytes
+    if plan.general_bytes is not None or stats is not None:
+        return domain, counted[False] if plan.general_bytes is None else plan.general_bytes
+    others = [source for source in recipe.data.sources if source.name not in domain_sources]
+    limits = [source.max_bytes for source in others]
+    general = sum(limits) if all(limits) else domain * (1 - min_share) / min_share
+    if others:
+        why = "max_bytes of the other sources" if all(limits) else "what the domain's least share leaves room for"
+        assumptions.append(f"{general / 1e9:.3g} GB of other text, {why}; plan.general_bytes")
+    return domain, general
 
 
 def bytes_per_token(

@@ -3,7 +3,7 @@
 
 import math
 
-from planning.devices import UTILISATION_FRACTION, UTILISATION_INTERVAL, Device
+from planning.devices import PRICE_SOURCES, UTILISATION_FRACTION, UTILISATION_INTERVAL, Device
 from recipe_config import Plan, RecipeError
 
 
@@ -26,6 +26,12 @@ def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
             f"{utilisation:.0%} of the device's peak, between {low:.0%} and {high:.0%}; measure it, then set "
             "plan.utilisation_fraction"
         )
+    price = find_price(plan, device, assumptions)
+    if kind == "money" and price is None:
+        raise RecipeError(
+            f"plan.price_per_device_hour: missing; plan.money needs the price of an hour of {plan.device}, and the "
+            "price list has none"
+        )
     # Without recomputed activations.
     flops_per_hour = device.peak_flops * utilisation * 3600 / plan.recomputation_factor
     if kind == "flops":
@@ -34,7 +40,7 @@ def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
         device_hours = {
             "device_hours": amount,
             "hours": amount * plan.devices,
-            "money": amount / (plan.price_per_device_hour or math.inf),
+            "money": amount / (price or math.inf),
         }[kind]
         flops = device_hours * (1 - plan.reserve_fraction) * flops_per_hour
     if not LEAST_FLOPS <= flops <= MOST_FLOPS:
@@ -48,7 +54,20 @@ def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
         "utilisation_fraction": utilisation,
         "utilisation_interval": [low, high],
         "flops_per_device_hour": flops_per_hour,
+        "price_per_device_hour": price,
+        "currency": plan.currency,
     }
+
+
+def find_price(plan: Plan, device: Device, assumptions: list[str]) -> float | None:
+    """Return the price of an hour of one device in plan.currency; None if none is stated or known."""
+    if plan.price_per_device_hour is not None or plan.currency != "USD" or device.dollars_per_hour is None:
+        return plan.price_per_device_hour
+    assumptions.append(
+        f"{device.dollars_per_hour} USD an hour of {plan.device} ({PRICE_SOURCES[plan.device]}); set "
+        "plan.price_per_device_hour to yours"
+    )
+    return device.dollars_per_hour
 
 
 def plan_cost(plan: Plan, device: Device, budget: dict, used_flops: float) -> dict:
@@ -59,7 +78,7 @@ def plan_cost(plan: Plan, device: Device, budget: dict, used_flops: float) -> di
         return {
             "device_hours": device_hours,
             "hours": device_hours / plan.devices,
-            "money": device_hours * plan.price_per_device_hour if plan.price_per_device_hour else None,
+            "money": device_hours * budget["price_per_device_hour"] if budget["price_per_device_hour"] else None,
             "kilowatt_hours": device_hours * device.watts / 1000 if device.watts else None,
         }
 

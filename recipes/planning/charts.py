@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from planning.known_models import KNOWN_MODELS
 from planning.law_fits import Parabola, Runs
-from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
+from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS, Law
 
 
 # Okabe and Ito's colours, which the common kinds of colour blindness leave apart (https://jfly.uni-koeln.de/color).
@@ -114,6 +114,12 @@ def draw_frontier(found: dict, path: Path) -> None:
     save(figure, path)
 
 
+def describe_law(name: str, law: Law) -> str:
+    """Return a law's authors and year, and which of their approaches it is."""
+    approach = f", approach {name[-1]}" if name[-1].isdigit() else ""
+    return law.source.partition(",")[0] + approach
+
+
 def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
     """Draw size and tokens over compute: the laws' lines, the known models, and this run, planned and as trained.
 
@@ -134,7 +140,7 @@ def draw_plan(plan: dict, training: dict | None, folder: Path) -> None:
             line = [law.optimum(c)[index] for c in compute]
             style = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))][number]
             axes.plot(
-                compute, line, linestyle=style, color=COLORS[number], linewidth=1.2, label=name.replace("_", " ")
+                compute, line, linestyle=style, color=COLORS[number], linewidth=1.2, label=describe_law(name, law)
             )
         names = []
         for model in KNOWN_MODELS:

@@ -20,24 +20,38 @@ class Device:
         memory_bytes: 1 GB is 1e9 bytes.
         watts: thermal design power.
         source: where the figures are from.
+        dollars_per_hour: list price of one, rented by the hour; None: none is known. See PRICE_SOURCES.
     """
 
     peak_flops: float
     memory_bytes: float
     watts: float | None
     source: str
+    dollars_per_hour: float | None = None
 
 
 DEVICES = {
-    "a100-40gb": Device(312e12, 40e9, 400, "NVIDIA A100 data sheet, SXM4"),
-    "a100-80gb": Device(312e12, 80e9, 400, "NVIDIA A100 data sheet, SXM4"),
-    "h100-sxm": Device(989e12, 80e9, 700, "NVIDIA H100 data sheet; 1,979 there is with sparsity"),
-    "h100-pcie": Device(756e12, 80e9, 350, "NVIDIA H100 data sheet; 1,513 there is with sparsity"),
-    "h200-sxm": Device(989e12, 141e9, 700, "NVIDIA H200 data sheet; the H100's compute"),
-    "b200-sxm": Device(2250e12, 180e9, 1000, "NVIDIA HGX B200 data sheet; 4,500 there is with sparsity"),
+    "a100-40gb": Device(312e12, 40e9, 400, "NVIDIA A100 data sheet, SXM4", 1.99),
+    "a100-80gb": Device(312e12, 80e9, 400, "NVIDIA A100 data sheet, SXM4", 1.79),
+    "h100-sxm": Device(989e12, 80e9, 700, "NVIDIA H100 data sheet; 1,979 there is with sparsity", 3.99),
+    "h100-pcie": Device(756e12, 80e9, 350, "NVIDIA H100 data sheet; 1,513 there is with sparsity", 2.89),
+    "h200-sxm": Device(989e12, 141e9, 700, "NVIDIA H200 data sheet; the H100's compute", 4.59),
+    "b200-sxm": Device(2250e12, 180e9, 1000, "NVIDIA HGX B200 data sheet; 4,500 there is with sparsity", 6.79),
     "l40s": Device(362e12, 48e9, 350, "NVIDIA L40S data sheet; 733 there is with sparsity"),
-    "rtx-4090": Device(165.2e12, 24e9, 450, "NVIDIA Ada white paper; 330 there is with fp16 sums"),
-    "mi300x": Device(1307.4e12, 192e9, 750, "AMD MI300X data sheet"),
+    "rtx-4090": Device(165.2e12, 24e9, 450, "NVIDIA Ada white paper; 330 there is with fp16 sums", 0.69),
+    "mi300x": Device(1307.4e12, 192e9, 750, "AMD MI300X data sheet", 2.59),
+}
+# Prices of the pages named here, which change from month to month: device -> provider, and the day the page was read.
+# One provider's price is up to five times another's. plan.price_per_device_hour states yours.
+PRICE_SOURCES = {
+    "a100-40gb": "Lambda, 1x A100 SXM, https://lambda.com/service/gpu-cloud, 2026-11-09",
+    "a100-80gb": "RunPod Secure Cloud, https://www.runpod.io/pricing, 2026-11-09",
+    "h100-sxm": "RunPod Secure Cloud, https://www.runpod.io/pricing, 2026-11-09",
+    "h100-pcie": "RunPod Secure Cloud, https://www.runpod.io/pricing, 2026-11-09",
+    "h200-sxm": "RunPod, https://www.runpod.io/pricing, 2026-10-07",
+    "b200-sxm": "RunPod, https://www.runpod.io/pricing, 2026-10-07",
+    "rtx-4090": "RunPod, https://www.runpod.io/pricing, 2026-05-27",
+    "mi300x": "DigitalOcean, list price of gpu-mi300x1-192gb, 2026-10-08",
 }
 # Share of the peak that training reaches, recomputed activations counted as work. BloombergGPT's 102 TFLOP/s of an
 # A100 are 0.33; published runs reach 0.3 to 0.5. The first steps of a run show yours.

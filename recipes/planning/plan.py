@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scipy.optimize import minimize_scalar
 
-from planning.available_text import Text, read_text
+from planning.available_text import NotEnoughText, Text, read_text
 from planning.budget import plan_cost, read_budget
 from planning.devices import Device
 from planning.memory import STRATEGIES, largest_batch, memory_by_part
@@ -22,11 +22,15 @@ from planning.scaling_laws import (
     power_lines_weight_decay,
 )
 from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
-from planning.verdict import decide
+from planning.verdict import decide, describe_verdict
 from recipe_config import Model, Recipe, RecipeError
 
 
 FITTED_FLOPS = 1e17  # the laws were fitted on this and more
+NOT_PREDICTED = "not predicted: the laws were fitted on runs of 1e17 FLOPs and more"
+LEAST_TOKENS = 256 * LEAST_STEPS
+# Of a run that its text limits; a larger model would gain little. BloombergGPT, whose text ended first, has 11.
+LEAST_TOKENS_PER_PARAMETER = 10
 FITTED_VOCABULARY_PARAMETERS = 33e6  # the vocabulary law too
 
 
@@ -45,7 +49,8 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     text, bytes_per_token, domain = read_text(recipe, settings, assumptions)
     flops, law = budget["model_flops"], LAWS[settings.law]
 
-    size = choose_size(settings.law, flops, text)
+    refuse_too_little(text, domain)
+    size, tokens_by_law = choose_size(settings.law, flops, text)
     vocab_size = recipe.tokenizer.vocab_size if settings.vocab_size is None else settings.vocab_size
     choose_vocabulary = vocab_size == "choose"
     model, vocab_size = choose_shape(size, law.counts, None if choose_vocabulary else vocab_size)
@@ -54,7 +59,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
 
     training = plan_training(recipe, counts, min(flops / flops_per_token, text.most_tokens()), flops)
     tokens = float(training["max_tokens"])
-    loss = plan_loss(text, counts["total"], tokens)
+    loss = plan_loss(text, size, tokens_by_law)
     plan = {
         "format": 1,
         "budget": budget
@@ -78,14 +83,16 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
             recipe, model, vocab_size, device, training["tokens_per_step"] // training["sequence_length"]
         ),
         "cost": plan_cost(settings, device, budget, flops_per_token * tokens),
+        "budget_used_fraction": flops_per_token * tokens / flops,
         "loss": loss
         | {
             "with_half_the_budget": plan_other_budget(settings.law, 0.5 * flops, text),
             "with_twice_the_budget": plan_other_budget(settings.law, 2.0 * flops, text),
         },
-        "verdict": decide(flops, counts["total"], text, loss["by_law"]["besiroglu"]),
+        "verdict": decide(flops, counts["total"], text, loss["nats_per_token"]),
         "assumptions": assumptions,
     }
+    plan["verdict"]["sentences"] = describe_verdict(plan, text)
     extrapolated = choose_vocabulary and size < FITTED_VOCABULARY_PARAMETERS
     return plan | {"warnings": list(find_warnings(plan, text, settings.recomputation_factor, extrapolated))}
 
@@ -132,14 +139,14 @@ def find_warnings(plan: dict, text: Text, recomputation_factor: float, extrapola
     budget, training, memory, most = plan["budget"], plan["training"], plan["memory"], text.most_tokens()
     flops, affordable = budget["model_flops"], budget["model_flops"] / plan["flops"]["per_token"]
     if flops < FITTED_FLOPS:
-        yield f"{flops:.1e} FLOPs are far below what any of these laws was fitted on (1e17 and more)"
+        yield f"{flops:.1e} FLOPs are below what any of these laws was fitted on (1e17 and more): no loss is predicted"
     if extrapolated:
         yield "the vocabulary law was fitted from 33e6 parameters on; for this size it is an extrapolation"
     if most < affordable:
         yield (
             f"the text limits the run: at {text.min_domain_share:.0%} {plan['text']['domain']} and at most "
             f"{text.max_repetitions:g} repetitions it lasts for {most:.3g} tokens, where the budget would pay for "
-            f"{affordable:.3g}; {most / affordable:.0%} of the budget is used"
+            f"{affordable:.3g} with this model"
         )
     if not OLMO_PARAMETERS[0] <= plan["parameters"]["multiplying"] <= OLMO_PARAMETERS[1]:
         yield (
@@ -159,12 +166,23 @@ def find_warnings(plan: dict, text: Text, recomputation_factor: float, extrapola
         yield "it fits with activation checkpointing only; plan again with plan.recomputation_factor: 1.33"
 
 
-def choose_size(law_name: str, flops: float, text: Text) -> float:
-    """Return N: the law's optimum, times the factor by which repeated text makes the repetition law's optimum smaller.
+def refuse_too_little(text: Text, domain: str) -> None:
+    """Raise NotEnoughText where the text, repeated as often as allowed, is less than LEAST_TOKENS."""
+    if text.most_tokens() < LEAST_TOKENS:
+        raise NotEnoughText(
+            f"There is not enough text to train anything: read {text.max_repetitions:g} times, that of {domain!r} and "
+            f"what goes beside it is {text.most_tokens():,.0f} tokens, and {LEAST_STEPS} steps of one short sequence "
+            f"are {LEAST_TOKENS:,}. Use an open model as it is and give it the text in its prompt, or bring more text."
+        )
 
-    As a factor it applies to laws without a form for the loss, and it is 1 where there is enough text. Where the text
-    ends before the budget, the repetition law would spend the rest on a larger model, for little gain. As
-    BloombergGPT's authors did, the size stays and the rest of the budget is left.
+
+def choose_size(law_name: str, flops: float, text: Text) -> tuple[float, float]:
+    """Return N and the tokens that the budget pays for by 6 N D, or that the text has.
+
+    N is the law's optimum, times the factor by which repeated text makes the repetition law's optimum smaller. As a
+    factor it applies to laws without a form for the loss, and it is 1 where there is enough text. Where the text ends
+    before the budget, the repetition law would spend the rest on a larger model, for little gain. As BloombergGPT's
+    authors did, the size stays and the rest of the budget is left, but for LEAST_TOKENS_PER_PARAMETER.
     """
     most, plain = text.most_tokens(), REPETITION_LAW.law
     free = plain.optimum(flops)[0]
@@ -175,7 +193,8 @@ def choose_size(law_name: str, flops: float, text: Text) -> float:
 
     found = minimize_scalar(loss, bounds=(-3, 0), method="bounded")
     factor = math.exp(found.x) if loss(found.x) < loss(0) else 1.0
-    return LAWS[law_name].optimum(flops)[0] * factor
+    size = min(LAWS[law_name].optimum(flops)[0] * factor, most / LEAST_TOKENS_PER_PARAMETER)
+    return size, min(flops / (FLOPS_PER_PARAMETER_AND_TOKEN * size), most)
 
 
 def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: float) -> dict:
@@ -243,7 +262,13 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
 
 
 def plan_loss(text: Text, parameters: float, tokens: float) -> dict:
-    """Return the loss that each law predicts, with effective tokens, and the range of the laws."""
+    """Return the loss that each law predicts, with effective tokens, and the range of the laws.
+
+    For the size and tokens of `choose_size`, before they are rounded to a shape and to steps: so a larger budget never
+    has a higher loss. None where the run has fewer FLOPs than any run that the laws were fitted on.
+    """
+    if FLOPS_PER_PARAMETER_AND_TOKEN * parameters * tokens < FITTED_FLOPS:
+        return {"nats_per_token": None, "interval": None, "by_law": {}, "meaning": NOT_PREDICTED}
     laws = {name: law for name, law in LAWS.items() if isinstance(law, LossLaw)} | {"muennighoff": REPETITION_LAW.law}
     by_law = {name: text.loss(law, parameters, tokens) for name, law in laws.items()}
     return {
@@ -256,6 +281,5 @@ def plan_loss(text: Text, parameters: float, tokens: float) -> dict:
 
 def plan_other_budget(law_name: str, flops: float, text: Text) -> dict:
     """Return the size, tokens and predicted loss of another budget."""
-    size = choose_size(law_name, flops, text)
-    tokens = min(flops / (FLOPS_PER_PARAMETER_AND_TOKEN * size), text.most_tokens())
+    size, tokens = choose_size(law_name, flops, text)
     return {"parameters": size, "tokens": tokens, "nats_per_token": plan_loss(text, size, tokens)["nats_per_token"]}

@@ -13,6 +13,11 @@ def describe(plan: dict) -> str:
         heads += f" ({model['num_key_value_heads']} for keys and values)"
     expected, least, most = cost["expected"], cost["least"], cost["most"]
     rows = [
+        *(
+            ("verdict" if number == 0 else "", sentence)
+            for number, sentence in enumerate(plan["verdict"]["sentences"])
+        ),
+        ("", plan["verdict"]["reason"]),
         ("budget", f"{budget['kind']} {budget['amount']:,g}: {budget['model_flops']:.3g} model FLOPs"),
         ("devices", f"{budget['num_devices']} x {budget['device']} ({budget['device_source']})"),
         ("", f"{budget['utilisation_fraction']:.0%} of the peak"),
@@ -55,7 +60,8 @@ def describe(plan: dict) -> str:
             "cost",
             "set plan.price_per_device_hour"
             if expected["money"] is None
-            else f"{expected['money']:,.0f} ({least['money']:,.0f} to {most['money']:,.0f})",
+            else f"{expected['money']:,.0f} {budget['currency']} ({least['money']:,.0f} to {most['money']:,.0f}), at "
+            f"{budget['price_per_device_hour']:g} an hour of one device",
         ),
         (
             "energy",
@@ -66,7 +72,9 @@ def describe(plan: dict) -> str:
         ),
         (
             "predicted loss",
-            f"{loss['nats_per_token']:.3f} ({loss['interval'][0]:.3f} to {loss['interval'][1]:.3f}) {loss['meaning']}",
+            f"{loss['nats_per_token']:.3f} ({loss['interval'][0]:.3f} to {loss['interval'][1]:.3f}) {loss['meaning']}"
+            if loss["interval"]
+            else loss["meaning"],
         ),
         *(
             (
@@ -75,8 +83,8 @@ def describe(plan: dict) -> str:
                 f"{loss[key]['tokens']:.3g} tokens",
             )
             for key in ("with_half_the_budget", "with_twice_the_budget")
+            if loss[key]["nats_per_token"]
         ),
-        ("verdict", f"{plan['verdict']['choice']}: {plan['verdict']['reason']}"),
         *(("assumed", one) for one in plan["assumptions"]),
         *(("warning", one) for one in plan["warnings"]),
     ]

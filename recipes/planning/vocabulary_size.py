@@ -82,14 +82,23 @@ def describe_choice(found: dict, by_law: int, domains: set[str]) -> Iterator[str
     sizes = {row["vocab_size"]: row for row in found["sizes"]}
     size, row = found["recommended"], sizes[found["recommended"]]
     parameters = planned["non_vocabulary_parameters"]
-    outside = "" if parameters >= LAW_FROM_PARAMETERS else " (fewer than it was fitted on)"
-    yield (
-        f"Vocabulary size {size:,}: the vocabulary law (approach 3) gives {law['approach_3']:,} for "
-        f"{parameters / 1e6:,.1f} M non-vocabulary parameters{outside}, width {planned['hidden_size']:,} and "
-        f"{planned['flops']:.2g} FLOPs. Approaches 1 and 2, which assume an optimal length of training, give "
-        f"{law['approach_1']:,} and {law['approach_2']:,}."
+    by_approaches = (
+        f"The vocabulary law (approach 3) gives {law['approach_3']:,} for {parameters / 1e6:,.1f} M non-vocabulary "
+        f"parameters, width {planned['hidden_size']:,} and {planned['flops']:.2g} FLOPs. Approaches 1 and 2, which "
+        f"assume an optimal length of training, give {law['approach_1']:,} and {law['approach_2']:,}."
     )
-    if size < by_law:
+    if found["by"] == "law":
+        yield f"Vocabulary size {size:,}, by the vocabulary law. {by_approaches}"
+    else:
+        measure = {
+            "small models": "that of the small model with the fewest bits per byte",
+            "cost": "at which training on a byte of text takes the fewest FLOPs (no small models were compared)",
+        }[found["by"]]
+        yield (
+            f"Vocabulary size {size:,}, {measure}. The law is outside of its range, which begins at "
+            f"{LAW_FROM_PARAMETERS / 1e6:.0f} M non-vocabulary parameters, and is not followed. {by_approaches}"
+        )
+    if found["by"] == "law" and size < by_law:
         yield f"The text is too small for {by_law:,} tokens; measure again with more text."
     yield (
         f"The vocabulary is {row['parameters_fraction']:.1%} of the parameters and {row['flops_fraction']:.1%} of the "
@@ -144,7 +153,9 @@ def draw_sizes(found: dict, path: Path) -> None:
         point = other["vocab_size"], other["bytes_per_token"]
         compression.plot(*point, "sD^vPX"[index % 6], color="0.4")
         compression.annotate(name, point, fontsize=6, ha="right", va="top")
-    compression.set(title=f"recommended (red): {found['recommended']:,}", ylabel="bytes per token of the mixture")
+    compression.set(
+        title=f"recommended (vertical line): {found['recommended']:,}", ylabel="bytes per token of the mixture"
+    )
     uniform.plot(sizes, column("uniform_bits_per_byte"), "o-", color=COLORS[0])
     uniform.set(title="BloombergGPT's measure", ylabel="log2(size) bits a token, per byte")
     least = min(column("flops_per_byte"))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
-from corpus.document_files import DOCUMENT_SCHEMA, FAMILY
+from corpus.document_files import DOCUMENT_SCHEMA, FAMILY, PLACES
 from corpus.personal_data import Redactor
 from publishing.base_model import find_base
 from publishing.local_paths import copy_without_paths, shorten_paths
@@ -75,7 +75,8 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         names |= {"decontamination.json": "decontamination.json"} if (stage / "decontamination.json").exists() else {}
         for name, new_name in names.items():
             copy_without_paths(stage / name, folder / new_name, recipe)
-        for path in sorted(path for path in recorded if path.suffix == ".parquet" and path.parent.name in published):
+        texts = (path for path in recorded if path.suffix == ".parquet" and path.name != PLACES)
+        for path in sorted(path for path in texts if path.parent.name in published):
             copy_text(recipe, path, folder / path.relative_to(stage))
         card = render_data_card(
             shown,

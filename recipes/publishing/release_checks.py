@@ -68,8 +68,11 @@ def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
 
 
 def home_folder() -> str | None:
-    """Return the home folder; None if it is the root, which identifies nobody."""
-    home = str(Path.home())
+    """Return the home folder; None if there is none, or if it is the root, which identifies nobody."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # no HOME and no account, as in a container
+        return None
     return None if home == "/" else home
 
 

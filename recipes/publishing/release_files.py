@@ -82,7 +82,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     for relative in names:
         path, folder = run / relative, Path(relative).parent.name
         allowed = {"model": MODEL_FILE, "figures": FIGURE_FILE}.get(folder)
-        if path.is_symlink() or path.parent.is_symlink():
+        if path.is_symlink() or (folder and path.parent.is_symlink()):  # the run folder itself may be a link
             problems.append(f"{path} is a link, which could lead anywhere; put the file itself there")
         elif allowed and not allowed.fullmatch(path.name):
             problems.append(f"{path} does not belong to a release; move it away")

@@ -110,7 +110,10 @@ def list_source(source: Source) -> Listing:
             for unit in units:
                 inventory.add(unit.path, unit.size_bytes, None)
         else:
-            raise RecipeError(f"{where}: no such file or folder, and not a Hub dataset id (org/name) or URL")
+            remedy = "name a file, a folder or a URL"
+            if source.path.count("/") == 1 and not source.path.startswith(("/", "./", "../", "~")):
+                remedy += ", or, if it is a dataset of the Hub, add its commit or branch, such as revision: main"
+            raise RecipeError(f"{where}: no such file or folder in {Path.cwd()}, and the Hub was not asked; {remedy}")
     units = sorted({unit.sort_key: unit for unit in units}.values(), key=lambda unit: unit.sort_key)
     return Listing(units, inventory)
 
@@ -309,8 +312,15 @@ def are_plain_tables(source: Source) -> bool:
 
 
 def is_hub_dataset(source: Source) -> bool:
+    """Return whether a source is on the Hub: it has a revision or a config, and there is no such local path.
+
+    Without either, `clients/acme` is a folder: as org/name it has the form of a Hub id, and the Hub's answer to a
+    mistyped folder would cost time and tell the Hub its name.
+    """
     parts = source.path.split("/")
-    return len(parts) == 2 and all(parts) and not Path(source.path).exists() and not source.path.startswith((".", "~"))
+    stated = source.revision is not None or source.config is not None
+    has_form = len(parts) == 2 and all(parts) and not source.path.startswith((".", "~"))
+    return stated and has_form and not Path(source.path).exists()
 
 
 def source_fingerprint(source: Source) -> str:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from atomic_files import read_json_lines, replace_text
-from launching import launch_command
+from launching import clear_environment, launch_command
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
 from run_folder import is_finished, new_output
@@ -71,6 +71,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 def choose_launcher(options: argparse.Namespace) -> list[str]:
     """Return the command that trains a run, up to the script."""
     config = Path(options.accelerate_config) if options.accelerate_config else None
+    clear_environment()
     return launch_command(config, options.num_processes)
 
 

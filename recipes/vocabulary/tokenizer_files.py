@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from recipe_config import RecipeError
+from recipe_config import RecipeError, refuse_missing_folder
 
 
 # Fields and values of sentencepiece_model.proto.
@@ -46,6 +46,7 @@ def load_tokenizer(where: str) -> Tokenizer:
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", where)
     if path.is_dir() or (hub_id and not path.exists()):
         name, revision = (where, None) if path.is_dir() else hub_id.groups()
+        refuse_missing_folder("tokenizer", name)
         try:
             wrapped = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
             tokenizer = wrapped.backend_tokenizer

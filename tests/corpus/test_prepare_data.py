@@ -199,6 +199,43 @@ def test_a_row_that_extract_text_cannot_take_is_quarantined_and_a_source_of_such
     assert len(lines) == 40 and json.loads(lines[0])["reason"] == "extract_text raises KeyError: 'body'"
 
 
+def test_data_py_may_import_modules_beside_it_which_decide_the_documents_and_define_dataclasses(run, tmp_path):
+    (tmp_path / "own_cleaning.py").write_text("from own_words import WORD\n\n\ndef tidy(t):\n    return t + WORD\n")
+    (tmp_path / "own_words.py").write_text("WORD = ' tenant'\n")
+    (tmp_path / "data.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom own_cleaning import tidy\n\n\n"
+        "@dataclass\nclass Row:\n    text: str\n\n\n"
+        "def extract_text(example, source):\n    return Row(tidy(example['text'])).text\n"
+    )
+    argv = only_law(run, f"--data.extract_text={tmp_path / 'data.py'}")
+    prepare_data.main(argv)
+    for name in ("own_words", "own_cleaning"):
+        helper = tmp_path / f"{name}.py"
+        before = helper.read_text()
+        helper.write_text(before + "# edited\n")
+        with pytest.raises(RecipeError, match=rf"documents is out of date: extract_text_helpers.{name}.py was"):
+            prepare_data.main(argv)
+        helper.write_text(before)
+    prepare_data.main(argv)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("def extract(example, source):\n    return ''\n", r"data.py has no function extract_text\(example, source\)"),
+        ("extract_text = 'text'\n", "has no function extract_text"),
+        ("import no_such_module_here\n", "data.py cannot be imported: ModuleNotFoundError: No module named 'no_such"),
+        ("1 / 0\n", "data.py cannot be imported: ZeroDivisionError"),
+        ("def extract_text(:\n", "data.extract_text: .*data.py cannot be imported: SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_data_py_that_cannot_work_is_refused_by_its_name_before_anything_is_read(content, reason, run, tmp_path):
+    (tmp_path / "data.py").write_text(content)
+    with pytest.raises(RecipeError, match=reason):
+        prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
+    assert not list(run.output_dir.glob(".documents*"))
+
+
 def test_text_is_normalised_and_refused_for_its_language_and_quality_as_the_recipe_says(run):
     french = "Le tribunal rejette la demande du locataire, qui devra payer les loyers et les frais de l'instance. " * 5
     append_rows(run, row(french), row("buy now! " * 200), row("A\u200bB \u00a0 " + make_text(300)))

@@ -571,9 +571,12 @@ def test_settings_the_model_cannot_serve_are_refused(model_folder, tmp_path, ext
         main(["--model", str(model_folder), "--output", str(tmp_path / "eval"), *extra])
 
 
-def test_model_folder_that_is_not_there_is_refused_without_asking_the_hub(tmp_path):
+@pytest.mark.parametrize("name", ["{}/absent", "clients/acme", "./acme", "~/acme"])
+def test_model_folder_that_is_not_there_is_refused_without_asking_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients").mkdir()
     with pytest.raises(SystemExit, match="there is no folder"):
-        main(["--model", str(tmp_path / "absent"), "--output", str(tmp_path / "eval"), "--prompts", "The"])
+        main(["--model", name.format(tmp_path), "--output", str(tmp_path / "eval"), "--prompts", "The"])
 
 
 def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path):

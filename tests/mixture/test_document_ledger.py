@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,6 +84,12 @@ def test_the_command_answers_both_questions(run, capsys):
     document_ledger.main([str(run.output_dir), "--step", "3"])
     said = capsys.readouterr().out
     assert pieces[0]["document"] in said and "skipped" not in said
+    document_ledger.main([str(run.output_dir), "--document", pieces[0]["document"]])
+    title, *_ = capsys.readouterr().out.splitlines()
+    assert title.startswith(pieces[0]["document"])
+    for shown in (said, title):
+        path, row = pieces[0]["places"][0]
+        assert f"{path}:{row}  " in shown and pieces[0]["first_words"] in shown
     with pytest.raises(RecipeError, match="--step 301: the run has steps 1 to 300"):
         document_ledger.main([str(run.output_dir), "--step", "301"])
 
@@ -93,7 +100,11 @@ def test_a_passage_finds_its_documents_in_every_split_whatever_its_case_and_line
         passage = row["text"][40:160].replace(" ", "\n ").upper()
         document_ledger.main([str(run.output_dir), "--passage", passage, "--json"])
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert {"document": row["id"], "source": "law", "split": path.parent.parent.name} in found
+        [entry] = [entry for entry in found if entry["document"] == row["id"]]
+        assert (entry["source"], entry["split"]) == ("law", path.parent.parent.name)
+        [[file, number]] = entry["places"]
+        line = Path(file).read_text().splitlines()[number - 1]
+        assert entry["first_words"] == " ".join(json.loads(line)["text"].split())[:60]
     document_ledger.main([str(run.output_dir), "--passage", "no such words"])
     assert capsys.readouterr().out == "no document holds it\n"
     with pytest.raises(RecipeError, match="--passage: empty"):
@@ -125,7 +136,7 @@ def test_what_a_recipe_skips_from_now_on_is_said_to_be_skipped(run, tmp_path, ca
     after = list(ledger.steps_of(document))
     assert after == [visit | {"skipped": visit["step"] > 296} for visit in before]
     document_ledger.main([str(later.output_dir), "--step", "299"])
-    assert all(line.endswith(", skipped") for line in capsys.readouterr().out.splitlines()[1:])
+    assert all(", skipped  " in line for line in capsys.readouterr().out.splitlines()[1:])
 
 
 # --- as large as it gets

@@ -11,11 +11,11 @@ from token_files import open_shards, write_tokens
 import pretrain
 import tokenize_corpus
 import train_tokenizer
-from mixture.fitting import expected_deviations, fit_to_corpus, limit_repetitions, resolve_for_run
+from mixture.fitting import check_length, expected_deviations, fit_to_corpus, limit_repetitions, resolve_for_run
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture, schedule_phases
 from mixture.shares import average_shares, resolve_shares
-from recipe_config import Data, RecipeError, Training
+from recipe_config import Data, Recipe, RecipeError, Training
 
 
 def data_of(*sources: dict, **keys) -> Data:
@@ -134,6 +134,25 @@ def test_a_corpus_that_is_fitted_to_gets_its_natural_shares_and_a_shorter_run(tm
     training, _ = fit_to_corpus(training_of(10_000_000), shards, shares)
     training, notes = limit_repetitions(training, data, shards, shares)
     assert notes and training.max_tokens == pytest.approx(2 * 192_000, rel=0.02)
+
+
+def test_a_run_that_is_too_long_for_its_text_is_refused_before_there_are_tokens_with_the_length_that_is_not():
+    data = data_of({"name": "cases", "share": 0.6}, {"name": "web"}, {"name": "forum"}, max_repetitions=4)
+    recipe = Recipe.model_construct(data=data, training=training_of(1_000_000))
+    enough = {"cases": 400_000, "web": 150_000, "forum": 150_000}
+    assert check_length(recipe, enough) is None
+    # 0.6 of at least 2 million bytes are 1.2 million, more than four times 250,000.
+    with pytest.raises(RecipeError, match="max_tokens=1,000,000 is too long for the text: cases would be") as error:
+        check_length(recipe, enough | {"cases": 250_000})
+    assert "about 378,787 tokens would not. Set --training.max_tokens=378787 or data.fit_to_corpus" in str(error.value)
+    with pytest.raises(RecipeError, match="too long for the text: web and forum would be repeated"):
+        check_length(recipe, enough | {"web": 10_000})
+    fitted = Recipe.model_construct(data=data.model_copy(update={"fit_to_corpus": True}), training=recipe.training)
+    assert (
+        "of cases lasts for about 378,787 of training.max_tokens=1,000,000, which will be shortened"
+        in check_length(fitted, enough | {"cases": 250_000})
+    )
+    assert check_length(fitted, {name: 10 * size for name, size in enough.items()}) is None
 
 
 def test_phases_begin_at_whole_steps_and_not_before_what_is_done():

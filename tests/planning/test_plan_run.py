@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from tiny_run import RECIPES, ROOT
 import plan_run
 from planning import charts
 from planning.available_text import Text
-from planning.devices import DEVICES, find_device
+from planning.devices import DEVICES, PRICE_SOURCES, find_device
 from planning.known_models import KNOWN_MODELS
 from planning.memory import largest_batch, memory_by_part
-from planning.plan import make_plan
+from planning.plan import choose_size, make_plan, plan_loss
 from planning.plan_table import describe
 from planning.scaling_laws import LAWS
 from recipe_config import Model, RecipeError
@@ -121,6 +122,85 @@ def test_with_text_enough_each_law_is_followed_exactly_and_with_less_the_model_i
     assert scarce["text"]["worth_tokens"] < scarce["tokens"]
 
 
+@pytest.mark.parametrize("law", list(LAWS))
+@pytest.mark.parametrize("gigabytes", [0.05, 5, 5000])
+def test_a_larger_budget_never_has_a_higher_predicted_loss(gigabytes, law):
+    tokens = gigabytes * 1e9 / 4.4
+    text, last = Text(tokens, tokens, 0.5, 4), math.inf
+    for exponent in range(340, 520, 2):
+        loss = plan_loss(text, *choose_size(law, 10 ** (exponent / 20), text))["nats_per_token"]
+        assert loss is None or loss <= last + 1e-6, exponent
+        last = last if loss is None else loss
+    assert last < math.inf or gigabytes == 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["--plan.hours=7 days"], ["--plan.hours=168"]),
+        (["--plan.hours=90 min"], ["--plan.hours=1.5"]),
+        (["--plan.device_hours=2 weeks"], ["--plan.device_hours=336"]),
+        (["--plan.money=$1,000"], ["--plan.money=1000"]),
+        (["--plan.money=1000 USD"], ["--plan.money=1000", "--plan.price_per_device_hour=3.99"]),
+        (["--plan.hours=9", "--plan.domain_bytes=5.5 GB"], ["--plan.hours=9", "--plan.domain_bytes=5500000000"]),
+        (["--plan.hours=9", "--plan.general_bytes=2GiB"], ["--plan.hours=9", "--plan.general_bytes=2147483648"]),
+        (["--plan.hours=9", "--plan.general_bytes=19GB"], ["--plan.hours=9"]),
+    ],
+)
+def test_amounts_may_have_their_units_and_prices_and_general_text_have_a_default(plan, overrides, same):
+    made, plain = (plan("--plan.domain_bytes=5GB", *options) for options in (overrides, same))
+    assert made["model"] == plain["model"] and made["training"] == plain["training"] and made["cost"] == plain["cost"]
+
+
+def test_general_text_that_no_key_states_is_what_the_share_of_the_domain_leaves_room_for(plan):
+    sources = [{"name": name, "path": name, "domain": domain} for name, domain in SOURCES.items()]
+    options = [f"--data.sources={json.dumps(sources)}", "--plan.flops=1e19", "--plan.domain=legal"]
+    made = plan(*options, "--plan.domain_bytes=10GB", "--data.min_shares={legal: 0.8}")
+    assert made["text"]["general_bytes"] == pytest.approx(2.5e9)
+    assert any("2.5 GB of other text, what the domain's least share leaves room for" in a for a in made["assumptions"])
+
+
+def test_the_verdict_comes_first_in_three_sentences_with_the_numbers_that_decide_it(plan):
+    made = plan("--plan.money=$2000", "--plan.domain_bytes=40GB")
+    first, second, third = made["verdict"]["sentences"]
+    assert describe(made).startswith("verdict") and describe(made).index("\nbudget ") > describe(made).index(
+        "The text"
+    )
+    assert re.match(r"Continue [\w.-]+ instead of .* the laws predict 2\.\d\d nats per token against 2\.\d\d", first)
+    assert "a budget of 2,000 USD pays for" in second and re.search(r"hours of 8 x h100-sxm and [\d,]+ USD\.", second)
+    assert third.startswith("The text is enough: it is read ") and "tokens" in third
+    assert made["budget_used_fraction"] > 0.9
+
+    scarce = plan("--plan.hours=7 days", "--plan.domain_bytes=5GB")
+    third = scarce["verdict"]["sentences"][2]
+    assert third.startswith(f"The text can use {scarce['budget_used_fraction']:.0%} of the budget: it is read 4 times")
+    assert scarce["tokens_per_parameter"]["total"] > 9 and "where 20 are usual" in third
+    for way in ("data.max_repetitions=8", "plan.min_domain_share", "of one device", "continue an open model"):
+        assert way in third, way
+    doubled = plan("--plan.hours=7 days", "--plan.domain_bytes=5GB", "--data.max_repetitions=8")
+    assert doubled["tokens"] == pytest.approx(2 * scarce["tokens"], rel=0.02), "as the sentence says"
+
+
+def test_too_little_text_gives_a_model_of_its_size_and_the_advice_to_continue_another(plan):
+    made = plan("--plan.hours=7 days", "--plan.domain_bytes=50MB")
+    assert made["verdict"]["sentences"][0] == (
+        "There is not enough text to pretrain a model from scratch. Continue SmolLM2-1.7B."
+    )
+    assert made["parameters"]["total"] < 1e7 and made["loss"]["nats_per_token"] is None
+    assert made["text"]["domain_epochs"] <= 4.01
+
+
+def test_a_question_about_no_text_is_answered_and_writes_nothing(tmp_path, capsys):
+    plan_run.main(["--config", str(BASE), f"--run.output_dir={tmp_path}", "--plan.hours=1", "--plan.domain_bytes=0"])
+    assert capsys.readouterr().out.startswith("There is no text of 'legal'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_price_has_a_source_with_a_date():
+    assert {name for name, device in DEVICES.items() if device.dollars_per_hour} == set(PRICE_SOURCES)
+    assert all(re.search(r", 20\d\d-\d\d-\d\d$", source) for source in PRICE_SOURCES.values())
+
+
 def test_the_mixture_is_limited_by_the_domains_share_and_the_repetitions():
     text = Text(domain_tokens=10e9, general_tokens=100e9, min_domain_share=0.5, max_repetitions=4)
     assert text.most_tokens() == 80e9
@@ -139,12 +219,31 @@ def test_the_mixture_is_limited_by_the_domains_share_and_the_repetitions():
     [
         ([*TEXT], "plan: no budget; set one of plan.flops, plan.device_hours, plan.hours and plan.money"),
         ([*TEXT, "--plan.hours=1", "--plan.flops=1e20"], "flops and hours are each a budget; keep one of them"),
-        ([*TEXT, "--plan.money=1"], "plan.price_per_device_hour: missing; plan.money needs the price"),
+        (
+            [*TEXT, "--plan.money=1", "--plan.device=l40s"],
+            "plan.price_per_device_hour: missing; plan.money needs the price",
+        ),
+        (
+            [*TEXT, "--plan.money=1", "--plan.currency=EUR"],
+            "plan.price_per_device_hour: missing in EUR; the price list is",
+        ),
+        ([*TEXT, "--plan.money=1 EUR"], 'plan.money: should be a number or an amount such as $500, got "1 EUR"'),
+        ([*TEXT, "--plan.hours=2 fortnights"], "plan.hours: should be a number or an amount such as '7 days', got"),
+        (["--plan.hours=1", "--plan.domain_bytes=5 G"], 'amount such as 5GB, got "5 G"'),
+        (["--plan.hours=1", "--plan.domain_bytes=-5GB"], 'amount such as 5GB, got "-5GB"'),
+        (
+            ["--plan.hours=1", "--plan.domain_bytes=-5"],
+            "plan.domain_bytes: input should be greater than or equal to 0",
+        ),
         ([*TEXT, "--plan.hours=-1"], "plan.hours: input should be greater than 0, got -1"),
         ([*TEXT, "--plan.flops=1e40"], "plan.flops: 1e+40 is 1e+40 model FLOPs; a run has between 1e+12 and 1e+30"),
         ([*TEXT, "--plan.hours=1e-9"], "model FLOPs; a run has between"),
         ([*TEXT, "--plan.hours=1", "--plan.device=h300"], "plan.device: input should be 'a100-40gb', 'a100-80gb'"),
-        (["--plan.domain_bytes=0", "--plan.hours=1"], "plan.domain_bytes: input should be greater than or equal to 1"),
+        (["--plan.domain_bytes=0", "--plan.hours=1"], "There is no text of 'legal', so there is nothing to train on"),
+        (
+            ["--plan.domain_bytes=1", "--plan.hours=1"],
+            "There is not enough text to train anything: read 4 times, that of",
+        ),
         (["--plan.hours=1"], "plan.domain_bytes: missing, and there is no"),
         ([*TEXT, "--plan.hours=1", "--plan.domain=finance"], "plan.domain: no source or domain 'finance'; there are"),
         ([*TEXT, "--plan.hours=.nan"], "plan.hours: input should be"),
@@ -162,7 +261,7 @@ def test_documents_without_text_of_the_domain_are_refused(plan, tmp_path):
     documents.mkdir(parents=True)
     kept = {"train": {"documents": 1, "bytes": 10**9}}
     (documents / "stats.json").write_text(json.dumps({"sources": {"web": {"kept": kept}}}))
-    with pytest.raises(RecipeError, match="no text of 'legal' was kept; there is nothing to plan"):
+    with pytest.raises(RecipeError, match="There is no text of 'legal', so there is nothing to train on"):
         plan("--plan.hours=1")
 
 
@@ -188,7 +287,7 @@ def test_bytes_per_token_are_of_each_part_weighted_by_its_bytes(plan, tmp_path):
     [
         (["--plan.device=rtx-4090", "--plan.num_devices=1", "--plan.flops=1e24"], "the model fits no rtx-4090"),
         (["--plan.device=rtx-4090", "--plan.num_devices=1", "--plan.flops=3e20"], "fits"),
-        (["--plan.flops=1e13"], "far below what any of these laws was fitted on"),
+        (["--plan.flops=1e13"], "below what any of these laws was fitted on (1e17 and more): no loss is predicted"),
         (["--plan.flops=1e25"], "the text limits the run"),
     ],
 )

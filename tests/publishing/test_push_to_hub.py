@@ -427,6 +427,24 @@ def test_text_is_withheld_for_its_licence_and_for_personal_data_that_was_left(re
     assert withheld is None if reason is None else reason in withheld
 
 
+def test_a_run_folder_that_is_itself_a_link_is_released(recipe, tmp_path):
+    run = Path(recipe.run.output_dir)
+    run.rename(tmp_path / "scratch")
+    run.symlink_to(tmp_path / "scratch", target_is_directory=True)
+    build_release(recipe)
+    assert (output_folder(recipe, "publish") / "model.safetensors").is_file()
+
+
+def test_a_release_is_made_where_there_is_neither_a_home_nor_an_account(recipe, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert release_checks.home_folder() is None
+    build_release(recipe)
+    assert (output_folder(recipe, "publish") / "model.safetensors").is_file()
+
+
 def test_the_home_folder_in_a_file_is_refused(recipe, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:

@@ -110,7 +110,7 @@ def read_dates() -> dict:
     chunked = CARD.format(option="chunksize: 1000000").encode()
     commit("me/dates-chunked", **{"README.md": chunked, "data/a.jsonl": lines(*DATES[:2])})
     kinds = ("jsonl", "json", "lines", "parquet", "csv", "text", "field", "chunked")
-    return {kind: texts(path=f"me/dates-{kind}") for kind in kinds}
+    return {kind: texts(path=f"me/dates-{kind}", revision="main") for kind in kinds}
 
 
 def read_damaged() -> dict:
@@ -142,7 +142,7 @@ def read_damaged() -> dict:
     commit("me/rows-parquet", **{"a.parquet": table(b"caf\xe9", b"\xed\xa0\x80", b"a\0", b"kept")})
     commit("me/rows-text", **{"a.txt": b"a\0b\nkept\n"})
     kinds = ("cut-jsonl", "cut-parquet", "cut-csv", "bad-csv", "cut-text", "rows-jsonl", "rows-parquet", "rows-text")
-    return {kind: texts(path=f"me/{kind}") for kind in kinds}
+    return {kind: texts(path=f"me/{kind}", revision="main") for kind in kinds}
 
 
 def read_through_faults() -> dict:
@@ -161,7 +161,7 @@ def read_through_faults() -> dict:
     }.items():
         for path in ("me/far", "me/far-csv"):
             ask_hub("/_faults", [{"match": "GET .*resolve/.*/b[.]", **fault}])
-            seen[f"{name} {path}"] = texts(path=path)
+            seen[f"{name} {path}"] = texts(path=path, revision="main")
     ask_hub("/_faults", [])
     return seen
 
@@ -174,7 +174,7 @@ def prepare_session(out: str) -> None:
     folder = Path(out).parent
     pieces = [lines(*(make_text(10 * part + row) for row in range(10))) for part in range(6)]
     old = commit("me/corpus", **{f"{part}.jsonl": piece for part, piece in enumerate(pieces)})
-    source = {"name": "statutes", "path": "me/corpus", "share": 1.0}
+    source = {"name": "statutes", "path": "me/corpus", "revision": "main", "share": 1.0}
 
     def run(name: str, *overrides: str, **settings: object) -> dict | str:
         run = TinyRun(folder, folder / name)
@@ -208,19 +208,21 @@ def read_session(out: str) -> None:
     url = "hf://datasets/me/lines"
     seen = {
         "commits": {"old": old, "new": new, "tables": tables},
-        "head": read_all(path="me/lines"),
+        "head": read_all(path="me/lines", revision="main"),
         "pinned": read_all(path="me/lines", revision=old),
         "one file": read_all(path="me/lines", revision=old, data_files="data/b.*"),
-        "tables": read_all(path="me/tables"),
-        "test split": read_all(path="me/tables", split="test"),
-        "units": [[unit.path, unit.size_bytes] for unit in list_units(Source(name="a", path="me/lines"))],
+        "tables": read_all(path="me/tables", revision="main"),
+        "test split": read_all(path="me/tables", revision="main", split="test"),
+        "units": [
+            [unit.path, unit.size_bytes] for unit in list_units(Source(name="a", path="me/lines", revision="main"))
+        ],
         "url": read_all(path=f"{url}/data/a.jsonl.gz"),
         "pinned url": read_all(path=f"{url}@{old}/data/a.jsonl.gz"),
         "url pattern": read_all(path="hf://datasets/me/tables", data_files=["data/*.parquet"]),
-        "missing dataset": read_all(path="me/missing"),
+        "missing dataset": read_all(path="me/missing", revision="main"),
         "missing revision": read_all(path="me/lines", revision="0" * 40),
-        "missing split": read_all(path="me/tables", split="dev"),
-        "missing files": read_all(path="me/tables", data_files="text/*.parquet"),
+        "missing split": read_all(path="me/tables", revision="main", split="dev"),
+        "missing files": read_all(path="me/tables", revision="main", data_files="text/*.parquet"),
         "missing url": read_all(path="hf://datasets/me/missing/a.jsonl"),
         "missing file of a url": read_all(path=f"{url}/data/c.jsonl"),
         "dates": read_dates(),
@@ -229,7 +231,7 @@ def read_session(out: str) -> None:
     seen["faults"] = read_through_faults()
     os.kill(int(os.environ["HUB_PID"]), signal.SIGKILL)
     close_session()  # or the broken connection would be met, not the refused one
-    seen["no hub"] = read_all(path="me/unseen")
+    seen["no hub"] = read_all(path="me/unseen", revision="main")
     seen["no hub for a url"] = read_all(path="hf://datasets/me/unseen/a.jsonl")
     Path(out).write_text(json.dumps(seen))
 

@@ -24,6 +24,7 @@ from tiny_run import RECIPES, TinyRun, make_text
 
 from atomic_files import read_record
 from recipe_config import RecipeError, Source
+from sources import units
 from sources.readers import MAX_ROW_BYTES, MAX_ROW_VALUES, Unreadable, WholeFile, document_date, read_unit
 from sources.units import list_units, source_fingerprint
 
@@ -31,6 +32,44 @@ from sources.units import list_units, source_fingerprint
 def read_all(path: object, **settings: object) -> list[dict | Unreadable]:
     source = Source(name="a", path=str(path), **settings)
     return [example for unit in list_units(source) for example in read_unit(source, unit)]
+
+
+@pytest.fixture
+def hub_questions(monkeypatch) -> list[str]:
+    """Return the paths that the Hub is asked for, which has none of them."""
+    asked = []
+
+    def ask(path: str, *_) -> None:
+        asked.append(path)
+        raise ValueError("no such dataset")
+
+    monkeypatch.setattr(units, "load_builder_of", ask)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "path", ["clients/acme", "texts/acme.jsonl", "./clients", "../clients/acme", "~/clients", "a/b/c"]
+)
+def test_a_missing_local_path_is_refused_at_once_and_the_hub_never_hears_its_name(path, hub_questions):
+    with pytest.raises(RecipeError, match=f"path '{path}': no such file or folder in {Path.cwd()}") as error:
+        list_units(Source(name="acme", path=path))
+    assert hub_questions == []
+    two_readings = path in ("clients/acme", "texts/acme.jsonl")
+    assert ("add its commit or branch, such as revision: main" in str(error.value)) == two_readings
+
+
+@pytest.mark.parametrize("stated", [{"revision": "main"}, {"config": "sample-10BT"}])
+def test_a_revision_or_a_config_makes_a_path_a_dataset_of_the_hub_unless_there_is_such_a_folder(
+    stated, hub_questions, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="no such dataset"):
+        list_units(Source(name="web", path="org/web", **stated))
+    assert hub_questions == ["org/web"]
+    (tmp_path / "org" / "web").mkdir(parents=True)
+    (tmp_path / "org" / "web" / "a.txt").write_text("text")
+    assert [unit.path for unit in list_units(Source(name="web", path="org/web", **stated))] == ["org/web/a.txt"]
+    assert hub_questions == ["org/web"]
 
 
 def shown(examples: list[dict | Unreadable]) -> list[str]:

@@ -39,7 +39,10 @@ def test_sizes_are_measured_on_held_out_text_and_one_that_the_text_cannot_fill_i
     found = json.loads((tiny_run.output_dir / "vocabulary" / "vocabulary.json").read_text())
     assert [row["vocab_size"] for row in found["sizes"]] == [320, 384]
     assert list(found["left_out"]) == ["512", "30000"] and "yields only" in found["left_out"]["512"]  # 512: the law's
-    assert found["recommended"] == 384 and "set tokenizer.vocab_size=384" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    cheapest = min(found["sizes"], key=lambda row: row["flops_per_byte"])["vocab_size"]
+    assert found["recommended"] == cheapest and f"set tokenizer.vocab_size={cheapest}" in shown
+    assert found["by"] == "cost" and "The law is outside of its range, which begins at 33 M" in shown
 
     folder = tiny_run.output_dir / "vocabulary" / "384" / "tokenizer"
     tokenizer, tokens_per_byte = AutoTokenizer.from_pretrained(folder), 0.0
@@ -60,6 +63,26 @@ def test_sizes_are_measured_on_held_out_text_and_one_that_the_text_cannot_fill_i
     # The same tokenizer as the stage made of the same recipe.
     [beside] = found["others"].values()
     assert beside == row
+
+
+def test_where_the_law_holds_its_optimum_is_recommended_as_far_as_the_text_goes(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(choose_vocabulary, "LAW_FROM_PARAMETERS", 0)
+    choose_vocabulary.main(tiny_run.argv("--vocabulary.sizes=[320, 384]", "--vocabulary.trained_sizes=[]"))
+    found = json.loads((tiny_run.output_dir / "vocabulary" / "vocabulary.json").read_text())
+    assert (found["by"], found["recommended"]) == ("law", 384)
+    shown = capsys.readouterr().out
+    assert "Vocabulary size 384, by the vocabulary law" in shown and "The text is too small for 512 tokens" in shown
+
+
+def test_the_best_of_several_small_models_is_recommended_where_the_law_does_not_hold(tiny_run, capsys):
+    choose_vocabulary.main(
+        tiny_run.argv("--vocabulary.sizes=[320, 384]", "--vocabulary.trained_sizes=[300, 384]", *SMALL)
+    )
+    found = json.loads((tiny_run.output_dir / "vocabulary" / "vocabulary.json").read_text())
+    runs = {run["vocab_size"]: run["bits_per_byte"] for run in found["small_models"]["runs"]}
+    assert len(runs) == 2 and found["by"] == "small models"
+    assert found["recommended"] == min(runs, key=runs.get)
+    assert "that of the small model with the fewest bits per byte" in capsys.readouterr().out
 
 
 def test_a_small_model_is_trained_once_and_has_one_row(tiny_run):
