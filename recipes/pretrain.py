@@ -344,16 +344,21 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Return the accelerator of the launch file, or of the environment where there is none."""
+    return Accelerator(
+        log_with=recipe.training.report_to or None,
+        project_dir=recipe.run.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))],
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     available = [str(tracker) for tracker in get_available_trackers()]
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
-    accelerator = Accelerator(
-        log_with=recipe.training.report_to or None,
-        project_dir=recipe.run.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))],
-    )
+    accelerator = make_accelerator(recipe)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise SystemExit(
