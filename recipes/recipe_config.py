@@ -14,7 +14,7 @@ from datetime import date
 from io import StringIO
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from ruamel.yaml import YAML
 
 
@@ -556,9 +556,9 @@ class Training(Section):
     The logged loss excludes it."""
     document_masking: bool = True
     """Documents in one sequence do not see each other. false: they do, which is faster with sdpa."""
-    attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
-    """sdpa everywhere; on GPUs flash_attention_2 (package flash-attn) or flex_attention skip what the borders of
-    documents mask."""
+    attn_implementation: Literal["auto", "varlen", "sdpa", "flex_attention"] = "auto"
+    """varlen computes nothing that the borders of documents hide, without a mask: torch's FlashAttention, on GPUs from
+    Ampere on in bf16. sdpa runs everywhere, flex_attention on GPUs. auto: varlen on such a GPU, else sdpa."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: a third more work for a fraction
     of the memory."""
@@ -584,6 +584,14 @@ class Training(Section):
     """Checkpoints at multiples of this are kept for good. None: none is."""
     stability: Stability = Stability()
     """Steps that are skipped, and what follows."""
+
+    @field_validator("attn_implementation", mode="before")
+    @classmethod
+    def name_what_replaced(cls, value: object) -> object:
+        """Refuse the value of earlier recipes that needed the package flash-attn."""
+        if value == "flash_attention_2":
+            raise ValueError("write auto or varlen: torch itself has FlashAttention")
+        return value
 
     @property
     def max_steps(self) -> int:

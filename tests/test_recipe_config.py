@@ -70,6 +70,10 @@ def phase(settings: str) -> str:
         ("--training.warmup_steps=122", "warmup_steps: 122 is not less than max_tokens / tokens_per_step = 122 steps"),
         ("--training.save_total_limit=1", "save_total_limit: 1 leaves nothing to resume from"),
         ("--training.optimizer=sgd", "optimizer: input should be 'adamw' or 'muon', got \"sgd\""),
+        (
+            "--training.attn_implementation=flash_attention_2",
+            'attn_implementation: write auto or varlen: torch itself has FlashAttention, got "flash_attention_2"',
+        ),
         ("--training.torch_compile=1", "torch_compile: input should be a valid boolean, got 1"),
         ("--training=3", "not an option; override a key of the recipe as --section.key=value"),
         ("--training.max_tokens", "not an option; override a key of the recipe as --section.key=value"),

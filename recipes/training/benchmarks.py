@@ -192,7 +192,7 @@ def score_benchmarks(
             labels = pad_rows(task.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
             owners = pad_rows(task.owners[rows], batch_size, 0).to(accelerator.device)
             inputs = with_positions(input_ids, eos_token_id, accelerator.device)
-            nats, likeliest = model(*inputs, labels, by_token=True)
+            nats, likeliest = model(**inputs, labels=labels, by_token=True)
             scored = labels != IGNORED_LABEL
             found = torch.stack([nats[scored], (likeliest != labels)[scored].to(nats.dtype)])
             sums.index_add_(1, owners[scored], found.double())

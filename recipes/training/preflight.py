@@ -264,10 +264,8 @@ def check_documents_apart(setup: Setup) -> tuple[bool, str, str]:
 @torch.no_grad()
 def hidden_states(setup: Setup, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Return the last hidden states of sequences, (batch_size, sequence_length, hidden_size)."""
-    position_ids = positions if setup.model.document_masking else None
     with setup.accelerator.autocast():
-        body = setup.model.language_model.model
-        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return setup.model.hidden_states(input_ids, positions)
 
 
 def check_accumulation(setup: Setup) -> tuple[bool, str, str]:

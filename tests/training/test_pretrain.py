@@ -402,10 +402,10 @@ def record_batches(monkeypatch, seen: list) -> None:
     """Record the inputs of each forward pass of training, without those of validation."""
 
     class Recording(SummedLoss):
-        def forward(self, input_ids, position_ids, labels, by_token=False):
+        def forward(self, input_ids, position_ids, labels, by_token=False, **named):
             if self.training:
                 seen.append((input_ids.clone(), labels.clone()))
-            return super().forward(input_ids, position_ids, labels, by_token)
+            return super().forward(input_ids, position_ids, labels, by_token, **named)
 
     monkeypatch.setattr(summed_loss, "SummedLoss", Recording)
 
@@ -434,9 +434,9 @@ def test_tasks_keep_their_rows_in_a_phase_of_longer_sequences(tiny_run, monkeypa
     shapes = set()
 
     class Recording(SummedLoss):
-        def forward(self, input_ids, position_ids, labels, by_token=False):
+        def forward(self, input_ids, position_ids, labels, by_token=False, **named):
             shapes.add((by_token, *input_ids.shape))
-            return super().forward(input_ids, position_ids, labels, by_token)
+            return super().forward(input_ids, position_ids, labels, by_token, **named)
 
     monkeypatch.setattr(summed_loss, "SummedLoss", Recording)
     phase = {"start_fraction": 0.5, "shares": {"web": 1.0}, "sequence_length": 64}
