@@ -27,6 +27,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from atomic_files import read_record, write_json
+from launching import refuse_silent_cpu
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
 from model.continued import with_shape_of
@@ -34,7 +35,7 @@ from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
-from recipe_config import Recipe, RecipeError
+from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
 from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
@@ -344,6 +345,15 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
+def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training) -> str:
+    """Return what to change, and torch's own first sentence."""
+    batch_size, torchs = training.per_device_train_batch_size, str(error).partition(". ")[0]
+    remedies = [f"training.per_device_train_batch_size below {batch_size}"] if batch_size > 1 else []
+    remedies += [] if training.gradient_checkpointing else ["training.gradient_checkpointing: true"]
+    remedies += ["accelerate_configs/fsdp2.yaml, which divides the model among GPUs"]
+    return f"out of memory: {torchs}. Use {', or '.join(remedies)}; the same command then resumes, with equal steps"
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return the accelerator of the launch file, or of the environment where there is none."""
     return Accelerator(
@@ -359,11 +369,18 @@ def main(argv: list[str] | None = None) -> None:
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
     accelerator = make_accelerator(recipe)
+    refuse_silent_cpu(accelerator.device.type)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise SystemExit(
             f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
             "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
+        )
+    num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
+    if num_gpus > (used := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) and accelerator.is_main_process:
+        print(
+            f"pretrain: note: {used} of the {num_gpus} GPUs of this machine are used; for all of them launch with "
+            f"accelerate_configs/ddp.yaml and --num_processes {num_gpus}"
         )
     refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
@@ -400,6 +417,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         try:
             summary = stack.enter_context(closing(Pretraining(recipe, accelerator, status, preemption))).train()
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                error = RecipeError(explain_out_of_memory(error, recipe.training))
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             # The other processes left after a signal, or their launcher ended them.
             if preemption.signal_name or status.is_preempted():
@@ -407,7 +426,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
                 raise SystemExit(EXIT_PREEMPTED) from error
             Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
             status.end("failed", 1, reason, alone=True)
-            raise
+            raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")
     return summary

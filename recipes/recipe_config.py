@@ -523,7 +523,8 @@ class Training(Section):
     sequence_length: Annotated[Int, Field(ge=2)]
     """Tokens in one training sequence."""
     per_device_train_batch_size: Positive = 8
-    """Sequences in one forward pass on one device."""
+    """Most sequences in one forward pass on one device, as its memory allows; the largest number up to this that
+    divides a step among the devices is used, and printed."""
     max_seconds: PositiveFloat | None = None
     """Train for about this long: max_tokens is reduced once, by the speed of the first steps (seconds)."""
     optimizer: Literal["adamw", "muon"] | None = None
@@ -598,13 +599,12 @@ class Training(Section):
         return self.max_tokens // self.tokens_per_step
 
     def problems(self):
-        micro_tokens = self.per_device_train_batch_size * self.sequence_length
-        if self.tokens_per_step and self.tokens_per_step % micro_tokens:
-            below, above = (k * micro_tokens for k in divmod_neighbours(self.tokens_per_step, micro_tokens))
+        length = self.sequence_length
+        if self.tokens_per_step and self.tokens_per_step % length:
+            below, above = (k * length for k in divmod_neighbours(self.tokens_per_step, length))
             yield (
                 "tokens_per_step",
-                f"{self.tokens_per_step} is not divisible by per_device_train_batch_size * sequence_length = "
-                f"{self.per_device_train_batch_size} * {self.sequence_length} = {micro_tokens}; nearest: "
+                f"{self.tokens_per_step} is not divisible by sequence_length={length}; nearest: "
                 + (f"{below} or {above}" if below else f"{above}"),
             )
         if self.max_tokens < self.sequence_length:

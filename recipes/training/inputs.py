@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mixture.fitting import decide_length
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
-from recipe_config import Recipe, Training
+from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
+from training.schedule import fit_batch
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class Inputs:
     skipped_documents: SkippedDocuments
 
 
-def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
-    """Open the tokens and the tokenizer of a run, and fit training.* to them.
+def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 1)) -> Inputs:
+    """Open the tokens and the tokenizer of a run, and fit training.* to them and to the processes.
 
     Args:
         recipe: of the run.
+        num_processes: that train.
         part: (k, n): check the files' hashes as the k-th of n processes, which divide the files.
 
     Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
@@ -50,6 +52,11 @@ def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
     tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
     shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
     training, shares, notes = decide_length(recipe, shards)
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    try:
+        training, more = fit_batch(training, longest, num_processes)
+    except RecipeError as error:
+        raise RecipeError(*error.problems, *notes) from error  # which may be why the step is what it is
     return Inputs(
         tokenizer_folder,
         AutoTokenizer.from_pretrained(tokenizer_folder),
@@ -57,6 +64,6 @@ def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
         shards,
         training,
         shares,
-        notes,
+        notes + more,
         SkippedDocuments(shards, recipe.data.skip.documents),
     )

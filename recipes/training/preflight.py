@@ -80,7 +80,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
 
     Raises: RecipeError: a check failed.
     """
-    inputs = read_inputs(recipe)
+    inputs = read_inputs(recipe, accelerator.num_processes)
     training, tokenizer = inputs.training, inputs.tokenizer
     micro_steps = accumulation_steps(training, accelerator.num_processes)
     phases = schedule_phases(recipe.data, inputs.shares, training.max_steps)

@@ -33,7 +33,7 @@ from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.stored_tensors import find_damage, newest_checkpoint
 from training.optimizers import build_optimizers
-from training.schedule import accumulation_steps, learning_rate_at
+from training.schedule import learning_rate_at
 
 
 @pytest.fixture(scope="module")
@@ -313,14 +313,6 @@ def test_the_learning_rate_rises_holds_and_falls(shape):
         assert set(rates[9:80]) == {1.0} and rates[99] == pytest.approx(0.1 + 0.9 / 20)
     else:
         assert rates[54] == pytest.approx(0.1 + 0.9 / 2) and rates[99] == pytest.approx(0.1)
-
-
-def test_a_batch_that_the_processes_cannot_share_is_refused_with_the_nearest_that_they_can():
-    sizes = {"tokens_per_step": 12 * 32, "sequence_length": 32, "per_device_train_batch_size": 4}
-    training = Training(max_tokens=10_000, learning_rate=1.0, **sizes)
-    assert [accumulation_steps(training, processes) for processes in (1, 3)] == [3, 1]
-    with pytest.raises(RecipeError, match=r"4 \* 32 \* 2 = 256; nearest: 256 or 512"):
-        accumulation_steps(training, 2)
 
 
 def test_more_repetitions_than_allowed_are_refused_with_the_longest_run(tiny_run):
