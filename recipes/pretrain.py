@@ -30,6 +30,7 @@ from atomic_files import read_record, write_json
 from launching import refuse_silent_cpu
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
+from model.attention import is_causal
 from model.continued import with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
@@ -162,7 +163,7 @@ class Pretraining:
         context = self.first_context.in_phase(phase)
         context.apply(self.language_model)
         self.evaluation.enter_phase(context.sequence_length)
-        self.progress.enter_phase(context.sequence_length)
+        self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""

@@ -559,7 +559,8 @@ class Training(Section):
     """Documents in one sequence do not see each other. false: they do, which is faster with sdpa."""
     attn_implementation: Literal["auto", "varlen", "sdpa", "flex_attention"] = "auto"
     """varlen computes nothing that the borders of documents hide, without a mask: torch's FlashAttention, on GPUs from
-    Ampere on in bf16. sdpa runs everywhere, flex_attention on GPUs. auto: varlen on such a GPU, else sdpa."""
+    Ampere on in bf16. sdpa runs everywhere, flex_attention on GPUs. auto: varlen on such a GPU, and on a processor for
+    2,048 tokens or more with document masking; else sdpa."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: a third more work for a fraction
     of the memory."""
@@ -634,8 +635,8 @@ class Plan(Section):
     price_per_device_hour: PositiveFloat | None = None
     """Price of an hour of one device."""
     utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Fraction of the device's peak that training reaches, with recomputation counted as work. None: 0.4, from 0.3 to
-    0.5."""
+    """Fraction of the device's peak that training reaches, with recomputation counted as work. None: as stated in
+    planning/devices.py for the attention function: 0.4 for varlen, 0.2 for sdpa with a mask."""
     reserve_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Fraction of the budget kept for failures and restarts; BloombergGPT's 0.3."""
     recomputation_factor: Annotated[float, Field(ge=1)] = 1.0

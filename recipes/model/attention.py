@@ -16,6 +16,9 @@ from model import document_attention
 from recipe_config import RecipeError, Training
 
 
+# On a processor varlen is 1.4 to 1.75 times as fast as a mask from this many tokens on, and no faster below
+# (tests/benchmarks/README.md).
+LONG_ON_CPU = 2048
 WIDEST_HEAD = 256  # that FlashAttention 2 and 3 have a kernel for
 
 
@@ -27,7 +30,8 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
     wanted, device = training.attn_implementation, accelerator.device.type
     problem = why_not_varlen(model.config, accelerator)
     if wanted == "auto":
-        wanted = "varlen" if device == "cuda" and problem is None else "sdpa"
+        long = training.document_masking and training.sequence_length >= LONG_ON_CPU
+        wanted = "varlen" if problem is None and (device == "cuda" or long) else "sdpa"
     if wanted == "flex_attention" and device == "cpu":
         raise RecipeError("training.attn_implementation=flex_attention needs a GPU and this is cpu; use auto")
     if wanted == "varlen":
@@ -77,6 +81,11 @@ def use_newest_flash_attention(device: torch.device) -> None:
             f"flash_attn_interface (FlashAttention 3) is installed, but torch cannot use it: {error}; uninstall it, "
             "or set training.attn_implementation: sdpa"
         ) from error
+
+
+def is_causal(model: LlamaForCausalLM) -> bool:
+    """Return whether the model's attention function skips what lies above the diagonal; with a mask, SDPA does not."""
+    return model.config._attn_implementation not in ("sdpa", "eager")
 
 
 @contextmanager

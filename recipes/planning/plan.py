@@ -41,7 +41,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
             "plan without it to see what from scratch would take, and set training.max_tokens yourself"
         )
     settings, assumptions = recipe.plan, []
-    budget = read_budget(settings, device, assumptions)
+    budget = read_budget(recipe, device, assumptions)
     text, bytes_per_token, domain = read_text(recipe, settings, assumptions)
     flops, law = budget["model_flops"], LAWS[settings.law]
 

@@ -23,7 +23,7 @@ from mixture.labels import IGNORED_LABEL
 from mixture.phases import make_mixture, schedule_phases
 from model.continued import with_shape_of
 from model.summed_loss import SummedLoss, build_summed_loss
-from planning.devices import UTILISATION_FRACTION
+from planning.devices import stated_utilisation
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
@@ -145,7 +145,8 @@ def describe_plan(
         available_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
     else:
         available_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    seconds = peak and flops / (peak * num_processes * UTILISATION_FRACTION)
+    _, utilisation, _ = stated_utilisation(accelerator.device.type, training)
+    seconds = peak and flops / (peak * num_processes * utilisation)
     last = training.max_steps
     return {
         "parameters": counts,
@@ -159,7 +160,7 @@ def describe_plan(
         "memory_bytes": memory,
         "memory_available_bytes": available_bytes,
         "seconds": seconds,
-        "seconds_assume_utilisation_fraction": UTILISATION_FRACTION,
+        "seconds_assume_utilisation_fraction": utilisation,
         "files": [str(Path(recipe.run.output_dir) / name) for name in ("tokens", "tokenizer", "checkpoints", "model")],
         "learning_rate_steps": sorted({max(1, round(last * tenth / 9)) for tenth in range(10)}),
         "compiled": compiled,

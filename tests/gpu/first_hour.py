@@ -378,18 +378,17 @@ def defaults(measured: list[dict]) -> list[dict]:
 
 
 def check_speed(lab: Lab, measured: list[dict]) -> Result:
-    rows = [one for one in defaults(measured) if "train/utilisation_6nd_fraction" in one]
+    rows = [one for one in defaults(measured) if "train/mfu_fraction" in one]
     least = UTILISATION_INTERVAL[0]
     return Result(
         "speed of each shape",
         "; ".join(
             f"{one['shape']} {one['tokens_per_second']:,.0f} tokens/s, "
-            f"{one['train/utilisation_6nd_fraction']:.1%} 6ND, "
-            f"{one['train/utilisation_hardware_fraction']:.1%} of the peak"
+            f"{one['train/mfu_fraction']:.1%} MFU, {one['train/utilisation_6nd_fraction']:.1%} 6ND"
             for one in rows
         ),
-        f"at least {least:.0%} of the peak, the low end of the plan",
-        None if lab.rehearsal else all(one["train/utilisation_hardware_fraction"] >= least for one in rows),
+        f"an MFU of at least {least:.0%}, the low end of the plan",
+        None if lab.rehearsal else all(one["train/mfu_fraction"] >= least for one in rows),
         {one["shape"]: one["tokens_per_second"] for one in rows},
     )
 

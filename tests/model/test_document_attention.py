@@ -198,7 +198,14 @@ def test_auto_is_varlen_on_a_gpu_that_has_the_kernel_and_varlen_is_refused_elsew
             choose_attention(model, explicit, accelerator)
 
 
-def test_on_a_processor_auto_is_sdpa_and_flex_attention_is_refused():
+def test_on_a_processor_auto_is_varlen_for_long_masked_sequences_else_sdpa_and_flex_attention_is_refused():
+    long, model = {"max_tokens": 10_000, "sequence_length": 2048}, make_model("sdpa").language_model
+    for options, name in (({}, "varlen"), ({"document_masking": False}, "sdpa_causal")):
+        choose_attention(model, Training(**long, **options), CPU)
+        assert model.config._attn_implementation == name
+    model = make_model("sdpa", attention_dropout=0.1).language_model
+    choose_attention(model, Training(**long), CPU)
+    assert model.config._attn_implementation == "sdpa"
     assert make_model("auto").language_model.config._attn_implementation == "sdpa"
     assert make_model("auto", masked=False).language_model.config._attn_implementation == "sdpa_causal"
     with pytest.raises(RecipeError, match="flex_attention needs a GPU and this is cpu; use auto"):

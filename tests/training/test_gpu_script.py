@@ -65,7 +65,7 @@ import os, time
 def measured(**changes):
     one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "tokens_per_second": 9e4, "first_loss": 10.4}
     one |= {"seconds_to_first_step": 30.0, "peak_memory_bytes": 40e9, "estimated_memory_bytes": {"all": 42e9}}
-    one |= {"train/utilisation_6nd_fraction": 0.4, "train/utilisation_hardware_fraction": 0.45}
+    one |= {"train/utilisation_6nd_fraction": 0.3, "train/mfu_fraction": 0.4}
     one |= {"seconds_per_step": 0.7, "optimizer_host_seconds": 0.02, "optimizer_seconds": 0.03}
     return one | changes
 other = measured(attention="flex_attention", tokens_per_second=6e4, first_loss=10.401)
@@ -73,7 +73,7 @@ for check in f.FROM_MEASURED.values():
     assert check(lab, [measured(), other]).passed is True, check
 for check, change in (
     (f.check_attentions, {"first_loss": 10.5}), (f.check_attentions, {"tokens_per_second": 5e4}),
-    (f.check_speed, {"train/utilisation_hardware_fraction": 0.2}), (f.check_optimizer, {"optimizer_seconds": 0.1}),
+    (f.check_speed, {"train/mfu_fraction": 0.2}), (f.check_optimizer, {"optimizer_seconds": 0.1}),
     (f.check_start, {"seconds_to_first_step": 100.0}), (f.check_memory, {"peak_memory_bytes": 50e9}),
 ):
     assert check(lab, [measured(**change), other]).passed is False, (check, change)
