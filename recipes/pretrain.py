@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
 
 from atomic_files import read_record, write_json
 from launching import refuse_silent_cpu
@@ -59,6 +59,9 @@ from training.schedule import learning_rate_at
 from training.stability import Decision, StabilityMonitor, explain_abort, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
+
+
+BUCKET_MB = 100  # of gradients that DDP averages at once; fp32 fills its own 25 with a layer or two
 
 
 class Pretraining:
@@ -357,10 +360,18 @@ def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training) -> 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return the accelerator of the launch file, or of the environment where there is none."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name before torch 2.9, which would be read first
+        # Batches of phases and evaluations differ in shape; fixed segments would leave gaps that fit none of them.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    ddp = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # the averaged gradients are the gradients: no copy, and no memory for one
+        broadcast_buffers=False,  # the only buffers are RoPE's frequencies, the same on every process
+        bucket_cap_mb=BUCKET_MB,
+    )
     return Accelerator(
         log_with=recipe.training.report_to or None,
         project_dir=recipe.run.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds)), ddp],
     )
 
 

@@ -14,13 +14,21 @@ from torch import Tensor
 TOKENS_PER_DOCUMENT = 128  # room for one document in so many tokens, beside one in each row
 
 
-def cumulative_lengths(position_ids: np.ndarray) -> Tensor:
+def cumulative_lengths(position_ids: np.ndarray, padded: bool = False) -> Tensor:
     """Return the tokens before each document of a batch whose rows follow each other, and before its end.
 
-    Args: position_ids: (batch_size, sequence_length), 0 where a document begins, as at the beginning of each row.
+    Args:
+        position_ids: (batch_size, sequence_length), 0 where a document begins, as at the beginning of each row.
+        padded: documents of one token that follow each other in a row are padding, which nothing scores: count them
+            as one document.
+
     Returns: int32; empty documents at the end fill it up.
     """
-    starts = np.flatnonzero(position_ids == 0)
+    begins = position_ids == 0
+    if padded:
+        alone = begins & np.pad(begins[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+        begins[:, 1:] &= ~(alone[:, 1:] & alone[:, :-1])
+    starts = np.flatnonzero(begins)
     room = len(position_ids) + position_ids.size // TOKENS_PER_DOCUMENT
     while room < len(starts):
         room *= 2

@@ -87,8 +87,6 @@ def memory_by_part(
         working = compute_bytes * (matrices + table)
     else:
         working = 0.0
-    if strategy == "ddp.yaml":
-        working += FP32 * counts["total"]  # buckets in which gradients are averaged
     per_token = activation_bytes_per_token(model, compiled, compute_bytes)
     if checkpointing:  # the input of each layer, and one layer as a whole
         activations = tokens * (model.num_hidden_layers * model.hidden_size * FP32 + per_token)

@@ -34,9 +34,14 @@ def with_positions(input_ids: Tensor, eos_token_id: int, device: torch.device) -
     inputs = {
         "input_ids": input_ids,
         "position_ids": torch.from_numpy(positions),
-        "cumulative_lengths": cumulative_lengths(positions),
+        "cumulative_lengths": cumulative_lengths(positions, padded=True),
     }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: send(tensor, device) for name, tensor in inputs.items()}
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. A GPU copies it from pinned memory while the host readies the next batch."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @torch.no_grad()
@@ -61,7 +66,7 @@ def score_validation(
                 model.train()
                 return None
             input_ids = pad_rows(text.input_ids[rows], batch_size, text.eos_token_id)
-            labels = pad_rows(text.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
+            labels = send(pad_rows(text.labels[rows], batch_size, IGNORED_LABEL), accelerator.device)
             inputs = with_positions(input_ids, text.eos_token_id, accelerator.device)
             nats += model(**inputs, labels=labels)[1].double()
         total_nats = accelerator.reduce(nats).item()

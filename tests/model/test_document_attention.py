@@ -120,6 +120,12 @@ def test_cumulative_lengths_have_one_shape_whatever_the_borders_and_double_where
     assert len(short) - 1 == 64 * (len(rows) - 1)
 
 
+def test_padding_is_one_document_in_each_row_and_the_next_document_stays_apart():
+    positions = document_positions(np.array([[5, 6, 0, 0, 0, 0, 7, 8], [0, 0, 0, 0, 0, 0, 0, 0]]), 0)
+    assert cumulative_lengths(positions)[:13].tolist() == [0, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert cumulative_lengths(positions, padded=True).tolist() == [0, 2, 5, 8, 16]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_compiles_once_without_a_break_whatever_the_borders(checkpointing):
     torch.compiler.reset()

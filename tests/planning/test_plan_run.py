@@ -246,7 +246,8 @@ def test_memory_falls_with_sharding_and_checkpointing_and_grows_with_the_batch()
         return sum(memory_by_part(shape, 32_768, 2048, batch_size, **options).values())
 
     alone = total()
-    assert total(strategy="fsdp2.yaml", num_devices=8) < alone < total(strategy="ddp.yaml", num_devices=8)
+    # DDP's buckets are the gradients themselves.
+    assert total(strategy="fsdp2.yaml", num_devices=8) < alone == total(strategy="ddp.yaml", num_devices=8)
     assert total(checkpointing=True) < alone < total(batch_size=8)
     assert total(muon=True) < alone
     for device in DEVICES.values():

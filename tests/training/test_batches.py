@@ -2,6 +2,7 @@
 """A step among processes: the batch that is used divides it, for every shipped recipe and number of processes."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import pretrain
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from training.schedule import accumulation_steps, fit_batch
+from training.validation import send
 
 
 SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")
@@ -106,3 +108,31 @@ def test_out_of_memory_names_the_keys_to_change_and_the_same_command_resumes_wit
         said.value, settings(8, 1).model_copy(update={"gradient_checkpointing": True})
     )
     assert "per_device" not in least and "fsdp2.yaml" in least
+
+
+def test_ddp_averages_in_the_gradients_and_sends_no_buffers_and_gpu_memory_can_grow(tiny_run, monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+    options = pretrain.make_accelerator(recipe).ddp_handler.to_kwargs()
+    assert options == {"gradient_as_bucket_view": True, "broadcast_buffers": False, "bucket_cap_mb": 100}
+    assert os.environ.pop("PYTORCH_ALLOC_CONF") == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    pretrain.make_accelerator(recipe)
+    assert "PYTORCH_ALLOC_CONF" not in os.environ, "the user's setting stands alone"
+
+
+def test_validation_batches_reach_a_gpu_from_pinned_memory_without_a_wait():
+    calls = []
+
+    class Batch:
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            calls.append((device.type, non_blocking))
+
+    send(Batch(), torch.device("cuda"))
+    send(Batch(), torch.device("cpu"))
+    assert calls == ["pinned", ("cuda", True), ("cpu", False)]
