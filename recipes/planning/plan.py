@@ -227,6 +227,7 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
                 continue  # Accelerate hands DeepSpeed one optimizer of two
             kind = "single_gpu.yaml" if name == "cpu.yaml" else name
             options = {"strategy": kind, "num_devices": plan.devices, "checkpointing": checkpointing, "muon": muon}
+            options["device_type"] = "cpu" if plan.device == "cpu" else "cuda"
             batch = min(share, largest_batch(device.memory_bytes, model, vocab_size, length, **options))
             parts = memory_by_part(model, vocab_size, length, max(1, batch), **options)
             strategies.append(

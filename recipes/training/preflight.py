@@ -140,6 +140,7 @@ def describe_plan(
         compiled=compiled,
         muon=training.optimizer == "muon",
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
+        device_type=accelerator.device.type,
     )
     if accelerator.device.type == "cuda":
         available_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory

@@ -157,7 +157,7 @@ def test_the_plan_of_a_dry_run_divides_memory_as_the_launch_does(kind, num_proce
     )
     phases = [{"after_step": 0}]
     plan = preflight.describe_plan(recipe, recipe.training, phases, 384, 1, accelerator)
-    options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False}
+    options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False, "device_type": "cpu"}
     assert plan["memory_bytes"] == memory_by_part(recipe.model, 384, 32, 2, **options)
 
 
