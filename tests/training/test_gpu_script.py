@@ -50,6 +50,7 @@ def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
     out, _ = rehearsed
     measured = [one for one in json.loads((out / "results.json").read_text())["measured"] if "left_out" not in one]
     assert {one["shape"] for one in measured} == {"125M", "342M", "1B"}
+    assert {one["used_attention"] for one in measured} == {"sdpa", "varlen"}
     for one in measured:
         assert (
             one["tokens_per_second"] > 0 and one["optimizer_seconds"] > 0 and sum(k["share"] for k in one["kernels"])
@@ -63,7 +64,8 @@ def test_a_check_that_finds_a_fault_fails_and_one_that_crashes_or_hangs_loses_on
     code = """
 import os, time
 def measured(**changes):
-    one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "tokens_per_second": 9e4, "first_loss": 10.4}
+    one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "used_attention": "varlen", "first_loss": 10.4}
+    one |= {"tokens_per_second": 9e4}
     one |= {"seconds_to_first_step": 30.0, "peak_memory_bytes": 40e9, "estimated_memory_bytes": {"all": 42e9}}
     one |= {"train/utilisation_6nd_fraction": 0.3, "train/mfu_fraction": 0.4}
     one |= {"seconds_per_step": 0.7, "optimizer_host_seconds": 0.02, "optimizer_seconds": 0.03}
