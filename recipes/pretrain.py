@@ -171,7 +171,7 @@ class Pretraining:
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
         training, progress = self.training, self.progress
-        progress.start(self.state)
+        progress.start(self.state, self.compiled)
         self.prepared.module.train()
         if self.state["evaluation_due"]:
             self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)

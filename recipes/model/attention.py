@@ -19,6 +19,7 @@ from recipe_config import RecipeError, Training
 # On a processor varlen is 1.4 to 1.75 times as fast as a mask from this many tokens on, and no faster below
 # (tests/benchmarks/README.md).
 LONG_ON_CPU = 2048
+WITHOUT_MASK = ("varlen", "sdpa_causal")
 WIDEST_HEAD = 256  # that FlashAttention 2 and 3 have a kernel for
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from mixture.document_borders import cumulative_lengths as count_lengths
 from model import document_attention
-from model.attention import choose_attention
+from model.attention import WITHOUT_MASK, choose_attention
 from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
 from model.llama import build_model
@@ -27,8 +27,8 @@ class SummedLoss(nn.Module):
     Args:
         language_model: the model, with its weights.
         compiled: compile the loss and the layers with torch.compile.
-        by_layer: compile each layer on its own, as FSDP2 needs it, which fetches weights between layers; else all
-            layers are one graph.
+        by_layer: compile each layer on its own: one graph for all, in seconds, and what FSDP2 needs, which fetches
+            weights between layers. Else all layers are one graph.
         document_masking: keep attention within a document; position_ids give the borders.
         z_loss: coefficient; see chunked_loss.
     """
@@ -46,6 +46,9 @@ class SummedLoss(nn.Module):
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
         body = language_model.model
+        if compiled and by_layer:
+            # It would divide graphs at DDP's buckets; a layer's gradients are ready with its own graph.
+            torch._dynamo.config.optimize_ddp = False
         for module in (body.layers if by_layer else [body]) if compiled else []:
             module.compile(dynamic=False)
 
@@ -111,10 +114,13 @@ def build_summed_loss(
     choose_attention(language_model, training, accelerator)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.
+    maskless = language_model.config._attn_implementation in WITHOUT_MASK
+    on_gpu = accelerator.device.type != "cpu"
     return SummedLoss(
         language_model,
         compiled,
-        by_layer=accelerator.distributed_type == DistributedType.FSDP,
+        by_layer=accelerator.distributed_type == DistributedType.FSDP or (on_gpu and maskless),
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
