@@ -322,7 +322,9 @@ def test_more_repetitions_than_allowed_are_refused_with_the_longest_run(tiny_run
 
 def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(pretrain, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
+    monkeypatch.setattr(
+        pretrain, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1, "device": torch.device("cpu")})
+    )
     with pytest.raises(SystemExit, match="2 processes were launched but Accelerate counts 1"):
         pretrain.main(tiny_run.argv())
 
