@@ -90,7 +90,7 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters["total"], accelerator)
+        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
