@@ -10,6 +10,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
@@ -27,8 +28,10 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 processes=$((nodes * ${PROCESSES_PER_NODE:-8}))
 address=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" | head -n 1)
 
-# Only the node itself knows its rank, so a shell on each node starts the launcher.
-srun --nodes="$nodes" --ntasks-per-node=1 bash -c 'exec "$0" -m accelerate.commands.launch \
+# Only the node itself knows its rank, so a shell on each node starts the launcher. srun hands no cores on by itself: with
+# one core for all, the compiler and the readers of data would starve the GPUs. Where a node has several networks, set
+# GLOO_SOCKET_IFNAME to the one between the nodes (ip -brief address).
+srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" bash -c 'exec "$0" -m accelerate.commands.launch \
     --config_file "$1" --num_processes "$2" --num_machines "$3" --machine_rank "${SLURM_NODEID:-0}" \
     --main_process_ip "$4" --main_process_port "$5" recipes/pretrain.py "${@:6}"' \
     "$python" "${ACCELERATE_CONFIG:-accelerate_configs/ddp.yaml}" "$processes" "$nodes" "$address" \

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from glob import glob
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -14,6 +15,8 @@ from recipe_config import RecipeError
 from stages import ROOT
 
 
+# CUDA of torch -> the oldest driver of its branch that runs it (NVIDIA's table of CUDA minor version compatibility).
+LEAST_DRIVERS = {"12": "525", "13": "580"}
 # What launchers set for the processes that they start: torchrun and Accelerate, Open MPI, MPICH and MVAPICH.
 WORLD_SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 LAUNCHED = re.compile(
@@ -59,6 +62,49 @@ def has_gpu() -> bool:
     return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+def device_files() -> list[str]:
+    """Return the files under which the system offers GPUs, whether or not torch can use them."""
+    return sorted(glob("/dev/nvidia[0-9]*") + glob("/dev/kfd"))
+
+
+def why_no_gpu() -> str | None:
+    """Return torch's reason why it sees no GPU, and the driver that it needs; None if it sees one."""
+    import torch  # only here: importing it takes seconds
+
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+        reason = f"torch {torch.__version__} sees no device; is CUDA_VISIBLE_DEVICES empty?"
+    except (RuntimeError, AssertionError) as error:
+        reason = f"torch {torch.__version__}: {str(error).strip().splitlines()[0].rstrip('.')}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"{reason}; install the torch of https://pytorch.org that is for your GPU"
+    driver = LEAST_DRIVERS.get((torch.version.cuda or "").partition(".")[0])
+    return f"{reason}; CUDA {torch.version.cuda} needs NVIDIA driver {driver} or newer" if driver else reason
+
+
+def refuse_silent_cpu(device_type: str) -> None:
+    """Refuse to train on the processor where GPUs were asked for, or are there.
+
+    ACCELERATE_USE_CPU says whether the processor is meant: the launcher sets it as the launch file says, or leaves it
+    out where it starts a process for each GPU.
+
+    Raises: RecipeError: with torch's reason.
+    """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "")
+    if device_type != "cpu" or on_cpu.lower() in ("true", "1", "yes"):
+        return
+    files, asked = device_files(), on_cpu != "" or "LOCAL_RANK" in os.environ
+    if not files and not asked:
+        return
+    because = f"this machine has {files[0]}" if files else "the launch file asks for GPUs"
+    raise RecipeError(
+        f"training would run on the processor, although {because}: {why_no_gpu()}. To train on the processor all the "
+        "same, use accelerate_configs/cpu.yaml, or set ACCELERATE_USE_CPU=true"
+    )
+
+
 @cache
 def has_fast_bf16() -> bool:
     """Return whether the processor multiplies faster in bf16 than in fp32, measured in another process.
@@ -78,12 +124,15 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
             accelerate_configs/ folder.
         num_processes: overrides the file's number of processes; None keeps it.
 
-    Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores.
+    Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores; or there
+        is a GPU that torch cannot use.
     """
     # -P: no module is taken from the working folder, where a torch.py or numpy.py may lie.
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"]
     if accelerate_config is None:
-        on_gpu = has_gpu()
+        on_gpu = os.environ.get("ACCELERATE_USE_CPU") != "true" and has_gpu()
+        if not on_gpu:
+            refuse_silent_cpu("cpu")
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
         if not accelerate_config.exists():
             cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"

@@ -218,7 +218,7 @@ def plan_continued(recipe: Recipe, config: Any, device: Device, flops: float) ->
     length = recipe.training.sequence_length = min(longest, config.max_position_embeddings)
     model, vocab_size = with_shape_of(recipe.model, config), config.vocab_size
     counts, flops_per_token = count_parameters(model, vocab_size), training_flops_per_token(model, vocab_size, length)
-    budget, (text, _, _) = read_budget(recipe.plan, device, []), read_text(recipe, recipe.plan, [])
+    budget, (text, _, _) = read_budget(recipe, device, []), read_text(recipe, recipe.plan, [])
     tokens = min(flops / flops_per_token, text.most_tokens())
     if flops_per_token * tokens < SMALL_FLOPS:
         recipe.plan.num_devices = 1
@@ -315,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     settings["plan.domain_bytes"] = recipe.plan.domain_bytes = max(1, round(num_bytes - sum(held_out)))
     measured, notes = find_device(device), [note] if note else []
     settings |= {f"plan.{key}": whole_number(getattr(recipe.plan, key)) for key, answer in budget.items() if answer}
-    asked = read_budget(recipe.plan, measured, [])
+    asked = read_budget(recipe, measured, [])
     asked_for = f"a budget of {asked['amount']:g} USD" if options.money else f"{asked['amount']:g} h"
     asked_for += f" on {num_devices} x {device}"
     if continued:

@@ -16,19 +16,17 @@ recovery/preemption.py. The recipe states the batch in tokens, and what a proces
 the experiment is the same on any number of processes.
 """
 
-import os
 from contextlib import ExitStack, closing
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from atomic_files import read_record, write_json
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
+from model.attention import is_causal
 from model.continued import with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
@@ -45,6 +43,7 @@ from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from run_folder import is_finished, new_output
 from training import record
+from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
 from training.compilation import decide_compilation
 from training.evaluation import Evaluation
@@ -85,7 +84,7 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters["total"], accelerator)
+        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -164,14 +163,14 @@ class Pretraining:
         context = self.first_context.in_phase(phase)
         context.apply(self.language_model)
         self.evaluation.enter_phase(context.sequence_length)
-        self.progress.enter_phase(context.sequence_length)
+        self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
         if self.compiled:
             self.progress.bar.set_description("pretrain: compiling")  # in the first step, for seconds to minutes
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
         training, progress = self.training, self.progress
-        progress.start(self.state)
+        progress.start(self.state, self.compiled)
         self.prepared.module.train()
         if self.state["evaluation_due"]:
             self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
@@ -355,25 +354,8 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
-    available = [str(tracker) for tracker in get_available_trackers()]
-    if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
-        raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
-    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        raise RecipeError(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}: Accelerate would divide the gradient by it, and "
-            "training.tokens_per_step decides the accumulation: unset it, or remove it from the launch file"
-        )
-    accelerator = Accelerator(
-        log_with=recipe.training.report_to or None,
-        project_dir=recipe.run.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds))],
-    )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise SystemExit(
-            f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
-            "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
-        )
+    accelerator = make_accelerator(recipe)
+    check_devices(accelerator)
     refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
     if options.dry_run:
@@ -409,6 +391,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         try:
             summary = stack.enter_context(closing(Pretraining(recipe, accelerator, status, preemption))).train()
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                error = RecipeError(explain_out_of_memory(error, recipe.training))
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             # The other processes left after a signal, or their launcher ended them.
             if preemption.signal_name or status.is_preempted():
@@ -416,7 +400,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
                 raise SystemExit(EXIT_STOPPED) from error
             Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
             status.end("failed", 1, reason, alone=True)
-            raise
+            raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")
     return summary

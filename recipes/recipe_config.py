@@ -16,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 from ruamel.yaml import YAML
 
 
@@ -607,7 +607,8 @@ class Training(Section):
     sequence_length: Annotated[Int, Field(ge=2)]
     """Tokens in one training sequence."""
     per_device_train_batch_size: Positive = 8
-    """Sequences in one forward pass on one device."""
+    """Most sequences in one forward pass on one device, as its memory allows; the largest number up to this that
+    divides a step among the devices is used, and printed."""
     max_seconds: PositiveFloat | None = None
     """Train for about this long: max_tokens is reduced once, by the speed of the first steps (seconds)."""
     optimizer: Literal["adamw", "muon"] | None = None
@@ -640,9 +641,10 @@ class Training(Section):
     The logged loss excludes it."""
     document_masking: bool = True
     """Documents in one sequence do not see each other. false: they do, which is faster with sdpa."""
-    attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
-    """sdpa everywhere; on GPUs flash_attention_2 (package flash-attn) or flex_attention skip what the borders of
-    documents mask."""
+    attn_implementation: Literal["auto", "varlen", "sdpa", "flex_attention"] = "auto"
+    """varlen computes nothing that the borders of documents hide, without a mask: torch's FlashAttention, on GPUs from
+    Ampere on in bf16. sdpa runs everywhere, flex_attention on GPUs. auto: varlen on such a GPU, and on a processor for
+    2,048 tokens or more with document masking; else sdpa."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: a third more work for a fraction
     of the memory."""
@@ -669,18 +671,25 @@ class Training(Section):
     stability: Stability = Stability()
     """Steps that are skipped, and what follows."""
 
+    @field_validator("attn_implementation", mode="before")
+    @classmethod
+    def name_what_replaced(cls, value: object) -> object:
+        """Refuse the value of earlier recipes that needed the package flash-attn."""
+        if value == "flash_attention_2":
+            raise ValueError("write auto or varlen: torch itself has FlashAttention")
+        return value
+
     @property
     def max_steps(self) -> int:
         return self.max_tokens // self.tokens_per_step
 
     def problems(self):
-        micro_tokens = self.per_device_train_batch_size * self.sequence_length
-        if self.tokens_per_step and self.tokens_per_step % micro_tokens:
-            below, above = (k * micro_tokens for k in divmod_neighbours(self.tokens_per_step, micro_tokens))
+        length = self.sequence_length
+        if self.tokens_per_step and self.tokens_per_step % length:
+            below, above = (k * length for k in divmod_neighbours(self.tokens_per_step, length))
             yield (
                 "tokens_per_step",
-                f"{self.tokens_per_step} is not divisible by per_device_train_batch_size * sequence_length = "
-                f"{self.per_device_train_batch_size} * {self.sequence_length} = {micro_tokens}; nearest: "
+                f"{self.tokens_per_step} is not divisible by sequence_length={length}; nearest: "
                 + (f"{below} or {above}" if below else f"{above}"),
             )
         if self.max_tokens < self.sequence_length:
@@ -712,8 +721,8 @@ class Plan(Section):
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
     """Currency of money and price_per_device_hour (ISO 4217)."""
     utilisation_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Fraction of the device's peak that training reaches, with recomputation counted as work. None: 0.4, from 0.3 to
-    0.5."""
+    """Fraction of the device's peak that training reaches, with recomputation counted as work. None: as stated in
+    planning/devices.py for the attention function: 0.4 for varlen, 0.2 for sdpa with a mask."""
     reserve_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Fraction of the budget kept for failures and restarts; BloombergGPT's 0.3."""
     recomputation_factor: Annotated[float, Field(ge=1)] = 1.0

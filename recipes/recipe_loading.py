@@ -218,7 +218,7 @@ def explain(error: dict, section: type[Section]) -> str:
         return f"unknown key, got {shown(error['input'])}{nearest(str(key), section)}"
     if error["type"] == "missing":
         return f"missing; it says: {section.model_fields[key].description}"
-    if error["type"] == "value_error":
+    if error["type"] == "value_error":  # of a validator in recipe_config.py
         return f"{error['ctx']['error']}, got {shown(error['input'])}"
     return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(error['input'])}"
 

@@ -225,7 +225,9 @@ def plan_settings(recipe: Recipe) -> dict:
         "sources": shares,
         **recipe.data.model_dump(include={"min_shares", "max_repetitions"}),
         "vocab_size": recipe.tokenizer.vocab_size,
-        **recipe.training.model_dump(include={"sequence_length", "optimizer"}),
+        **recipe.training.model_dump(
+            include={"sequence_length", "optimizer", "attn_implementation", "document_masking"}
+        ),
     }
 
 

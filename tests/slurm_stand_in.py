@@ -129,7 +129,8 @@ def sacct(words: list[str]) -> None:
 
 def srun(words: list[str]) -> None:
     """Replace this process by the task, as a step on one node."""
-    command = [word for word in words if not word.startswith("--n")]
+    command = [word for word in words if not word.startswith(("--n", "--cpus-per-task="))]
+    (FOLDER / "srun_options").write_text("\n".join(words[: len(words) - len(command)]))
     os.execvp(command[0], command)
 
 

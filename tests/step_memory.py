@@ -80,6 +80,7 @@ def main() -> None:
         compiled=options.compiled,
         muon=options.optimizer == "muon",
         compute_bytes=2 if options.bf16 else 4,
+        device_type="cpu",
     )
     estimated = sum(parts.values())
     print(json.dumps({"measured_bytes": measured, "estimated_bytes": round(estimated), "parts": parts}))

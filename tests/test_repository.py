@@ -45,6 +45,7 @@ ARROWS = {
     "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {
         "atomic_files",
+        "launching",
         "mixture",
         "model",
         "planning",

@@ -127,6 +127,7 @@ def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
 # Key of metrics.jsonl: (name, divisor, label of its panel).
 MACHINE = {
     "train/tokens_per_second": ("", 1.0, "tokens\nper second"),
+    "train/mfu_fraction": ("MFU", 0.01, "% of the peak"),
     "train/utilisation_hardware_fraction": ("all computed", 0.01, "% of the peak"),
     "train/utilisation_6nd_fraction": ("6 N a token", 0.01, "% of the peak"),
     "train/peak_memory_bytes": ("", 1e9, "peak memory\n(GB)"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixture.document_borders import cumulative_lengths
 from mixture.labels import IGNORED_LABEL
 from mixture.order import TokenMixture
 from mixture.skips import SkippedDocuments
@@ -68,9 +69,11 @@ class MicroBatches(Dataset):
             num_targets = np.count_nonzero(labels != IGNORED_LABEL, axis=1)
         seen = np.zeros((len(shards.names), 2), dtype=np.int64)
         np.add.at(seen, [location.source for location in locations], np.stack([num_bytes.sum(axis=1), num_targets], 1))
+        positions = document_positions(input_ids, shards.ends.bos)
         return {
             "input_ids": torch.from_numpy(input_ids),
-            "position_ids": torch.from_numpy(document_positions(input_ids, shards.ends.bos)),
+            "position_ids": torch.from_numpy(positions),
+            "cumulative_lengths": cumulative_lengths(positions),
             "labels": torch.from_numpy(labels),
             "seen": torch.from_numpy(seen),  # (num_sources, 2): UTF-8 bytes and number of the labels of each source
         }

@@ -3,15 +3,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AttentionInterface, LlamaForCausalLM
+from torch.nn.attention import activate_flash_attention_impl
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.utils import is_flash_attn_2_available
 
+from model import document_attention
 from recipe_config import RecipeError, Training
+
+
+# On a processor varlen is 1.4 to 1.75 times as fast as a mask from this many tokens on, and no faster below
+# (tests/benchmarks/README.md).
+LONG_ON_CPU = 2048
+WITHOUT_MASK = ("varlen", "sdpa_causal")
+WIDEST_HEAD = 256  # that FlashAttention 2 and 3 have a kernel for
 
 
 def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:
@@ -20,16 +29,64 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
     Raises: RecipeError: it does not run on this machine; the message names one that does.
     """
     wanted, device = training.attn_implementation, accelerator.device.type
-    if wanted != "sdpa" and device == "cpu":
-        raise RecipeError(f"training.attn_implementation={wanted} needs a GPU and this is {device}; use sdpa")
-    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
-        raise RecipeError("training.attn_implementation=flash_attention_2 needs: pip install flash-attn; or use sdpa")
-    if wanted == "sdpa" and not training.document_masking:
+    problem = why_not_varlen(model.config, accelerator)
+    if wanted == "auto":
+        long = training.document_masking and training.sequence_length >= LONG_ON_CPU
+        wanted = "varlen" if problem is None and (device == "cuda" or long) else "sdpa"
+    if wanted == "flex_attention" and device == "cpu":
+        raise RecipeError("training.attn_implementation=flex_attention needs a GPU and this is cpu; use auto")
+    if wanted == "varlen":
+        if problem is not None:
+            raise RecipeError(f"training.attn_implementation=varlen {problem}; use auto, which takes sdpa here")
+        if device == "cuda":
+            use_newest_flash_attention(accelerator.device)
+        document_attention.register()
+        wanted = document_attention.NAME
+    elif wanted == "sdpa" and not training.document_masking:
         # Under torch.compile transformers builds the mask of document borders even if there are none. For a function
         # that it does not know it builds no mask, and SDPA's causal kernel skips the half above the diagonal.
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
         wanted = "sdpa_causal"
     model.set_attn_implementation(wanted)
+
+
+def why_not_varlen(config: LlamaConfig, accelerator: Accelerator) -> str | None:
+    """Return why the variable-length kernel cannot train a model on this machine; None if it can."""
+    device = accelerator.device
+    if config.attention_dropout:
+        return f"has no dropout, and model.attention_dropout is {config.attention_dropout:g}"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return f"needs a CUDA GPU or a processor, and this is {'ROCm' if torch.version.hip else device.type}"
+    if accelerator.mixed_precision not in ("bf16", "fp16"):
+        return f"computes in bf16 or fp16, and mixed_precision is {accelerator.mixed_precision}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"needs an Ampere GPU or a newer one, and this is {torch.cuda.get_device_name(device)}"
+    if config.head_dim > WIDEST_HEAD or config.head_dim % 8:
+        return f"takes heads of a multiple of 8 up to {WIDEST_HEAD}, and the model's are {config.head_dim} wide"
+    return None
+
+
+def use_newest_flash_attention(device: torch.device) -> None:
+    """On a Hopper GPU replace torch's FlashAttention 2 by 3, where its package is installed.
+
+    Raises: RecipeError: torch cannot use that package.
+    """
+    if torch.cuda.get_device_capability(device)[0] != 9 or find_spec("flash_attn_interface") is None:
+        return
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"flash_attn_interface (FlashAttention 3) is installed, but torch cannot use it: {error}; uninstall it, "
+            "or set training.attn_implementation: sdpa"
+        ) from error
+
+
+def is_causal(model: LlamaForCausalLM) -> bool:
+    """Return whether the model's attention function skips what lies above the diagonal; with a mask, SDPA does not."""
+    return model.config._attn_implementation not in ("sdpa", "eager")
 
 
 @contextmanager

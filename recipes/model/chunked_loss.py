@@ -54,7 +54,7 @@ def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     Not for training. fp32 holds token ids exactly up to 2 ** 24.
     """
     scores = []
-    rows = rows_per_chunk(len(weight))
+    rows = rows_per_chunk(len(weight), hidden.device.type)
     for hidden_chunk, labels_chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
         logits = F.linear(hidden_chunk, weight).float()
         nats = F.cross_entropy(logits, labels_chunk, ignore_index=IGNORED_LABEL, reduction="none")
@@ -82,10 +82,16 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         gradients = [
-            None if gradient is None else (gradient.to(dtype) * upstream.to(dtype))
+            None if gradient is None else scale(gradient, upstream, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *gradients, None, None, None, None
+
+
+def scale(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply a gradient by an fp32 scalar in the wider of two precisions, in place, and return it in `dtype`."""
+    wider = gradient.to(dtype) if dtype.itemsize > gradient.dtype.itemsize else gradient
+    return wider.mul_(upstream).to(dtype)
 
 
 def project_and_score(
@@ -102,7 +108,7 @@ def project_and_score(
     The gradients, where given, are written (`hidden_gradient`) and added to (`weight_gradient`) in place.
     """
     num_rows, vocab_size = len(hidden), len(weight)
-    num_chunks = -(-num_rows // rows_per_chunk(vocab_size))
+    num_chunks = -(-num_rows // rows_per_chunk(vocab_size, hidden.device.type))
     rows = -(-num_rows // num_chunks)  # evenly sized, so that one shape compiles to one graph
     with_gradient = hidden_gradient is not None or weight_gradient is not None
     score = compiled_score() if compiled else score_chunk
@@ -122,6 +128,8 @@ def project_and_score(
             torch.mm(slope, weight, out=hidden_gradient[chunk])
         if weight_gradient is not None and weight_gradient.dtype == slope.dtype:
             weight_gradient.addmm_(slope.T, hidden_chunk)
+        elif weight_gradient is not None and adds_in_fp32(hidden.device, slope.dtype):
+            torch.addmm(weight_gradient, slope.T, hidden_chunk, out_dtype=weight_gradient.dtype, out=weight_gradient)
         elif weight_gradient is not None:
             weight_gradient.add_(slope.T @ hidden_chunk)
     return nats, squared_log_sum_exps
@@ -148,6 +156,19 @@ def score_chunk(
     label_slope = (label_logit - log_sum_exp).exp() * factor - scored.float()
     logits.copy_((exact - log_sum_exp[:, None]).exp() * factor[:, None])
     return nats, squared_log_sum_exps, label_slope[:, None].to(logits.dtype)
+
+
+@cache
+def adds_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a product of `dtype` is added to an fp32 sum in one kernel, found out by trying once."""
+    if device.type != "cuda":
+        return False
+    total, factor = torch.zeros(16, 16, device=device), torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, factor.T, factor, out_dtype=torch.float32, out=total)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return True
 
 
 @cache

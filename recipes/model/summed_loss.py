@@ -9,7 +9,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from model.attention import choose_attention
+from mixture.document_borders import cumulative_lengths as count_lengths
+from model import document_attention
+from model.attention import WITHOUT_MASK, choose_attention
 from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
 from model.llama import build_model
@@ -26,8 +28,8 @@ class SummedLoss(nn.Module):
     Args:
         language_model: the model, with its weights.
         compiled: compile the loss and the layers with torch.compile.
-        by_layer: compile each layer on its own, as FSDP2 needs it, which fetches weights between layers; else all
-            layers are one graph.
+        by_layer: compile each layer on its own: one graph for all, in seconds, and what FSDP2 needs, which fetches
+            weights between layers. Else all layers are one graph.
         document_masking: keep attention within a document; position_ids give the borders.
         z_loss: coefficient; see chunked_loss.
     """
@@ -45,10 +47,20 @@ class SummedLoss(nn.Module):
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
         body = language_model.model
+        if compiled and by_layer:
+            # It would divide graphs at DDP's buckets; a layer's gradients are ready with its own graph.
+            torch._dynamo.config.optimize_ddp = False
         for module in (body.layers if by_layer else [body]) if compiled else []:
             module.compile(dynamic=False)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, by_token: bool = False) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        by_token: bool = False,
+        cumulative_lengths: Tensor | None = None,
+    ) -> Tensor:
         """Return two sums over all labels that are not IGNORED_LABEL: the loss to minimise, and its nats.
 
         Args:
@@ -57,19 +69,34 @@ class SummedLoss(nn.Module):
             labels: the next token of each position; they are not shifted here.
             by_token: return token_scores of each label instead, (2, batch_size, sequence_length), without a gradient.
                 Scoring goes through forward too, since Accelerate wraps no other method.
+            cumulative_lengths: of mixture.document_borders, for attention without a mask. None: counted here, for
+                which a GPU has to be waited for.
         """
-        if self.document_masking and self.language_model.config._attn_implementation == "flash_attention_2":
-            # It finds the borders of documents in one row only. Each row begins at position 0, so rows stay apart.
-            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
-        # transformers reads the borders of documents off position_ids only without a cache and without an attention
-        # mask; with either, documents would see each other.
-        hidden = self.language_model.model(
-            input_ids=input_ids, position_ids=position_ids if self.document_masking else None, use_cache=False
-        ).last_hidden_state  # (batch_size, sequence_length, hidden_size)
+        hidden = self.hidden_states(input_ids, position_ids, cumulative_lengths)
         weight = self.language_model.lm_head.weight
         if by_token:
             return token_scores(hidden.flatten(0, 1), weight, labels.flatten()).view(2, *labels.shape)
         return torch.stack(chunked_loss(hidden.flatten(0, 1), weight, labels.flatten(), self.z_loss, self.compiled))
+
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor, cumulative_lengths: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden states, (batch_size, sequence_length, hidden_size); see forward."""
+        borders = {}
+        if self.language_model.config._attn_implementation == document_attention.NAME:
+            if not self.document_masking:  # each row is one document
+                ends = input_ids.numel() + 1
+                cumulative_lengths = torch.arange(
+                    0, ends, input_ids.shape[1], dtype=torch.int32, device=input_ids.device
+                )
+            elif cumulative_lengths is None:
+                cumulative_lengths = count_lengths(position_ids.cpu().numpy()).to(input_ids.device)
+            borders = {"cumulative_lengths": cumulative_lengths}
+        # transformers reads the borders of documents off position_ids only without a cache and without an attention
+        # mask; with either, documents would see each other.
+        position_ids = position_ids if self.document_masking else None
+        body = self.language_model.model
+        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **borders).last_hidden_state
 
 
 def build_summed_loss(
@@ -89,10 +116,13 @@ def build_summed_loss(
     choose_attention(language_model, training, accelerator)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.
+    maskless = language_model.config._attn_implementation in WITHOUT_MASK
+    on_gpu = accelerator.device.type != "cpu"
     return SummedLoss(
         language_model,
         compiled,
-        by_layer=accelerator.distributed_type == DistributedType.FSDP,
+        by_layer=accelerator.distributed_type == DistributedType.FSDP or (on_gpu and maskless),
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )

@@ -3,29 +3,31 @@
 
 import math
 
-from planning.devices import PRICE_SOURCES, UTILISATION_FRACTION, UTILISATION_INTERVAL, Device
-from recipe_config import Plan, RecipeError
+from planning.devices import PRICE_SOURCES, Device, stated_utilisation
+from recipe_config import Plan, Recipe, RecipeError
 
 
 LEAST_FLOPS, MOST_FLOPS = 1e12, 1e30
 
 
-def read_budget(plan: Plan, device: Device, assumptions: list[str]) -> dict:
-    """Convert the budget to model FLOPs, and add what that assumes to `assumptions`.
+def read_budget(recipe: Recipe, device: Device, assumptions: list[str]) -> dict:
+    """Convert a recipe's budget to model FLOPs, and add what that assumes to `assumptions`.
 
     Raises: RecipeError: there is none, or it is impossible.
     """
+    plan = recipe.plan
     budgets = plan.budgets()
     if not budgets:
         raise RecipeError("plan: no budget; set one of plan.flops, plan.device_hours, plan.hours and plan.money")
     ((kind, amount),) = budgets.items()
-    low, high = (plan.utilisation_fraction,) * 2 if plan.utilisation_fraction else UTILISATION_INTERVAL
-    utilisation = plan.utilisation_fraction or UTILISATION_FRACTION
     if plan.utilisation_fraction is None:
+        cause, utilisation, (low, high) = stated_utilisation(plan.device, recipe.training)
         assumptions.append(
-            f"{utilisation:.0%} of the device's peak, between {low:.0%} and {high:.0%}; measure it, then set "
-            "plan.utilisation_fraction"
+            f"{utilisation:.0%} of the device's peak, between {low:.0%} and {high:.0%}, for {cause}; measure it, then "
+            "set plan.utilisation_fraction"
         )
+    else:
+        utilisation = low = high = plan.utilisation_fraction
     price = find_price(plan, device, assumptions)
     if kind == "money" and price is None:
         raise RecipeError(

@@ -10,6 +10,8 @@ import os
 import time
 from dataclasses import dataclass
 
+from recipe_config import Training
+
 
 @dataclass(frozen=True)
 class Device:
@@ -53,10 +55,30 @@ PRICE_SOURCES = {
     "rtx-4090": "RunPod, https://www.runpod.io/pricing, 2026-05-27",
     "mi300x": "DigitalOcean, list price of gpu-mi300x1-192gb, 2026-10-08",
 }
-# Share of the peak that training reaches, recomputed activations counted as work. BloombergGPT's 102 TFLOP/s of an
-# A100 are 0.33; published runs reach 0.3 to 0.5. The first steps of a run show yours.
+# Share of the peak that training reaches (MFU: 6 N + 12 L H Q T FLOPs a token, PaLM, appendix B), and from where to
+# where, on a processor and by attention function on a GPU. BloombergGPT's 102 TFLOP/s of an A100 are 0.33; published
+# runs with FlashAttention reach 0.3 to 0.5. A mask of document borders has no such kernel: half of a step is then
+# attention, by arithmetic for an H100 at 125 million to a billion parameters. The first steps of a run show yours.
 UTILISATION_FRACTION = 0.4
 UTILISATION_INTERVAL = (0.3, 0.5)
+UTILISATION_BY_ATTENTION = {
+    "varlen": (UTILISATION_FRACTION, UTILISATION_INTERVAL),
+    "flex_attention": (0.3, (0.2, 0.4)),
+    "sdpa": (0.2, (0.15, 0.3)),
+}
+WITHOUT_VARLEN = ("mi300x",)  # training.attn_implementation: auto is sdpa there
+
+
+def stated_utilisation(device: str, training: Training) -> tuple[str, float, tuple[float, float]]:
+    """Return what a device's utilisation depends on, in words, and the share of the peak with its interval."""
+    if device == "cpu":
+        return "a processor", UTILISATION_FRACTION, UTILISATION_INTERVAL
+    attention = training.attn_implementation
+    if attention == "auto":
+        attention = "sdpa" if device in WITHOUT_VARLEN else "varlen"
+    if attention == "sdpa" and not training.document_masking:  # a causal kernel without a mask
+        return "sdpa without document masking", UTILISATION_FRACTION, UTILISATION_INTERVAL
+    return f"{attention} attention", *UTILISATION_BY_ATTENTION[attention]
 
 
 def find_device(name: str) -> Device:

@@ -11,7 +11,9 @@ from recipe_config import Model
 
 
 FP32, BF16 = 4, 2
-LOGITS_PER_CHUNK = 1 << 25  # 64 MiB in bf16
+# In bf16 64 MiB, which stays near a processor's caches, and 512 MiB, which fills a GPU: with fewer rows a product has
+# too few tiles for it, and the weight's gradient is read and written once a chunk.
+LOGITS_PER_CHUNK = {"cpu": 1 << 25, "cuda": 1 << 28}
 LEAST_ROWS = 512  # with fewer, adding up the weight's gradient costs more than the products
 FREE_FRACTION = 0.1  # of a device's memory, for the allocator's fragments, the context and communication buffers
 STRATEGIES = {
@@ -23,9 +25,10 @@ STRATEGIES = {
 }
 
 
-def rows_per_chunk(vocab_size: int) -> int:
-    """Return how many rows of logits model/chunked_loss.py computes at a time."""
-    return max(LEAST_ROWS, LOGITS_PER_CHUNK // vocab_size)
+def rows_per_chunk(vocab_size: int, device_type: str) -> int:
+    """Return how many rows of logits model/chunked_loss.py computes at a time on a device of torch's type."""
+    logits = LOGITS_PER_CHUNK["cpu" if device_type == "cpu" else "cuda"]
+    return max(LEAST_ROWS, logits // vocab_size)
 
 
 def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int = BF16) -> float:
@@ -64,12 +67,14 @@ def memory_by_part(
     compiled: bool = True,
     muon: bool = False,
     compute_bytes: int = BF16,
+    device_type: str = "cuda",
 ) -> dict[str, float]:
     """Return the bytes that each part of a step takes on one device at the peak.
 
     `batch_size`: sequences in one forward pass on one device. `strategy`: file of accelerate_configs/, which divides
     over num_devices. `checkpointing`: activations of a layer are recomputed in the backward pass. `muon`: one state,
-    not two, for the matrices of the layers. `compiled` and `compute_bytes` as in activation_bytes_per_token.
+    not two, for the matrices of the layers. `compiled` and `compute_bytes` as in activation_bytes_per_token;
+    `device_type` as in rows_per_chunk.
 
     Returns: parameters, working_weights, gradients, optimizer, activations, logits.
     """
@@ -87,8 +92,6 @@ def memory_by_part(
         working = compute_bytes * (matrices + table)
     else:
         working = 0.0
-    if strategy == "ddp.yaml":
-        working += FP32 * counts["total"]  # buckets in which gradients are averaged
     per_token = activation_bytes_per_token(model, compiled, compute_bytes)
     if checkpointing:  # the input of each layer, and one layer as a whole
         activations = tokens * (model.num_hidden_layers * model.hidden_size * FP32 + per_token)
@@ -96,7 +99,7 @@ def memory_by_part(
         activations = tokens * model.num_hidden_layers * per_token
     ends = tokens * model.hidden_size * (3 * FP32 + compute_bytes)  # last norm, its input's and the loss's gradient
     # Of a chunk: the logits, which become their slope in place; uncompiled, two or three tensors in fp32 beside them.
-    rows = min(tokens, rows_per_chunk(vocab_size))
+    rows = min(tokens, rows_per_chunk(vocab_size, device_type))
     in_fp32 = 0 if compiled else 2 * FP32 + (FP32 if compute_bytes < FP32 else 0)
     chunk = rows * vocab_size * (compute_bytes + in_fp32)
     return {

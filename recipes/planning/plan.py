@@ -45,7 +45,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
             "plan without it to see what from scratch would take, and set training.max_tokens yourself"
         )
     settings, assumptions = recipe.plan, []
-    budget = read_budget(settings, device, assumptions)
+    budget = read_budget(recipe, device, assumptions)
     text, bytes_per_token, domain = read_text(recipe, settings, assumptions)
     flops, law = budget["model_flops"], LAWS[settings.law]
 
@@ -246,6 +246,7 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
                 continue  # Accelerate hands DeepSpeed one optimizer of two
             kind = "single_gpu.yaml" if name == "cpu.yaml" else name
             options = {"strategy": kind, "num_devices": plan.devices, "checkpointing": checkpointing, "muon": muon}
+            options["device_type"] = "cpu" if plan.device == "cpu" else "cuda"
             batch = min(share, largest_batch(device.memory_bytes, model, vocab_size, length, **options))
             parts = memory_by_part(model, vocab_size, length, max(1, batch), **options)
             strategies.append(

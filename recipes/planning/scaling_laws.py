@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6  # 2 in the forward pass, twice that in the backward pass
@@ -229,6 +228,8 @@ class RepetitionLaw:
             parameters = math.exp(log_parameters)
             return parameters, min(flops / (FLOPS_PER_PARAMETER_AND_TOKEN * parameters), most_tokens)
 
+        from scipy.optimize import minimize_scalar  # only here: training imports this module and minimises nothing
+
         # Without repetition the optimum is the law's own; with it, models become smaller or larger by less than this.
         middle = math.log(self.law.optimum(flops)[0])
         found = minimize_scalar(
@@ -264,6 +265,8 @@ def optimal_vocabulary_parameters(
         approach: 1 (IsoFLOP), 2 (derivative) or 3 (loss).
         flops: compute of the run, for approach 3. None: what is optimal for N_nv.
     """
+    from scipy.optimize import minimize_scalar  # only here: training imports this module and minimises nothing
+
     compute = vocabulary_compute(non_vocabulary_parameters)
     if approach == 1:
         return math.exp(-1.589031299255507) * compute**0.4163622634135234

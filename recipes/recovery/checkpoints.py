@@ -230,12 +230,20 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         raise DiskFullError(f"{what} needs {needed_bytes:,} bytes and {folder} has {free:,} free")
 
 
-def refuse_full_disk(run: Path, keep: int, parameters: int, accelerator: Accelerator) -> None:
-    """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model."""
-    size = 12 * parameters  # the weights and AdamW's two moments, in fp32
+def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator) -> None:
+    """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model.
+
+    Args:
+        run: the run folder.
+        keep: number of newest checkpoints to keep.
+        parameters: those in total, and those that are trained.
+        accelerator: of the run.
+    """
+    weights = 4 * parameters["total"]  # in fp32
+    size = weights + 8 * parameters["trained"]  # AdamW's two moments; Muon has one
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
-    from_main(accelerator, lambda: require_space(run, missing * size + size // 3, what))
+    from_main(accelerator, lambda: require_space(run, missing * size + weights, what))
 
 
 def refuse_not_finite(step: int, parts: dict[str, dict[str, Part]], accelerator: Accelerator) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mixture.labels import IGNORED_LABEL
 from recipe_config import RecipeError
-from training.validation import pad_rows, shared_batches, with_positions
+from training.validation import pad_rows, send, shared_batches, with_positions
 
 
 @dataclass
@@ -189,10 +189,10 @@ def score_benchmarks(
                 model.train()
                 return None
             input_ids = pad_rows(task.input_ids[rows], batch_size, bos_token_id)
-            labels = pad_rows(task.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
-            owners = pad_rows(task.owners[rows], batch_size, 0).to(accelerator.device)
+            labels = send(pad_rows(task.labels[rows], batch_size, IGNORED_LABEL), accelerator.device)
+            owners = send(pad_rows(task.owners[rows], batch_size, 0), accelerator.device)
             inputs = with_positions(input_ids, bos_token_id, accelerator.device)
-            nats, likeliest = model(*inputs, labels, by_token=True)
+            nats, likeliest = model(**inputs, labels=labels, by_token=True)
             scored = labels != IGNORED_LABEL
             found = torch.stack([nats[scored], (likeliest != labels)[scored].to(nats.dtype)])
             sums.index_add_(1, owners[scored], found.double())

@@ -144,7 +144,8 @@ def continue_prompts(
             longest = max(map(len, texts))
             input_ids = torch.tensor([ids + [eos] * (longest - len(ids)) for ids in texts])
             inputs = with_positions(input_ids, bos, device)
-            likeliest = model(*inputs, torch.zeros_like(inputs[0]), by_token=True)[1].long().tolist()
+            nothing = torch.zeros_like(inputs["input_ids"])
+            likeliest = model(**inputs, labels=nothing, by_token=True)[1].long().tolist()
             for ids, row, start in zip(texts, likeliest, starts, strict=True):
                 if len(ids) == start or ids[-1] != eos:  # else it has ended
                     ids.append(row[len(ids) - 1])

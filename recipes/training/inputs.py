@@ -12,6 +12,7 @@ from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
+from training.schedule import fit_batch
 from vocabulary.document_ends import DocumentEnds, settle_document_ends
 
 
@@ -39,11 +40,12 @@ class Inputs:
     skipped_documents: SkippedDocuments
 
 
-def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
-    """Open the tokens and the tokenizer of a run, and fit training.* to them.
+def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 1)) -> Inputs:
+    """Open the tokens and the tokenizer of a run, and fit training.* to them and to the processes.
 
     Args:
         recipe: of the run.
+        num_processes: that train.
         part: (k, n): check the files' hashes as the k-th of n processes, which divide the files.
 
     Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
@@ -58,6 +60,11 @@ def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
             f"{tokenizer.eos_token} for the tokenizer in {tokenizer_folder}; tokenize again, with --overwrite"
         )
     training, shares, notes = decide_length(recipe, shards)
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    try:
+        training, more = fit_batch(training, longest, num_processes)
+    except RecipeError as error:
+        raise RecipeError(*error.problems, *notes) from error  # which may be why the step is what it is
     return Inputs(
         tokenizer_folder,
         tokenizer,
@@ -65,6 +72,6 @@ def read_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> Inputs:
         shards,
         training,
         shares,
-        notes,
+        notes + more,
         SkippedDocuments(shards, recipe.data.skip.documents),
     )

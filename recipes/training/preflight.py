@@ -23,7 +23,7 @@ from mixture.labels import IGNORED_LABEL
 from mixture.phases import make_mixture, schedule_phases
 from model.continued import with_shape_of
 from model.summed_loss import SummedLoss, build_summed_loss
-from planning.devices import UTILISATION_FRACTION
+from planning.devices import stated_utilisation
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
@@ -81,7 +81,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
 
     Raises: RecipeError: a check failed.
     """
-    inputs = read_inputs(recipe)
+    inputs = read_inputs(recipe, accelerator.num_processes)
     training, tokenizer = inputs.training, inputs.tokenizer
     micro_steps = accumulation_steps(training, accelerator.num_processes)
     phases = schedule_phases(recipe.data, inputs.shares, training.max_steps)
@@ -141,12 +141,14 @@ def describe_plan(
         compiled=compiled,
         muon=training.optimizer == "muon",
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
+        device_type=accelerator.device.type,
     )
     if accelerator.device.type == "cuda":
         available_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
     else:
         available_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    seconds = peak and flops / (peak * num_processes * UTILISATION_FRACTION)
+    _, utilisation, _ = stated_utilisation(accelerator.device.type, training)
+    seconds = peak and flops / (peak * num_processes * utilisation)
     last = training.max_steps
     return {
         "parameters": counts,
@@ -160,7 +162,7 @@ def describe_plan(
         "memory_bytes": memory,
         "memory_available_bytes": available_bytes,
         "seconds": seconds,
-        "seconds_assume_utilisation_fraction": UTILISATION_FRACTION,
+        "seconds_assume_utilisation_fraction": utilisation,
         "files": [str(Path(recipe.run.output_dir) / name) for name in ("tokens", "tokenizer", "checkpoints", "model")],
         "learning_rate_steps": sorted({max(1, round(last * tenth / 9)) for tenth in range(10)}),
         "compiled": compiled,
@@ -266,10 +268,8 @@ def check_documents_apart(setup: Setup) -> tuple[bool, str, str]:
 @torch.no_grad()
 def hidden_states(setup: Setup, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Return the last hidden states of sequences, (batch_size, sequence_length, hidden_size)."""
-    position_ids = positions if setup.model.document_masking else None
     with setup.accelerator.autocast():
-        body = setup.model.language_model.model
-        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return setup.model.hidden_states(input_ids, positions)
 
 
 def check_accumulation(setup: Setup) -> tuple[bool, str, str]:

@@ -56,19 +56,22 @@ class Progress:
             disable=not self.is_main,
         )
 
-    def enter_phase(self, sequence_length: int) -> None:
-        """Count the FLOPs of a token in sequences of a phase's length."""
+    def enter_phase(self, sequence_length: int, causal: bool) -> None:
+        """Count the FLOPs of a token in sequences of a phase's length; `causal` as in measure_utilisation."""
         self.utilisation = measure_utilisation(
             self.recipe.model,
             self.vocab_size,
             sequence_length,
-            self.training.gradient_checkpointing,
             self.peak_flops,
             self.accelerator.num_processes,
+            recomputed=self.training.gradient_checkpointing,
+            causal=causal,
         )
 
-    def start(self, state: dict) -> None:
-        """Start the trackers and the clock."""
+    def start(self, state: dict, compiled: bool) -> None:
+        """Start the trackers and the clock; the bar says that the first step compiles, which can take a minute."""
+        if compiled:
+            self.bar.set_postfix_str("compiling")
         # A resumed run stays one run where the tracker would start another.
         options = {"trackio": {"name": self.run.name, "resume": "allow"}}
         self.accelerator.init_trackers(self.run.name, init_kwargs=options)
@@ -159,11 +162,11 @@ def total_seen(state: dict) -> dict[str, int]:
 
 def describe_step(record: dict) -> str:
     """Return what stands beside the bar, from a line of metrics.jsonl."""
-    used = record.get("train/utilisation_hardware_fraction")
+    used = record.get("train/mfu_fraction")
     return (
         f"loss {record['train/loss']:.3f}, {record['train/bits_per_byte']:.3f} bits/byte, "
         f"grad {record['train/grad_norm']:.2f}, lr {record['train/learning_rate']:.2e}, "
-        f"{record['train/tokens_per_second']:,.0f} tokens/s{'' if used is None else f', {used:.0%} of peak'}, "
+        f"{record['train/tokens_per_second']:,.0f} tokens/s{'' if used is None else f', {used:.0%} MFU'}, "
         f"{record['train/tokens_seen']:,} tokens"
     )
 

@@ -32,22 +32,51 @@ def plan_steps(step_ended: list[float], step: int, left_seconds: float, max_step
     return min(max_steps, max(affordable, least))  # so that the learning rate has time to decay
 
 
-def accumulation_steps(training: Training, num_processes: int) -> int:
-    """Return the micro-steps of a step.
+def fit_batch(training: Training, longest: int, num_processes: int) -> tuple[Training, list[str]]:
+    """Lower per_device_train_batch_size to the largest that divides a step among the processes.
 
-    Raises: RecipeError: tokens_per_step is not a whole number of micro-steps; names the nearest values that are.
+    The step stays as it is, so a recipe is the same experiment on any number of processes.
+
+    Args:
+        training: the settings to train with.
+        longest: tokens of the longest sequence of all phases; a batch holds whole sequences of that length.
+        num_processes: that share each step.
+
+    Returns: the settings with the batch that is used, and a note if it is smaller.
+
+    Raises: RecipeError: the processes cannot share a step; names numbers of processes and steps that can.
     """
-    batch_size, sequence_length = training.per_device_train_batch_size, training.sequence_length
-    micro_tokens = batch_size * sequence_length * num_processes
-    steps, rest = divmod(training.tokens_per_step, micro_tokens)
-    if rest:
-        nearest = " or ".join(str(k * micro_tokens) for k in (steps, steps + 1) if k)
+    windows, length = longest // training.sequence_length, training.sequence_length
+    groups = training.tokens_per_step // longest  # sequences of the longest phase in a step
+    share, rest = divmod(groups, num_processes)
+    if rest or not share or training.tokens_per_step % longest:
+        fitting = [number for number in range(1, groups + 1) if groups % number == 0]
+        near = [*fitting[: sum(number < num_processes for number in fitting)][-1:]]
+        near += [number for number in fitting if number > num_processes][:1]
+        unit = num_processes * longest
+        steps = [k * unit for k in (training.tokens_per_step // unit, training.tokens_per_step // unit + 1) if k]
         raise RecipeError(
-            f"training.tokens_per_step={training.tokens_per_step} is not divisible by per_device_train_batch_size * "
-            f"sequence_length * num_processes = {batch_size} * {sequence_length} * {num_processes} = {micro_tokens}; "
-            f"nearest: {nearest}"
+            f"training.tokens_per_step={training.tokens_per_step:,} is {training.tokens_per_step / longest:g} "
+            f"sequences of {longest:,} tokens, which {num_processes} processes cannot share evenly; "
+            f"use {' or '.join(map(str, near or fitting[-1:]))} processes, or another step: "
+            f"nearest {' or '.join(f'{tokens:,}' for tokens in steps)}"
         )
-    return steps
+    most = training.per_device_train_batch_size
+    used = windows * max(size for size in range(1, max(1, most // windows) + 1) if share % size == 0)
+    if used == most:
+        return training, []
+    note = (
+        f"training.per_device_train_batch_size={most} is an upper bound: {used} sequences of {length:,} tokens are "
+        f"used, which divide a step among {num_processes} processes"
+    )
+    return training.model_copy(update={"per_device_train_batch_size": used}), [note]
+
+
+def accumulation_steps(training: Training, num_processes: int) -> int:
+    """Return the micro-steps of a step, with the batch of fit_batch."""
+    return training.tokens_per_step // (
+        training.per_device_train_batch_size * training.sequence_length * num_processes
+    )
 
 
 def learning_rate_at(step: int, max_steps: int, training: Training) -> float:

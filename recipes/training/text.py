@@ -33,7 +33,7 @@ class TrainingText:
         self.accelerator, self.seed = accelerator, recipe.run.seed
         # The processes of a machine share the checking of files.
         part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        inputs = read_inputs(recipe, part)
+        inputs = read_inputs(recipe, accelerator.num_processes, part)
         self.tokenizer, self.tokenizer_folder = inputs.tokenizer, inputs.tokenizer_folder
         self.shards, self.byte_lengths = inputs.shards, inputs.byte_lengths
         self.training, self.shares, self.notes = inputs.training, inputs.shares, inputs.notes

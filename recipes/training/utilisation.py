@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fraction of a device's peak that training uses, under two conventions that must not be mixed.
+"""The fraction of a device's peak that training uses, under three conventions that must not be mixed.
 
 | key | FLOPs counted per token | used for |
 |---|---|---|
+| `train/mfu_fraction` | 6 N + 12 L H Q T: attention as full squares, nothing recomputed | comparison with others |
 | `train/utilisation_6nd_fraction` | 6 N, N without the input embedding | scaling laws |
 | `train/utilisation_hardware_fraction` | every FLOP that is computed | tuning a step |
 
-The second adds to 6 N the attention scores as full squares (PaLM, appendix B) and, where activations are recomputed,
-a second forward pass. The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run. On
-a CPU it is measured at the start, with the threads of the process: bf16 or fp32, whichever is faster.
+The first is the MFU of PaLM (appendix B). The last counts half of each square where the attention function skips what
+the causal mask hides, and a second forward pass where activations are recomputed. The peak is the dense bf16 figure of
+planning/devices.py, whatever the precision of the run. On a CPU it is measured at the start, with the threads of the
+process: bf16 or fp32, whichever is faster.
 """
 
 import resource
@@ -57,33 +59,49 @@ class Utilisation:
     """FLOPs of a token and the peak to compare them with.
 
     Attributes:
+        flops_mfu: 6 N + 12 L H Q T.
         flops_6nd: 6 N.
         flops_hardware: all that are computed.
         peak_flops: FLOP/s of all devices together; None if unknown.
     """
 
+    flops_mfu: float
     flops_6nd: float
     flops_hardware: float
     peak_flops: float | None
 
     def record(self, tokens_per_second: float) -> dict[str, float]:
-        """Return both fractions by their keys in metrics.jsonl; none if the peak is unknown."""
+        """Return the fractions by their keys in metrics.jsonl; none if the peak is unknown."""
         if self.peak_flops is None:
             return {}
         return {
+            "train/mfu_fraction": self.flops_mfu * tokens_per_second / self.peak_flops,
             "train/utilisation_6nd_fraction": self.flops_6nd * tokens_per_second / self.peak_flops,
             "train/utilisation_hardware_fraction": self.flops_hardware * tokens_per_second / self.peak_flops,
         }
 
 
 def measure_utilisation(
-    model: Model, vocab_size: int, sequence_length: int, recomputed: bool, peak: float | None, num_processes: int
+    model: Model,
+    vocab_size: int,
+    sequence_length: int,
+    peak: float | None,
+    num_processes: int,
+    *,
+    recomputed: bool = False,
+    causal: bool = False,
 ) -> Utilisation:
-    """Count a token's FLOPs. `recomputed`: training.gradient_checkpointing. `peak`: of one process's device."""
+    """Count a token's FLOPs. `peak` is that of one process's device, `recomputed` training.gradient_checkpointing.
+
+    `causal`: the attention function computes no more than the half of a square that the causal mask leaves.
+    """
     flops = training_flops_per_token(model, vocab_size, sequence_length)
     counts = count_parameters(model, vocab_size)
+    flops_6nd = 6.0 * (counts["multiplying"] - counts["norms"])
+    computed = (flops + flops_6nd) / 2 if causal else flops
     return Utilisation(
-        flops_6nd=6.0 * (counts["multiplying"] - counts["norms"]),
-        flops_hardware=flops * (4 / 3 if recomputed else 1),
+        flops_mfu=flops,
+        flops_6nd=flops_6nd,
+        flops_hardware=computed * (4 / 3 if recomputed else 1),
         peak_flops=peak and peak * num_processes,
     )

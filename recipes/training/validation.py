@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixture.batches import document_positions
+from mixture.document_borders import cumulative_lengths
 from mixture.labels import IGNORED_LABEL
 from mixture.validation_text import ValidationText
 
@@ -27,10 +28,20 @@ def pad_rows(rows: np.ndarray, batch_size: int, value: int) -> Tensor:
     return F.pad(torch.from_numpy(rows), (0, 0, 0, batch_size - len(rows)), value=value)
 
 
-def with_positions(input_ids: Tensor, bos_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and their document_positions, on the device."""
-    positions = torch.from_numpy(document_positions(input_ids.numpy(), bos_token_id))
-    return input_ids.to(device), positions.to(device)
+def with_positions(input_ids: Tensor, bos_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Return token ids, their document_positions and cumulative_lengths, as SummedLoss takes them, on the device."""
+    positions = document_positions(input_ids.numpy(), bos_token_id)
+    inputs = {
+        "input_ids": input_ids,
+        "position_ids": torch.from_numpy(positions),
+        "cumulative_lengths": cumulative_lengths(positions, padded=True),
+    }
+    return {name: send(tensor, device) for name, tensor in inputs.items()}
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. A GPU copies it from pinned memory while the host readies the next batch."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @torch.no_grad()
@@ -55,9 +66,9 @@ def score_validation(
                 model.train()
                 return None
             input_ids = pad_rows(text.input_ids[rows], batch_size, text.bos_token_id)
-            labels = pad_rows(text.labels[rows], batch_size, IGNORED_LABEL).to(accelerator.device)
+            labels = send(pad_rows(text.labels[rows], batch_size, IGNORED_LABEL), accelerator.device)
             inputs = with_positions(input_ids, text.bos_token_id, accelerator.device)
-            nats += model(*inputs, labels)[1].double()
+            nats += model(**inputs, labels=labels)[1].double()
         total_nats = accelerator.reduce(nats).item()
         metrics[f"eval/loss/{name}"] = total_nats / int((text.labels != IGNORED_LABEL).sum())
         metrics[f"eval/bits_per_byte/{name}"] = total_nats / math.log(2) / text.num_bytes

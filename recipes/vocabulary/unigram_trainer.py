@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from scipy.special import digamma
 
 from vocabulary.pretokenization import splitter
 from vocabulary.special_tokens import BYTES
@@ -142,6 +141,8 @@ def learn_pieces(word_counts: Mapping[bytes, int], size: int, max_bytes: int) ->
         size: number of pieces, above 256; fewer are returned if the words do not contain as many.
         max_bytes: length of the longest piece.
     """
+    from scipy.special import digamma  # only here: training imports this module and learns no pieces
+
     words = by_length(word_counts)
     weights = np.array([word_counts[word] for word in words], dtype=np.float64)
     num_bytes = sum(len(word) * count for word, count in word_counts.items())

@@ -12,7 +12,8 @@ between the sides.
 | side | what it is |
 |---|---|
 | ours | SummedLoss of pretrain.py, documents not masked, as the others do not mask them |
-| ours_masked | the same with borders of documents |
+| ours_masked | the same with borders of documents, by a mask |
+| ours_varlen | the same with borders of documents, by attn_implementation: varlen |
 | plain | as ours with the projection and loss in one piece, compiled |
 | eager | the loop of run_clm_no_trainer: the model's own loss, AdamW as it comes, uncompiled |
 | trainer, trainer_compiled | transformers' Trainer |
@@ -77,19 +78,21 @@ def make_ours(options) -> Callable[[], None]:
     from torch.nn import functional as F
 
     from mixture.batches import document_positions
+    from mixture.document_borders import cumulative_lengths
     from model.attention import choose_attention
     from model.summed_loss import SummedLoss
     from recipe_config import Stability, Training
     from training.optimizers import build_optimizers, step_where
     from training.stability import StabilityMonitor
 
-    masked = options.side == "ours_masked"
+    masked = options.side in ("ours_masked", "ours_varlen")
     training = Training(
         max_tokens=1_000_000,
         sequence_length=options.sequence_length,
         optimizer="adamw",
         learning_rate=1e-3,
         document_masking=masked,
+        attn_implementation="varlen" if options.side == "ours_varlen" else "sdpa",
     )
     language_model = llama(options)
     choose_attention(language_model, training, type("Accelerated", (), {"device": torch.device("cpu")}))
@@ -112,9 +115,10 @@ def make_ours(options) -> Callable[[], None]:
         tokens = next(data)
         tokens[:, options.sequence_length // 3 :: options.sequence_length // 2] = 0  # ends of documents
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        positions = torch.from_numpy(document_positions(inputs.numpy(), 0))
+        positions = document_positions(inputs.numpy(), 0)
+        borders = {} if options.side == "plain" else {"cumulative_lengths": cumulative_lengths(positions)}
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            minimised, nats = model(inputs, positions, labels).unbind()
+            minimised, nats = model(inputs, torch.from_numpy(positions), labels, **borders).unbind()
         (minimised / labels.numel()).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_where(optimizers, monitor.judge(step, nats.detach() / labels.numel(), norm))

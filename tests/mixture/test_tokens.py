@@ -460,7 +460,7 @@ def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tok
     from training.validation import score_validation
 
     class Uniform(torch.nn.Module):
-        def forward(self, input_ids, position_ids, labels):
+        def forward(self, input_ids, position_ids, labels, cumulative_lengths):
             nats = (labels != IGNORED_LABEL).sum() * torch.tensor(384.0, dtype=torch.float64).log()
             return nats, nats
 

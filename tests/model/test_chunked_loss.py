@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixture.labels import IGNORED_LABEL
 from model import chunked_loss
 from planning import memory
+from recipe_config import Model
 
 
 ROWS, WIDTH, VOCAB = 1100, 16, 300  # an uneven last chunk
@@ -16,7 +17,7 @@ ROWS, WIDTH, VOCAB = 1100, 16, 300  # an uneven last chunk
 
 @pytest.fixture
 def problem(monkeypatch):
-    monkeypatch.setattr(memory, "LOGITS_PER_CHUNK", 512 * VOCAB)
+    monkeypatch.setitem(memory.LOGITS_PER_CHUNK, "cpu", 512 * VOCAB)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
@@ -87,3 +88,66 @@ def test_no_tensor_is_as_large_as_the_logits_of_the_batch(problem):
     with LargestTensor() as largest:
         plain_loss(*problem, 0.0)[0].backward()
     assert largest.elements == ROWS * VOCAB
+
+
+def test_a_gpu_gets_eight_times_the_rows_and_its_memory_is_planned_with_them():
+    assert [memory.rows_per_chunk(32_768, device) for device in ("cpu", "cuda", "xpu")] == [1024, 8192, 8192]
+    assert memory.rows_per_chunk(1 << 20, "cpu") == memory.LEAST_ROWS
+    shape = Model(hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=16)
+    parts = [memory.memory_by_part(shape, 32_768, 2048, 16, device_type=device) for device in ("cpu", "cuda")]
+    assert parts[1]["logits"] - parts[0]["logits"] == 7 * 1024 * 32_768 * 2
+
+
+@pytest.mark.parametrize("one_kernel", [True, False])
+def test_a_product_added_in_one_kernel_gives_the_gradient_of_two(problem, monkeypatch, one_kernel):
+    """torch has that kernel on GPUs only; here one is in its place that computes the same."""
+    calls, addmm = [], torch.addmm
+
+    def add_product(total, first, second, *, out_dtype, out):
+        calls.append(out_dtype)
+        assert out is total and first.dtype == torch.bfloat16
+        return out.copy_(addmm(total, first.float(), second.float()))
+
+    monkeypatch.setattr(chunked_loss, "adds_in_fp32", lambda *_: one_kernel)
+    monkeypatch.setattr(torch, "addmm", add_product)
+    exact = value_and_gradients(lambda: plain_loss(*problem, 0.0), *problem[:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(lambda: chunked_loss.chunked_loss(*problem), *problem[:2])
+    assert calls == ([torch.float32] * 3 if one_kernel else [])
+    assert (found[3] - exact[3]).norm() < 0.01 * exact[3].norm() and found[3].dtype == torch.float32
+
+
+def test_whether_a_gpu_has_the_kernel_is_found_by_trying(monkeypatch):
+    device = torch.device("cuda")
+    assert not chunked_loss.adds_in_fp32(torch.device("cpu"), torch.bfloat16)
+    for error, has in ((None, True), (NotImplementedError("no"), False), (RuntimeError("self and mat2"), False)):
+        chunked_loss.adds_in_fp32.cache_clear()
+
+        def tried(*_, error=error, **__):
+            if error is not None:
+                raise error
+
+        with monkeypatch.context() as context:
+            for name in ("zeros", "ones"):
+                made = getattr(torch, name)
+                context.setattr(torch, name, lambda *size, made=made, device, dtype=torch.float32: made(*size))
+            context.setattr(torch, "addmm", tried)
+            assert chunked_loss.adds_in_fp32(device, torch.bfloat16) is has
+    chunked_loss.adds_in_fp32.cache_clear()
+
+
+def test_scaling_rounds_once_whatever_the_precisions():
+    third = torch.tensor(1 / 3)
+    gradient = torch.linspace(1, 2, 64)
+    for stored, wanted in (
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ):
+        before = gradient.to(stored)
+        exact = (before.double() * third.double()).to(torch.float32).to(wanted)
+        found = chunked_loss.scale(before.clone(), third, wanted)
+        assert found.dtype == wanted
+        assert torch.allclose(found.float(), exact.float(), rtol=2**-8 if wanted == torch.bfloat16 else 1e-6, atol=0)
+        assert not torch.equal(found.float(), (before.to(wanted) * third.to(torch.bfloat16)).float())

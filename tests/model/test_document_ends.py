@@ -110,7 +110,7 @@ def test_shards_of_another_begin_are_refused_before_training(apart, monkeypatch,
     (folders["tokenize"] / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(inputs, "require", lambda recipe, name, part: folders[name])
     with pytest.raises(RecipeError, match=r"documents begin and end with tokens \(0, 0\), but with <\|start\|> and"):
-        read_inputs(load_recipe([RECIPES / "custom" / "base.yaml"], argv[3:]))
+        read_inputs(load_recipe([RECIPES / "custom" / "base.yaml"], argv[3:]), 1)
 
 
 def test_a_tokenizer_without_a_begin_gets_its_end_for_one(tokenized_run, tmp_path):

@@ -320,6 +320,7 @@ def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_reque
         "PYTHON": sys.executable,
         "PROCESSES_PER_NODE": "2",
         "SLURM_JOB_ID": "417",
+        "SLURM_CPUS_ON_NODE": "6",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "MASTER_PORT": str(20_000 + os.getpid() % 10_000),
         "ACCELERATE_MIXED_PRECISION": "no",
@@ -337,6 +338,7 @@ def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_reque
     assert status["status"] == "preempted" and f"saved at step {status['step']}" in status["reason"], status
     assert list_checkpoints(run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
     assert (commands / "requeued").read_text() == "417\n"
+    assert "--cpus-per-task=6" in (commands / "srun_options").read_text().split(), "all cores of the node"
     assert subprocess.run(command, env=environment, stdout=log, stderr=log).returncode == 0
     assert read_status(run)["status"] == "finished" and (commands / "requeued").read_text() == "417\n"
     assert list(run.losses()) == list(uninterrupted.losses()), "every step was trained, once"

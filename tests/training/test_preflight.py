@@ -159,20 +159,36 @@ def test_the_plan_of_a_dry_run_divides_memory_as_the_launch_does(kind, num_proce
     )
     phases = [{"after_step": 0}]
     plan = preflight.describe_plan(recipe, recipe.training, phases, 384, 1, accelerator)
-    options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False}
+    options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False, "device_type": "cpu"}
     assert plan["memory_bytes"] == memory_by_part(recipe.model, 384, 32, 2, **options)
 
 
-def test_utilisation_states_both_conventions(tiny_run):
+def test_utilisation_states_three_conventions(tiny_run):
     recipe = pretrain.parse_command_line("", tiny_run.argv())[0]
-    plain = measure_utilisation(recipe.model, 384, 32, False, 1e9, 2)
-    # 2 layers of 4 * 32 * 32 + 3 * 32 * 64, and the projection.
-    assert plain.flops_6nd == 6 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 384 * 32)
-    # And the scores of 2 heads of width 16 over 32 tokens, in each layer twice: with the keys and with the values.
-    assert plain.flops_hardware == plain.flops_6nd + 6 * 2 * (2 * 2 * 16 * 32)
-    assert measure_utilisation(recipe.model, 384, 32, True, 1e9, 2).flops_hardware == plain.flops_hardware * 4 / 3
-    assert plain.record(1000.0)["train/utilisation_6nd_fraction"] == pytest.approx(plain.flops_6nd * 1000 / 2e9)
-    assert measure_utilisation(recipe.model, 384, 32, False, None, 2).record(1000.0) == {}
+    plain = measure_utilisation(recipe.model, 384, 32, 1e9, 2)
+    # 2 layers of 4 * 32 * 32 + 3 * 32 * 64, and the projection; 12 L H Q T for the scores.
+    matrices, scores = 6 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 384 * 32), 12 * 2 * 32 * 32
+    assert plain.flops_6nd == matrices and plain.flops_mfu == plain.flops_hardware == matrices + scores
+    recomputed = measure_utilisation(recipe.model, 384, 32, 1e9, 2, recomputed=True, causal=True)
+    assert recomputed.flops_mfu == plain.flops_mfu
+    assert recomputed.flops_hardware == (matrices + scores / 2) * 4 / 3
+    recorded = plain.record(1000.0)
+    assert recorded["train/utilisation_6nd_fraction"] == pytest.approx(matrices * 1000 / 2e9)
+    assert recorded["train/mfu_fraction"] == pytest.approx((matrices + scores) * 1000 / 2e9)
+    assert measure_utilisation(recipe.model, 384, 32, None, 2).record(1000.0) == {}
+
+
+def test_the_half_above_the_diagonal_counts_only_where_it_is_computed(tokenized_run, tmp_path):
+    ratios = {}
+    for name, masked in (("sdpa", "true"), ("sdpa", "false"), ("varlen", "true")):
+        run = tokenized_run.copy(tmp_path / f"{name}-{masked}")
+        overrides = [f"--training.attn_implementation={name}", f"--training.document_masking={masked}"]
+        pretrain.main(run.argv(*overrides, "--training.max_tokens=1024"))
+        line = run.metrics()[0]
+        ratios[name, masked] = line["train/utilisation_hardware_fraction"] / line["train/mfu_fraction"]
+    matrices, scores = 6 * (2 * (4 * 32 * 32 + 3 * 32 * 64) + 384 * 32), 12 * 2 * 32 * 32
+    half = (matrices + scores / 2) / (matrices + scores)
+    assert list(ratios.values()) == [pytest.approx(1), pytest.approx(half), pytest.approx(half)]
 
 
 def test_the_numbers_of_metrics_jsonl_reach_tensorboard(tiny_run):

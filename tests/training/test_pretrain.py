@@ -34,7 +34,7 @@ from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import find_damage, newest_checkpoint
 from training.optimizers import build_optimizers
-from training.schedule import accumulation_steps, learning_rate_at
+from training.schedule import learning_rate_at
 
 
 @pytest.fixture(scope="module")
@@ -302,14 +302,6 @@ def test_the_learning_rate_rises_holds_and_falls(shape):
         assert rates[54] == pytest.approx(0.1 + 0.9 / 2) and rates[99] == pytest.approx(0.1)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused_with_the_nearest_that_they_can():
-    sizes = {"tokens_per_step": 12 * 32, "sequence_length": 32, "per_device_train_batch_size": 4}
-    training = Training(max_tokens=10_000, learning_rate=1.0, **sizes)
-    assert [accumulation_steps(training, processes) for processes in (1, 3)] == [3, 1]
-    with pytest.raises(RecipeError, match=r"4 \* 32 \* 2 = 256; nearest: 256 or 512"):
-        accumulation_steps(training, 2)
-
-
 def test_more_repetitions_than_allowed_are_refused_with_the_longest_run(tiny_run):
     with pytest.raises(RecipeError, match=r"data.max_repetitions=0.1; at most [\d,]+ tokens"):
         pretrain.main(tiny_run.argv("--data.max_repetitions=0.1"))
@@ -317,7 +309,9 @@ def test_more_repetitions_than_allowed_are_refused_with_the_longest_run(tiny_run
 
 def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(pretrain, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
+    monkeypatch.setattr(
+        pretrain, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1, "device": torch.device("cpu")})
+    )
     with pytest.raises(SystemExit, match="2 processes were launched but Accelerate counts 1"):
         pretrain.main(tiny_run.argv())
 
@@ -390,10 +384,10 @@ def record_batches(monkeypatch, seen: list) -> None:
     """Record the inputs of each forward pass of training, without those of validation."""
 
     class Recording(SummedLoss):
-        def forward(self, input_ids, position_ids, labels, by_token=False):
+        def forward(self, input_ids, position_ids, labels, by_token=False, **named):
             if self.training:
                 seen.append((input_ids.clone(), labels.clone()))
-            return super().forward(input_ids, position_ids, labels, by_token)
+            return super().forward(input_ids, position_ids, labels, by_token, **named)
 
     monkeypatch.setattr(summed_loss, "SummedLoss", Recording)
 
@@ -422,9 +416,9 @@ def test_tasks_keep_their_rows_in_a_phase_of_longer_sequences(tiny_run, monkeypa
     shapes = set()
 
     class Recording(SummedLoss):
-        def forward(self, input_ids, position_ids, labels, by_token=False):
+        def forward(self, input_ids, position_ids, labels, by_token=False, **named):
             shapes.add((by_token, *input_ids.shape))
-            return super().forward(input_ids, position_ids, labels, by_token)
+            return super().forward(input_ids, position_ids, labels, by_token, **named)
 
     monkeypatch.setattr(summed_loss, "SummedLoss", Recording)
     phase = {"start_fraction": 0.5, "shares": {"web": 1.0}, "sequence_length": 64}

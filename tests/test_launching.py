@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which device a launch takes: never the processor in silence where a GPU was asked for or is there."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_run import RECIPES, ROOT
+
+import launching
+import pretrain
+from recipe_config import RecipeError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Return a function that sets what the environment, the system and torch say."""
+
+    def set_up(
+        use_cpu=None, files=(), cuda="13.0", error="The NVIDIA driver is too old (found version 12040).", **env
+    ):
+        def init():
+            if error is not None:
+                raise RuntimeError(f"{error}\nPlease update your GPU driver.")
+
+        for name, value in ({"ACCELERATE_USE_CPU": use_cpu, "LOCAL_RANK": None} | env).items():
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        monkeypatch.setattr(launching, "device_files", lambda: list(files))
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "init", init)
+
+    return set_up
+
+
+def test_a_gpu_that_torch_cannot_use_is_named_with_its_reason_and_the_driver_to_install(machine):
+    machine(files=["/dev/nvidia0"])
+    reason = (
+        r"this machine has /dev/nvidia0: torch .*: The NVIDIA driver is too old \(found version 12040\); CUDA 13.0 "
+    )
+    with pytest.raises(RecipeError, match=reason + "needs NVIDIA driver 580 or newer. .* ACCELERATE_USE_CPU=true"):
+        launching.refuse_silent_cpu("cpu")
+    machine(files=["/dev/nvidia0"], cuda=None, error="Torch not compiled with CUDA enabled")
+    with pytest.raises(RecipeError, match="not compiled with CUDA enabled; install the torch of https://pytorch.org"):
+        launching.refuse_silent_cpu("cpu")
+    machine(files=["/dev/nvidia0"], error=None)
+    with pytest.raises(RecipeError, match="sees no device; is CUDA_VISIBLE_DEVICES empty"):
+        launching.refuse_silent_cpu("cpu")
+
+
+def test_a_launch_file_that_asks_for_gpus_is_not_followed_on_a_processor(machine):
+    for environment in ({"use_cpu": "False"}, {"LOCAL_RANK": "0"}):
+        machine(**environment)
+        with pytest.raises(RecipeError, match="although the launch file asks for GPUs: torch .* driver 580 or newer"):
+            launching.refuse_silent_cpu("cpu")
+
+
+def test_a_processor_that_is_meant_or_all_there_is_trains(machine):
+    machine(use_cpu="true", files=["/dev/nvidia0"], LOCAL_RANK="0")
+    launching.refuse_silent_cpu("cpu")
+    machine()
+    launching.refuse_silent_cpu("cpu")
+    machine(files=["/dev/nvidia0"])
+    launching.refuse_silent_cpu("cuda")
+
+
+def test_without_a_launch_file_the_command_is_for_the_gpu_or_refused(machine, monkeypatch):
+    machine(files=["/dev/kfd"])
+    monkeypatch.setattr(launching, "has_gpu", lambda: False)
+    with pytest.raises(RecipeError, match="this machine has /dev/kfd"):
+        launching.launch_command(None, None)
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
+    assert "single_gpu.yaml" in " ".join(launching.launch_command(None, None))
+    machine(use_cpu="true", files=["/dev/kfd"])
+    assert "cpu.yaml" in " ".join(launching.launch_command(None, None))
+
+
+def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason(tiny_run):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to use")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / "single_gpu.yaml"), str(RECIPES / "pretrain.py")]
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    ended = subprocess.run([*command, *tiny_run.argv()], env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0 and "Traceback" not in ended.stderr.split("accelerate")[0]
+    assert "although the launch file asks for GPUs" in ended.stderr
+    assert not (tiny_run.output_dir / "metrics.jsonl").exists()
+
+
+def test_gpus_that_no_process_uses_are_named(tiny_run, monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    one = SimpleNamespace(device=torch.device("cuda"), num_processes=1, is_main_process=True)
+    monkeypatch.setattr(pretrain, "make_accelerator", lambda recipe: one)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(pretrain, "refuse_combinations", stop)
+    with pytest.raises(Stop):
+        pretrain.main(tiny_run.argv())
+    assert "note: 1 of the 8 GPUs of this machine are used; for all of them launch" in capsys.readouterr().out

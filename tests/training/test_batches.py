@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step among processes: the batch that is used divides it, for every shipped recipe and number of processes."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny_run import RECIPES
+
+import pretrain
+from recipe_config import RecipeError, Training
+from recipe_loading import load_recipe
+from recovery.chronicle import read_chronicle
+from training.schedule import accumulation_steps, fit_batch
+from training.validation import send
+
+
+SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")
+
+
+def settings(sequences: int, batch_size: int) -> Training:
+    sizes = {"sequence_length": 32, "tokens_per_step": sequences * 32, "per_device_train_batch_size": batch_size}
+    return Training(max_tokens=100_000, learning_rate=1.0, **sizes)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_recipe_trains_on_any_number_of_processes_that_its_step_divides_by(path):
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])
+    training = recipe.training
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    groups = training.tokens_per_step // longest
+    for processes in range(1, 65):
+        if groups % processes:
+            with pytest.raises(RecipeError, match=f"which {processes} processes cannot share evenly; use"):
+                fit_batch(training, longest, processes)
+            continue
+        fitted, _ = fit_batch(training, longest, processes)
+        batch_tokens = fitted.per_device_train_batch_size * fitted.sequence_length
+        assert fitted.per_device_train_batch_size <= training.per_device_train_batch_size
+        assert batch_tokens % longest == 0
+        assert accumulation_steps(fitted, processes) * batch_tokens * processes == training.tokens_per_step
+    assert groups % 8 == 0 or path.name == "long_documents.yaml"
+
+
+def test_the_largest_batch_that_divides_the_step_is_used_and_named():
+    used = {}
+    for processes in (1, 2, 3, 4, 6, 12):
+        fitted, notes = fit_batch(settings(12, 5), 32, processes)
+        used[processes] = fitted.per_device_train_batch_size
+        assert fitted.tokens_per_step == 12 * 32 and accumulation_steps(fitted, processes) > 0
+        assert (
+            len(notes) == 1 and f"per_device_train_batch_size=5 is an upper bound: {used[processes]} seq" in notes[0]
+        )
+    assert used == {1: 4, 2: 3, 3: 4, 4: 3, 6: 2, 12: 1}
+    assert fit_batch(settings(12, 4), 32, 1) == (settings(12, 4), [])
+
+
+def test_a_batch_holds_whole_sequences_of_the_longest_phase():
+    fitted, _ = fit_batch(settings(48, 15), 4 * 32, 2)
+    assert fitted.per_device_train_batch_size == 12
+    with pytest.raises(RecipeError, match=r"is 3 sequences of 512 tokens, which 2 processes"):
+        fit_batch(settings(48, 16), 16 * 32, 2)
+
+
+def test_processes_that_cannot_share_a_step_are_refused_with_numbers_that_can():
+    with pytest.raises(RecipeError, match=r"use 4 or 6 processes, or another step: nearest 320 or 480"):
+        fit_batch(settings(12, 4), 32, 5)
+    with pytest.raises(RecipeError, match=r"use 12 processes, or another step: nearest 416"):
+        fit_batch(settings(12, 4), 32, 13)
+
+
+def test_a_run_uses_that_batch_prints_it_and_has_the_losses_of_any_other(tokenized_run, tmp_path, capsys):
+    losses = []
+    for batch_size in (8, 7):  # of 8 sequences a step: 8 at once, and 2 times 4
+        run = tokenized_run.copy(tmp_path / str(batch_size))
+        pretrain.main(run.argv("--training.max_tokens=1024", f"--training.per_device_train_batch_size={batch_size}"))
+        losses.append(run.losses())
+    printed = capsys.readouterr().out
+    assert "1,024 tokens" in printed and "8 sequences * 32 tokens * 1 micro-steps" in printed
+    assert "4 sequences * 32 tokens * 2 micro-steps" in printed and "=7 is an upper bound: 4 sequences" in printed
+    assert all(abs(losses[0][step] - losses[1][step]) < 1e-5 for step in losses[0]) and len(losses[0]) == 4
+    assert any("upper bound" in entry["text"] for entry in read_chronicle(run.output_dir) if entry["event"] == "note")
+
+
+def test_out_of_memory_names_the_keys_to_change_and_the_same_command_resumes_with_them(tiny_run, monkeypatch):
+    train_step = pretrain.Pretraining.train_step
+
+    def too_large(self, step):
+        if step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of")
+        train_step(self, step)
+
+    argv = tiny_run.argv("--training.max_tokens=2048")
+    with monkeypatch.context() as context:
+        context.setattr(pretrain.Pretraining, "train_step", too_large)
+        with pytest.raises(
+            RecipeError, match="per_device_train_batch_size below 2, or training.gradient_check"
+        ) as said:
+            pretrain.main(argv)
+    assert str(said.value).startswith("out of memory: CUDA out of memory. Use ")
+    status = json.loads((tiny_run.output_dir / "status.json").read_text())
+    assert status["status"] == "failed" and "per_device_train_batch_size" in status["reason"]
+    smaller = ["--training.per_device_train_batch_size=1", "--training.gradient_checkpointing=true"]
+    pretrain.main([*argv, *smaller])
+    assert list(tiny_run.losses()) == list(range(1, 9))
+    least = pretrain.explain_out_of_memory(
+        said.value, settings(8, 1).model_copy(update={"gradient_checkpointing": True})
+    )
+    assert "per_device" not in least and "fsdp2.yaml" in least
+
+
+def test_ddp_averages_in_the_gradients_and_sends_no_buffers_and_gpu_memory_can_grow(tiny_run, monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+    options = pretrain.make_accelerator(recipe).ddp_handler.to_kwargs()
+    assert options == {"gradient_as_bucket_view": True, "broadcast_buffers": False, "bucket_cap_mb": 100}
+    assert os.environ.pop("PYTORCH_ALLOC_CONF") == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    pretrain.make_accelerator(recipe)
+    assert "PYTORCH_ALLOC_CONF" not in os.environ, "the user's setting stands alone"
+
+
+def test_validation_batches_reach_a_gpu_from_pinned_memory_without_a_wait():
+    calls = []
+
+    class Batch:
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            calls.append((device.type, non_blocking))
+
+    send(Batch(), torch.device("cuda"))
+    send(Batch(), torch.device("cpu"))
+    assert calls == ["pinned", ("cuda", True), ("cpu", False)]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled step by layers, as GPUs take it: under DDP, with recomputation, under FSDP2; in fp32 and bf16.
+
+torch.compile gets the backend aot_eager, which traces and differentiates as on a GPU and generates no code.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_run import RECIPES, ROOT
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import pretrain
+from mixture.document_borders import cumulative_lengths
+from model import summed_loss
+from model.attention import choose_attention
+from model.summed_loss import SummedLoss, build_summed_loss
+from recipe_config import Training
+from recipe_loading import load_recipe
+
+
+SESSION = f"""
+import functools, json, os, sys
+sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
+import torch
+import divided_models, pretrain
+from model import summed_loss
+
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+real, plain = pretrain.Accelerator, summed_loss.SummedLoss
+real.end_training = lambda self: None  # the next run needs the process group
+
+class ByLayer(plain):
+    def __init__(self, model, compiled, **options):
+        super().__init__(model, compiled, **options | {{"by_layer": True}})
+        assert compiled and not torch._dynamo.config.optimize_ddp
+
+summed_loss.SummedLoss = ByLayer
+for kind, precision, argv in json.loads(open(sys.argv[1]).read()):
+    torch.compiler.reset()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
+    pretrain.Accelerator = divided_models.fsdp2 if kind == "fsdp2" else real
+    divided_models.AcceleratorState._reset_state()
+    pretrain.main(argv)
+"""
+# name -> (form, precision, overrides)
+FORMS = {
+    "ddp": ("ddp", "no", []),
+    "ddp, recomputed": ("ddp", "no", ["--training.gradient_checkpointing=true"]),
+    "ddp, bf16": ("ddp", "bf16", []),
+    "fsdp2": ("fsdp2", "no", []),
+}
+COMMON = ["--training.attn_implementation=varlen", "--model.num_key_value_heads=1", "--training.max_tokens=2048"]
+
+
+@pytest.fixture(scope="module")
+def losses(tokenized_run, tmp_path_factory) -> dict[str, dict[int, float]]:
+    """Return the losses of one uncompiled process with a mask, and of each form with two."""
+    folder, plan = tmp_path_factory.mktemp("compiled"), []
+    runs = {"alone": tokenized_run.copy(folder / "alone")}
+    pretrain.main(runs["alone"].argv(*COMMON, "--training.attn_implementation=sdpa"))
+    for name, (kind, precision, overrides) in FORMS.items():
+        runs[name] = tokenized_run.copy(folder / name)
+        plan.append([kind, precision, runs[name].argv(*COMMON, "--training.torch_compile=true", *overrides)])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "session.py").write_text(SESSION)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(folder / "session.py"), str(folder / "plan.json")]
+    ended = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return {name: run.losses() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_two_processes_that_compile_by_layer_give_the_losses_of_one_that_does_not(name, losses):
+    one, two, within = losses["alone"], losses[name], 2e-2 if "bf16" in name else 1e-5
+    assert list(one) == list(two) == list(range(1, 9)) and one[8] < one[1] - 0.3
+    apart = max(abs(one[step] - two[step]) for step in one)
+    assert apart < within and (apart > 1e-5) == ("bf16" in name)
+
+
+def test_twelve_layers_are_one_graph_for_training_and_one_for_evaluation(monkeypatch):
+    torch.compiler.reset()
+    counter, compile_module = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda m, **given: compile_module(m, backend=counter, fullgraph=True, **given)
+    )
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 12, "num_attention_heads": 2}
+    language_model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=384, max_position_embeddings=32))
+    training = Training(max_tokens=1000, sequence_length=32, attn_implementation="varlen")
+    choose_attention(language_model, training, SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"))
+    model = SummedLoss(language_model, True, by_layer=True)
+    monkeypatch.setattr(summed_loss, "chunked_loss", lambda hidden, *_: (hidden.sum(), hidden.sum().detach()))
+    for step in range(3):
+        tokens = torch.randint(1, 384, (2, 32), generator=torch.Generator().manual_seed(step))
+        positions = torch.arange(32).repeat(2, 1)
+        batch = {"input_ids": tokens, "position_ids": positions, "labels": tokens}
+        batch["cumulative_lengths"] = cumulative_lengths(positions.numpy())
+        model.train()
+        model(**batch)[0].backward()
+        with torch.no_grad():
+            model.eval()
+            model(**batch)
+        assert counter.frame_count == 2, "training, evaluation, and nothing that a later step compiles again"
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "by_layer"),
+    [
+        ("cpu", ["--training.attn_implementation=varlen"], False),
+        ("cuda", [], True),
+        ("cuda", ["--training.attn_implementation=sdpa"], False),
+        ("cuda", ["--training.attn_implementation=sdpa", "--training.document_masking=false"], True),
+    ],
+)
+def test_a_gpu_compiles_by_layer_where_no_mask_is_made(device, overrides, by_layer, tokenized_run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*overrides)[2:])
+    accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16", distributed_type="NO")
+    tokenizer = type("Tokenizer", (), {"eos_token_id": 0, "__len__": lambda self: 384})()
+    build_summed_loss(recipe, recipe.training, tokenizer, tokenized_run.output_dir, accelerator, compiled=True)
+    assert compiled == (["LlamaDecoderLayer"] * 2 if by_layer else ["LlamaModel"])
+
+
+def test_the_bar_says_that_the_first_step_compiles(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    pretrain.main(tiny_run.argv("--training.torch_compile=true", "--training.max_tokens=1024"))
+    printed = capsys.readouterr().err
+    assert 0 < printed.index("compiling") < printed.index("tokens/s")
+    pretrain.main(tiny_run.copy(tiny_run.output_dir.parent / "plain").argv("--training.max_tokens=1024"))
+    assert "compiling" not in capsys.readouterr().err

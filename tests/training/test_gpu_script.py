@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tests/gpu/run.sh, rehearsed on a processor, so that it works the first time that there is a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_run import RECIPES, ROOT
+
+
+FOLDER = ROOT / "tests" / "gpu"
+LOAD = f"""import sys
+sys.path[:0] = [{str(RECIPES)!r}, {str(FOLDER)!r}]
+import first_hour as f
+lab = f.Lab(f.Path(sys.argv[1]), False)
+"""
+
+
+def run_python(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", f"{LOAD}\n{code}", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """The folder that a rehearsal left, and what it printed."""
+    out = tmp_path_factory.mktemp("gpu")
+    command = ["bash", str(FOLDER / "run.sh"), "--rehearse", "--out", str(out)]
+    ended = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return out, ended.stdout
+
+
+def test_the_rehearsal_takes_every_check_of_the_readme_and_none_fails(rehearsed):
+    out, printed = rehearsed
+    results = json.loads((out / "results.json").read_text())
+    rows = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| ")]
+    numbers = [row.split("|")[1].strip() for row in rows if row.split("|")[1].strip().isdigit()]
+    assert list(results["checks"]) == numbers == [str(number) for number in range(1, 12)]
+    passed = {number: check["passed"] for number, check in results["checks"].items()}
+    # Speed and memory of a processor are no news; what is right is judged on a processor too.
+    assert {number for number, one in passed.items() if one} == {"1", "3", "8", "9", "10"}
+    assert not [number for number, one in passed.items() if one is False] and "failed: none" in printed
+    assert all(check["figure"] and check["expected"] for check in results["checks"].values())
+
+
+def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
+    out, _ = rehearsed
+    measured = [one for one in json.loads((out / "results.json").read_text())["measured"] if "left_out" not in one]
+    assert {one["shape"] for one in measured} == {"125M", "342M", "1B"}
+    assert {one["used_attention"] for one in measured} == {"sdpa", "varlen"}
+    for one in measured:
+        assert (
+            one["tokens_per_second"] > 0 and one["optimizer_seconds"] > 0 and sum(k["share"] for k in one["kernels"])
+        )
+    table = (out / "results.md").read_text()
+    assert table.count("\n| ") > 11 + 3 * 10 and "| 10 | killed and resumed |" in table
+
+
+def test_a_check_that_finds_a_fault_fails_and_one_that_crashes_or_hangs_loses_only_its_own_result(tmp_path):
+    (tmp_path / "logs").mkdir()
+    code = """
+import os, time
+def measured(**changes):
+    one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "used_attention": "varlen", "first_loss": 10.4}
+    one |= {"tokens_per_second": 9e4}
+    one |= {"seconds_to_first_step": 30.0, "peak_memory_bytes": 40e9, "estimated_memory_bytes": {"all": 42e9}}
+    one |= {"train/utilisation_6nd_fraction": 0.3, "train/mfu_fraction": 0.4}
+    one |= {"seconds_per_step": 0.7, "optimizer_host_seconds": 0.02, "optimizer_seconds": 0.03}
+    return one | changes
+other = measured(attention="flex_attention", tokens_per_second=6e4, first_loss=10.401)
+for check in f.FROM_MEASURED.values():
+    assert check(lab, [measured(), other]).passed is True, check
+for check, change in (
+    (f.check_attentions, {"first_loss": 10.5}), (f.check_attentions, {"tokens_per_second": 5e4}),
+    (f.check_speed, {"train/mfu_fraction": 0.2}), (f.check_optimizer, {"optimizer_seconds": 0.1}),
+    (f.check_start, {"seconds_to_first_step": 100.0}), (f.check_memory, {"peak_memory_bytes": 50e9}),
+):
+    assert check(lab, [measured(**change), other]).passed is False, (check, change)
+def crash(lab): os._exit(7)
+def hang(lab): time.sleep(60)
+def refuse(lab): raise ValueError("no such")
+for function, seconds, problem in ((crash, 20, "code 7"), (hang, 0.5, "longer than 0 s"), (refuse, 20, "no such")):
+    result, found = lab.child(function, leads=True).finish(seconds)
+    assert result is None and problem in found, found
+print("as expected")
+"""
+    assert run_python(code, str(tmp_path)) == "as expected\n"
+
+
+def test_a_child_can_start_afresh_where_a_fork_cannot_use_the_gpu(tmp_path):
+    (tmp_path / "logs").mkdir()
+    script = tmp_path / "afresh.py"
+    script.write_text(
+        f"{LOAD}\nlab.rehearsal, lab.start_method = True, 'spawn'\n"
+        "if __name__ == '__main__':\n    print(lab.child(f.use_gpu).finish(60))\n"
+    )
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ended.stdout == "('', None)\n"
+
+
+def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path):
+    command = ["bash", str(FOLDER / "run.sh"), "--out", str(tmp_path)]
+    ended = subprocess.run(
+        command,
+        env=os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2 and "no GPU: " in ended.stdout and "--rehearse runs on a processor" in ended.stdout
+    assert not (tmp_path / "results.json").exists()
