@@ -355,7 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
     accelerator = make_accelerator(recipe)
-    check_devices(accelerator)
+    if (note := check_devices(accelerator)) and accelerator.is_main_process:
+        print(f"pretrain: note: {note}")
     refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
     if options.dry_run:

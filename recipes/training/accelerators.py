@@ -44,8 +44,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-def check_devices(accelerator: Accelerator) -> None:
-    """Refuse processes that would train alone or a processor in place of a GPU, and name GPUs that are not used."""
+def check_devices(accelerator: Accelerator) -> str | None:
+    """Refuse processes that would train alone, and a processor in place of a GPU; return a note on unused GPUs."""
     refuse_silent_cpu(accelerator.device.type)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
@@ -54,11 +54,12 @@ def check_devices(accelerator: Accelerator) -> None:
             "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
         )
     num_gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 0
-    if num_gpus > (used := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) and accelerator.is_main_process:
-        print(
-            f"pretrain: note: {used} of the {num_gpus} GPUs of this machine are used; for all of them launch with "
+    if num_gpus > (used := int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        return (
+            f"{used} of the {num_gpus} GPUs of this machine are used; for all of them launch with "
             f"accelerate_configs/ddp.yaml and --num_processes {num_gpus}"
         )
+    return None
 
 
 def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training) -> str:

@@ -37,7 +37,7 @@ from planning.devices import UTILISATION_INTERVAL
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import RunStatus
-from recovery.preemption import EXIT_PREEMPTED, SAVE_SECONDS, Preemption
+from recovery.preemption import EXIT_STOPPED, SAVE_SECONDS, Preemption
 from recovery.stored_tensors import newest_checkpoint
 from training import preflight
 
@@ -523,8 +523,8 @@ def check_saving(lab: Lab) -> Result:
         "saving at 1B",
         f"{size / 1e9:.1f} GB; training waits {stalls[0]:.1f} s; {seconds:.1f} s from SIGTERM to the end, "
         f"{'with' if whole else 'WITHOUT'} a checkpoint of step {last}, code {code}",
-        f"whole within {SAVE_SECONDS:g} s, code {EXIT_PREEMPTED}",
-        whole and code == EXIT_PREEMPTED and seconds < SAVE_SECONDS + 5,
+        f"whole within {SAVE_SECONDS:g} s, code {EXIT_STOPPED}",
+        whole and code == EXIT_STOPPED and seconds < SAVE_SECONDS + 5,
         {"bytes": size, "stall_seconds": stalls, "leave_seconds": seconds, "code": code, "problem": problem},
     )
 

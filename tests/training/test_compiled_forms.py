@@ -32,9 +32,10 @@ sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
 import torch
 import divided_models, pretrain
 from model import summed_loss
+from training import accelerators
 
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
-real, plain = pretrain.Accelerator, summed_loss.SummedLoss
+real, plain = accelerators.Accelerator, summed_loss.SummedLoss
 real.end_training = lambda self: None  # the next run needs the process group
 
 class ByLayer(plain):
@@ -46,7 +47,7 @@ summed_loss.SummedLoss = ByLayer
 for kind, precision, argv in json.loads(open(sys.argv[1]).read()):
     torch.compiler.reset()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
-    pretrain.Accelerator = divided_models.fsdp2 if kind == "fsdp2" else real
+    accelerators.Accelerator = divided_models.fsdp2 if kind == "fsdp2" else real
     divided_models.AcceleratorState._reset_state()
     pretrain.main(argv)
 """
@@ -126,7 +127,7 @@ def test_a_gpu_compiles_by_layer_where_no_mask_is_made(device, overrides, by_lay
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*overrides)[2:])
     accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16", distributed_type="NO")
-    tokenizer = type("Tokenizer", (), {"eos_token_id": 0, "__len__": lambda self: 384})()
+    tokenizer = type("Tokenizer", (), {"bos_token_id": 0, "eos_token_id": 0, "__len__": lambda self: 384})()
     build_summed_loss(recipe, recipe.training, tokenizer, tokenized_run.output_dir, accelerator, compiled=True)
     assert compiled == (["LlamaDecoderLayer"] * 2 if by_layer else ["LlamaModel"])
 

@@ -32,6 +32,7 @@ import os, sys
 sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
 import divided_models, pretrain
 from model import summed_loss
+from training import accelerators
 from torch.distributed.tensor import DTensor
 
 class Checked(summed_loss.SummedLoss):
@@ -42,7 +43,7 @@ class Checked(summed_loss.SummedLoss):
             parameters[0].to_local().data.view(-1)[0] += 1e-7
         return super().forward(*args, **batch)
 
-pretrain.Accelerator, summed_loss.SummedLoss = getattr(divided_models, sys.argv.pop(1)), Checked
+accelerators.Accelerator, summed_loss.SummedLoss = getattr(divided_models, sys.argv.pop(1)), Checked
 pretrain.main()
 """
 

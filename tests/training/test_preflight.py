@@ -18,7 +18,7 @@ from mixture.batches import MicroBatches
 from model import summed_loss
 from planning.memory import memory_by_part
 from recipe_config import RecipeError
-from training import inputs, preflight
+from training import accelerators, inputs, preflight
 from training.utilisation import measure_utilisation
 
 
@@ -219,6 +219,6 @@ def test_the_numbers_of_metrics_jsonl_reach_trackio(tiny_run, tmp_path, monkeypa
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tiny_run, monkeypatch):
-    monkeypatch.setattr(pretrain, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(accelerators, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(RecipeError, match="not installed: trackio"):
         pretrain.main(tiny_run.argv("--training.report_to=['trackio']"))

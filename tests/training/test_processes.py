@@ -39,9 +39,11 @@ def main(plan: str) -> None:
 
     import pretrain
     from model import summed_loss
+    from training import accelerators
 
-    pretrain.Accelerator.end_training = lambda self: None  # it would end the process group, which the next run needs
-    real, plain, seed_step = pretrain.Accelerator, summed_loss.SummedLoss, pretrain.seed_step
+    # It would end the process group, which the next run needs.
+    accelerators.Accelerator.end_training = lambda self: None
+    real, plain, seed_step = accelerators.Accelerator, summed_loss.SummedLoss, pretrain.seed_step
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
@@ -53,7 +55,7 @@ def main(plan: str) -> None:
         seed_step(seed, step, process)
 
     for name, argv in json.loads(Path(plan).read_text()):
-        pretrain.Accelerator = fsdp2 if name.startswith("sharded") else real
+        accelerators.Accelerator = fsdp2 if name.startswith("sharded") else real
         summed_loss.SummedLoss = Poisoned if name == "poisoned" else plain
         pretrain.seed_step = note_step if name == "poisoned" else seed_step
         pretrain.main(argv)

@@ -25,9 +25,10 @@ sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).p
 import pretrain
 from divided_models import zero_stage3
 from test_zero_stage3 import poison
+from training import accelerators
 
 poison(setattr)
-pretrain.Accelerator = zero_stage3
+accelerators.Accelerator = zero_stage3
 pretrain.main()
 """
 
