@@ -8,13 +8,13 @@ from pathlib import Path
 
 # Below these, keys are names of data: of sources, tasks, reasons and the like.
 NAMES = re.compile(
-    r"\.(sources|domains|months|context_lengths|mixture|dropped|kept|personal_data|removed|not_checkable|sha256"
+    r"\.(sources|domains|months|context_lengths|mixture|converted|reasons|dropped|kept|personal_data|removed|not_checkable|sha256"
     r"|tasks|metrics|by_overlap|groups|group_parts|train_bytes|(bytes_per_token|terms)(\.\*)?)$"
 )
 
 
 # Entries of the same form; the real run has only those on the left.
-ALIKE = {".group_parts.": ".groups.", ".kept.": ".dropped."}
+ALIKE = {".group_parts.": ".groups.", ".kept.": ".dropped.", ".dropped.": ".reasons."}
 
 
 def key_paths(value: object, place: str = "") -> set[str]:

@@ -200,7 +200,7 @@ def test_benchmarks_are_shown_with_what_is_left_and_otherwise_said_to_be_uncheck
 )
 def test_the_origin_of_a_source_shows_no_folder_and_no_password(tmp_path, path, shown):
     recipe = load(tmp_path, {"cases": None})
-    recipe.data.sources[0].path = path
+    recipe.data.sources[0] = recipe.data.sources[0].model_copy(update={"path": path, "revision": "main"})
     card = card_of(tmp_path / "card", recipe)
     assert shown in card and "secret" not in card
     assert "local file or folder web.jsonl" in card_of(tmp_path / "card", load(tmp_path, {"web": None}))

@@ -417,7 +417,7 @@ def test_names_in_the_charts_overlap_neither_each_other_nor_the_legend(plan, tmp
     ],
 )
 def test_the_stated_share_of_the_peak_is_that_of_the_attention_function(overrides, utilisation, interval, named):
-    given = ["--plan.hours=24", "--plan.domain_bytes=1_000_000_000_000", *overrides]
+    given = ["--plan.hours=24", "--plan.domain_bytes=1_000_000_000_000", "--plan.price_per_device_hour=2", *overrides]
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], given)
     assumptions = []
     budget = read_budget(recipe, DEVICES["h100-sxm"], assumptions)

@@ -389,7 +389,7 @@ TWO = ("--accelerate_config", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--
 
 @pytest.mark.parametrize(
     ("number", "launch"),
-    [(signal.SIGINT, ()), (signal.SIGHUP, ()), (signal.SIGTERM, TWO)],
+    [(signal.SIGINT, ()), pytest.param(signal.SIGHUP, (), marks=pytest.mark.long), (signal.SIGTERM, TWO)],
     ids=["Ctrl-C", "terminal closed", "two processes"],
 )
 def test_a_stopped_recipe_waits_for_the_save_and_leaves_no_process_behind(tiny_run, number, launch):
