@@ -67,7 +67,7 @@ class Converter:
         self.stop()
         paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sources.document_worker", str(MEMORY_BYTES)],
+            [sys.executable, "-P", "-m", "sources.document_worker", str(MEMORY_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

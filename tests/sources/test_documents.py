@@ -348,3 +348,13 @@ def test_a_folder_of_documents_is_prepared_with_the_same_bytes_by_any_number_of_
     assert stats["documents_in"] == 15 and stats["dropped"]["unreadable"]["documents"] == 1
     assert sum(kept["documents"] for kept in stats["kept"].values()) == 14
     assert "unreadable" in capsys.readouterr().out
+
+
+def test_a_parser_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    for name in ("json.py", "resource.py", "zipfile.py", "numpy.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    converter = conversion.Converter()
+    answer = converter.convert(str(tmp_path / "absent.docx"), ".docx")
+    converter.stop()
+    assert "FileNotFoundError" in answer["error"] and not (tmp_path / "imported").exists()
