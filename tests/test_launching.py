@@ -103,3 +103,15 @@ def test_gpus_that_no_process_uses_are_named(tiny_run, monkeypatch, capsys):
     with pytest.raises(Stop):
         pretrain.main(tiny_run.argv())
     assert "note: 1 of the 8 GPUs of this machine are used; for all of them launch" in capsys.readouterr().out
+
+
+def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):
+    folder = tmp_path / "with modules"
+    folder.mkdir()
+    for name in ("torch", "numpy", "accelerate", "json", "launching", "planning", "recipe_config"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    command = [sys.executable, RECIPES / "run_recipe.py", *tiny_run.argv("--training.max_tokens=1024")]
+    run_folder = tiny_run.output_dir.absolute()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
+    assert done.returncode == 0 and (run_folder / "model" / "model.safetensors").exists(), done.stderr[-2000:]
