@@ -111,7 +111,8 @@ FIRST_WORDS_CHARACTERS = 60
 def describe_documents(run: Path, ids: Iterable[str]) -> dict[str, dict]:
     """Return id -> where each document was read, as [file, row], and its first words.
 
-    Equal documents have one id and several places. Documents of a run that noted no places have none.
+    Equal documents have one id and several places. Documents of a run that noted no places have none. All ids of the
+    run are searched, so the time grows with the number of documents.
     """
     wanted = list(ids)
     found = {document: {"places": [], "first_words": ""} for document in wanted}
@@ -120,10 +121,15 @@ def describe_documents(run: Path, ids: Iterable[str]) -> dict[str, dict]:
     for row in pq.read_table(places, filters=chosen).to_pylist() if places.exists() and wanted else []:
         found[row["id"]]["places"].append([row["path"], row["row"]])
     for path in sorted((run / "documents").glob("*/*/*.parquet")) if wanted else []:
-        for row in pq.read_table(path, columns=["id", "text"], filters=chosen).to_pylist():
-            found[row["id"]]["first_words"] = " ".join(row["text"][: 4 * FIRST_WORDS_CHARACTERS].split())[
-                :FIRST_WORDS_CHARACTERS
-            ]
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):  # their texts are read only where an id is found
+            ids = file.read_row_group(group, columns=["id"])["id"].to_pylist()
+            if not found.keys().isdisjoint(ids):
+                texts = file.read_row_group(group, columns=["text"])["text"]
+                for number, document in enumerate(ids):
+                    if document in found:
+                        start = texts[number].as_py()[: 4 * FIRST_WORDS_CHARACTERS]
+                        found[document]["first_words"] = " ".join(start.split())[:FIRST_WORDS_CHARACTERS]
     return found
 
 
