@@ -1,21 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a stage so that its processes end with this one: whoever is stopped, all are."""
+"""How the processes of a run are stopped: by which signals, with which exit code, and all of them together."""
 
 import ctypes
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import NamedTuple
 
 import psutil
 
 
+EXIT_STOPPED = 75  # stopped by a signal; the same command resumes. EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # How long processes that lost their parent may take to leave: longer than recovery.preemption.SAVE_SECONDS.
 LEAVE_SECONDS = 30.0
 LOOK_SECONDS = 2.0  # between two looks at a command; a signal that came before its processes were ready is repeated
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run, without those that are ignored since the start, as SIGHUP under nohup."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when its parent ends, however that ends."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process; other systems than Linux lack it."""
+    if sys.platform.startswith("linux"):
+        libc().prctl(option, value)
+
+
+@cache
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 class Ended(NamedTuple):
@@ -29,7 +52,7 @@ def run_child(command: list[str], launches: bool) -> Ended:
     """Run a command to its end, pass signals on to it, and leave none of its processes behind.
 
     The command has a process group of its own, so that Ctrl-C and a scheduler's signal to the group reach it once, as
-    SIGTERM, and at a time when this process waits for it. A signal that was ignored stays ignored (nohup).
+    SIGTERM, and at a time when this process waits for it.
 
     Args:
         command: what to run.
@@ -46,17 +69,14 @@ def run_child(command: list[str], launches: bool) -> Ended:
         if process is not None:
             end(launched_by(process) if launches else [process])
 
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in handled}
-    linux = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if linux:
-        linux.prctl(PR_SET_CHILD_SUBREAPER, 1)  # a process whose launcher is killed becomes a child of this one
+    before = {number: signal.signal(number, pass_on) for number in heeded_signals()}
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # a process whose launcher is killed becomes a child of this one
     try:
         process = psutil.Popen(
             command,
             stdin=subprocess.DEVNULL,
             process_group=0,
-            preexec_fn=linux and (lambda: linux.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)),  # if this one is killed
+            preexec_fn=end_with_parent,  # if this one is killed
         )
         status = None
         while status is None:

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
 from atomic_files import read_record, write_json
+from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
 from model.attention import is_causal
@@ -38,7 +39,7 @@ from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
 from recovery.checkpoints import Checkpoints, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
-from recovery.preemption import EXIT_STOPPED, Preemption
+from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from run_folder import is_finished, new_output
@@ -170,7 +171,7 @@ class Pretraining:
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
         training, progress = self.training, self.progress
-        progress.start(self.state, self.compiled)
+        progress.start(self.state)
         self.prepared.module.train()
         if self.state["evaluation_due"]:
             self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)

@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from child_processes import run_child
+from child_processes import EXIT_STOPPED, run_child
 from launching import clear_environment, launch_command
 from mixture.fitting import check_length
 from publishing.repositories import check_repositories
@@ -35,7 +35,7 @@ from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
-from stages import EXIT_STOPPED, ROOT, STAGES, has_script, output_folder
+from stages import ROOT, STAGES, has_script, output_folder
 
 
 PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
@@ -116,8 +116,8 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     """
     before = read_json(run / "status.json")
     ended = run_child(command, launches=name == "pretrain")
-    training = read_json(run / "status.json")  # of this run, if it is another than before
-    preempted = name == "pretrain" and training != before and training["status"] == "preempted"
+    training = read_json(run / "status.json") or {}  # of this run, if it is another than before
+    preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return

@@ -12,7 +12,6 @@ from sources.units import source_fingerprint
 
 
 ROOT = Path(__file__).resolve().parent.parent
-EXIT_STOPPED = 75  # stopped by a signal; the same command resumes. EX_TEMPFAIL of sysexits.h: try again
 BASE_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")  # of a model or a tokenizer
 
 

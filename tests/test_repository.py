@@ -42,7 +42,7 @@ ARROWS = {
     "vocabulary": {"card_text", "corpus", "recipe_config"},
     "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
-    "recovery": {"atomic_files", "mixture", "recipe_config", "run_folder", "stages"},
+    "recovery": {"atomic_files", "child_processes", "mixture", "recipe_config", "run_folder", "stages"},
     "training": {
         "atomic_files",
         "launching",

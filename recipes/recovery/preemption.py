@@ -12,7 +12,6 @@ after a start there is nothing to save, and they exit at once.
 | 2 | the recipe is wrong; nothing was done |
 | 75 | stopped by a signal; the same command resumes from the newest checkpoint |"""
 
-import ctypes
 import os
 import signal
 import sys
@@ -24,13 +23,11 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
+from child_processes import EXIT_STOPPED, SIGNALS, end_with_parent, heeded_signals
 from recovery.chronicle import RunStatus
-from stages import EXIT_STOPPED
 
 
 SAVE_SECONDS = 20.0  # torchrun passes a signal on and kills the processes that still run 30 s later
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Preemption:
@@ -52,13 +49,11 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         read_end, self.wakeup = os.pipe()
         os.set_blocking(self.wakeup, False)
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-        self.before = {number: signal.signal(number, lambda *_: None) for number in heeded}
+        self.before = {number: signal.signal(number, lambda *_: None) for number in heeded_signals()}
         self.wakeup_before = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         self.owner = os.getpid()
         os.register_at_fork(after_in_child=self.forget)
-        if sys.platform.startswith("linux"):  # the processes of a launcher that is killed get SIGTERM
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()  # which is the launcher
         threading.Thread(target=self.watch, args=(read_end,), daemon=True).start()
         return self
 

@@ -68,10 +68,8 @@ class Progress:
             causal=causal,
         )
 
-    def start(self, state: dict, compiled: bool) -> None:
-        """Start the trackers and the clock; the bar says that the first step compiles, which can take a minute."""
-        if compiled:
-            self.bar.set_postfix_str("compiling")
+    def start(self, state: dict) -> None:
+        """Start the trackers and the clock."""
         # A resumed run stays one run where the tracker would start another.
         options = {"trackio": {"name": self.run.name, "resume": "allow"}}
         self.accelerator.init_trackers(self.run.name, init_kwargs=options)
