@@ -111,8 +111,10 @@ def has_fast_bf16() -> bool:
 
     Its flags do not predict it: with AMX bf16 is many times faster; AVX512-BF16 alone ran at half the rate of fp32.
     """
-    code = "from planning.devices import measure_products as m; r = m(); sys.exit(r['bf16'] <= r['fp32'])"
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'recipes')!r}); {code}"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'recipes')!r}); from planning.devices import measure_products; "
+        "rates = measure_products(); sys.exit(rates['bf16'] <= rates['fp32'])"
+    )
     return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
@@ -135,8 +137,8 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
             refuse_silent_cpu("cpu")
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
         if not accelerate_config.exists():
-            cache = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-            for default in Path(cache).expanduser().glob("accelerate/default_config.*"):
+            home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+            for default in Path(home).expanduser().glob("accelerate/default_config.*"):
                 raise RecipeError(
                     f"{default}: without {accelerate_config.parent} Accelerate would train as this file says; copy "
                     "accelerate_configs/ too, name a file with --accelerate_config, or move this one away"
