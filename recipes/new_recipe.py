@@ -30,6 +30,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
+from amounts import whole_number
 from corpus.language import LanguageFilter
 from planning.available_text import read_text
 from planning.budget import plan_cost, read_budget
@@ -37,7 +38,7 @@ from planning.devices import DEVICES, Device, find_device
 from planning.model_shape import count_parameters, training_flops_per_token
 from planning.plan import make_plan, plan_memory, plan_training
 from planning.planned_recipe import comments_on, launch_file, settings_of_plan, summarise, write_base
-from recipe_config import Name, Recipe, RecipeError, Source, refuse_missing_folder, whole_number
+from recipe_config import Name, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import load_recipe, run_command
 from sources.readers import Unreadable, read_unit
 from sources.row_text import describe_fields

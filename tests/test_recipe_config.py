@@ -11,6 +11,7 @@ from tiny_run import RECIPES
 
 import recipe_config
 import recipe_loading
+from amounts import read_bytes
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe, parse_command_line
 
@@ -332,3 +333,11 @@ def test_the_schema_for_editors_is_that_of_the_code(capsys):
     recipe_config.main()
     stored = Path(RECIPES / "recipe.schema.json").read_text()
     assert capsys.readouterr().out == stored, "rerun: python recipes/recipe_config.py > recipes/recipe.schema.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("0.067GB", 67_000_000), ("1.1 KiB", 1126.4), ("2.5e3 MB", 2_500_000_000)]
+)
+def test_an_amount_with_a_unit_is_exact(text, num_bytes):
+    assert read_bytes(text) == num_bytes
+    assert isinstance(read_bytes(text), int) == (num_bytes == int(num_bytes))

@@ -16,6 +16,7 @@ import pytest
 import result_tables
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from pages import PAGES, command_lines
 from tiny_run import RECIPES, ROOT
 
 from benchmark_tasks import choose_tasks, read_benchmarks
@@ -27,7 +28,8 @@ RECIPE_FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.n
 # What each room and each file that every command reads may import of the others, from the bottom up. Commands may
 # import all of these, and nothing imports a command.
 ARROWS = {
-    "recipe_config": set(),
+    "amounts": set(),
+    "recipe_config": {"amounts"},
     "atomic_files": {"recipe_config"},
     "card_text": {"recipe_config"},
     "sources": {"recipe_config"},
@@ -101,9 +103,6 @@ STEPS = sorted(path for package in PACKAGES for path in (RECIPES / package).glob
 EVAL_PACKAGES = ("metrics", "sections")
 SECTIONS = sorted(path for package in EVAL_PACKAGES for path in (ROOT / "eval" / package).rglob("[!_]*.py"))
 SCRIPTS = sorted([*RECIPES.glob("*.py"), *STEPS, *(ROOT / "eval").glob("*.py"), *SECTIONS])
-PAGES = sorted([ROOT / "README.md", RECIPES / "CONTRIBUTING.md", *RECIPES.rglob("README.md")])
-for folder in ("accelerate_configs", "eval", "tests"):
-    PAGES += sorted((ROOT / folder).rglob("README.md"))
 MEASURED = ROOT / "tests" / "benchmarks" / "results"
 
 
@@ -256,9 +255,7 @@ def headings(page: Path) -> set[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+    return [shlex.split(line, comments=True) for line in command_lines(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
