@@ -21,7 +21,8 @@ from corpus.pipeline_executor import TaskProgress
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
-from sources.readers import Unreadable, document_date, read_unit
+from sources.dates import document_date
+from sources.readers import Unreadable, read_unit
 from sources.row_text import describe_fields
 from sources.separators import count_markers
 from sources.units import Listing, Unit, is_hub_dataset, named_errors

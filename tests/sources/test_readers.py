@@ -25,7 +25,8 @@ from tiny_run import RECIPES, TinyRun, make_text
 from atomic_files import read_record
 from recipe_config import RecipeError, Source
 from sources import units
-from sources.readers import MAX_ROW_BYTES, MAX_ROW_VALUES, Unreadable, WholeFile, document_date, read_unit
+from sources.dates import document_date
+from sources.readers import MAX_ROW_BYTES, MAX_ROW_VALUES, Unreadable, WholeFile, read_unit
 from sources.units import list_units, source_fingerprint
 
 
