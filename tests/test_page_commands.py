@@ -56,12 +56,14 @@ def clone(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "my_texts").mkdir()
-    rows = [json.dumps({"text": make_text(seed)}) for seed in range(60)]
+    rows = [json.dumps({"text": make_text(seed, sentences=2000)}) for seed in range(60)]  # what a trial can use
     for number in range(20):
         (folder / "my_texts" / f"{number}.txt").write_text(make_text(number))
-    for name in ("legal", "finance", "medical", "general", "agreements", "opinions"):
+    files = ["edgar_agreements", "scotus_opinions"]
+    for name in ("legal", "finance", "medical", "general"):
         (folder / "texts" / name).mkdir(parents=True)
-        (folder / "texts" / name / "rows.jsonl").write_text("\n".join(rows))
+        for file in files if name == "legal" else ["rows"]:
+            (folder / "texts" / name / f"{file}.jsonl").write_text("\n".join(rows))
     for name in ("general.jsonl.gz", "path/to/general.jsonl.gz"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(folder / name, "wt") as file:
@@ -81,7 +83,7 @@ def test_every_reason_not_to_run_a_command_is_of_some_command_and_most_are_run_o
 @pytest.mark.long
 @pytest.mark.parametrize("command", RUN)
 def test_a_printed_command_runs(command, clone, monkeypatch):
-    if "legal-quickstart" in command and not (clone / "runs" / "legal-quickstart").exists():
+    if "quickstart" in command and not (clone / "runs" / "legal-quickstart").exists():
         pytest.skip("needs the run that bash recipes/quickstart.sh leaves")
     if re.search(DRY, command) and "--dry_run" not in command:
         command += " --dry_run"
