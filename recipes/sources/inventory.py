@@ -73,8 +73,7 @@ class Inventory:
 
     def rows(self) -> list[FileCount]:
         """Return the counts: what is read, then what is not, the most bytes first."""
-        order = sorted(self.counts.values(), key=lambda c: (c.reason is not None, c.is_chosen, -c.num_bytes, c.ending))
-        return sorted(order, key=lambda count: (count.reason is not None, count.is_chosen))
+        return sorted(self.counts.values(), key=lambda c: (c.reason is not None, c.is_chosen, -c.num_bytes, c.ending))
 
     def left_out(self) -> list[FileCount]:
         """Return what is not read although nobody chose so."""
