@@ -53,7 +53,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
     Raises: RecipeError: a script that the model needs is absent, or a source cannot be read.
     """
-    wanted = list(STAGES)
+    wanted = [name for name, stage in STAGES.items() if not stage.by_hand]
     text_is_counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
     if not recipe.plan.budgets() or not text_is_counted:
         wanted.remove("plan")
