@@ -43,6 +43,7 @@ ARROWS = {
     "run_folder": {"atomic_files", "file_hashes", "recipe_config", "stages"},
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
     "vocabulary": {"card_text", "corpus", "recipe_config"},
+    "public_texts": set(),
     "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "child_processes", "mixture", "recipe_config", "run_folder", "stages"},
