@@ -85,9 +85,9 @@ def refuse_lone_process() -> None:
             continue
         shown = " ".join(f"{name}={value}" for name, value in given.items())
         raise RecipeError(
-            f"{shown}: the environment says that this is one of several processes, but not {', '.join(missing)}, so it "
-            f"would wait for others that nobody starts: unset {' '.join(given)}, or start it with `accelerate launch` "
-            "or `torchrun`"
+            f"{shown}: the environment says that this is one of several processes, but lacks {', '.join(missing)}; it "
+            f"would wait for others that nobody starts: unset {' '.join(given)}, or use `accelerate launch` or "
+            "`torchrun`"
         )
 
 

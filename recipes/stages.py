@@ -4,7 +4,6 @@
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from atomic_files import RECORD, hash_items, read_record
@@ -312,7 +311,7 @@ STAGES = {
         "documents",
         documents_settings,
         once=exported_benchmarks,
-        earlier_settings=partial(documents_settings, whole_files=False),
+        earlier_settings=lambda recipe: documents_settings(recipe, whole_files=False),
     ),
     "tokenizer": Stage(
         "recipes/train_tokenizer.py",
@@ -359,7 +358,7 @@ STAGES = {
         "finetuned",
         finetune_settings,
         by_hand=True,
-        earlier_settings=partial(finetune_settings, whole_files=False),
+        earlier_settings=lambda recipe: finetune_settings(recipe, whole_files=False),
     ),
 }
 
