@@ -214,8 +214,8 @@ CFR = '<part xmlns="eregs"><section label="1-2"><subject>§ 1.2 Dogs.</subject>'
         (
             "us_code",
             "x.xml",
-            f"{USLM}<heading> Dogs</heading><chapeau>No dog</chapeau><subsection><num>(a)</num><content> barks<p>or</p>"
-            "</content></subsection><sourceCredit>1901</sourceCredit></section></title>",
+            f"{USLM}<heading> Dogs</heading><chapeau>No dog</chapeau><subsection><num>(a)</num><content> barks"
+            "<p>or</p></content></subsection><sourceCredit>1901</sourceCredit></section></title>",
             "us/usc/t0/s1",
             "§ 1. Dogs No dog\n(a) barks or",
         ),

@@ -28,6 +28,9 @@ def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, **options)
 
 
+UNIGRAM = "--tokenizer.algorithm=unigram"
+
+
 def phase_of(sequence_length: int) -> str:
     """Return the override of a second phase with longer sequences."""
     phase = {"start_fraction": 0.5, "shares": {"law": 0.6, "web": 0.4}, "sequence_length": sequence_length}
@@ -53,7 +56,7 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
     settings += ["--training.sequence_length=128", "--data.decontamination={}"]
     settings += ["--training.eval_tasks=[general_agreement]"]
-    settings += ["--plan.flops=1e13", "--plan.device=rtx-4090", phase_of(256)]
+    settings += ["--plan.flops=1e13", "--plan.device=rtx-4090", phase_of(256), UNIGRAM]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
     return command, folder, run(command, folder)
 
@@ -87,7 +90,6 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
 
 CONTINUED = "--model.from_pretrained=base"  # which has a chat template
 EXTENDED, ADAPTERS = "--tokenizer.extend_by=10", "--model.lora={rank: 2, targets: [q_proj, down_proj]}"
-UNIGRAM = "--tokenizer.algorithm=unigram"
 MINE = '--data.sources=[{"name": "mine", "path": "texts/web"}]'
 # name -> recipe, settings and processes; each runs in a folder of its own, beside the repository.
 WAYS = {
@@ -122,7 +124,7 @@ def base(tokenized_run, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "way",
     [
-        "a copied recipe from another folder, with spaces and umlauts and a longer phase",
+        "a copied recipe from another folder, with spaces and umlauts, Unigram and a longer phase",
         *(pytest.param(way, marks=[pytest.mark.long] if number else []) for number, way in enumerate(WAYS)),
     ],
 )
@@ -140,7 +142,7 @@ def test_every_way_from_text_ends_in_a_release_on_the_hub(way, request, tmp_path
             launch_file = ROOT / "accelerate_configs" / "ddp.yaml"
             command += ["--accelerate_config", launch_file, "--num_processes", processes]
     else:
-        settings, processes = [phase_of(256)], 1
+        settings, processes = [UNIGRAM], 1
         command, folder, _ = request.getfixturevalue("telecom")
         output = shutil.copytree(folder / "runs" / "telecom", tmp_path / "run")
         command = [Path(command[0]).with_name("push_to_hub.py"), *command[1:], f"--run.output_dir={output}", published]
