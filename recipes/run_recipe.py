@@ -21,6 +21,7 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again who
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -146,6 +147,15 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
+def activation() -> str | None:
+    """Return the command after which `python` is this interpreter; None if it is already, or not of an environment."""
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
+        return None
+    script = Path(sys.prefix) / "bin" / "activate"
+    near = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return f"source {shlex.quote(str(near))}"
+
+
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,
@@ -192,6 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         f"card {output_folder(recipe, 'publish') / 'README.md'}"
         + (f", report {run / 'report.html'}" if (run / "report.html").exists() else "")
     )
+    if command := activation():
+        print(f"run_recipe: before another command: {command}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import launching
+import run_recipe
 from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
@@ -407,6 +408,17 @@ def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environm
             path.unlink()
     assert losses[0] == losses[1] and len(losses[0]) > 3
     assert "removed from the environment, since accelerate_configs/ decides: ACCELERATE_DEBUG_MODE" in result.stdout
+
+
+def test_a_reader_whose_shell_has_not_entered_the_environment_gets_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert run_recipe.activation() is None
+    monkeypatch.delenv("VIRTUAL_ENV")
+    assert run_recipe.activation() == "source .venv/bin/activate"
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert run_recipe.activation() is None
 
 
 def test_evaluation_gets_what_the_recipe_says(tmp_path):
