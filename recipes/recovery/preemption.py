@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preemption: a signal ends training with a checkpoint.
 
-SIGTERM, SIGINT, SIGHUP or SIGUSR1 (Slurm's warning) may reach the launcher or one process at any moment. The processes
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 may reach the launcher or one process at any moment. The processes
 agree at the next step or validation batch, save, and exit within `save_seconds` of the signal. Before the first step
 after a start there is nothing to save, and they exit at once.
+
+A file `leave` in the run folder asks for the same without a limit, since no launcher knows of it: slurm.sh makes it when
+Slurm warns that the time is up.
 
 | exit code | meaning |
 |---|---|
@@ -27,6 +30,7 @@ from child_processes import EXIT_STOPPED, SIGNALS, end_with_parent, heeded_signa
 from recovery.chronicle import RunStatus
 
 
+LEAVE = "leave"
 LAUNCHER_SECONDS = 30  # after which torchrun, having passed a signal on, kills the processes that still run
 SAVE_SECONDS = 20.0  # at least, after a signal
 
@@ -47,7 +51,9 @@ class Preemption:
         self.status, self.signal_name = status, None
         self.anything_to_save, self.left = False, threading.Event()
         self.group, self.pending = None, None
-        self.save_seconds = SAVE_SECONDS
+        self.save_seconds, self.leave_file = SAVE_SECONDS, status.path.with_name(LEAVE)
+        if status.writes:
+            self.leave_file.unlink(missing_ok=True)  # for the run before
 
     def allow(self, seconds: float) -> str:
         """Allow for a save that takes so long, after one that is being written; return what to print about it."""
@@ -113,6 +119,8 @@ class Preemption:
 
         With several processes this is the answer to the call before, which has arrived by now, so no process waits.
         """
+        if self.status.writes and self.anything_to_save and self.signal_name is None and self.leave_file.exists():
+            self.signal_name = f"the file {LEAVE}"
         if self.group is None:
             return self.signal_name is not None
         answer = False
@@ -132,6 +140,7 @@ class Preemption:
         """
         self.status.end("preempted", EXIT_STOPPED, reason)
         if self.status.writes:
+            self.leave_file.unlink(missing_ok=True)
             sys.stderr.write(f"pretrain: {reason}; the same command resumes from there\n")
         if self.group is not None:
             distributed.barrier(self.group)  # the launcher ends the others as soon as one has left
