@@ -5,9 +5,9 @@ In:   data.sources, and extract_text(example, source) of the recipe's data.py; b
 Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date,
       and, with data.family_containment, the family of each held-out document;
       documents/README.md, the data card; documents/stats.json with the files of each source, read and not read, and
-      the documents and bytes read, kept, and dropped for each reason; documents/decontamination.json with the
-      benchmark items that were searched for and found; documents/quarantine.jsonl with the position of everything
-      that could not be read, and why.
+      the documents and bytes read, kept, and dropped for each reason; documents/quality_scores.parquet with the scores
+      of data.quality_model; documents/decontamination.json with the benchmark items that were searched for and found;
+      documents/quarantine.jsonl with the position of everything that could not be read, and why.
 
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
@@ -21,6 +21,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datatrove.pipeline.readers import ParquetReader
 
 from atomic_files import discard, write_json
@@ -119,21 +120,31 @@ def prepare(recipe: Recipe) -> dict:
         # Split.
         held_out = choose_held_out(work / "notes", work / "kept", data)
         write_json(work / "held_out.json", held_out._asdict())
+        kept, model, refused = [ParquetReader(str(work / "kept"))], None, np.zeros(0, dtype="S32")
+        if data.quality_model is not None:
+            from corpus.quality_model import SCORES, filter_by_model  # only here: importing scikit-learn takes seconds
+
+            folder = work / "quality_model"
+            refused, model = filter_by_model(run, kept, work / "kept", work / "notes", folder, held_out.splits, data)
+            (folder / SCORES).replace(output / SCORES)
+        np.save(work / "refused.npy", refused)
         split = partial(
             write_splits,
             folder=output,
             held_out=work / "held_out.json",
-            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, data),
+            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, refused, data),
+            refused=work / "refused.npy",
             splits=data.splits,
             counts=counts,
         )
-        run("split", [ParquetReader(str(work / "kept")), split])
+        run("split", [*kept, split])
 
         # Report.
         write_places(work / "places", work / "passages" / "renamed", output / PLACES)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)
+        stats |= {"quality_model": model} if model else {}
         write_json(output / "stats.json", stats)
         decontamination = index and write_report(output / "decontamination.json", index, fraction, overlaps)
         write_data_card(recipe, output, stats, decontamination)

@@ -213,6 +213,18 @@ class Quality(Section):
     """Rule -> threshold that replaces the profile's; corpus/text_quality.py lists the rules."""
 
 
+class QualityModel(Section):
+    """Drop the training documents of a source that read least like the team's own good documents, by a linear model
+    that learns from both; corpus/quality_model.py. Held-out text stays the same."""
+
+    good: Annotated[list[Name], Field(min_length=1)]
+    """Sources of good documents."""
+    bad: Name | Annotated[list[Name], Field(min_length=1)]
+    """Source or sources to filter, such as web."""
+    keep_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of each such source's training bytes to keep, the best documents first."""
+
+
 class RepeatedPassages(Section):
     """Remove passages that very many documents share, such as headers, footers and licence notices;
     corpus/repeated_passages.py."""
@@ -355,6 +367,8 @@ class Data(Section):
     """Rules that drop documents of low quality. None: nothing is dropped."""
     repeated_passages: RepeatedPassages | None = None
     """Passages to remove from the documents that share them. None: none."""
+    quality_model: QualityModel | None = None
+    """Good documents by which other sources are filtered. None: nothing is dropped."""
     personal_data: PersonalData | None = None
     """Personal data to replace, count or drop documents for. None: not looked for."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
@@ -404,6 +418,14 @@ class Data(Section):
         for index, name in enumerate((self.repeated_passages and self.repeated_passages.sources) or []):
             if name not in names:
                 yield f"repeated_passages.sources.{index}", f"no source {name!r}; there are {', '.join(names)}"
+        if (model := self.quality_model) is not None:
+            bad = [model.bad] if isinstance(model.bad, str) else model.bad
+            for key, side in (("good", model.good), ("bad", bad)):
+                for name in side:
+                    if name not in names:
+                        yield f"quality_model.{key}", f"no source {name!r}; there are {', '.join(names)}"
+            if both := set(model.good) & set(bad):
+                yield "quality_model.bad", f"{', '.join(sorted(both))} cannot be good and bad; name it once"
         if self.executor == "slurm" and self.slurm is None:
             yield "slurm", "missing; data.executor: slurm needs at least slurm.partition"
 

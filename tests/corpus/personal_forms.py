@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the patterns for personal data on letterheads, charts, statements and captions of a dozen countries and more.
+"""Measure the patterns for personal data on letterheads, charts, statements and captions of many countries.
 
     PYTHONPATH=recipes python tests/corpus/personal_forms.py
 
