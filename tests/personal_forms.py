@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the patterns for personal data on letterheads, charts, statements and captions of many countries.
 
-    PYTHONPATH=recipes python tests/corpus/personal_forms.py
+    PYTHONPATH=recipes python tests/personal_forms.py
 
 The forms of personal_forms.txt were written, and what is personal marked as {{kind:value}}, before the patterns were
 looked at. Prints a row a kind: of the marked values, the fraction covered by what is found, whatever kind that is; of
