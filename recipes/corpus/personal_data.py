@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 from datatrove.pipeline.formatters.pii import public_ip_validator
 
 from corpus.labelled_identifiers import LABELLED, find_labelled
+from recipe_config import PersonalData
 
 
 Action = Literal["replace", "drop", "leave"]
@@ -348,6 +349,8 @@ KINDS = {
 }
 PATTERNS = {name: re.compile(kind.form, re.ASCII | re.VERBOSE) for name, kind in KINDS.items()}
 PLACEHOLDERS = {kind.placeholder for kind in KINDS.values()}
+# What stats.json that names no kinds was made with.
+FIRST_KINDS = ("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone")
 EVERYWHERE = ("email", "ip", "iban", "card", "ssn", "phone", "national_id", "passport")
 # Legal: what Federal Rule of Civil Procedure 5.2(a) has filings redact, and more. Medical: what patterns can find of
 # the HIPAA safe harbour (45 CFR 164.514(b)(2)). Docket numbers identify a court's case, not a person: in no profile.
@@ -451,3 +454,14 @@ class Redactor:
                 pieces += [text[position:start], KINDS[kind].placeholder]
                 position = end
         return "".join([*pieces, text[position:]]), counts
+
+
+def searched_kinds(settings: PersonalData | None, stats: dict) -> dict[str, Action] | None:
+    """Return kind -> action for the kinds that documents were searched for; None if for none.
+
+    Args: stats: content of documents/stats.json; without `personal_data_kinds` it is of the first kinds' time.
+    """
+    if settings is None:
+        return None
+    actions = Redactor(settings.profile, settings.actions).actions
+    return {kind: action for kind, action in actions.items() if kind in stats.get("personal_data_kinds", FIRST_KINDS)}
