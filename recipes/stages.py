@@ -51,7 +51,8 @@ class Stage:
 def documents_settings(recipe: Recipe) -> dict:
     """Return what decides the documents: neither their mixture nor the machine that prepares them."""
     mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
-    data = recipe.data.model_dump(exclude=mixture | {"workers", "executor", "slurm", "extract_text"})
+    not_deciding = {"workers", "executor", "slurm", "extract_text", "dropped_samples_bytes"}
+    data = recipe.data.model_dump(exclude=mixture | not_deciding)
     if recipe.data.decontamination is not None and recipe.data.decontamination.benchmarks is not None:
         data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe))  # not their path
     if recipe.data.near_duplicates is not None:

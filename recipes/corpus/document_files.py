@@ -70,21 +70,26 @@ def write_documents(documents, rank: int, world_size: int, folder: Path) -> None
     writer.close()
 
 
-def write_places(places: Path, renamed: Path, path: Path) -> None:
+def read_renamed(folder: Path) -> dict[str, str]:
+    """Return id -> later id of the documents that lost passages, from the files of all tasks."""
+    files = sorted(folder.glob("*.json"))
+    return {old: new for file in files for old, new in json.loads(file.read_text()).items()}
+
+
+def write_places(places: Path, renamed: dict[str, str], path: Path) -> None:
     """Write which file and row each document was read from, whatever became of it later.
 
     Args:
         places: folder of JSON lines [id, file, row].
-        renamed: folder of JSON objects {id: later id}, of documents that lost passages.
+        renamed: id -> later id, of documents that lost passages.
         path: Parquet file to write, of (id, path, row), in the order of reading.
     """
-    later = {old: new for file in sorted(renamed.glob("*.json")) for old, new in json.loads(file.read_text()).items()}
     with pq.ParquetWriter(path, PLACE_SCHEMA, compression="zstd") as writer:
         for file in sorted(places.glob("*.jsonl")):
             rows = []
             with file.open(encoding="utf-8") as lines:
                 for document, name, row in map(json.loads, lines):
-                    rows.append({"id": later.get(document, document), "path": name, "row": row})
+                    rows.append({"id": renamed.get(document, document), "path": name, "row": row})
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, schema=PLACE_SCHEMA))
 
