@@ -18,6 +18,7 @@ from corpus.accounting import Tally
 from corpus.document_files import document_id
 from corpus.dropped_samples import KEPT, Samples, hide
 from corpus.language import LanguageFilter
+from corpus.pages import move_starts
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
 from corpus.rule_marks import explain_language, explain_quality
@@ -34,6 +35,7 @@ from sources.units import Listing, Unit, is_hub_dataset, named_errors
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
 MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
+TITLE_CHARACTERS = 200
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -210,12 +212,20 @@ def read_part(
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
-            placed.write(json.dumps([document.id, unit.name, row_number]) + "\n")
+            placed.write(json.dumps([document.id, unit.name, row_number, *describe_document(row, text)]) + "\n")
             sample(KEPT, kept=document)
             yield document
     progress.note()
     samples.write()
     tally.write()
+
+
+def describe_document(row: dict, text: str) -> tuple[str | None, list[int] | None]:
+    """Return the title of a document and where its pages begin in its text, if its format says so."""
+    title, starts = row.get("title"), row.get("page_starts")
+    title = " ".join(title.split())[:TITLE_CHARACTERS] if isinstance(title, str) else None
+    is_paged = isinstance(starts, list) and all(isinstance(start, int) for start in starts)
+    return title or None, move_starts(row["text"], text, starts) if is_paged else None
 
 
 def extract_document(
