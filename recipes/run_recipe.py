@@ -21,6 +21,7 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again who
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
     Raises: RecipeError: a script that the model needs is absent, or a source cannot be read.
     """
-    wanted = list(STAGES)
+    wanted = [name for name, stage in STAGES.items() if not stage.by_hand]
     text_is_counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
     if not recipe.plan.budgets() or not text_is_counted:
         wanted.remove("plan")
@@ -152,6 +153,15 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
+def activation() -> str | None:
+    """Return the command after which `python` is this interpreter; None if it is already, or not of an environment."""
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
+        return None
+    script = Path(sys.prefix) / "bin" / "activate"
+    near = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return f"source {shlex.quote(str(near))}"
+
+
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,
@@ -198,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         f"card {output_folder(recipe, 'publish') / 'README.md'}"
         + (f", report {run / 'report.html'}" if (run / "report.html").exists() else "")
     )
+    if command := activation():
+        print(f"run_recipe: before another command: {command}")
 
 
 if __name__ == "__main__":

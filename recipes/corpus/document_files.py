@@ -94,3 +94,12 @@ def texts(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=256):
             yield from batch["text"].to_pylist()
+
+
+def sampled_texts(folder: Path, ids: set[str]) -> dict[str, str]:
+    """Return document id -> text of the documents of a folder that are in `ids`."""
+    found = {}
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=256):
+            found |= {row["id"]: row["text"] for row in batch.to_pylist() if row["id"] in ids}
+    return found

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from datatrove.data import Document
 from huggingface_hub import HfApi
@@ -68,9 +69,35 @@ def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tupl
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is not in a package; modules beside it can be imported.
+    """Return extract_text of the recipe's data.py.
 
     Raises: RecipeError: it cannot be imported, or has no such function.
+    """
+    extract_text = getattr(import_data_script(path), "extract_text", None)
+    if not callable(extract_text):
+        raise RecipeError(
+            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
+        )
+    return extract_text
+
+
+def load_redact(path: str) -> Callable[[str, str], str | None] | None:
+    """Return redact of the recipe's data.py; None if it has none.
+
+    Raises: RecipeError: the file cannot be imported, or its redact is no function.
+    """
+    redact = getattr(import_data_script(path), "redact", None)
+    if redact is not None and not callable(redact):
+        raise RecipeError(
+            f"data.extract_text: redact in {path} is no function; write redact(text, source), or rename it"
+        )
+    return redact
+
+
+def import_data_script(path: str) -> ModuleType:
+    """Import the recipe's data.py, which is not in a package; modules beside it can be imported.
+
+    Raises: RecipeError: it cannot be imported.
     """
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -82,11 +109,7 @@ def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises
         raise RecipeError(f"data.extract_text: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "extract_text", None)):
-        raise RecipeError(
-            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
-        )
-    return module.extract_text
+    return module
 
 
 class DocumentPipeline:
@@ -119,6 +142,7 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     """Yield the documents of one part of a source; count every example as read, or as dropped for a reason."""
     source, units = parts[rank]
     extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
+    redact = load_redact(data.extract_text)
     progress = TaskProgress(work / "logs" / "read" / "progress", rank)
     tally = Tally(work / "counts", "read", rank, source.name)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
@@ -126,6 +150,13 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
     places = work / "places" / f"{rank:05d}.jsonl"
     places.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
+
+        def set_aside(example: Unreadable) -> None:
+            tally.add("dropped:unreadable", example.size_bytes)
+            tally.add_reason("unreadable", example.reason, example.size_bytes)
+            entry = {"source": source.name, "position": example.position, "reason": example.reason}
+            quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
         for unit, row_number, example in read_examples(source, units, tally, progress):
             row = example
             if not isinstance(example, Unreadable):
@@ -133,10 +164,7 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
                     tally.documents[f"converted:{encoding}"] += 1
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
-                tally.add("dropped:unreadable", example.size_bytes)
-                tally.add_reason("unreadable", example.reason, example.size_bytes)
-                entry = {"source": source.name, "position": example.position, "reason": example.reason}
-                quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                set_aside(example)
                 continue
             text, date = example
             text = pipeline.normalise(text)
@@ -155,6 +183,15 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
             if text is None:
                 tally.add("dropped:personal_data", num_bytes)
                 continue
+            if redact is not None:
+                before, text = text, call_redact(redact, text, source, unit, num_bytes)
+                if isinstance(text, Unreadable):
+                    set_aside(text)
+                    continue
+                if not text:
+                    tally.add("dropped:redact", num_bytes)
+                    continue
+                tally.documents["redacted"] += text != before
             for marker, number in count_markers(text).items():
                 tally.documents[f"marker:{marker}"] += 1
                 tally.num_bytes[f"marker:{marker}"] += number
@@ -192,6 +229,19 @@ def extract_document(
         if text is None or splits.future_from is None:
             return text, None
         return Unreadable(unit.name, str(error), len(text.encode()))
+
+
+def call_redact(redact: Callable, text: str, source: Source, unit: Unit, size_bytes: int) -> str | None | Unreadable:
+    """Return what the recipe's redact makes of a text, or why it cannot be kept: then it must not be trained on."""
+    try:
+        redacted = redact(text, source.name)
+        if isinstance(redacted, str):
+            redacted.encode()
+    except Exception as error:
+        return Unreadable(unit.name, f"redact raises {type(error).__name__}: {error}", size_bytes)
+    if not isinstance(redacted, str | None):
+        return Unreadable(unit.name, f"redact gives {type(redacted).__name__}, not text", size_bytes)
+    return redacted
 
 
 def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
