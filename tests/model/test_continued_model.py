@@ -151,6 +151,7 @@ def test_adapters_resume_from_a_checkpoint_as_if_they_had_not_stopped(base, adap
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 
+@pytest.mark.long  # tests/test_run_recipe.py has the same, up to a release
 def test_two_processes_train_adapters_and_new_tokens_with_the_losses_of_one(base, tmp_path):
     overrides = ("--tokenizer.extend_by=10", ADAPTERS)
     alone = continue_from(base, tmp_path / "alone", *overrides)
