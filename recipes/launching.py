@@ -205,3 +205,10 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
         print("note: this processor is faster in fp32 than in bf16; training in fp32")
         command += ["--mixed_precision", "no"]
     return command
+
+
+def evaluation_command(launch: list[str]) -> list[str]:
+    """Return what runs the evaluation: training's launch_command, or on one processor Python, which starts sooner."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or "--cpu" in launch
+    on_cpu = on_cpu or any(Path(word).name == "cpu.yaml" for word in launch)
+    return [sys.executable] if on_cpu and launch[launch.index("--num_processes") + 1] == "1" else launch

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from atomic_files import hash_items, read_json
 from child_processes import EXIT_STOPPED, run_child
-from launching import clear_environment, launch_command
+from launching import clear_environment, evaluation_command, launch_command
 from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -94,10 +94,16 @@ def check_text(recipe: Recipe, listings: dict[str, Listing]) -> None:
 
 
 def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
-    """Run a stage's script, training by `launch`, and record its output where the script reads no recipe."""
+    """Run a stage's script and record its output where the script reads no recipe.
+
+    Training runs by `launch`, and the evaluation too where there is a GPU or several processes.
+    """
     stage, run = STAGES[name], Path(recipe.run.output_dir)
+    python = [sys.executable]
+    if name in ("pretrain", "evaluate"):
+        python = launch if name == "pretrain" else evaluation_command(launch)
     given = ["--config", *options.config, *options.overrides, *(["--overwrite"] if options.overwrite else [])]
-    command = [*(launch if name == "pretrain" else [sys.executable]), *stage.command(recipe, given)]
+    command = [*python, *stage.command(recipe, given)]
     if name == "plan":
         if subprocess.run(command, check=False).returncode:
             print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
@@ -116,7 +122,7 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
     before = read_json(run / "status.json")
-    ended = run_child(command, launches=name == "pretrain")
+    ended = run_child(command, launches="accelerate.commands.launch" in command)
     training = read_json(run / "status.json") or {}  # of this run, if it is another than before
     preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
@@ -185,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         elif options.dry_run:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
-            if name == "pretrain":
+            if name in ("pretrain", "evaluate"):
                 launch = launch or launch_command(None, None)
             run_stage(recipe, name, options, launch)
     if options.dry_run:

@@ -12,7 +12,9 @@ from tiny_run import RECIPES, ROOT
 
 import launching
 import pretrain
+import run_recipe
 from recipe_config import RecipeError
+from recipe_loading import load_recipe
 
 
 @pytest.fixture
@@ -171,3 +173,33 @@ def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
     assert done.returncode == 0 and (run_folder / "model" / "model.safetensors").exists(), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("file", "processes", "use_cpu", "launched"),
+    [
+        ("cpu.yaml", None, None, False),
+        ("single_gpu.yaml", None, None, True),
+        ("ddp.yaml", "8", None, True),
+        ("ddp.yaml", "2", "true", True),
+        ("ddp.yaml", "1", "true", False),
+    ],
+)
+def test_the_evaluation_takes_the_gpus_and_processes_of_training(file, processes, use_cpu, launched, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if use_cpu:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda: True)
+    launch = launching.launch_command(ROOT / "accelerate_configs" / file, processes)
+    ran = []
+    monkeypatch.setattr(run_recipe, "run_script", lambda name, command, run: ran.append(command))
+    monkeypatch.setattr(run_recipe, "record_stage", lambda *_: None)
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
+    options = SimpleNamespace(config=["x.yaml"], overrides=[], overwrite=False)
+    for name in ("prepare", "pretrain", "evaluate"):
+        run_recipe.run_stage(recipe, name, options, launch)
+    prepare, pretrain_, evaluate = (command[: len(launch)] for command in ran)
+    assert prepare[0] == sys.executable and pretrain_ == launch and "accelerate.commands.launch" not in prepare
+    assert (evaluate == launch) == launched and any("run_eval.py" in str(word) for word in ran[2])
+    if not launched:
+        assert ran[2][0] == sys.executable and "run_eval.py" in str(ran[2][1:3])
