@@ -382,6 +382,9 @@ class Data(Section):
     about 8 bytes of memory a word: for corpora of up to some GB."""
     splits: Splits = Splits()
     """Held-out text."""
+    dropped_samples_bytes: Bytes = 10_000_000
+    """Samples of the documents that each step drops, and of some as they were before cleaning, to look at with
+    show_documents.py (bytes in all). They stay in the run folder and are not published. 0: none."""
     workers: Positive | None = None
     """Processes that prepare and tokenize; the result does not depend on it. None: one a core, or as many as a cluster
     gives."""
