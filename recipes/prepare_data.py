@@ -9,6 +9,7 @@ Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parqu
       the documents and bytes read, kept, and dropped for each reason; documents/quality_scores.parquet with the scores
       of data.quality_model; documents/decontamination.json with the benchmark items that were searched for and found;
       documents/quarantine.jsonl with the position of everything that could not be read, and why.
+      <run.output_dir>/dropped_samples.jsonl: documents dropped for each reason, for show_documents.py.
 
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
@@ -29,7 +30,8 @@ from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
-from corpus.document_files import PLACES, write_documents, write_places
+from corpus.document_files import PLACES, read_renamed, write_documents, write_places
+from corpus.dropped_samples import SAMPLES, Samples, write_samples
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
@@ -60,6 +62,8 @@ def prepare(recipe: Recipe) -> dict:
         parts = plan_parts(data.sources, listings)
         tasks = len(parts)
 
+        new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
+
         def run(name: str, pipeline: list, tasks: int = tasks, total_bytes: int | None = None) -> None:
             run_pipeline(pipeline, tasks, data, work / "logs" / name, f"prepare: {name}", total_bytes)
 
@@ -67,7 +71,7 @@ def prepare(recipe: Recipe) -> dict:
             return [*documents, partial(track, folder=work / "logs" / name / "progress")]
 
         # Read and clean each document by itself, without comparing it to others.
-        read = partial(read_part, data=data, parts=parts, work=work)
+        read = partial(read_part, data=data, parts=parts, work=work, new_samples=new_samples)
         unit_bytes = sum(unit.size_bytes for _, units in parts for unit in units)
         run("read", [read, partial(write_documents, folder=work / "read")], total_bytes=unit_bytes or None)
         read_counts = sum_counts(counts, "read")
@@ -77,7 +81,7 @@ def prepare(recipe: Recipe) -> dict:
         documents = [ParquetReader(str(work / "read"))]
 
         # Drop exact duplicates, before passages are counted: copies of a document share all of its passages.
-        documents += find_exact_duplicates(run, documents, work / "exact", counts, names)
+        documents += find_exact_duplicates(run, documents, work / "exact", counts, names, new_samples=new_samples)
 
         # Drop near-duplicates.
         if data.near_duplicates is not None:
@@ -90,6 +94,7 @@ def prepare(recipe: Recipe) -> dict:
                 sources=names,
                 earlier=earlier,
                 total_bytes=read_bytes,
+                new_samples=new_samples,
             )
 
         # Remove repeated passages, then the exact duplicates that this makes.
@@ -102,11 +107,14 @@ def prepare(recipe: Recipe) -> dict:
                 data.repeated_passages,
                 data.min_document_bytes,
                 total_bytes=read_bytes,
+                new_samples=new_samples,
             )
             run("cut", [*documents, remove_passages, partial(write_documents, folder=work / "cut")])
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
             documents = [ParquetReader(str(work / "cut"))]
-            documents += find_exact_duplicates(run, documents, work / "exact_cut", counts, names, name="cut_exact")
+            documents += find_exact_duplicates(
+                run, documents, work / "exact_cut", counts, names, "cut_exact", new_samples
+            )
 
         # Drop benchmark items last, so that the report is about the text that is trained on.
         decontaminate, count = [], partial(count_documents, folder=counts)
@@ -114,7 +122,13 @@ def prepare(recipe: Recipe) -> dict:
             fraction, overlaps = data.decontamination.min_overlap_fraction, work / "overlaps"
             decontaminate = [
                 partial(count, name="overlap_in"),
-                partial(drop_overlapping, index=index, min_overlap_fraction=fraction, folder=overlaps),
+                partial(
+                    drop_overlapping,
+                    index=index,
+                    min_overlap_fraction=fraction,
+                    folder=overlaps,
+                    new_samples=new_samples,
+                ),
                 partial(count, name="overlap_out"),
             ]
         note = partial(note_documents, folder=work / "notes", sources=names)
@@ -139,11 +153,15 @@ def prepare(recipe: Recipe) -> dict:
             refused=work / "refused.npy",
             splits=data.splits,
             counts=counts,
+            new_samples=new_samples,
         )
         run("split", [*kept, split])
 
         # Report.
-        write_places(work / "places", work / "passages" / "renamed", output / PLACES)
+        renamed = read_renamed(work / "passages" / "renamed")
+        write_places(work / "places", renamed, output / PLACES)
+        against = data.near_duplicates.against if data.near_duplicates else []
+        write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)

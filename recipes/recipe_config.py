@@ -382,6 +382,9 @@ class Data(Section):
     about 8 bytes of memory a word: for corpora of up to some GB."""
     splits: Splits = Splits()
     """Held-out text."""
+    dropped_samples_bytes: Bytes = 10_000_000
+    """Samples of the documents that each step drops, and of some as they were before cleaning, to look at with
+    show_documents.py (bytes in all). They stay in the run folder and are not published. 0: none."""
     workers: Positive | None = None
     """Processes that prepare and tokenize; the result does not depend on it. None: one a core, or as many as a cluster
     gives."""
@@ -449,8 +452,8 @@ class Tokenizer(Section):
     max_token_bytes: Positive = 64
     """Length of the longest token (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
-    """Training sample, drawn by the sources' shares (bytes). bpe needs about 20 bytes of memory for each byte of
-    distinct words."""
+    """Training sample, drawn by the sources' shares; a source that has less is taken whole (bytes). bpe needs about
+    20 bytes of memory for each byte of distinct words."""
     chunk_bytes: Positive = 20_000_000
     """Text of one chunk, whose model is merged with the others (bytes); for unigram."""
     special_tokens: Annotated[list[str], Field(min_length=1)] = ["<|endoftext|>"]

@@ -61,7 +61,8 @@ def documents_settings(recipe: Recipe, whole_files: bool = True) -> dict:
     Args: whole_files: as in source_fingerprint.
     """
     mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
-    data = recipe.data.model_dump(exclude=mixture | {"workers", "executor", "slurm", "extract_text"})
+    not_deciding = {"workers", "executor", "slurm", "extract_text", "dropped_samples_bytes"}
+    data = recipe.data.model_dump(exclude=mixture | not_deciding)
     if recipe.data.near_duplicates is not None:
         earlier = {folder: read_record(Path(folder)) for folder in recipe.data.near_duplicates.against}
         data["near_duplicates"]["against"] = [record["sha256"] if record else path for path, record in earlier.items()]

@@ -74,7 +74,7 @@ ARROWS = {
 }
 # Functions that a constant may be computed with when a script is imported.
 COMPUTING = re.compile(
-    "array|bytes|chr|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|isalnum|items|join|range|replace|"
+    "array|bytes|chr|list_|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|int64|isalnum|items|join|range|replace|"
     "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
     "accuracy|weighted_f1|counted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke|tatqa_scores|maketrans"
 )
@@ -154,7 +154,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     documents = (RECIPES / "requirements-documents.txt").read_text()
     # What uses them says how to install them.
-    optional = ("gradio", "deepspeed", "docx", "pptx", "pypdfium2", "selectolax", "striprtf")
+    optional = ("gradio", "deepspeed", "docx", "oxmsg", "pptx", "pypdfium2", "selectolax", "striprtf")
     listed += optional + tuple(re.findall(r"^([\w.-]+)==", documents, re.MULTILINE))
     packages = importlib.metadata.packages_distributions() | {name: [name] for name in optional}
     for name in imports(path) - siblings - set(sys.stdlib_module_names):

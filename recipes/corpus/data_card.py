@@ -53,7 +53,7 @@ SAMPLES, SAMPLE_CHARACTERS = 3, 280  # of each source
 # Settings of `data` that the card shows elsewhere, that are paths, or that do not change the documents.
 HIDDEN_SETTINGS = {
     *("sources", "min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus", "workers", "executor", "slurm"),
-    *("extract_text", "personal_data", "decontamination"),
+    *("extract_text", "personal_data", "decontamination", "dropped_samples_bytes"),
 }
 
 

@@ -8,7 +8,7 @@ many as can be held out, are kept in memory. Families are the exception; see doc
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from corpus.accounting import Tally
 from corpus.document_families import find_families
 from corpus.document_files import DocumentWriter, texts
+from corpus.dropped_samples import no_samples
 from recipe_config import Data, RecipeError, Splits
 
 
@@ -248,6 +249,7 @@ def write_splits(
     refused: Path,  # sorted ids of the documents that the quality model refused
     splits: Splits,
     counts: Path,
+    new_samples: Callable = no_samples,
 ) -> None:
     """Write each document to folder/<split>/<source>/<rank>.parquet; drop those of train below their lowest id.
 
@@ -256,16 +258,18 @@ def write_splits(
     chosen = HeldOut(**json.loads(held_out.read_text()))
     refused_ids = np.load(refused)
     writers: dict[tuple[str, str], DocumentWriter] = {}
-    tally = Tally(counts, "split", rank)
+    tally, samples = Tally(counts, "split", rank), new_samples("split", rank)
     for document in documents:
         source = document.metadata["source"]
         future = is_future(document.metadata.get("date"), splits)
         split = "future" if future else chosen.splits.get(document.id, "train")
         if split == "train" and is_among(document.id, refused_ids):
             tally.add(f"{source}/dropped:quality_model", len(document.text.encode()))
+            samples.add(source, "quality_model", document.id, document.text)
             continue
         if split == "train" and document.id < lowest_ids.get(source, ""):
             tally.add(f"{source}/dropped:max_training_bytes", len(document.text.encode()))
+            samples.add(source, "max_training_bytes", document.id, document.text)
             continue
         if (split, source) not in writers:
             families = None if split == "train" else chosen.families
@@ -274,4 +278,5 @@ def write_splits(
         tally.add(f"{source}/split:{split}", len(document.text.encode()))
     for writer in writers.values():
         writer.close()
+    samples.write()
     tally.write()
