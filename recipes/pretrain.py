@@ -128,9 +128,12 @@ class Pretraining:
         """Return the state to train from, and the checkpoint that it and the weights come from, if any."""
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         state = resuming.fresh_state(recipe, self.training, self.text.shares)
+        attention = self.language_model.config._attn_implementation
+        computing = record.describe_computing(self.accelerator, self.training, self.compiled, attention)
         checkpoint, damaged = from_main(self.accelerator, lambda: resuming.choose_checkpoint(recipe))
         self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
+            resuming.follow_computing(state, computing)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
@@ -138,6 +141,7 @@ class Pretraining:
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
+        changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])
         text = f"from {checkpoint} on {num_processes} processes"
@@ -157,7 +161,7 @@ class Pretraining:
                 print(f"pretrain: note: {note}")
             print(describe_plan(self.accelerator, self.training, self.parameters, state, checkpoint))
             print(f"pretrain: {self.time_to_save}")
-            record.write_run_files(self.recipe, self.run)
+            record.write_run_files(self.recipe, self.run, state["computing"][-1])
             record.truncate_records(self.run, state["step"])
             resuming.set_aside_later(self.run / "checkpoints", state["step"])
 
@@ -332,7 +336,7 @@ class Pretraining:
         mixture = record.summarize_mixture(self.mixture, self.text.byte_lengths, state)
         summary = record.summarize(self.recipe.model, self.training, self.parameters, state)
         summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
-        summary |= {"phases": state["phases"], "mixture": mixture}
+        summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
             with new_output(self.recipe, "pretrain") as output:

@@ -153,6 +153,14 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
+def kept_precision(run: Path) -> str | None:
+    """Return the precision that a processor trained the checkpoints of a run in; None if there are none."""
+    computed = (read_json(run / "environment.json") or {}).get("computed")
+    on_processor = isinstance(computed, dict) and computed.get("threads") is not None
+    known = on_processor and computed.get("mixed_precision") in ("bf16", "no")
+    return computed["mixed_precision"] if known and any((run / "checkpoints").glob("step_*")) else None
+
+
 def activation() -> str | None:
     """Return the command after which `python` is this interpreter; None if it is already, or not of an environment."""
     if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
@@ -175,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
-    launch = launch_command(chosen, options.num_processes) if chosen else None
+    kept = None if options.overwrite else kept_precision(run)
+    launch = launch_command(chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
@@ -192,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
             if name in ("pretrain", "evaluate"):
-                launch = launch or launch_command(None, None)
+                launch = launch or launch_command(None, None, kept)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return

@@ -38,14 +38,16 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 import pretrain
 import verify_run
 from atomic_files import read_record
-from recipe_config import RecipeError
+from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
 from recovery import checkpoints as checkpointing
 from recovery.chronicle import read_chronicle
 from recovery.preemption import EXIT_STOPPED
+from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
+from training.stability import Decision, rolled_back
 
 
 # Long enough to be interrupted anywhere, with dropout, a phase of longer sequences after step 16, and a second epoch
@@ -228,10 +230,35 @@ def test_a_resumed_run_may_become_longer_which_is_recorded_but_not_shorter(tiny_
     with pytest.raises(RecipeError, match="training.max_tokens was 5120, is 2560"):
         pretrain.main(tiny_run.argv("--training.max_tokens=2560"))
     assert read_status(tiny_run)["status"] == "failed" and "max_tokens was 5120" in read_status(tiny_run)["reason"]
-    pretrain.main(tiny_run.argv("--training.max_tokens=7680"))
+    pretrain.main(tiny_run.argv("--training.max_tokens=7680", "--training.per_device_train_batch_size=4"))
     assert max(tiny_run.losses()) == 30
-    (change,) = [entry for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
-    assert "training.max_tokens was 5,120, is 7,680 after step 20: 30 steps, not 20" in change["text"]
+    changes = [entry["text"] for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
+    assert "training.max_tokens was 5,120, is 7,680 after step 20: 30 steps, not 20" in changes[0]
+    assert changes[1:] == [
+        "per_device_train_batch_size was 2, is 4 after step 20; this can change the order of sums, and with it the "
+        "last digits of the losses"
+    ]
+    trained = json.loads((tiny_run.output_dir / "training.json").read_text())["computing"]
+    sizes = [(period["after_step"], period["per_device_train_batch_size"]) for period in trained]
+    assert sizes == [(0, 2), (20, 4)] and trained[0]["attention"] and trained[0]["threads"] >= 1
+    environment = json.loads((tiny_run.output_dir / "environment.json").read_text())
+    assert environment["computed"] == trained[1]
+
+
+def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_rollback_keeps_the_present_one():
+    state = {"step": 0}
+    assert follow_computing(state, {"mixed_precision": "bf16", "compiled": True}) == []
+    state["step"] = 10
+    assert follow_computing(state, {"mixed_precision": "bf16", "compiled": True}) == []
+    (change,) = follow_computing(state, {"mixed_precision": "no", "compiled": True})
+    assert "mixed_precision was bf16, is no after step 10; this rounds otherwise" in change
+    state |= {"step": 12, "settings": {}, "rollbacks": [], "learning_rate_factor": 1.0}
+    settings = Stability(rollback=Rollback())
+    back = rolled_back(state, {"step": 8}, Decision("rollback", "", (9,), 9, 9), settings)["computing"]
+    assert [(period["after_step"], period["mixed_precision"]) for period in back] == [(0, "bf16"), (8, "no")]
+    old = {"step": 7}
+    assert "how steps 1 to 7 were computed is not recorded" in follow_computing(old, {"compiled": True})[0]
+    assert old["computing"] == [{"after_step": 7, "compiled": True}]
 
 
 def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
