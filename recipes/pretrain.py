@@ -42,6 +42,7 @@ from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from run_files import OF_TRAINING, record_run_files
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -162,6 +163,7 @@ class Pretraining:
             print(describe_plan(self.accelerator, self.training, self.parameters, state, checkpoint))
             print(f"pretrain: {self.time_to_save}")
             record.write_run_files(self.recipe, self.run, state["computing"][-1])
+            record_run_files(self.run, ("recipe.yaml", "environment.json"))
             record.truncate_records(self.run, state["step"])
             resuming.set_aside_later(self.run / "checkpoints", state["step"])
 
@@ -388,6 +390,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
     status = RunStatus(run, is_main)
     with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as stack:
         status.begin()
+        if is_main:
+            record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
@@ -412,6 +416,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")
+        if is_main:
+            record_run_files(run, OF_TRAINING)
     return summary
 
 

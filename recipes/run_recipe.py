@@ -34,6 +34,7 @@ from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
+from run_files import OF_REPORT, record_run_files
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
@@ -114,6 +115,8 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
         run_script(name, command, run)
         if stage.arguments:
             record_stage(recipe, name)
+        if name == "report":
+            record_run_files(run, OF_REPORT)
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import re
 import shlex
 import shutil
@@ -46,6 +47,7 @@ from recovery.preemption import EXIT_STOPPED
 from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
+from run_files import RUN_FILES, record_run_files
 from run_folder import write_record
 from training.stability import Decision, rolled_back
 
@@ -837,6 +839,70 @@ def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tm
     shutil.rmtree(whole / "model")
     with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
         pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
+
+
+# The memory of hashes has a checksum of its own, and a damaged one is thrown away; a lock's content is not read.
+HARMLESS = {".hashes", ".hashes.lock", "lock", "log.txt"}
+
+
+@pytest.mark.parametrize("flips", [50, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_flipped_bit_in_any_file_of_a_finished_run_is_named(uninterrupted, tmp_path, capsys, flips):
+    run, draw = uninterrupted.copy(tmp_path / "run").output_dir, random.Random(flips)
+    record_run_files(run, ("report.html",))
+    paths = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
+    records = [path for path in paths if path.parent == run or path.name in ("stage.json", "manifest.json")]
+    unseen = []
+    for number in range(flips):
+        path = draw.choice(paths if number % 2 else records)  # the others are few kinds of large files
+        if path.name in HARMLESS:
+            continue
+        content = path.read_bytes()
+        changed, bit = bytearray(content), draw.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            verify_run.main([str(run)])
+            unseen.append((str(path.relative_to(run)), bit))
+        except SystemExit:
+            lines = [line for line in capsys.readouterr().out.splitlines() if "! " in line]
+            assert any(path.name in line for line in lines), (path, bit, lines)
+        path.write_bytes(content)
+    assert not unseen, unseen
+    verify_run.main([str(run)])
+
+
+def test_each_damaged_file_has_a_line_also_after_a_record_that_cannot_be_read(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run").output_dir
+    (run / "documents" / "stage.json").write_text('{"settings": {}, "inputs": {}, "sha256": "", "files": {"a": {}}}')
+    (run / "tokenizer" / "stage.json").write_text("[")
+    damaged = ["metrics.jsonl", "training.json", "chronicle.jsonl", "recipe.yaml", "status.json"]
+    for path in (*(run / name for name in damaged), *sorted((run / "tokens").rglob("*.ds"))[:2]):
+        flip(path)
+    (run / "environment.json").unlink()
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "! " in line]
+    for name in (*damaged, "environment.json", *(path.name for path in sorted((run / "tokens").rglob("*.ds"))[:2])):
+        assert any(name in line for line in lines), (name, lines)
+    assert sum("stage.json cannot be read" in line for line in lines) == 2
+
+
+def test_metrics_that_change_while_a_run_is_unfinished_are_seen_by_its_checkpoints(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run").output_dir
+    (run / RUN_FILES).unlink()  # as before the end of training, and as an earlier version left a run
+    verify_run.main([str(run)])
+    assert "not recorded: metrics.jsonl, samples.jsonl, chronicle.jsonl" in capsys.readouterr().out
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99}\n')  # it grows
+    verify_run.main([str(run)])
+    flip(run / "metrics.jsonl")
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run)])
+    assert "metrics.jsonl up to here: its sha256 is not the recorded one" in capsys.readouterr().out
+    for path in (run / "checkpoints").glob("*/manifest.json"):  # of an earlier version
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({key: manifest[key] for key in manifest.keys() - {"records", "record_sha256"}}))
+    verify_run.main([str(run)])
 
 
 # --- planted files
