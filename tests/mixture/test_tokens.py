@@ -23,11 +23,12 @@ from mixture.batches import MicroBatches, document_positions, read_batches
 from mixture.labels import IGNORED_LABEL
 from mixture.order import PATTERN_LENGTH, TokenMixture, interleave
 from mixture.permutation import permute
-from mixture.shard_writer import encode, load_tokenizer, split_at_lines, token_dtype, write_shard
+from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
+from vocabulary.bulk_encoding import encode, split_at_lines
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -210,7 +211,7 @@ def test_control_tokens_in_a_document_are_text(tokenized_run):
 
 
 def test_a_long_document_is_encoded_piece_by_piece_at_line_ends(monkeypatch):
-    monkeypatch.setattr("mixture.shard_writer.MAX_PIECE_CHARACTERS", 10)
+    monkeypatch.setattr("vocabulary.bulk_encoding.MAX_PIECE_CHARACTERS", 10)
     assert list(split_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
     text = make_text(1)
     assert "".join(split_at_lines(text)) == text
