@@ -796,6 +796,9 @@ class Hub(Section):
     """Dataset repository for the data card and the statistics, without the text. None: not published by itself."""
     dataset_text: bool = False
     """Add the text of the sources whose licence and personal-data setting allow redistribution."""
+    gguf: Annotated[list[Literal["f16", "q8_0"]], Field(min_length=1)] | None = None
+    """Also publish the model as GGUF files with weights of these types, for llama.cpp and Ollama; needs the package
+    gguf and a BPE tokenizer with pretokenization qwen2 or qwen35. None: no such file."""
     tensorboard: bool = False
     """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
 

@@ -67,6 +67,7 @@ ARROWS = {
         "run_folder",
         "sources",
         "stages",
+        "vocabulary",
     },
 }
 # Functions that a constant may be computed with when a script is imported.

@@ -168,6 +168,20 @@ def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, t
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.terms_file={tmp_path}/none.txt", "--overwrite"))
 
 
+def test_a_run_with_a_tokenizer_keeps_its_pre_tokenization_unless_the_recipe_names_another(tiny_run, capsys):
+    record_file = tiny_run.output_dir / "tokenizer" / "stage.json"
+    record = json.loads(record_file.read_text())
+    record["settings"]["pretokenization"] = "gpt4"  # the default of runs made before
+    record_file.write_text(json.dumps(record))
+    train_tokenizer.main(tiny_run.argv())
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match='pretokenization was "gpt4", is "qwen2"'):
+        train_tokenizer.main(tiny_run.argv("--tokenizer.pretokenization=qwen2"))
+    shutil.rmtree(tiny_run.output_dir / "tokenizer")
+    train_tokenizer.main(tiny_run.argv())
+    assert json.loads(record_file.read_text())["settings"]["pretokenization"] == "qwen2"
+
+
 def test_unigram_by_split_and_merge_is_a_choice(tiny_run):
     chosen = [
         "--tokenizer.algorithm=unigram",
