@@ -13,8 +13,9 @@ the text, so the number of workers and the order of files change nothing. A seco
 trained on general text only, is the baseline. With model.from_pretrained or tokenizer.from_pretrained that tokenizer
 is used instead, with tokenizer.extend_by more tokens; the baseline is then the tokenizer before the extension.
 
-report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
-on validation text, terms {term: {tokenizer: pieces}}, and card: the measures of vocabulary/report_card.py.
+report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, sample_bytes {source: about as many were
+drawn}, bytes_per_token {tokenizer: {source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, and card:
+the measures of vocabulary/report_card.py.
 speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
@@ -99,7 +100,8 @@ def take_tokenizer(
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
-        wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
+        revision = recipe.model.revision or settings.revision
+        wrapped = AutoTokenizer.from_pretrained(taken, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     old = encode_as_text(Tokenizer.from_str(wrapped.backend_tokenizer.to_str()))
@@ -170,6 +172,9 @@ def make_tokenizer(recipe: Recipe) -> dict:
             "vocab_size": vocab_size,
             "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
+            "sample_bytes": {
+                name: min(size, train_bytes[name]) for name, size in sample_sizes(recipe, shares).items()
+            },
             "bytes_per_token": {
                 name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
                 for name, measured in card["tokenizers"].items()

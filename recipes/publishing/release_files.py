@@ -8,6 +8,7 @@ shortened.
 import json
 import re
 import shutil
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
 from publishing.release_checks import check_model, refuse_odd_files, refuse_secrets
+from publishing.sample_redaction import redact_report, redact_results, sample_redactor
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
 from run_folder import new_output, require
@@ -127,11 +129,13 @@ def build_release(recipe: Recipe) -> list[str]:
     model, kinds = output_folder(recipe, "pretrain"), recipe.hub.gguf or []
     if kinds:
         refuse_unwritable(model)
+    redact = sample_redactor(recipe)
     with new_output(recipe, "publish") as folder:
         empty(folder)
         num_bytes = sum(path.stat().st_size for path in files.values())
         refuse_full_disk(folder, num_bytes + gguf_bytes(model, kinds))
         copy_files(recipe, files, folder)
+        notes += redact_samples(folder, redact)
         write_weights(model, folder, recipe.hub.max_shard_size)
         shown, base = shorten_paths(recipe), find_base(recipe)
         write_recipe(shown, folder / "recipe.yaml")
@@ -195,6 +199,17 @@ def copy_files(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
             (folder / name).write_text(page, encoding="utf-8")
 
 
+def redact_samples(folder: Path, redact: Callable[[str], str]) -> list[str]:
+    """Redact the samples of a release, and return a note where one changed."""
+    results, report, changed = read_if_there(folder / "results.json"), folder / "report.html", 0
+    if results and (changed := redact_results(results, redact)):
+        write_json(folder / "results.json", results)
+    if report.exists():
+        page = report.read_text(encoding="utf-8")
+        report.write_text(redact_report(page, redact), encoding="utf-8")
+    return [f"{changed} samples of the model held personal data, which was redacted"] if changed else []
+
+
 def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:
     """Copy the weights, sharded into files of at most max_shard_size if one is larger."""
     files = sorted(path for path in model.iterdir() if WEIGHT_FILE.fullmatch(path.name))
@@ -238,7 +253,7 @@ def write_eval_results(folder: Path) -> None:
             task_id=dataset["name"] or "default",
             value=score["value"],
             dataset_revision=dataset["revision"],
-            notes=f"lm-eval {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
+            notes=f"task {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
         )
         (folder / ".eval_results").mkdir(exist_ok=True)
         text = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)

@@ -28,7 +28,11 @@ from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from stages import tokenizer_settings
 from vocabulary.bulk_encoding import encode, split_at_lines
+from vocabulary.tokenizer_training import SAMPLE_SEED, read_texts
+from vocabulary.training_sample import draw_sample
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -86,6 +90,23 @@ def test_a_tokenizer_that_changes_text_is_refused(changes, message, tiny_run, tm
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.from_pretrained={base}", "--overwrite"))
 
 
+def test_a_tokenizer_of_the_hub_is_read_at_its_commit(tiny_run, monkeypatch):
+    """And another commit makes the tokenizer out of date."""
+    asked = []
+
+    def refuse(name, **options):
+        asked.append((name, options["revision"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr(train_tokenizer.AutoTokenizer, "from_pretrained", refuse)
+    pinned = tiny_run.argv("--tokenizer.from_pretrained=org/base", f"--tokenizer.revision={'a' * 40}", "--overwrite")
+    with pytest.raises(RecipeError, match="org/base"):
+        train_tokenizer.main(pinned)
+    assert asked == [("org/base", "a" * 40)]
+    recipe = load_recipe([pinned[1]], pinned[2:-1])
+    assert tokenizer_settings(recipe)["base"] == {"from_pretrained": "org/base", "revision": "a" * 40}
+
+
 def test_a_document_that_the_tokenizer_would_change_is_refused_by_name(tokenized_run, tmp_path):
     folder, document = tmp_path / "tokenizer", {"id": ["0" * 32, "1" * 32], "text": ["caf\u00e9", "cafe\u0301"]}
     shutil.copytree(tokenized_run.output_dir / "tokenizer", folder)
@@ -128,6 +149,19 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert report["bytes_per_token"]["domain tokenizer"]["law"] == pytest.approx(expected)
     assert report["bytes_per_token"]["general tokenizer"]["web"] > 1
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
+
+
+def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole(tiny_run):
+    train_tokenizer.main(tiny_run.argv("--tokenizer.max_train_bytes=100_000", "--overwrite"))
+    report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
+    documents = tiny_run.output_dir / "documents"
+    for source, size_bytes in report["sample_bytes"].items():
+        drawn = draw_sample(lambda source=source: read_texts(documents, "train", source), size_bytes, SAMPLE_SEED)
+        assert 0 <= size_bytes - sum(len(piece.encode()) for piece in drawn) < 2000
+    whole = [
+        source for source, size_bytes in report["sample_bytes"].items() if size_bytes == report["train_bytes"][source]
+    ]
+    assert len(whole) == 1 and sum(report["sample_bytes"].values()) < 100_000, report
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
