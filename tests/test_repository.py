@@ -155,7 +155,18 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     documents = (RECIPES / "requirements-documents.txt").read_text()
     # What uses them says how to install them.
-    optional = ("gradio", "deepspeed", "docx", "oxmsg", "pptx", "pypdfium2", "selectolax", "striprtf")
+    optional = (
+        "gradio",
+        "deepspeed",
+        "docx",
+        "gguf",
+        "llama_cpp",
+        "oxmsg",
+        "pptx",
+        "pypdfium2",
+        "selectolax",
+        "striprtf",
+    )
     listed += optional + tuple(re.findall(r"^([\w.-]+)==", documents, re.MULTILINE))
     packages = importlib.metadata.packages_distributions() | {name: [name] for name in optional}
     for name in imports(path) - siblings - set(sys.stdlib_module_names):
