@@ -160,7 +160,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
         "deepspeed",
         "docx",
         "gguf",
-        "llama_cpp",
+        "xllamacpp",
         "oxmsg",
         "pptx",
         "pypdfium2",
