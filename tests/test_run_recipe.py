@@ -138,7 +138,7 @@ def test_every_way_from_text_ends_in_a_release_on_the_hub(way, request, tmp_path
         if CONTINUED in settings:
             (folder / "base").symlink_to(request.getfixturevalue("base"))
         command = [RECIPES / "run_recipe.py", "--config", RECIPES / recipe / "base.yaml"]
-        command += [*tiny_settings(Path("texts"), Path("run")), *settings, published]
+        command += [*tiny_settings(Path("texts"), Path("run")), "--data.fit_to_corpus=false", *settings, published]
         if processes > 1:
             launch_file = ROOT / "accelerate_configs" / "ddp.yaml"
             command += ["--accelerate_config", launch_file, "--num_processes", processes]
