@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import date
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 from ruamel.yaml import YAML
@@ -478,9 +478,11 @@ class Model(Section):
     """LlamaConfig's fields, or a model to continue. vocab_size is the tokenizer's, max_position_embeddings is
     training.sequence_length or that of the last of data.phases."""
 
+    plain: ClassVar[bool] = False  # feed-forward layers of two matrices, not three; see model/continued.py
+
     from_pretrained: str | None = None
-    """Hub id or folder of a Llama model to continue, with its tokenizer. Its shape replaces the recipe's. None: from
-    scratch."""
+    """Hub id or folder of a model to continue, with its tokenizer; model/families.py lists the families. Its shape
+    replaces the recipe's. None: from scratch."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     lora: Lora | None = None

@@ -6,6 +6,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from model.families import layers
+from model.summed_loss import SummedLoss
 from recipe_config import RecipeError, Training
 
 
@@ -62,6 +64,13 @@ def keep_sums_in_fp32(accelerator: Accelerator) -> None:
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
+def wrap_layers(model: SummedLoss, accelerator: Accelerator) -> None:
+    """Set FSDP2 to gather this model layer by layer, whatever the class that the configuration file names."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        classes = {type(layer).__name__ for layer in layers(model.language_model)}
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes)
 
 
 def memory_strategy(accelerator: Accelerator) -> tuple[str, int]:
