@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from atomic_files import write_json
 from mixture.fitting import check_length
@@ -101,12 +101,15 @@ def take_tokenizer(
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
-        wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
+        pinned = {"revision": recipe.model.revision, "trust_remote_code": False}
+        wrapped = AutoTokenizer.from_pretrained(taken, **pinned)
+        # A tokenizer alone is for a new model, a Llama.
+        config = AutoConfig.from_pretrained(taken, **pinned) if recipe.model.from_pretrained else LlamaConfig()
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     exact, changes = exact_tokenizer(wrapped, where)
     settle_document_ends(wrapped, where)
-    save_taken(wrapped, exact, output, where)
+    save_taken(wrapped, exact, output, config, where)
     old = encode_as_text(exact)
     table = token_bytes(old)
     for source in recipe.data.sources:

@@ -130,6 +130,12 @@ def load_weights(settings: Model, config: PreTrainedConfig) -> PreTrainedModel:
     if wrong:
         found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
         raise RecipeError(f"{where} does not fit its config.json: {found}; download it again")
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if config.tie_word_embeddings and not tied:
+        raise RecipeError(
+            f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of "
+            "their own; set it to false in a copy of the folder"
+        )
     return model
 
 

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take the tokenizer of a model that exists, such that its tokens spell each document byte for byte.
 
-Some tokenizers put a space before a text, compose its characters (NFC), or drop the spaces beside an added token. Then
-tokens and bytes of a text do not agree, and a long text cannot be encoded piece by piece. These steps are left out of
-the run's tokenizer; the ids of all tokens stay. What loses text in another way is refused by refuse_changed_text.
+Some tokenizers put a space before a text, or drop the spaces beside an added token. Then tokens and bytes of a text do
+not agree, and a long text cannot be encoded piece by piece. The run's tokenizer leaves these steps out; the ids of all
+tokens stay. refuse_changed_text refuses what loses text in another way.
 """
 
 import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from recipe_config import RecipeError
 
 
 GENERIC_CLASS = "PreTrainedTokenizerFast"  # runs tokenizer.json as it is; the classes of families build their own
-PROBES = ("The court", " a\u00e9 b", "e\u0301 12\n\n x", "  two  spaces ")
+PROBES = ("The court", " a\u00e9 b", "12,500 12\n\n x", "  two  spaces ")
 
 
 def exact_tokenizer(wrapped: PreTrainedTokenizerBase, where: str) -> tuple[Tokenizer, list[str]]:
@@ -27,11 +27,9 @@ def exact_tokenizer(wrapped: PreTrainedTokenizerBase, where: str) -> tuple[Token
     content = json.loads(wrapped.backend_tokenizer.to_str())
     changes = []
     steps = parts(content["normalizer"], "normalizers")
-    kept = [step for step in steps if step["type"] not in ("NFC", "Prepend")]
-    if any(step["type"] == "NFC" for step in steps):
-        changes.append("it does not compose characters (NFC)")
+    kept = [step for step in steps if step["type"] != "Prepend"]
     content["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    prefixed = len(kept) < sum(step["type"] != "NFC" for step in steps)
+    prefixed = len(kept) < len(steps)
     for step in parts(content["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
             step["prepend_scheme"], prefixed = "never", True
@@ -66,19 +64,28 @@ def parts(step: dict | None, key: str) -> list[dict]:
     return step[key] if step["type"] == "Sequence" else [step]
 
 
-def save_taken(wrapped: PreTrainedTokenizerBase, tokenizer: Tokenizer, folder: Path, where: str) -> None:
+def save_taken(
+    wrapped: PreTrainedTokenizerBase, tokenizer: Tokenizer, folder: Path, config: PreTrainedConfig, where: str
+) -> None:
     """Write a tokenizer with the names and the chat template of the one that it was made from.
+
+    Args:
+        wrapped: the original.
+        tokenizer: of exact_tokenizer.
+        folder: to write into.
+        config: of the model of the run, beside which AutoTokenizer may choose a class of the family's own.
+        where: the place of the original, for the message.
 
     Raises: RecipeError: AutoTokenizer would encode text in another way than the tokenizer.
     """
     wrapped.save_pretrained(folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     for name in ("add_prefix_space", "auto_map", "legacy"):
-        config.pop(name, None)
-    config["tokenizer_class"] = GENERIC_CLASS
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        settings.pop(name, None)
+    settings["tokenizer_class"] = GENERIC_CLASS
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
-    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    again = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     for text in PROBES:
         found = again(text, add_special_tokens=False)["input_ids"]
         expected = tokenizer.encode(text, add_special_tokens=False).ids
