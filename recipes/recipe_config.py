@@ -779,6 +779,9 @@ class Hub(Section):
     """Keep the repositories private. false: each is made public once it is uploaded, read back and tagged."""
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
+    base_license: str | None = None
+    """Licence of model.from_pretrained, as its card states it: you have read it, and license and repo_id may stand
+    beside it. None: a release that contradicts it is refused."""
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
