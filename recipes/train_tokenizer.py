@@ -101,7 +101,7 @@ def take_tokenizer(
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
-        pinned = {"revision": recipe.model.revision, "trust_remote_code": False}
+        pinned = {"revision": recipe.model.revision or settings.revision, "trust_remote_code": False}
         wrapped = AutoTokenizer.from_pretrained(taken, **pinned)
         # A tokenizer alone is for a new model, a Llama.
         config = AutoConfig.from_pretrained(taken, **pinned) if recipe.model.from_pretrained else LlamaConfig()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from mixture.shard_writer import encode, encode_as_text
-from model.continued import key_and_value, load_config, pinned
+from model.continued import key_and_value, load_config
 from recipe_config import Model, Recipe, RecipeError
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
@@ -35,7 +35,7 @@ def check_base(recipe: Recipe) -> None:
     settings = recipe.model
     config = load_config(settings, recipe.training.sequence_length, recipe.data.phases)
     refuse_other_tensors(settings, config, tensor_names(settings))
-    check_tokenizer(recipe.tokenizer.from_pretrained or settings.from_pretrained, settings, config)
+    check_tokenizer(recipe, config)
 
 
 def tensor_names(settings: Model) -> set[str] | None:
@@ -78,14 +78,16 @@ def refuse_other_tensors(settings: Model, config: PreTrainedConfig, names: set[s
         )
 
 
-def check_tokenizer(taken: str, settings: Model, config: PreTrainedConfig) -> None:
-    """Check that a tokenizer can be taken, and keeps a sample text.
+def check_tokenizer(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Check that the tokenizer of a run can be taken, and keeps a sample text.
 
     Raises: RecipeError: it cannot be loaded, changes text, or does not begin and end documents.
     """
+    taken, revision = recipe.tokenizer.from_pretrained, recipe.model.revision or recipe.tokenizer.revision
+    taken = taken or recipe.model.from_pretrained
     where = f"from_pretrained={taken!r}: its tokenizer"
     try:
-        wrapped = AutoTokenizer.from_pretrained(taken, **pinned(settings))
+        wrapped = AutoTokenizer.from_pretrained(taken, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     exact, _ = exact_tokenizer(wrapped, where)
