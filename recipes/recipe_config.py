@@ -764,6 +764,9 @@ class Evaluation(Section):
     """Tasks below eval/tasks/ (lm-eval YAML)."""
     prompts: list[str] = []
     """Prompts that the model continues at every validation and at the end, for the report and the card."""
+    baselines: list[str] = []
+    """Models to score on the same text and items: folders, or Hub ids, also `owner/name@revision`. Each is scored with
+    this model's context, and with its own where that is longer (at most 8,192 tokens), once for its weights."""
     max_bytes_per_source: Positive = 2_000_000
     """Held-out text scored per source (bytes)."""
     batch_size: Positive = 8

@@ -71,6 +71,8 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         overlap_groups=OVERLAP_GROUPS,
         against=compare_with_baseline,
         folded=(folded := fold_tasks(files["results"])),
+        scored=first_scores(files["results"], folded),
+        public_name=public_name,
         checked=sum_checked(files["decontamination"], folded),
         base=base,
         terms=terms_of(base.licence) if base else None,
@@ -99,6 +101,16 @@ def fold_tasks(results: dict | None) -> dict[str, str]:
     sizes = Counter(group for task in tasks.values() for group in task.get("groups", []))
     largest = {name: max(task.get("groups", []), key=sizes.get, default=None) for name, task in tasks.items()}
     return {name: group for name, group in largest.items() if sizes[group] > MOST_TASKS}
+
+
+def first_scores(results: dict | None, folded: dict[str, str]) -> dict[str, float]:
+    """Return the first score of each task and the mean of each group, without tasks that a group stands for."""
+    if results is None:
+        return {}
+    tasks = {name: task for name, task in results["tasks"].items() if name not in folded}
+    scores = {name: task["metrics"][task.get("score") or next(iter(task["metrics"]))] for name, task in tasks.items()}
+    scores |= results.get("groups", {})
+    return {name: score["value"] for name, score in scores.items()}
 
 
 def compare_with_baseline(score: dict, chance: float | None = None) -> dict[str, str]:

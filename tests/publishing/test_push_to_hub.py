@@ -915,6 +915,20 @@ def test_the_licence_of_a_base_on_the_hub_is_read_from_its_card(workspace, tmp_p
     assert find_base(recipe) == base_model.Base("org/base", True, "0" * 40, licence)
 
 
+def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, workspace, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    results = read(tmp_path / "release" / "results.json")
+    sources, task = list(results["bits_per_byte"]["sources"]), next(iter(results["tasks"]))
+    other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
+    other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines={"org--small": other}))
+    found = card_of(release, tmp_path / "release", load(workspace))
+    table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
+    ours, theirs = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
+    assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
+
+
 def licensed(
     tmp_path: Path, recipe: Recipe, licence: str | None, hub_license: str, repo_id: str | None = None
 ) -> Recipe:
