@@ -819,8 +819,11 @@ class Hub(Section):
 
 
 class Finetune(Section):
-    """Fine-tuning a model to summarise, by recipes/finetune.py; run_recipe.py does not run it."""
+    """Fine-tuning a model to summarise or to converse, by recipes/finetune.py; run_recipe.py does not run it."""
 
+    task: Literal["chat"] | None = None
+    """chat: learn the answers of conversations, rows with `messages`, or with `prompt` and `completion`; several share
+    a sequence. None: learn to summarise."""
     model: str | None = None
     """Hub id or folder of the model to fine-tune. None: model/ of the run."""
     revision: str | None = None
@@ -842,9 +845,9 @@ class Finetune(Section):
     instruction: str = "Summarize this text."
     """Instruction before the document, for template: chat."""
     sequence_length: Annotated[Int, Field(ge=16)] = 1024
-    """Tokens of document and summary together; a longer document is truncated."""
+    """Tokens of document and summary together; a longer document is truncated. A longer conversation is left out."""
     max_summary_tokens: Positive = 160
-    """Tokens reserved for the summary, and the most that are generated."""
+    """Tokens reserved for the summary, and the most that are generated, of a summary or an answer."""
     lead_sentences: Positive = 3
     """Sentences of the baseline summary: the first ones of a document."""
     lora: Lora | None = None

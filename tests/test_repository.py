@@ -34,6 +34,7 @@ ARROWS = {
     "card_text": {"recipe_config"},
     "sources": {"recipe_config"},
     "summaries": {"recipe_config"},
+    "conversations": {"recipe_config", "sources", "summaries"},
     "planning": {"recipe_config"},
     "recipe_loading": {"planning", "recipe_config"},
     "stages": {"atomic_files", "recipe_config", "sources"},
