@@ -18,7 +18,10 @@ DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
 FAMILY = "family"
-PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("row", "int64")])
+PLACE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("path", pa.string()), ("row", "int64")]
+    + [("title", pa.string()), ("page_starts", pa.list_(pa.int64()))]
+)
 PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 
@@ -70,21 +73,31 @@ def write_documents(documents, rank: int, world_size: int, folder: Path) -> None
     writer.close()
 
 
-def write_places(places: Path, renamed: Path, path: Path) -> None:
-    """Write which file and row each document was read from, whatever became of it later.
+def read_renamed(folder: Path) -> dict[str, str]:
+    """Return id -> later id of the documents that lost passages, from the files of all tasks."""
+    files = sorted(folder.glob("*.json"))
+    return {old: new for file in files for old, new in json.loads(file.read_text()).items()}
+
+
+def write_places(places: Path, renamed: dict[str, str], path: Path) -> None:
+    """Write which file and row each document was read from, its title and its pages, whatever became of it later.
+
+    Where its pages begin in the text is not known of a document that lost passages.
 
     Args:
-        places: folder of JSON lines [id, file, row].
-        renamed: folder of JSON objects {id: later id}, of documents that lost passages.
-        path: Parquet file to write, of (id, path, row), in the order of reading.
+        places: folder of JSON lines [id, file, row, title, starts of pages]; the last two may be absent or null.
+        renamed: id -> later id, of documents that lost passages.
+        path: Parquet file to write, in the order of reading.
     """
-    later = {old: new for file in sorted(renamed.glob("*.json")) for old, new in json.loads(file.read_text()).items()}
     with pq.ParquetWriter(path, PLACE_SCHEMA, compression="zstd") as writer:
         for file in sorted(places.glob("*.jsonl")):
             rows = []
             with file.open(encoding="utf-8") as lines:
-                for document, name, row in map(json.loads, lines):
-                    rows.append({"id": later.get(document, document), "path": name, "row": row})
+                for document, name, row, *of_document in map(json.loads, lines):
+                    title, starts = of_document or (None, None)
+                    starts = None if document in renamed else starts
+                    entry = {"id": renamed.get(document, document), "path": name, "row": row}
+                    rows.append(entry | {"title": title, "page_starts": starts})
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, schema=PLACE_SCHEMA))
 
@@ -94,3 +107,12 @@ def texts(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=256):
             yield from batch["text"].to_pylist()
+
+
+def sampled_texts(folder: Path, ids: set[str]) -> dict[str, str]:
+    """Return document id -> text of the documents of a folder that are in `ids`."""
+    found = {}
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=256):
+            found |= {row["id"]: row["text"] for row in batch.to_pylist() if row["id"] in ids}
+    return found

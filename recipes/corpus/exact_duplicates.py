@@ -9,10 +9,17 @@ from datatrove.data import Document
 from datatrove.pipeline.dedup import ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups
 
 from corpus.accounting import count_documents
+from corpus.dropped_samples import ExactSamples, no_samples
 
 
 def find_exact_duplicates(
-    run: Callable, documents: list, folder: Path, counts: Path, sources: list[str], name: str = "exact"
+    run: Callable,
+    documents: list,
+    folder: Path,
+    counts: Path,
+    sources: list[str],
+    name: str = "exact",
+    new_samples: Callable = no_samples,
 ) -> list:
     """Run every pass of the search.
 
@@ -23,6 +30,7 @@ def find_exact_duplicates(
         counts: folder of the tallies; documents are counted before and after datatrove's filter, which does not count.
         sources: names, in the order of the recipe.
         name: of the search, to tell several apart; documents are counted as `<name>_in` and `<name>_out`.
+        new_samples: new_samples(step, rank) returns the Samples of a task of the returned steps.
 
     Returns: steps that drop all copies but one, for the same documents divided among the same tasks.
     """
@@ -34,7 +42,7 @@ def find_exact_duplicates(
     run(f"{name} duplicates, find", [ExactFindDedups(signatures, found, config)], tasks=1)
     return [
         partial(count_documents, folder=counts, name=f"{name}_in"),
-        ExactDedupFilter(found, config),
+        ExactDedupFilter(found, config, ExactSamples(new_samples, name)),
         partial(count_documents, folder=counts, name=f"{name}_out"),
     ]
 

@@ -41,6 +41,7 @@ from corpus.accounting import Tally
 from corpus.benchmark_overlap import BASE, ngram_hashes
 from corpus.document_families import WORD
 from corpus.document_files import PLACES
+from corpus.dropped_samples import Samples, no_samples
 from recipe_config import NearDuplicates, RecipeError
 
 
@@ -92,6 +93,7 @@ def find_near_duplicates(
     sources: list[str],
     earlier: list[Path],
     total_bytes: int | None = None,
+    new_samples: Callable[[str, int], Samples] = no_samples,
 ) -> list[Callable]:
     """Run every pass of the search.
 
@@ -104,6 +106,7 @@ def find_near_duplicates(
         sources: names, in the order of the recipe.
         earlier: files that `list_earlier_documents` returns.
         total_bytes: of the documents, for the progress bar.
+        new_samples: new_samples(step, rank) returns the Samples of a task of the returned steps.
 
     Returns: steps that drop and count the near-duplicates, for the same documents divided among the same tasks.
     """
@@ -118,7 +121,8 @@ def find_near_duplicates(
     run("near-duplicates", [partial(pair_documents, folder=folder)], tasks=settings.num_buckets)
     run("clusters", [partial(choose_documents, folder=folder)], tasks=1)
     reasons = [NEAR_EARLIER, NEAR] if earlier else [NEAR]
-    return [partial(drop_near_duplicates, folder=folder, reason=reason, counts=counts) for reason in reasons]
+    drop = partial(drop_near_duplicates, folder=folder, counts=counts, new_samples=new_samples)
+    return [partial(drop, reason=reason) for reason in reasons]
 
 
 class WordHashes(dict):
@@ -222,9 +226,9 @@ def sign_earlier(
 ) -> None:
     with SignatureWriter(folder, rank, minhash) as writer:
         for file in parts[rank]:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
-                for text in batch["text"].to_pylist():
-                    writer.write(text, "", EARLIER)
+            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=64):
+                for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
+                    writer.write(text, document, EARLIER)
 
 
 def signature_files(folder: Path, suffix: str) -> list[Path]:
@@ -257,7 +261,8 @@ def connect(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_documents(documents, rank: int, world_size: int, folder: Path) -> None:
-    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents to drop."""
+    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents to drop, and <task>.best.npy, of those kept
+    instead."""
     numbers, clusters = connect(sorted((folder / "pairs").glob("*.npy")))
     files = signature_files(folder, "documents")
     starts = np.cumsum([0, *(file.stat().st_size // RECORD.itemsize for file in files)])
@@ -278,19 +283,25 @@ def choose_documents(documents, rank: int, world_size: int, folder: Path) -> Non
         (folder / reason).mkdir(exist_ok=True)
         for file, first, last in zip(files, bounds, bounds[1:], strict=False):
             if dropped[first:last].any():
-                np.save(folder / reason / f"{file.stem}.npy", known["id"][first:last][dropped[first:last]])
+                chosen = np.flatnonzero(dropped[first:last]) + first
+                np.save(folder / reason / f"{file.stem}.npy", known["id"][chosen])
+                np.save(folder / reason / f"{file.stem}.best.npy", known["id"][best[chosen]])
 
 
 def drop_near_duplicates(
-    documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path
+    documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path, new_samples: Callable = no_samples
 ) -> Iterator[Document]:
-    """Yield the documents that are not listed in folder/<reason>/<rank>.npy; count the others."""
-    tally = Tally(counts, reason, rank)
-    file = folder / reason / f"{rank:05d}.npy"
-    ids = frozenset(np.load(file).tolist()) if file.exists() else frozenset()
+    """Yield the documents that are not listed in folder/<reason>/<rank>.npy; count and sample the others."""
+    tally, samples = Tally(counts, reason, rank), new_samples(reason, rank)
+    files = [folder / reason / f"{rank:05d}{end}.npy" for end in ("", ".best")]
+    ids, best = (np.load(file).tolist() if file.exists() else [] for file in files)
+    kept_instead = dict.fromkeys(ids, b"") | dict(zip(ids, best, strict=False))
     for document in documents:
-        if document.id.encode() in ids:
-            tally.add(f"{document.metadata['source']}/dropped:{reason}", len(document.text.encode()))
+        if (kept := kept_instead.get(document.id.encode())) is not None:
+            source = document.metadata["source"]
+            tally.add(f"{source}/dropped:{reason}", len(document.text.encode()))
+            samples.add(source, reason, document.id, document.text, near=kept.decode())
         else:
             yield document
+    samples.write()
     tally.write()

@@ -7,7 +7,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from datatrove.data import Document
 from huggingface_hub import HfApi
@@ -15,9 +17,12 @@ from huggingface_hub import HfApi
 from atomic_files import write_json
 from corpus.accounting import Tally
 from corpus.document_files import document_id
+from corpus.dropped_samples import KEPT, Samples, hide
 from corpus.language import LanguageFilter
+from corpus.pages import move_starts
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
+from corpus.rule_marks import explain_language, explain_quality
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
@@ -31,6 +36,7 @@ from sources.units import Listing, Unit, is_hub_dataset, named_errors
 # A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
 MIN_TASKS_PER_SOURCE = 8
 BYTES_PER_TASK = 1 << 30
+TITLE_CHARACTERS = 200
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -68,9 +74,35 @@ def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tupl
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is not in a package; modules beside it can be imported.
+    """Return extract_text of the recipe's data.py.
 
     Raises: RecipeError: it cannot be imported, or has no such function.
+    """
+    extract_text = getattr(import_data_script(path), "extract_text", None)
+    if not callable(extract_text):
+        raise RecipeError(
+            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
+        )
+    return extract_text
+
+
+def load_redact(path: str) -> Callable[[str, str], str | None] | None:
+    """Return redact of the recipe's data.py; None if it has none.
+
+    Raises: RecipeError: the file cannot be imported, or its redact is no function.
+    """
+    redact = getattr(import_data_script(path), "redact", None)
+    if redact is not None and not callable(redact):
+        raise RecipeError(
+            f"data.extract_text: redact in {path} is no function; write redact(text, source), or rename it"
+        )
+    return redact
+
+
+def import_data_script(path: str) -> ModuleType:
+    """Import the recipe's data.py, which is not in a package; modules beside it can be imported.
+
+    Raises: RecipeError: it cannot be imported.
     """
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -82,11 +114,7 @@ def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises
         raise RecipeError(f"data.extract_text: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "extract_text", None)):
-        raise RecipeError(
-            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
-        )
-    return module.extract_text
+    return module
 
 
 class DocumentPipeline:
@@ -114,38 +142,96 @@ class DocumentPipeline:
         """Return the text without personal data, None to drop it, and how many of each kind it had."""
         return self.redactor.apply(text) if self.redactor else (text, Counter())
 
+    def explain(self, text: str, reason: str) -> tuple[list[tuple[int, int, str]], str]:
+        """Return the places in a text that a reason to drop it refers to, and what was measured, in words."""
+        if self.quality and reason in self.quality.limits:
+            return explain_quality(reason, text, self.quality)
+        if reason.startswith("language_"):
+            return [], explain_language(text)
+        if reason == "too_short":
+            return [], f"{len(text.encode())} bytes, where at least {self.data.min_document_bytes} are needed"
+        return [], ""
 
-def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Path) -> Iterator[Document]:
+    def sample(
+        self,
+        samples: Samples,
+        source: str,
+        reason: str,
+        raw: str,
+        text: str,
+        place: str,
+        redact: Callable[[str], object] | None,
+        kept: Document | None = None,
+    ) -> None:
+        """Keep a sample of a document as it was read and as it is.
+
+        Args:
+            samples: of the task.
+            source: its name.
+            reason: to drop it, or KEPT.
+            raw: its text as extract_text gave it.
+            text: after normalisation.
+            place: the file and row it was read from.
+            redact: of the recipe; what it gives no text for is not sampled.
+            kept: what is kept of it; None: nothing.
+        """
+        identity = kept.id if kept else document_id(text) if samples.is_on else ""
+        if not samples.wants(source, reason, identity):
+            return
+        if redact is not None:
+            raw, text = redact(raw), kept.text if kept else redact(text)
+            if not isinstance(raw, str) or not isinstance(text, str):
+                return
+        shown, marks, note = (kept.text, [], "") if kept else (text, *self.explain(text, reason))
+        if self.redactor:
+            found = [] if kept else self.redactor.find(text)
+            shown, marks, raw = hide(shown, found), marks + found, hide(raw, self.redactor.find(raw))
+        before = {"before": raw} if raw != shown else {}
+        samples.add(source, reason, identity, shown, marks, note=note, place=place, **before)
+
+
+def read_part(
+    documents, rank: int, world_size: int, data: Data, parts, work: Path, new_samples: Callable[[str, int], Samples]
+) -> Iterator[Document]:
     """Yield the documents of one part of a source; count every example as read, or as dropped for a reason."""
     source, units = parts[rank]
     extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
+    redact = load_redact(data.extract_text)
     progress = TaskProgress(work / "logs" / "read" / "progress", rank)
-    tally = Tally(work / "counts", "read", rank, source.name)
+    tally, samples = Tally(work / "counts", "read", rank, source.name), new_samples("read", rank)
     quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     places = work / "places" / f"{rank:05d}.jsonl"
     places.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
+
+        def set_aside(example: Unreadable) -> None:
+            tally.add("dropped:unreadable", example.size_bytes)
+            tally.add_reason("unreadable", example.reason, example.size_bytes)
+            entry = {"source": source.name, "position": example.position, "reason": example.reason}
+            quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
         for unit, row_number, example in read_examples(source, units, tally, progress):
-            row = example
+            row, place = example, f"{unit.name}:{row_number}"
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
                     tally.documents[f"converted:{encoding}"] += 1
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
-                tally.add("dropped:unreadable", example.size_bytes)
-                tally.add_reason("unreadable", example.reason, example.size_bytes)
-                entry = {"source": source.name, "position": example.position, "reason": example.reason}
-                quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                set_aside(example)
                 continue
-            text, date = example
-            text = pipeline.normalise(text)
+            raw, date = example
+            text = normalised = pipeline.normalise(raw)
+            hook = redact and partial(call_redact, redact, source=source, unit=unit)
+            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=place, redact=hook)
             num_bytes = len(text.encode())
             if not unit.size_bytes:
                 progress.add(num_bytes)
             text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
+                if text:
+                    sample(reason)
                 if reason == "no_text" and not isinstance(row.get("text"), str):
                     wanted = source.text_template or source.text_field or "text"
                     tally.add_reason("no_text", f"no text in field {wanted}; {describe_fields(row)}", num_bytes)
@@ -154,16 +240,36 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
             tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
             if text is None:
                 tally.add("dropped:personal_data", num_bytes)
+                sample("personal_data")
                 continue
+            if redact is not None:
+                before, text = text, call_redact(redact, text, source, unit, num_bytes)
+                if isinstance(text, Unreadable):
+                    set_aside(text)
+                    continue
+                if not text:
+                    tally.add("dropped:redact", num_bytes)
+                    continue
+                tally.documents["redacted"] += text != before
             for marker, number in count_markers(text).items():
                 tally.documents[f"marker:{marker}"] += 1
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
-            placed.write(json.dumps([document.id, unit.name, row_number]) + "\n")
+            placed.write(json.dumps([document.id, unit.name, row_number, *describe_document(row, text)]) + "\n")
+            sample(KEPT, kept=document)
             yield document
     progress.note()
+    samples.write()
     tally.write()
+
+
+def describe_document(row: dict, text: str) -> tuple[str | None, list[int] | None]:
+    """Return the title of a document and where its pages begin in its text, if its format says so."""
+    title, starts = row.get("title"), row.get("page_starts")
+    title = " ".join(title.split())[:TITLE_CHARACTERS] if isinstance(title, str) else None
+    is_paged = isinstance(starts, list) and all(isinstance(start, int) for start in starts)
+    return title or None, move_starts(row["text"], text, starts) if is_paged else None
 
 
 def extract_document(
@@ -192,6 +298,21 @@ def extract_document(
         if text is None or splits.future_from is None:
             return text, None
         return Unreadable(unit.name, str(error), len(text.encode()))
+
+
+def call_redact(
+    redact: Callable, text: str, source: Source, unit: Unit, size_bytes: int = 0
+) -> str | None | Unreadable:
+    """Return what the recipe's redact makes of a text, or why it cannot be kept: then it must not be trained on."""
+    try:
+        redacted = redact(text, source.name)
+        if isinstance(redacted, str):
+            redacted.encode()
+    except Exception as error:
+        return Unreadable(unit.name, f"redact raises {type(error).__name__}: {error}", size_bytes)
+    if not isinstance(redacted, str | None):
+        return Unreadable(unit.name, f"redact gives {type(redacted).__name__}, not text", size_bytes)
+    return redacted
 
 
 def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:

@@ -140,6 +140,14 @@ class QualityFilter:
 
     def apply(self, text: str) -> tuple[str, str | None]:
         """Return the text without removed lines, and the first rule that it breaks or None."""
+        kept, measured = self.measure(text)
+        for name, limit in self.limits.items():
+            if measured[name] < limit if "_min_" in name else measured[name] > limit:
+                return text, name
+        return kept, None
+
+    def measure(self, text: str) -> tuple[str, dict[str, float]]:
+        """Return the text without removed lines, and rule -> measured value."""
         measured_text = text[:MEASURED_CHARS]
         words = split_words(measured_text)
         measured = measure_words(measured_text, words, self.lowest_repeated_limit)
@@ -148,11 +156,7 @@ class QualityFilter:
             kept = cut_lines(text, self.cuts)
             measured_text = kept[:MEASURED_CHARS]
             words = split_words(measured_text)
-        measured |= measure_lines(measured_text, len(words))
-        for name, limit in self.limits.items():
-            if measured[name] < limit if "_min_" in name else measured[name] > limit:
-                return text, name
-        return kept, None
+        return kept, measured | measure_lines(measured_text, len(words))
 
 
 def explain_override(name: str, value: float | bool) -> str | None:
