@@ -82,7 +82,7 @@ def test_a_continued_model_reads_its_domains_text_and_is_compared_with_its_base(
     assert continued.data == base.data and continued.run.output_dir == f"runs/{domain}-continued"
     assert continued.evaluation.baselines == [continued.model.from_pretrained]
     assert continued.training.learning_rate < base.training.learning_rate / 3 + 1e-9
-    small = load_recipe([RECIPES / domain / "trial.yaml", RECIPES / "custom" / "continue_cpu.yaml"])
+    small = load_recipe([RECIPES / domain / "trial.yaml", RECIPES / "sizes" / "smollm2_cpu.yaml"])
     assert small.evaluation.baselines == [small.model.from_pretrained] == ["runs/smollm2"]
     assert small.data.min_shares == base.data.min_shares
 
