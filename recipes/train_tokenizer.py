@@ -101,10 +101,11 @@ def take_tokenizer(
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
-        pinned = {"revision": recipe.model.revision or settings.revision, "trust_remote_code": False}
-        wrapped = AutoTokenizer.from_pretrained(taken, **pinned)
-        # A tokenizer alone is for a new model, a Llama.
-        config = AutoConfig.from_pretrained(taken, **pinned) if recipe.model.from_pretrained else LlamaConfig()
+        revision = recipe.model.revision or settings.revision
+        wrapped = AutoTokenizer.from_pretrained(taken, revision=revision, trust_remote_code=False)
+        config = LlamaConfig()  # of a new model
+        if base := recipe.model.from_pretrained:
+            config = AutoConfig.from_pretrained(base, revision=recipe.model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     exact, changes = exact_tokenizer(wrapped, where)
