@@ -143,6 +143,23 @@ def chat_settings(folder, **more) -> list[str]:
     return [f"--finetune.{key}={json.dumps(value)}" for key, value in (chosen | more).items()]
 
 
+def test_conversations_that_hold_benchmark_items_are_left_out_and_counted(reserving, tmp_path):
+    write_rows(tmp_path / "train.jsonl", WAYS[:2])
+    write_rows(tmp_path / "test.jsonl", WAYS[3:])
+    asked = "Which of these is a civil wrong for which the injured party may recover damages in court?"
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": asked, "completion": "A tort."}) + "\n")
+    (tmp_path / "benchmarks").mkdir()
+    item = {"id": "0", "context": asked, "choices": ["A tort.", "A lien."], "gold": 0}
+    (tmp_path / "benchmarks" / "task.jsonl").write_text(json.dumps(item) + "\n")
+    argv = reserving.argv(
+        *chat_settings(tmp_path), f"--data.decontamination={{benchmarks: {tmp_path / 'benchmarks'}}}"
+    )
+    recipe = load_recipe([argv[1]], argv[2:])
+    examples = finetune.choose_conversations(recipe.finetune, *finetune.load_benchmarks(recipe))
+    assert examples.left_out["train_with_benchmark_items"] == 1 and len(examples.train) == 12
+
+
 def test_conversations_that_share_a_sequence_do_not_see_each_other(reserving, tokenizer, tmp_path):
     write_rows(tmp_path / "train.jsonl", WAYS[:2])
     argv = reserving.argv(*chat_settings(tmp_path, sequence_length=128), f"--run.output_dir={tmp_path}")
@@ -189,7 +206,14 @@ def test_a_run_ends_in_a_model_that_answers_as_it_was_taught(chatting, capsys):
     assert results["documents"] == {
         "train": 18,
         "test": 6,
-        "left_out": {"train": 0, "test": 0, "train_also_in_test": 1, "train_too_long": 1, "test_too_long": 0},
+        "left_out": {
+            "train": 0,
+            "test": 0,
+            "train_also_in_test": 1,
+            "train_with_benchmark_items": None,
+            "train_too_long": 1,
+            "test_too_long": 0,
+        },
     }
     before, after = results["bits_per_byte"]["before"], results["bits_per_byte"]["after"]
     assert after["mean"] < before["mean"] / 2 and after["low"] <= after["mean"] <= after["high"] < before["low"]
