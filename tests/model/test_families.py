@@ -28,7 +28,11 @@ from training.parallelism import wrap_layers
 
 LENGTH, VOCABULARY = 24, 96
 CPU = SimpleNamespace(device=torch.device("cpu"), mixed_precision="no")
-EVERY = pytest.mark.parametrize("family", FAMILY_CONFIGS)
+# Those that differ most from each other; --all runs the others too.
+OFTEN = ("mistral", "olmo3", "gemma2", "gpt2", "gpt_neox", "granite")
+EVERY = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.long) for name in FAMILY_CONFIGS]
+)
 
 
 def batch(seed: int = 0) -> list[torch.Tensor]:
