@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_token
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from recipe_config import RecipeError
 
@@ -176,9 +177,11 @@ def check_tensors(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = model.state_dict()
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)  # the embedding, which is saved once
+        weights.pop("lm_head.weight", None)  # the embedding, which is saved once
+    # Under the names of the files, which differ from the model's for GPT-NeoX.
+    expected = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, weights).items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         found |= read_tensor_shapes(path)
