@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
@@ -30,7 +31,7 @@ from run_file_keys import unknown_keys
 from safetensors.torch import load_file, save_file
 from small_models import FAMILY_CONFIGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import TinyRun
+from tiny_run import ROOT, TinyRun
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -53,7 +54,7 @@ from publishing.extra_releases import build_dataset_release, build_tokenizer_rel
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
-from publishing.release_checks import refuse_odd_files, refuse_secrets
+from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision, take_weights
@@ -342,6 +343,70 @@ def test_a_secret_is_refused_by_kind_and_never_shown(recipe, kind, secret):
     assert not output_folder(recipe, "publish").exists()
 
 
+HEX, MIXED = "0123456789abcdef" * 3, "aB3dE6gH9jK2mN5pQ8rS1tU4vW7xY0zA" * 4
+FORMS = {  # in pieces, so that this file contains none
+    "a JSON web token": "eyJ" + MIXED[:20] + ".eyJ" + MIXED[:30] + "." + MIXED[:43],
+    "a GitLab token": "glp" + "at-" + MIXED[:20],
+    "an npm token": "npm" + "_" + MIXED[:36],
+    "a Stripe key": "sk" + "_live_" + MIXED[:24],
+    "a Weights & Biases key": ["WANDB_API" + f"_KEY={HEX[:40]}", "wandb" + f"_v1_{MIXED[:77]}"],
+    "a Slack webhook": "https://hooks.slack" + ".com/services/T00000000/B00000000/" + MIXED[:24],
+    "a Slack token": "xapp" + "-1-A0000000000-" + MIXED[:20],
+    "a Bearer token": "Authorized as Bea" + f"rer {MIXED[:32]}",
+    "a password in an Authorization header": "Author" + f"ization: Basic {MIXED[:24]}==",
+    "an Azure shared access signature": "https://x.blob.example/c?sv=2022&si" + f"g={MIXED[:43]}%3D&se=2030",
+    "a Google client secret": "GOC" + f"SPX-{MIXED[:28]}",
+    "a Google access token": "ya" + f"29.{MIXED[:60]}",
+    "an AWS secret key": ['"Secret' + f'AccessKey": "{MIXED[:38]}/+"', "aws_secret" + f"_access_key = {MIXED[:40]}"],
+}
+
+
+@pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind, f in FORMS.items() for form in np.atleast_1d(f)])
+def test_the_forms_of_services_are_found_in_files_and_in_json(tmp_path, kind, form):
+    (tmp_path / "chronicle.md").write_text(f"A line.\n{form}\n")
+    (tmp_path / "plan.json").write_text(json.dumps({"notes": json.dumps({"text": str(form)})}))
+    with pytest.raises(RecipeError) as refused:
+        refuse_secrets(tmp_path, set())
+    for name in ("chronicle.md", "plan.json"):
+        assert f"looks like {kind}; " in next(line for line in refused.value.problems if line.startswith(name))
+    with pytest.raises(RecipeError, match=f"document 7: looks like {kind}; "):
+        refuse_secrets_in_text([f"The log says {form}."], ["7"], "x.parquet", set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The bearer http://www.sec.gov/rules/final/33-8518.htm or the bearer of-the-instrument-registered-in-1999",
+        "Authorization: basic responsibilities of counsel; authorization = token classification",
+        "The secret key to the matter is 0123456789. Secret key: none",
+        "npm_config_registry, wandb 0.19.1, sk_learn_test_suite, npm_lifecycle_script_of_the_package_manager",
+        f"wandb/run-20240101 at revision {HEX[:40]}",
+        "data:image/png;base64," + MIXED * 4,
+    ],
+)
+def test_plain_text_gives_no_false_alarm(tmp_path, text):
+    (tmp_path / "chronicle.md").write_text(text)
+    refuse_secrets(tmp_path, set())
+
+
+def test_the_files_of_a_real_run_and_its_release_give_no_false_alarm(evaluated_run, tmp_path):
+    refuse_secrets(evaluated_run.output_dir, set())
+    run = evaluated_run.copy(tmp_path / "run")
+    (run.output_dir / "documents" / "decontamination.json").unlink()  # written by no stage here
+    overrides = run.argv("--training.sequence_length=128", "--hub.license=mit")[2:]
+    released = made(load_recipe([ROOT / "recipes" / "custom" / "base.yaml"], overrides))
+    assert {"training.json", "metrics.jsonl", "chronicle.jsonl", "recipe.yaml"} <= {p.name for p in released.iterdir()}
+
+
+def test_only_the_header_of_weights_is_searched(tmp_path):
+    noise = np.frombuffer(TOKEN.encode().ljust(40, b"x"), dtype=np.uint8)
+    save_file({"weight": torch.from_numpy(noise.copy())}, tmp_path / "model.safetensors")
+    refuse_secrets(tmp_path, set())
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={"note": TOKEN})
+    with pytest.raises(RecipeError, match="model.safetensors, byte .* a Hugging Face token"):
+        refuse_secrets(tmp_path, set())
+
+
 def test_a_secret_in_a_binary_file_is_found(recipe):
     with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:
         file.write(b"\0\xff" + TOKEN.encode() + b"\0")
@@ -373,7 +438,13 @@ def test_the_names_of_user_and_machine_are_not_published(tmp_path, monkeypatch, 
     refuse_secrets(tmp_path, {user, host})  # the name under which it is published
 
 
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+        *("DB_PASS", "MY_CREDENTIAL", "OPENAI_KEY", "DB_PWD", "SLACK_WEBHOOK"),
+    ],
+)
 def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "correct horse battery")
     (tmp_path / "chronicle.md").write_text("logged in with correct horse battery")
