@@ -7,30 +7,33 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from datatrove.data import Document
 from huggingface_hub import HfApi
 
 from atomic_files import write_json
-from corpus.accounting import Tally
-from corpus.document_files import document_id
+from corpus.accounting import Tally, sum_counts
+from corpus.document_files import Place, PlaceWriter, document_id, write_documents
 from corpus.language import LanguageFilter
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
+from corpus.reading_plan import ReadingPlan, read_units, write_tasks
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
 from sources.dates import document_date
-from sources.readers import Unreadable, read_unit
+from sources.readers import Unreadable, read_unit, rows_before
 from sources.row_text import describe_fields
 from sources.separators import count_markers
-from sources.units import Listing, Unit, is_hub_dataset, named_errors
+from sources.units import Unit, is_hub_dataset, named_errors
 
 
-# A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
-MIN_TASKS_PER_SOURCE = 8
-BYTES_PER_TASK = 1 << 30
+SLOTS = 1 << 16  # of the first 16 bits of a document's id
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -53,18 +56,6 @@ def pin_revisions(data: Data, note: Path) -> Data:
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, commits)
     return data.model_copy(update={"sources": sources})
-
-
-def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tuple[Source, list[Unit]]]:
-    """Divide each source into parts, one a task, by the number and the size of its files alone."""
-    parts = []
-    for source in sources:
-        units = listings[source.name].units
-        wanted = max(MIN_TASKS_PER_SOURCE, sum(unit.size_bytes for unit in units) // BYTES_PER_TASK)
-        # A limit on the bytes of a source needs one counter, so one task reads the whole source.
-        tasks = 1 if source.max_bytes else min(wanted, len(units))
-        parts += [(source, units[task::tasks]) for task in range(tasks)]
-    return parts
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
@@ -115,18 +106,62 @@ class DocumentPipeline:
         return self.redactor.apply(text) if self.redactor else (text, Counter())
 
 
-def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Path) -> Iterator[Document]:
-    """Yield the documents of one part of a source; count every example as read, or as dropped for a reason."""
-    source, units = parts[rank]
+def read_sources(run: Callable, data: Data, plan: ReadingPlan, work: Path) -> None:
+    """Read every source to work/read, those with max_bytes in rounds, until they have as much text as that.
+
+    Args:
+        run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
+        data: settings of the recipe, with pinned revisions.
+        plan: of the units of all sources.
+        work: folder for the files that this and the later passes exchange.
+    """
+    first_task, number = 0, 1
+    while tasks := plan.next_round(text_read(work / "counts")):
+        name = "read" if number == 1 else f"read, round {number}"
+        write_tasks(work / "tasks", first_task, tasks)
+        read = partial(read_task, data=data, work=work, first_task=first_task, notes=work / "logs" / name / "progress")
+        write = partial(write_documents, folder=work / "read", first_task=first_task)
+        units = [unit for task in tasks for unit in task.units]
+        total_bytes = sum(unit.range_bytes for unit in units) if all(unit.is_sized for unit in units) else None
+        run(name, [read, write], tasks=len(tasks), total_bytes=total_bytes)
+        first_task, number = first_task + len(tasks), number + 1
+
+
+def text_read(counts: Path) -> dict[str, int]:
+    """Return source -> bytes of text read so far."""
+    read = sum_counts(counts, "read")
+    return {label.rpartition("/")[0]: int(n[1]) for label, n in read.items() if label.endswith("/read")}
+
+
+def find_surplus(data: Data, work: Path) -> dict[str, str]:
+    """Return, of each source with more text than its max_bytes, the lowest document id that is too much.
+
+    Documents of lower ids have at least max_bytes, and at most a 65,536th of the source or one document more.
+    """
+    surplus = {}
+    for source in data.sources:
+        if source.max_bytes is not None:
+            slots = [np.load(file) for file in (work / "slots" / source.name).glob("*.npy")]
+            last = int(np.searchsorted(np.cumsum(np.sum(slots, axis=0)), source.max_bytes))
+            if last + 1 < SLOTS:
+                surplus[source.name] = f"{last + 1:04x}"
+    return surplus
+
+
+def read_task(
+    documents, rank: int, world_size: int, data: Data, work: Path, first_task: int, notes: Path
+) -> Iterator[Document]:
+    """Yield the documents of one task; count every example as read, or as dropped for a reason."""
+    task = first_task + rank
+    name, units = read_units(work / "tasks", task)
+    source = next(source for source in data.sources if source.name == name)
     extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
-    progress = TaskProgress(work / "logs" / "read" / "progress", rank)
-    tally = Tally(work / "counts", "read", rank, source.name)
-    quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
+    tally, progress = Tally(work / "counts", "read", task, source.name), TaskProgress(notes, rank)
+    places, slots = PlaceWriter(work / "places", task), np.zeros(SLOTS, dtype=np.int64)
+    quarantine = work / "quarantine" / f"{task:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
-    places = work / "places" / f"{rank:05d}.jsonl"
-    places.parent.mkdir(parents=True, exist_ok=True)
-    with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
-        for unit, row_number, example in read_examples(source, units, tally, progress):
+    with quarantine.open("w", encoding="utf-8") as quarantined:
+        for unit, place, example in read_examples(source, units, tally, places, progress):
             row = example
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
@@ -141,8 +176,6 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
             text, date = example
             text = pipeline.normalise(text)
             num_bytes = len(text.encode())
-            if not unit.size_bytes:
-                progress.add(num_bytes)
             text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
@@ -160,8 +193,13 @@ def read_part(documents, rank: int, world_size: int, data: Data, parts, work: Pa
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
-            placed.write(json.dumps([document.id, unit.name, row_number]) + "\n")
+            places.write(document.id, place)
+            slots[int(document.id[:4], 16)] += len(text.encode())
             yield document
+    places.close()
+    if source.max_bytes is not None:
+        (work / "slots" / source.name).mkdir(parents=True, exist_ok=True)
+        np.save(work / "slots" / source.name / f"{task:05d}.npy", slots)
     progress.note()
     tally.write()
 
@@ -194,11 +232,31 @@ def extract_document(
         return Unreadable(unit.name, str(error), len(text.encode()))
 
 
-def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
-    """Yield (unit, row from 1 on, example) until the source's max_bytes of documents have been read."""
-    for unit in units:
-        for row, example in enumerate(read_unit(source, unit), start=1):
-            if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
-                return
-            yield unit, row, example
-        progress.add(unit.size_bytes)
+def read_examples(
+    source: Source, units: list[Unit], tally: Tally, places: PlaceWriter, progress: TaskProgress
+) -> Iterator[tuple]:
+    """Yield (unit, place, example); of one unit at most the source's max_bytes of text.
+
+    The rows of a range count from its file's first where that is known without reading it. Otherwise `places` gets how
+    many rows the range has or, where some ranges are not read, the place names the range.
+    """
+    for number, unit in enumerate(units):
+        before, done, opened = tally.num_bytes["read"], progress.done, []
+        first, all_are_read = rows_before(source, unit), source.max_bytes is None
+        path, row = unit.name if first is not None or all_are_read else unit.place, first or 0
+        for example in read_unit(source, unit, opened.append):
+            if source.max_bytes and tally.num_bytes["read"] - before >= source.max_bytes:
+                break
+            row += 1
+            progress.move_to(done + bytes_read(opened, unit))
+            yield unit, Place(path, number, row), example
+        if unit.stop is not None and all_are_read and (first is None or not unit.start):
+            places.ranges[number] = [unit.name, row]
+        progress.move_to(done + unit.range_bytes)
+
+
+def bytes_read(opened: list[BinaryIO], unit: Unit) -> int:
+    """Return how many of a unit's own bytes have been read, by the stream that was opened last."""
+    with suppress(ValueError, IndexError):  # it is closed; none was opened
+        return min(max(opened[-1].tell() - unit.start, 0), unit.range_bytes)
+    return 0
