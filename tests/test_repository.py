@@ -57,6 +57,7 @@ ARROWS = {
         "vocabulary",
     },
     "sweeps": {"atomic_files", "launching", "planning", "recipe_config", "recipe_loading", "run_folder", "stages"},
+    "provenance": {"atomic_files", "corpus", "mixture", "recipe_config", "vocabulary"},
     "publishing": {
         "atomic_files",
         "card_text",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated text, of the finished model (eval/results.json) and during training (samples.jsonl)."""
+"""Generated text, of the finished model (eval/results.json) and during training (samples.jsonl).
+
+With trace/samples.json, of recipes/trace_text.py, what stands word for word in training documents is underlined.
+"""
 
 import textwrap
 
@@ -17,10 +20,14 @@ def build(run: RunFiles) -> Section | None:
     growth = by_prompt(run.lines("samples.jsonl"))
     if not samples and not growth:
         return None
+    traced = run.json("trace/samples.json") or {"texts": []}
+    sources = {(entry["prompt"], entry["text"]): entry for entry in traced["texts"]}
+    samples = [sample | {"traced": sources.get((sample["prompt"], sample["text"]))} for sample in samples]
     lines = heading("Samples")
     for sample in samples[:3]:
         lines += textwrap.wrap(f"[{shortened(sample['prompt'])}] {shortened(sample['text'])}", 100) + [""]
-    return Section("Samples", {"samples": samples, "growth": growth}, summary=lines[:-1] if samples else [])
+    values = {"samples": samples, "growth": growth, "baseline": traced.get("baseline")}
+    return Section("Samples", values, summary=lines[:-1] if samples else [])
 
 
 def by_prompt(lines: list[dict]) -> dict[str, list[dict]]:
