@@ -33,7 +33,7 @@ import xxhash
 from datatrove.data import Document
 
 from atomic_files import file_sha256, write_json
-from corpus.document_families import WORD
+from corpus.words import BASE, WORD, ngram_hashes
 
 
 MIN_WORDS = 8
@@ -42,7 +42,6 @@ MIN_WORDS = 8
 TEMPLATE_FRACTION = 0.05
 TEMPLATE_ITEMS = 10
 LISTED_DOCUMENTS = 10
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it modulo 2**64 loses no bits
 TABLE_CELLS_PER_NGRAM = 16
 # Soft hyphen, zero-width and direction marks, fillers, variation selectors.
 INVISIBLE = re.compile(
@@ -111,27 +110,6 @@ def find_question(context: str, choices: list[str]) -> tuple[int, int]:
     found = QUESTION.fullmatch(prompt)
     first = len(normalised_words(prompt[: found.start("question")]))
     return first, first + len(normalised_words(found["question"]))
-
-
-def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
-    """Hash every n-gram: a polynomial in BASE of the hashes of its words, modulo 2**64.
-
-    The expected number of false matches between w words of text and g benchmark n-grams is about w * g / 2**64: one in
-    18,000 corpora of a billion words, for a million n-grams.
-
-    Args:
-        words: (n,) uint64, one hash a word.
-        length: words of an n-gram; fewer words are one n-gram.
-
-    Returns: (n - length + 1,) uint64, or (1,).
-    """
-    length = min(length, len(words))
-    count = len(words) - length + 1
-    hashes = np.zeros(count, dtype=np.uint64)
-    for place in range(length):
-        hashes *= BASE
-        hashes += words[place : place + count]
-    return hashes
 
 
 class BenchmarkIndex:

@@ -98,13 +98,23 @@ def count_tasks(folder: Path) -> int:
 
 
 def read_documents(documents, rank: int, world_size: int, folder: Path) -> Iterator[Document]:
-    """Yield the documents of file number `rank` of a folder; in memory is one row group, never more."""
+    """Yield the documents of file number `rank` of a folder."""
     for path in document_files(folder)[rank : rank + 1]:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            for batch in file.iter_batches(BATCH_DOCUMENTS, row_groups=[group], use_threads=False):
-                for row in batch.to_pylist():
-                    yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+        for row in read_columns(path):
+            yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+
+
+def read_columns(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
+    """Yield the rows of a file of documents; in memory is one row group, never more.
+
+    Args:
+        path: of the file.
+        columns: to read; None for all.
+    """
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(BATCH_DOCUMENTS, row_groups=[group], columns=columns, use_threads=False):
+            yield from batch.to_pylist()
 
 
 class Place(NamedTuple):
@@ -169,6 +179,5 @@ def write_places(places: Path, renamed: Path, path: Path) -> None:
 
 def texts(folder: Path) -> Iterator[str]:
     """Yield the texts of a folder's files, in the order of their names."""
-    for file in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=256):
-            yield from batch["text"].to_pylist()
+    for file in document_files(folder):
+        yield from (row["text"] for row in read_columns(file, ["text"]))

@@ -40,7 +40,7 @@ from datatrove.pipeline.filters.gopher_quality_filter import STOP_WORDS
 from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 
-from corpus.document_families import WORD
+from corpus.words import WORD
 from recipe_config import RecipeError
 
 

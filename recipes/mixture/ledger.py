@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from corpus.document_files import PLACES
+from corpus.document_files import PLACES, read_columns
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture
 from mixture.shards import Location, TokenShards
@@ -140,7 +140,6 @@ def find_passage(run: Path, passage: str) -> Iterator[dict]:
     """
     wanted = " ".join(passage.split()).lower()
     for path in sorted((run / "documents").glob("*/*/*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(1000, columns=["id", "text"]):
-            for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
-                if wanted in " ".join(text.split()).lower():
-                    yield {"document": document, "source": path.parent.name, "split": path.parent.parent.name}
+        for row in read_columns(path, ["id", "text"]):
+            if wanted in " ".join(row["text"].split()).lower():
+                yield {"document": row["id"], "source": path.parent.name, "split": path.parent.parent.name}

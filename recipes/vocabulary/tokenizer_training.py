@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from corpus.document_files import texts
 from corpus.local_executor import available_cores
 from recipe_config import Recipe
 from vocabulary.byte_level_bpe import train_bpe
@@ -22,9 +22,7 @@ SAMPLE_SEED = 0  # not run.seed: models of different seeds share one tokenizer
 
 def read_texts(documents: Path, split: str, source: str) -> Iterator[str]:
     """Yield the texts of a split of a source, file by file."""
-    for file in sorted((documents / split / source).glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
-            yield from batch["text"].to_pylist()
+    return texts(documents / split / source)
 
 
 def sample_sizes(recipe: Recipe, shares: dict[str, float]) -> dict[str, int]:

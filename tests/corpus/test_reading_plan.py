@@ -4,12 +4,14 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from datatrove.data import Document
-from tiny_run import TinyRun, make_text
+from tiny_run import RECIPES, TinyRun, make_text
 
 import prepare_data
 from atomic_files import read_record
@@ -189,3 +191,27 @@ def test_a_try_that_was_interrupted_with_other_tasks_is_not_resumed(tmp_path):
     (tmp_path / "work" / "identity").unlink()
     (work / "kept").write_text("")
     assert not (prepare_data.resume_work(tmp_path / "work", "two") / "kept").exists()
+
+
+FEW_FILES = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import prepare_data
+from sources import ranges
+ranges.RANGE_BYTES = ranges.MIN_RANGE_BYTES = 3000
+from corpus import reading_plan
+reading_plan.BYTES_PER_TASK = 3000
+prepare_data.main(sys.argv[1:])
+"""
+
+
+def test_many_tasks_need_few_open_files(tmp_path):
+    write_lines(tmp_path / "law.jsonl")
+    run = TinyRun(tmp_path, tmp_path / "run")
+    source = json.dumps([{"name": "law", "path": str(tmp_path / "law.jsonl")}])
+    passes = ['--data.near_duplicates={"n_grams": 5}', '--data.repeated_passages={"min_documents": 3}']
+    command = [sys.executable, "-c", FEW_FILES, *run.argv(f"--data.sources={source}", *passes)]
+    environment = {"PYTHONPATH": str(RECIPES), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((run.output_dir / "documents" / "train" / "law").glob("*.parquet"))) > 64

@@ -20,10 +20,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from corpus.document_families import WORD
 from corpus.language import LanguageFilter
 from corpus.text_normalisation import normalise
 from corpus.text_quality import RULES, SENTENCE_END, QualityFilter, split_words
+from corpus.words import WORD
 from recipe_config import Languages, Quality, RecipeError
 
 
