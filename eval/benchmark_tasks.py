@@ -113,6 +113,8 @@ def table_value(key: str, value: str) -> object:
     """Return a CSV cell as the YAML would hold it: lists are separated by spaces, commercial is true or false."""
     if key == "commercial":
         return {"true": True, "false": False}[value]
+    if key == "version":
+        return float(value)
     return value.split() if key in ("metrics", "groups") else value
 
 

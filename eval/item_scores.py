@@ -13,6 +13,7 @@ import numpy as np
 
 from intervals import Mean, MeanRecall, measured
 from metrics.entity_f1.entity_f1 import count_entities
+from metrics.legalbench.legalbench import cites, count_names, is_near, names_term
 from metrics.numeric_match.numeric_match import numbers_match
 from metrics.tatqa.tatqa import tatqa_scores
 
@@ -89,14 +90,19 @@ def answer_metric(per_item: Callable[[str, str], float]) -> Callable:
     return metric
 
 
-def entity_f1(items: Scored, chosen: np.ndarray | None = None) -> Callable:
-    counts = np.array([count_entities(item["prediction"], item["target"]) for item in items], float)
+def counted_f1(count: Callable[[str, str], tuple[int, int, int]]) -> Callable:
+    """F1 of what answers list, counted over all items: the right, the predicted and the reference entries."""
 
-    def score(draw: np.ndarray) -> float:
-        right, predicted, true = counts[draw].sum(0)
-        return float(2 * right / max(1, predicted + true))
+    def metric(items: Scored, chosen: np.ndarray | None = None) -> Callable:
+        counts = np.array([count(item["prediction"], item["target"]) for item in items], float)
 
-    return score
+        def score(draw: np.ndarray) -> float:
+            right, predicted, true = counts[draw].sum(0)
+            return float(2 * right / max(1, predicted + true))
+
+        return score
+
+    return metric
 
 
 def rouge_l_f1(items: Scored, chosen: np.ndarray | None = None) -> Callable:
@@ -122,9 +128,13 @@ METRICS: dict[str, Callable] = {
     "balanced_acc": balanced_accuracy,
     "greedy": lambda items, chosen=None: Mean(np.array([float(item["greedy"]) for item in items])),
     "exact_match": answer_metric(lambda prediction, target: float(normalised(prediction) == normalised(target))),
-    "numeric_match": answer_metric(lambda prediction, target: float(numbers_match(prediction, target))),
-    "entity_f1": entity_f1,
+    "numeric_match": answer_metric(numbers_match),
+    "entity_f1": counted_f1(count_entities),
     "rouge_l_f1": rouge_l_f1,
+    "citation_match": answer_metric(cites),
+    "term_match": answer_metric(names_term),
+    "within_10_percent": answer_metric(is_near),
+    "names_f1": counted_f1(count_names),
     "tatqa_em": answer_metric(lambda prediction, target: tatqa_scores(prediction, target)[0]),
     "tatqa_f1": answer_metric(lambda prediction, target: tatqa_scores(prediction, target)[1]),
 }

@@ -209,6 +209,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     first = first_positions(output_folder(recipe, "prepare") / "quarantine.jsonl")
     for name, entry in stats.items():
+        documents = sum(split["documents"] for split in entry["kept"].values())
+        undated = documents - entry["dated_documents"]
+        if recipe.data.splits.future_from and undated:
+            print(
+                f"prepare: note: {name}: {undated:,} of {documents:,} documents have no date; of these, later ones "
+                "than data.splits.future_from are trained on"
+            )
         print(*describe_dropped(name, entry, first.get(name, {})), sep="\n", end="\n" if entry["dropped"] else "")
 
 

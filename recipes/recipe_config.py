@@ -443,6 +443,8 @@ class Tokenizer(Section):
     """Other tokenizers to measure on the same held-out text: Hub id (org/name or org/name@commit), folder or file."""
     from_pretrained: str | None = None
     """Hub id or folder of a byte-level tokenizer to use unchanged. None: model.from_pretrained's, or a new one."""
+    revision: str | None = None
+    """Commit of a Hub tokenizer, 40 hex digits. None: the head."""
     extend_by: Positive | None = None
     """Tokens to add to that tokenizer: those that shorten the recipe's text most. None: none."""
 
@@ -884,6 +886,8 @@ class Recipe(Section):
             yield "tokenizer.extend_by", "there is no tokenizer to extend; set model.from_pretrained"
         if self.tokenizer.from_pretrained and self.model.from_pretrained:
             yield "tokenizer.from_pretrained", "a continued model keeps its own tokenizer; leave this out"
+        if self.tokenizer.revision and not self.tokenizer.from_pretrained:
+            yield "tokenizer.revision", "needs a tokenizer to apply to; set tokenizer.from_pretrained"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
         base = training.sequence_length

@@ -172,7 +172,8 @@ def tokenizer_settings(recipe: Recipe) -> dict:
     mixture["phases"] = [phase.model_dump(include={"start_fraction", "shares"}) for phase in data.phases]
     settings = recipe.tokenizer.model_dump() | mixture
     if base := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
-        settings["base"] = base_content(base, recipe.model.revision, Path(recipe.run.output_dir))
+        revision = recipe.model.revision or recipe.tokenizer.revision
+        settings["base"] = base_content(base, revision, Path(recipe.run.output_dir))
     return settings
 
 

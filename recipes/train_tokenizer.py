@@ -98,7 +98,8 @@ def take_tokenizer(
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
-        wrapped = AutoTokenizer.from_pretrained(taken, revision=recipe.model.revision, trust_remote_code=False)
+        revision = recipe.model.revision or settings.revision
+        wrapped = AutoTokenizer.from_pretrained(taken, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
     old = encode_as_text(Tokenizer.from_str(wrapped.backend_tokenizer.to_str()))

@@ -24,7 +24,7 @@ The clients read these variables when they are imported. Xet, the Hub's chunked 
                      "action": "alter"                               answer with one byte of the content changed
                      "action": "after", "status": 500                do the request, then answer that it failed
                      "action": "kill", "pid": 17, "after": false     kill a process before, or after, doing it
-                     "action": "intrude", "path": "x"                commit a file as someone else first
+                     "action": "intrude", "path": "x", "text": "y"   commit a file as someone else first
 """
 
 import base64
@@ -133,9 +133,9 @@ class HubHandler(BaseHTTPRequestHandler):
         if action == "hang":
             time.sleep(fault["seconds"])
         if action == "intrude":
-            name = "/".join(self.path.split("/")[2:5])
+            name, text = "/".join(self.path.split("/")[2:5]), fault.get("text", "by someone else")
             repository = REPOSITORIES[name]
-            files = {**repository.trees[repository.refs["main"]], fault["path"]: blob(b"by someone else")}
+            files = {**repository.trees[repository.refs["main"]], fault["path"]: blob(text.encode())}
             repository.commit("main", "another hand", files)
         if action == "after" or (action == "kill" and fault.get("after")):
             self.send = lambda *arguments, **named: None

@@ -112,6 +112,7 @@ def phase(settings: str) -> str:
         ),
         (phase("rope_parameters: {rope_type: yarn, rope_theta: 1e5}"), "factor: missing; rope_type=yarn needs it"),
         (phase("rope_parameters: {factor: 2.0, rope_theta: 1e5}"), "factor: is not read with rope_type=default"),
+        ("--tokenizer.revision=abc", "tokenizer.revision: needs a tokenizer to apply to"),
         ("--hub.repo_id=noslash", "hub.repo_id: string should match pattern"),
         ("--evaluation.tasks=[../x]", "evaluation.tasks.0: string should match pattern"),
         ("--run.resume=[", "--run.resume:1: "),

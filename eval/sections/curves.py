@@ -43,7 +43,8 @@ def build(run: RunFiles) -> Section | None:
     if tasks := scored_tasks(metrics["evaluation"]):
         figures["tasks"] = (
             tasks_figure(metrics["evaluation"], tasks),
-            "Tasks scored in training, without examples. In the band, 95 % of models that guess",
+            "Tasks scored in training, without examples. Dotted: the better of guessing and the best constant answer. "
+            "A score in the band is within noise of it",
         )
     panels = {key: drawn for key, drawn in MACHINE.items() if any(line.get(key) for line in metrics["training"])}
     if panels:
@@ -103,7 +104,10 @@ def scored_tasks(lines: list[dict]) -> list[str]:
 
 
 def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
-    """Draw accuracy with the band of 95 % of guessing models, and gold-answer bits per byte, over the bytes seen."""
+    """Draw accuracy and gold-answer bits per byte over the bytes seen.
+
+    In the band around a task's baseline, the 95 % interval of an accuracy, Wilson's, contains the baseline.
+    """
     figure = Figure(figsize=(WIDTH, 4.2))
     upper, lower = figure.subplots(2, 1, sharex=True)
     size, unit = byte_unit(lines[-1]["train/bytes_seen"])
@@ -113,12 +117,12 @@ def tasks_figure(lines: list[dict], tasks: list[str]) -> Figure:
             x, y = thinned(lines, f"eval/{name}/{key}", "train/bytes_seen")
             axes.plot([value / size for value in x], y, label=plain(name), **style)
         last = next(line for line in reversed(lines) if f"eval/{name}/accuracy" in line)
-        chance, num_items = last[f"eval/{name}/chance"], last[f"eval/{name}/num_items"]
-        if chance:
-            spread = 1.96 * (chance * (1 - chance) / num_items) ** 0.5
-            upper.axhspan(chance - spread, chance + spread, color=style["color"], alpha=0.12, lw=0)
-            upper.axhline(chance, color=style["color"], linestyle=":", lw=1)
-    upper.set_ylabel("accuracy\n(dotted: chance)")
+        baseline = last.get(f"eval/{name}/baseline", last[f"eval/{name}/chance"])  # earlier runs know chance alone
+        if baseline:
+            spread = 1.96 * (baseline * (1 - baseline) / last[f"eval/{name}/num_items"]) ** 0.5
+            upper.axhspan(baseline - spread, baseline + spread, color=style["color"], alpha=0.12, lw=0)
+            upper.axhline(baseline, color=style["color"], linestyle=":", lw=1)
+    upper.set_ylabel("accuracy\n(dotted: baseline)")
     lower.set(ylabel="bits per byte of\nthe right answers", xlabel=f"text seen in training ({unit})")
     upper.legend()
     return figure

@@ -411,7 +411,9 @@ def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:
 
 def refuse_foreign(job: Job, head: str, tree: dict[str, RepoFile], record: dict) -> None:
     """Refuse to change what someone else committed to main. (A new branch starts with main's files.)"""
-    if job.replace or job.revision != "main" or not tree.keys() - {"README.md"}:
+    if job.replace or job.revision != "main" or not tree:
+        return
+    if [*tree] == ["README.md"] and is_blank_card(job, head):
         return
     if any(not find_differences(state, tree) for state in record.get("known", [])):
         return
@@ -421,6 +423,14 @@ def refuse_foreign(job: Job, head: str, tree: dict[str, RepoFile], record: dict)
         f"it holds what this run did not publish, someone else's commit {head[:12]}{since} ({files})",
         "look at it there, and run again with --overwrite to replace it",
     )
+
+
+def is_blank_card(job: Job, head: str) -> bool:
+    """Return whether a README has a front matter alone, as the Hub writes it for a new repository with a licence."""
+    with tempfile.TemporaryDirectory() as cache:
+        place = {"repo_type": job.repo_type, "revision": head, "cache_dir": cache}
+        text = Path(hf_hub_download(job.repo_id, "README.md", **place)).read_text(encoding="utf-8", errors="replace")
+    return not re.sub(r"\A---\n.*?\n---(\n|\Z)", "", text, flags=re.DOTALL).strip()
 
 
 def describe_folder(folder: Path) -> dict[str, dict]:

@@ -226,7 +226,7 @@ def write_eval_results(folder: Path) -> None:
             task_id=dataset["name"] or "default",
             value=score["value"],
             dataset_revision=dataset["revision"],
-            notes=f"lm-eval {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
+            notes=f"task {name}, {metric}, {few_shot}-shot, standard error {score['stderr']:.4g}",
         )
         (folder / ".eval_results").mkdir(exist_ok=True)
         text = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)

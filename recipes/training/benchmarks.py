@@ -7,7 +7,7 @@ Each choice is a request: its likelihood after the context is scored, without ex
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class BenchmarkRows:
         choices: the request numbers of each item.
         gold: the request number of each item's right choice.
         gold_bytes: UTF-8 bytes of all right choices together.
+        baseline: the accuracy of guessing or of the best constant answer, whichever is higher.
         input_ids, labels: int64, (num_rows, sequence_length); only the tokens of choices are labels.
         owners: int64, same shape: the request that each label belongs to.
     """
@@ -37,6 +38,7 @@ class BenchmarkRows:
     choices: list[range]
     gold: list[int]
     gold_bytes: int
+    baseline: float
     input_ids: np.ndarray
     labels: np.ndarray
     owners: np.ndarray
@@ -74,7 +76,7 @@ def load_benchmarks(
 
     Raises: RecipeError: a file does not hold such items.
     """
-    loaded = {}
+    loaded, baselines = {}, {}
     for name in names:
         path = folder / f"{name}.jsonl"
         if not path.is_file():
@@ -82,7 +84,7 @@ def load_benchmarks(
         try:
             items = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
             spread = np.linspace(0, len(items) - 1, min(len(items), max_items)).astype(int)
-            encoded = [encode_item(items[index], tokenizer, sequence_length) for index in spread]
+            encoded = [(items[index], encode_item(items[index], tokenizer, sequence_length)) for index in spread]
             if not items:
                 raise ValueError("no item")
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -90,13 +92,36 @@ def load_benchmarks(
                 f"training.eval_tasks: {path} does not hold items with context, choices and gold: {error!r}; "
                 "write it with eval/run_eval.py --export_requests"
             ) from error
-        kept = [item for item in encoded if item is not None]
+        kept = [(item, found) for item, found in encoded if found is not None]
         if kept:
-            loaded[name] = kept
+            baselines[name] = baseline_accuracy([item for item, _ in kept])
+            loaded[name] = [found for _, found in kept]
     if not packed:
         lengths = [len(tokens) - 1 for items in loaded.values() for requests, _, _ in items for tokens, _ in requests]
         sequence_length = min(sequence_length, 1 << (max(lengths, default=1) - 1).bit_length())
-    return {name: pack_rows(items, tokenizer.bos_token_id, sequence_length, packed) for name, items in loaded.items()}
+    return {
+        name: pack_rows(items, baselines[name], tokenizer.bos_token_id, sequence_length, packed)
+        for name, items in loaded.items()
+    }
+
+
+def chance_accuracy(num_choices: Iterable[int]) -> float:
+    """Return the accuracy of guessing; no guess finds a continuation that has no other choice."""
+    return float(np.mean([1 / number if number > 1 else 0.0 for number in num_choices]))
+
+
+def baseline_accuracy(items: list[dict]) -> float:
+    """Return the accuracy of guessing or of one answer to every item, whichever is higher, as eval/ does at the end.
+
+    An answer counts if all items have it at the same place among their choices, as in yes and no, or A to D.
+    """
+    texts = [[choice.strip() for choice in item["choices"]] for item in items]
+    constant = [
+        sum(item["gold"] == place for item in items) / len(items)
+        for place, column in enumerate(zip(*texts, strict=False))
+        if len(set(column)) == 1 and min(map(len, texts)) > 1
+    ]
+    return max([chance_accuracy(map(len, texts)), *constant])
 
 
 def encode_item(
@@ -135,6 +160,7 @@ def common_length(first: list[int], second: list[int]) -> int:
 
 def pack_rows(
     items: list[tuple[list[tuple[list[int], int]], int, int]],
+    baseline: float,
     bos_token_id: int,
     sequence_length: int,
     packed: bool,
@@ -160,7 +186,7 @@ def pack_rows(
         choices.append(range(first, first + len(own)))
         first += len(own)
     gold = [numbers[right] for numbers, (_, right, _) in zip(choices, items, strict=True)]
-    return BenchmarkRows(choices, gold, sum(size for _, _, size in items), input_ids, labels, owners)
+    return BenchmarkRows(choices, gold, sum(size for _, _, size in items), baseline, input_ids, labels, owners)
 
 
 @torch.no_grad()
@@ -174,9 +200,10 @@ def score_benchmarks(
 ) -> dict[str, float] | None:
     """Score tasks by the likelihood of their choices on all processes, `batch_tokens` tokens at a time.
 
-    Returns: for each task eval/<task>/accuracy, chance (the accuracy of guessing), gold_bits_per_byte and num_items;
-        None where `stop`, called before each batch, returned True. An item is right if its gold choice is the
-        likeliest; one with a single choice is right if each token of the choice is the likeliest.
+    Returns: for each task eval/<task>/accuracy, chance (the accuracy of guessing), baseline (the same, or that of the
+        best constant answer if it is higher), gold_bits_per_byte and num_items; None where `stop`, called before each
+        batch, returned True. An item is right if its gold choice is the likeliest; one with a single choice is right
+        if each token of the choice is the likeliest.
     """
     model.eval()
     metrics = {}
@@ -204,7 +231,8 @@ def score_benchmarks(
         metrics |= {
             f"eval/{name}/accuracy": sum(right) / len(right),
             f"eval/{name}/gold_bits_per_byte": sum(costs[gold] for gold in task.gold) / math.log(2) / task.gold_bytes,
-            f"eval/{name}/chance": sum(1 / len(n) if len(n) > 1 else 0.0 for n in task.choices) / len(right),
+            f"eval/{name}/chance": chance_accuracy(map(len, task.choices)),
+            f"eval/{name}/baseline": task.baseline,
             f"eval/{name}/num_items": len(right),
         }
     model.train()

@@ -270,7 +270,7 @@ def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(r
     assert listed["most_frequent"] == [{"documents": 30, "text": notice}]
 
 
-def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their_date_is(run):
+def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their_date_is(run, capsys):
     dated = [row(make_text(seed), date=f"{2015 + seed % 10}-06-30") for seed in range(200, 240)]
     dated += [row(make_text(240), date="20240105"), row(make_text(241), date=2023), row(make_text(242), date=None)]
     undated = [row(make_text(243), date="31/05/2024"), row(make_text(244), date="2023-02-30")]
@@ -280,6 +280,7 @@ def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their
     both = [{"name": "law", "path": str(run.texts), "data_files": ["law.jsonl", "days.parquet"]}]
     arguments = run.argv(f"--data.sources={json.dumps(both)}")
     prepare_data.main([*arguments, "--data.splits.future_from='2023-01-01'"])
+    assert "note: law: 1 of 45 documents have no date; of these, later ones than" in capsys.readouterr().out
     future = {document["date"] for document in documents(run, "future")}
     assert future == {"2023-06-30", "2024-06-30", "2024-01-05", "2023", "2024-03-01"}
     assert all((document["date"] or "") < "2023" for split in SPLITS for document in documents(run, split))

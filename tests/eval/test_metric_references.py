@@ -6,6 +6,7 @@ TAT-QA's cases are in test_metrics.py.
 
 import math
 import re
+import string
 from pathlib import Path
 
 import evaluate
@@ -17,6 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from nltk.stem.porter import PorterStemmer
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from benchmark_tasks import read_benchmarks
 from item_scores import METRICS
 from metrics.entity_f1.entity_f1 import count_entities
 
@@ -198,6 +200,135 @@ def test_exact_match_is_lm_evals_without_case_spaces_and_a_full_stop_at_the_end(
         )["exact_match"]
         ours = METRICS["exact_match"]([{"prediction": prediction, "target": target}])(np.array([0]))
         assert ours == theirs == (pairs is SAME), (prediction, target)
+
+
+# LegalBench's written answers, by the rules of its scripts
+
+CASE_NAMES = ["Phillips v. AWH Corp.", "Jones v. Robinson Prop. Grp., L.P.", "In re Smith", "Roe", "U.S. v. O'Brien"]
+CITATIONS = [
+    "Phillips v. AWH Corp.", "phillips v awh corp", "See Phillips v. AWH Corp., 415 F.3d 1303 (Fed. Cir. 2005).",
+    "Jones v. Robinson Prop. Grp., L.P., 427 F.3d 987", "Jones v. Robinson Property Group", "in re  Smith",
+    "IN RE SMITH", "Roe v. Wade", "US v OBrien", "",
+]  # fmt: skip
+TERMS = ["authorize", "land", "hawkers and peddlers", "banking,bank", "Traffic"]
+WRITTEN_TERMS = [
+    "authorized", "“authorize”", "Lands.", "the land", "hawkers and peddler", "peddlers", "banks", "bill, banking",
+    "trafficking", "",
+]  # fmt: skip
+AMOUNTS = ["$1000", "$0", "$28864", "$1", "12345"]
+WRITTEN_AMOUNTS = [
+    "$1,000", "The tax is $1,090.", "1100", "909", "$28,864.00", "section 1 gives 1000", "26000", "none", "-12345",
+    "0",
+]  # fmt: skip
+NAMES = ["Juniper Networks, Inc.", "Kelly", "Ann Roe,Bob Poe", "Ann Roe, Bob Poe, Cy Low", "Roe"]
+WRITTEN_NAMES = [
+    "Juniper Networks, Inc.", "Juniper Networks Inc", "juniper networks", "Ryan Kelly", "Ann Roe, Bob Poe, Cy Low",
+    "bob poe,ann roe", "Ann Roe and Bob Poe", "Roe, Roe", "Kelly, Jones, Smith", "",
+]  # fmt: skip
+
+
+def without_punctuation(text: str) -> str:
+    return re.sub(f"[{re.escape(string.punctuation)}]", "", text).strip().lower()
+
+
+def any_of_the_terms(prediction: str, target: str) -> bool:
+    written, true = (
+        [PorterStemmer().stem(without_punctuation(term)) for term in text.split(",")] for text in (prediction, target)
+    )
+    return any(term in true for term in written)
+
+
+def first_number_within_a_tenth(prediction: str, target: str) -> bool:
+    digits = re.findall("[0-9]+", re.sub("[,.]", "", prediction))
+    number, true = int(digits[0]) if digits else 0, int(target.lstrip("$")) + 0.1
+    return 0.9 < number / true < 1.1
+
+
+def right_false_and_missing_names(prediction: str, target: str) -> tuple[int, int, int]:
+    written = [without_punctuation(name) for name in prediction.split(",")]
+    right = missing = 0
+    for name in map(without_punctuation, target.split(",")):
+        holders = [other for other in written if name in other]
+        if holders:
+            written.remove(holders[0])
+            right += 1
+        else:
+            missing += 1
+    return right, len(written), missing
+
+
+OF_LEGALBENCH = {
+    "citation_match": (
+        CASE_NAMES, CITATIONS,
+        lambda prediction, target: without_punctuation(target) in without_punctuation(prediction),
+    ),
+    "term_match": (TERMS, WRITTEN_TERMS, any_of_the_terms),
+    "within_10_percent": (AMOUNTS, WRITTEN_AMOUNTS, first_number_within_a_tenth),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", OF_LEGALBENCH)
+def test_an_answer_is_right_by_legalbenchs_rule(metric):
+    targets, predictions, rule = OF_LEGALBENCH[metric]
+    cases = [(prediction, target) for target in targets for prediction in predictions]
+    expected = [rule(*case) for case in cases]
+    assert len(cases) == 50 and 5 <= sum(expected) <= 20
+    for (prediction, target), right in zip(cases, expected, strict=True):
+        found = METRICS[metric]([{"prediction": prediction, "target": target}])(np.array([0]))
+        assert found == right, (prediction, target)
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "target", "score"),
+    [
+        ("citation_match", "see Phillips v AWH Corp (2005)", "Phillips v. AWH Corp.", 1),
+        ("citation_match", "Phillips", "Phillips v. AWH Corp.", 0),
+        ("term_match", "authorized", "authorize", 1),
+        ("term_match", "authority", "authorize", 1),  # Porter stems both to "author"
+        ("term_match", "permit", "authorize", 0),
+        ("term_match", "bill, banks", "banking,bank", 1),
+        ("within_10_percent", "The tax is $1,099.", "$1000", 1),
+        ("within_10_percent", "$1,101", "$1000", 0),
+        ("within_10_percent", "$1,000.50", "$1000", 0),
+        ("within_10_percent", "nothing", "$1000", 0),
+        ("names_f1", "Ann Roe, Bob Poe, Cy Low", "Ann Roe, Bob Poe, Cy Low", 1),
+        ("names_f1", "Ann Roe", "Ann Roe,Bob Poe", 2 / 3),
+        ("names_f1", "Ann Roe, Bob Poe", "Roe", 2 / 3),
+        ("names_f1", "", "Roe", 0),
+    ],
+)
+def test_legalbenchs_rules_on_known_cases(metric, prediction, target, score):
+    assert METRICS[metric]([{"prediction": prediction, "target": target}])(np.array([0])) == pytest.approx(score)
+
+
+def test_names_have_the_f1_of_legalbenchs_leaderboard():
+    cases = [(prediction, target) for target in NAMES for prediction in WRITTEN_NAMES]
+    counts = np.array([right_false_and_missing_names(*case) for case in cases])
+    items = [{"prediction": prediction, "target": target} for prediction, target in cases]
+    assert len(cases) == 50 and (counts.sum(0) > 20).all()
+    f1 = METRICS["names_f1"](items)
+    for draw in [*np.arange(50)[:, None], np.arange(50), np.array([4, 4, 17])]:
+        right, false, missing = counts[draw].sum(0)
+        assert f1(draw) == pytest.approx(2 * right / (2 * right + false + missing)), [cases[number] for number in draw]
+    module = evaluate.load(str(FOLDER / "legalbench"), "ssla")
+    scores = module.compute(predictions=[case[0] for case in cases], references=[case[1] for case in cases])
+    assert scores == {"f1": f1(np.arange(50))}
+
+
+def test_the_module_of_legalbench_has_a_configuration_for_each_rule():
+    module = evaluate.load(str(FOLDER / "legalbench"), "sara_numeric")
+    assert module.compute(predictions=["about $1,090", "12"], references=["$1000", "$1000"]) == {"accuracy": 0.5}
+    with pytest.raises(ValueError, match="must be one of citation_prediction_open"):
+        evaluate.load(str(FOLDER / "legalbench"))
+
+
+def test_legalbenchs_tasks_with_written_answers_are_scored_by_its_rules():
+    names = ["ssla_company_defendants", "ssla_individual_defendants", "ssla_plaintiff"]
+    expected = {"citation_prediction_open": "citation_match", "definition_extraction": "term_match"}
+    expected |= {"sara_numeric": "within_10_percent", "rule_qa": "rouge_l_f1"} | dict.fromkeys(names, "names_f1")
+    tasks = [task for name, task in read_benchmarks().items() if name.startswith("legalbench_")]
+    assert {task.dataset_name: task.metrics[0] for task in tasks if task.kind == "answer"} == expected
+    assert {task.metrics[0] for task in tasks if task.kind == "choice"} == {"balanced_acc"}
 
 
 # Numbers: FinQA's official script reads 1,200 and 12.5%, rounds results to five places and compares them

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every task of ours that lm-eval has under the same name renders the same contexts, choices and answers."""
+"""Every task of ours that lm-eval has under the same name renders the same contexts, choices and answers.
 
+A task of each form of row also gets the same scores from both programs, item by item.
+"""
+
+import copy
 import json
 import re
 from pathlib import Path
 
 import datasets
+import lm_eval.evaluator
 import lm_eval.tasks
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
 from benchmark_tasks import TASKS_DIR, available_shots, build_requests, load_items, read_benchmarks
+from item_scores import METRICS
+from request_scoring import RequestScorer, score_requests
+from shared_work import SharedWork
 
 
 BENCHMARKS = read_benchmarks()
@@ -131,6 +142,36 @@ def test_a_task_renders_as_its_namesake_in_lm_eval(hub, manager, name, examples,
     theirs, golds = their_requests(manager, name, number)
     assert [[tuple(pair) for pair in item["requests"]] for item in ours] == theirs
     assert [item["gold"] for item in ours] == golds
+
+
+FORMS = {BENCHMARKS[name].rows: name for name in NAMESAKES if name not in DIFFERENT}
+
+
+@pytest.fixture(scope="module")
+def lm(model, tokenizer) -> HFLM:
+    """lm-eval's model, whose tokenizer puts the start token before each text as those of Llama do."""
+    adding = copy.deepcopy(tokenizer)
+    start = [(adding.bos_token, adding.bos_token_id)]
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single=f"{adding.bos_token} $A", special_tokens=start)
+    return HFLM(pretrained=model, backend="causal", tokenizer=adding, batch_size=4, add_bos_token=True)
+
+
+@pytest.mark.parametrize("name", FORMS.values(), ids=FORMS)
+def test_a_task_gets_the_scores_of_lm_eval_item_by_item(hub, manager, name, lm, model, tokenizer, tmp_path):
+    task = manager.load([name])["tasks"][name]
+    task.set_config("num_fewshot", 0)
+    theirs = lm_eval.evaluator.evaluate(lm, {name: task}, bootstrap_iters=0)["samples"][name]
+    rendered, _ = our_requests(name, hub, 0, tmp_path)
+    scorer = RequestScorer(model, tokenizer, context_length=128, batch_size=4, work=SharedWork())
+    items, counts = score_requests(scorer, name, rendered, max_new_tokens=0, calibrated=None)
+    assert len(items) == len(theirs) == 4 and not counts["truncated"]
+    cloze = BENCHMARKS[name].kind == "cloze"
+    for item, sample in zip(items, sorted(theirs, key=lambda each: each["doc_id"]), strict=True):
+        costs = [-each[0] for each in sample["filtered_resps"]]
+        assert item["nats"] == pytest.approx(costs, abs=1e-4)
+        for metric, ours in {"acc": "greedy" if cloze else "acc", "acc_norm": "acc_norm"}.items():
+            if metric in sample:
+                assert METRICS[ours]([item])(np.array([0])) == sample[metric], metric
 
 
 @pytest.mark.parametrize("name", DIFFERENT)

@@ -15,11 +15,13 @@ from run_file_keys import unknown_keys
 
 import plan_run
 from figure_style import MAX_POINTS, thinned
+from intervals import wilson
 from recipe_loading import load_recipe
 from report import SECTIONS, main
 from run_files import RunFiles
 from sections import overview, reference
 from sections.benchmarks import task_sentence
+from sections.curves import tasks_figure
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
 from sections.samples import by_prompt
@@ -231,6 +233,7 @@ def metric_lines(steps):
             delivered |= {"data/asked/licenses": 0.7, "data/asked/wikipedia": 0.3}
             delivered |= {"eval/legal_sense/accuracy": 0.25 + step / 2000, "eval/legal_sense/chance": 0.25}
             delivered |= {"eval/legal_sense/gold_bits_per_byte": 3 - step / 200, "eval/legal_sense/num_items": 96}
+            delivered |= {"eval/legal_sense/baseline": 0.25}
             delivered |= {"data/repetitions/licenses": step / 400, "data/repetitions/wikipedia": step / 100}
             yield (
                 seen
@@ -771,6 +774,19 @@ def test_sentences_say_what_was_beaten_and_what_was_not():
 )
 def test_a_score_is_compared_with_guessing_or_the_best_constant_answer_whichever_is_better(accuracy, constant, said):
     assert task_sentence("pubmedqa", "acc", task(accuracy, constant=constant)).endswith(f"items {said}")
+
+
+@pytest.mark.parametrize(("levels", "dotted"), [({"baseline": 0.552}, 0.552), ({}, 0.333)], ids=["now", "earlier_run"])
+def test_a_task_scored_in_training_is_drawn_against_its_baseline_and_what_wilson_says_of_it(levels, dotted):
+    line = {"train/bytes_seen": 1000, "accuracy": 0.5, "chance": 0.333, "num_items": 100, "gold_bits_per_byte": 2.0}
+    line = {key if "/" in key else f"eval/pubmedqa/{key}": value for key, value in (line | levels).items()}
+    upper = tasks_figure([line], ["pubmedqa"]).axes[0]
+    assert [each.get_ydata()[0] for each in upper.lines if each.get_linestyle() == ":"] == [dotted]
+    (band,) = upper.patches
+    low, high = band.get_y(), band.get_y() + band.get_height()
+    for right in range(101):
+        interval = wilson(right, 100)
+        assert (low <= right / 100 <= high) == (interval[0] <= dotted <= interval[1]), right
 
 
 def test_a_score_of_an_earlier_format_is_compared_with_guessing():

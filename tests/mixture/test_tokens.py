@@ -28,6 +28,8 @@ from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from stages import tokenizer_settings
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -83,6 +85,23 @@ def test_a_tokenizer_that_changes_text_is_refused(changes, message, tiny_run, tm
     change_tokenizer(base, changes)
     with pytest.raises(RecipeError, match=f"its tokenizer, on law: the tokenizer changes the text: {message}"):
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.from_pretrained={base}", "--overwrite"))
+
+
+def test_a_tokenizer_of_the_hub_is_read_at_its_commit(tiny_run, monkeypatch):
+    """And another commit makes the tokenizer out of date."""
+    asked = []
+
+    def refuse(name, **options):
+        asked.append((name, options["revision"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr(train_tokenizer.AutoTokenizer, "from_pretrained", refuse)
+    pinned = tiny_run.argv("--tokenizer.from_pretrained=org/base", f"--tokenizer.revision={'a' * 40}", "--overwrite")
+    with pytest.raises(RecipeError, match="org/base"):
+        train_tokenizer.main(pinned)
+    assert asked == [("org/base", "a" * 40)]
+    recipe = load_recipe([pinned[1]], pinned[2:-1])
+    assert tokenizer_settings(recipe)["base"] == {"from_pretrained": "org/base", "revision": "a" * 40}
 
 
 def test_a_document_that_the_tokenizer_would_change_is_refused_by_name(tokenized_run, tmp_path):

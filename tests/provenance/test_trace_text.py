@@ -11,17 +11,15 @@ import pytest
 from tiny_run import ROOT
 from tokenizers import Tokenizer
 
-import pretrain
+import report
 import trace_text
 from document_ledger import open_ledger
 from recipe_config import RecipeError
 
 
 @pytest.fixture(scope="module")
-def run(tokenized_run, tmp_path_factory):
-    run = tokenized_run.copy(tmp_path_factory.mktemp("trace") / "run")
-    pretrain.main(run.argv())
-    return run.output_dir
+def run(evaluated_run, tmp_path_factory):
+    return evaluated_run.copy(tmp_path_factory.mktemp("trace") / "run").output_dir
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +95,19 @@ def test_what_the_model_writes_after_a_prompt_is_traced(run):
     assert (run / "trace" / "prompt.html").exists()
 
 
-def test_what_is_missing_or_unreadable_is_named(run, tmp_path):
+def test_the_report_underlines_what_the_samples_repeat(run):
+    trace_text.main([str(run), "--samples", "--min_tokens", "3"])
+    traced = json.loads((run / "trace" / "samples.json").read_text())["texts"]
+    report.main([str(run)])
+    page = (run / "report.html").read_text()
+    assert page.count("<u>") == sum(span is not None for entry in traced for _, span in entry["pieces"]) > 0
+
+
+def test_what_is_missing_or_unreadable_is_named(run, tokenized_run, tmp_path):
     with pytest.raises(RecipeError, match=r"recipe.yaml is missing; run recipes/pretrain.py"):
         trace_text.main([str(tmp_path), "--text", "The court"])
     with pytest.raises(RecipeError, match="no samples; run eval/run_eval.py"):
-        trace_text.main([str(run), "--samples"])
+        trace_text.main([str(tokenized_run.output_dir), "--samples"])
     with pytest.raises(RecipeError, match="--text: 0 bytes"):
         trace_text.main([str(run), "--text", ""])
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

@@ -538,6 +538,23 @@ def a_commit_since_the_last_release_is_noticed_and_kept(hub: Case) -> None:
 
 
 @case
+def a_card_that_someone_wrote_is_noticed_and_kept(hub: Case) -> None:
+    hub.write()
+    hub.fault("POST .*/commit/", action="intrude", path="README.md", text="---\nlicense: mit\n---\n\n# Ours\n\n---\n")
+    hub.fails("someone else's commit .*README.md")
+    assert set(hub.repository()["files"]) == {"README.md"}
+
+
+@case
+def a_card_that_only_states_a_licence_is_replaced(hub: Case) -> None:
+    hub.write()
+    hub.fault("POST .*/commit/", action="intrude", path="README.md", text="---\nlicense: mit\n---\n")
+    hub.publish()
+    assert hub.commits() == ["initial commit", "another hand", "Publish the release"]
+    assert set(hub.repository()["files"]) == names_of(hub)
+
+
+@case
 def a_412_for_no_reason_is_tried_again(hub: Case) -> None:
     hub.write()
     hub.fault("POST .*/commit/", status=412)

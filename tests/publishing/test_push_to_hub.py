@@ -642,7 +642,7 @@ def test_a_release_has_the_runs_optional_files_and_the_recipes_settings(recipe, 
     assert {"chronicle.md", "chronicle.jsonl", "plan.json", "environment.json", "LICENSE", "NOTICE.md"} <= names
     (entry,) = parse_eval_result_entries(YAML(typ="safe").load(release / ".eval_results" / "legal_sense.yaml"))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("org/bench", "law", 0.27)
-    assert "acc, 5-shot, standard error 0.044" in entry.notes
+    assert entry.notes == "task legal_sense, acc, 5-shot, standard error 0.044", "not every task is one of lm-eval"
     events = EventAccumulator(str(release / "runs"), size_guidance={"scalars": 0}).Reload()
     assert [(e.step, round(e.value, 3)) for e in events.Scalars("eval/bits_per_byte")] == [(20, 2.345)]
     card, notice = ((release / name).read_text() for name in ("README.md", "NOTICE.md"))

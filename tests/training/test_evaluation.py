@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from tiny_run import RECIPES
 from transformers import AutoTokenizer
 
+from benchmark_tasks import common_answers
+from item_scores import score_items
 from model.llama import build_model
 from model.summed_loss import SummedLoss
 from recipe_config import RecipeError
@@ -125,6 +127,34 @@ def test_a_continuation_without_other_choices_is_right_when_each_token_is_the_li
     (tmp_path / "cloze.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     found = score(model, load_benchmarks(tmp_path, ["cloze"], 10, tokenizer, 256, True), tokenizer)
     assert found["eval/cloze/accuracy"] == 0.5 and found["eval/cloze/chance"] == 0
+
+
+YES_NO, LETTERS = [" yes", " no"], [" A", " B", " C"]
+# For each task the choices and the right one of its items, and the score to beat.
+BASELINES = {
+    "always_yes": ([(YES_NO, 0), (YES_NO, 0), (YES_NO, 0), (YES_NO, 1)], 0.75),
+    "balanced": ([(YES_NO, 0), (YES_NO, 1)], 0.5),
+    "own_choices": ([([" a cat", " a dog"], 0), ([" a ship", " a boat"], 0)], 0.5),
+    "more_letters": ([(LETTERS, 1), (LETTERS[:2], 1), (LETTERS, 1)], 1.0),
+    "other_order": ([(YES_NO, 0), (YES_NO[::-1], 0)], 0.5),
+    "cloze": ([([" mat"], 0), ([" mat"], 0)], 0.0),
+}
+
+
+@pytest.mark.parametrize("task", BASELINES)
+def test_a_task_is_held_against_guessing_and_the_best_constant_answer_as_at_the_end(model, tokenizer, tmp_path, task):
+    pairs, expected = BASELINES[task]
+    items = [{"id": str(n), "context": "The", "choices": own, "gold": gold} for n, (own, gold) in enumerate(pairs)]
+    (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    found = score(model, load_benchmarks(tmp_path, [task], 10, tokenizer, 32, True), tokenizer)
+    assert found[f"eval/{task}/baseline"] == pytest.approx(expected)
+    if task != "cloze":
+        rendered = [{"requests": [["The", choice] for choice in own]} for own, _ in pairs]
+        sizes = {"nats": 1.0, "bytes": 1, "tokens": 1, "characters": 1}
+        scored = [{"gold": gold} | {key: [size] * len(own) for key, size in sizes.items()} for own, gold in pairs]
+        at_the_end = score_items(task, scored, ["acc"], 0, common_answers(rendered))["metrics"]["acc"]
+        assert at_the_end["baseline"] == pytest.approx(expected)
+        assert at_the_end["chance"] == pytest.approx(found[f"eval/{task}/chance"])
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[1]", '{"context": "a", "choices": [" b"], "gold": 3}', "{"])
