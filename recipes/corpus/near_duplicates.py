@@ -45,12 +45,12 @@ NEAR, NEAR_EARLIER = "near_duplicate", "near_duplicate_of_earlier"
 EARLIER = 0  # priority before every source of the recipe
 EARLIER_TASKS = 64
 RECORD = np.dtype([("id", "S32"), ("bytes", "<u8"), ("priority", "<u2")])
-HIGHEST = np.iinfo(np.uint64).max
+HIGHEST, HIGHEST_HASH = np.iinfo(np.uint64).max, np.iinfo(np.uint32).max
 # A block may end inside a word, which changes 5 of about 10,000 n-grams. It fits into a core's cache.
 BLOCK_CHARACTERS = 1 << 16
 # Of a text of fewer n-grams all permutations are computed together, CHUNK_NGRAMS at a time; of a longer one, one
 # permutation after the other, which is twice as fast but has the cost of its calls.
-FEW_NGRAMS, CHUNK_NGRAMS = 2000, 128
+FEW_NGRAMS, CHUNK_NGRAMS = 1000, 256
 
 
 def list_earlier_documents(folders: list[str]) -> list[Path]:
@@ -121,20 +121,21 @@ def find_near_duplicates(
 class MinHash:
     """Compute signatures of texts: one number a bucket, equal if all hashes of the bucket are equal.
 
-    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed.
+    The n-gram hashes x are permuted by x -> a x + b modulo 2^32 with odd a, after the bits of x are mixed. 32 bits are
+    computed twice as fast as 64; long documents then share an n-gram by chance, one of their thousands.
     """
 
     def __init__(self, settings: NearDuplicates):
         self.n_grams, self.num_buckets = settings.n_grams, settings.num_buckets
         count = settings.num_buckets * settings.hashes_per_bucket
         draw = np.random.RandomState(1)  # NumPy has promised never to change its numbers
-        self.factors = draw.randint(0, HIGHEST, size=count, dtype=np.uint64) | np.uint64(1)
-        self.terms = draw.randint(0, HIGHEST, size=count, dtype=np.uint64)
+        self.factors = draw.randint(0, HIGHEST_HASH, size=count, dtype=np.uint32) | np.uint32(1)
+        self.terms = draw.randint(0, HIGHEST_HASH, size=count, dtype=np.uint32)
         self.powers = np.multiply.accumulate(np.full(settings.hashes_per_bucket, BASE))
 
     def signature(self, text: str) -> np.ndarray:
         """Return the signature, (num_buckets,) uint64."""
-        lowest = np.full(len(self.factors), HIGHEST)
+        lowest = np.full(len(self.factors), HIGHEST_HASH, dtype=np.uint32)
         for ngrams in self.ngrams(text):
             if len(ngrams) < FEW_NGRAMS:
                 for start in range(0, len(ngrams), CHUNK_NGRAMS):
@@ -148,20 +149,24 @@ class MinHash:
                 permuted += term
                 lowest[place] = min(lowest[place], permuted.min())
         # Combined as the words of an n-gram are: different hashes give equal numbers in 1 of 2^64 cases.
-        return lowest.reshape(self.num_buckets, -1) @ self.powers
+        return lowest.reshape(self.num_buckets, -1).astype(np.uint64) @ self.powers
 
     def ngrams(self, text: str) -> Iterator[np.ndarray]:
-        """Yield the uint64 hashes of all n-grams, at least one, block by block."""
+        """Yield the uint32 hashes of all n-grams, at least one, block by block."""
         waiting, complete = np.zeros(0, dtype=np.uint64), False
         for start in range(0, len(text), BLOCK_CHARACTERS):
             words = np.concatenate([waiting, word_hashes(text[start : start + BLOCK_CHARACTERS])])
             if len(words) >= self.n_grams:
-                yield mix(ngram_hashes(words, self.n_grams))
+                yield shorten(mix(ngram_hashes(words, self.n_grams)))
                 complete = True
             waiting = words[max(0, len(words) - self.n_grams + 1) :]
         if not complete:
             whole = waiting if len(waiting) else np.array([xxhash.xxh64_intdigest(text)], dtype=np.uint64)
-            yield mix(ngram_hashes(whole, self.n_grams))
+            yield shorten(mix(ngram_hashes(whole, self.n_grams)))
+
+
+def shorten(hashes: np.ndarray) -> np.ndarray:
+    return (hashes >> np.uint64(32)).astype(np.uint32)
 
 
 class SignatureWriter:

@@ -7,6 +7,7 @@ and other bytes, and each is hashed by the eight bytes that are read at its star
 
 import re
 import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,25 +17,35 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]
 ALONE = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
 ASCII = bytes(range(128))
 SPACE = ord(" ")
-# Lower-cases the letters and digits of ASCII, and makes a space of its other characters.
-PLAIN_ASCII = bytes(
-    byte if byte >= 128 else ord(chr(byte).lower() if chr(byte).isalnum() or chr(byte) == "_" else " ")
-    for byte in range(256)
-)
+# What is in no word becomes a space, and a letter a small one.
+WORDS_OF_ASCII = bytes(i if i >= 128 or chr(i).isalnum() or chr(i) == "_" else SPACE for i in range(256))
+PLAIN_ASCII = WORDS_OF_ASCII.lower()
 FIRST_BYTES = np.array([(1 << 8 * length) - 1 for length in range(9)], dtype=np.uint64)
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it modulo 2**64 loses no bits
 
 
+class Words(NamedTuple):
+    """The words of a text that `words_apart` has divided: their first bytes, bytes and hashes."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+
+
 def word_hashes(text: str) -> np.ndarray:
     """Return a uint64 for each word, in order, equal for words that differ in case and accents alone."""
-    plain = plain_words(text)
-    padded = np.frombuffer(b" " + plain + b" " * 8, dtype=np.uint8)
-    inside = padded[: len(plain) + 2] != SPACE
+    return find_words(words_apart(text, plain=True)).hashes
+
+
+def find_words(apart: bytes) -> Words:
+    """Return the words between the spaces of a text."""
+    padded = np.frombuffer(b" " + apart + b" " * 8, dtype=np.uint8)
+    inside = padded[: len(apart) + 2] != SPACE
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     starts = edges[::2] + 1
     lengths = edges[1::2] + 1 - starts
     eights = np.ndarray(
-        len(plain) + 2, dtype="<u8", buffer=padded, strides=(1,)
+        len(apart) + 2, dtype="<u8", buffer=padded, strides=(1,)
     )  # at every byte, the eight from there
     hashes = mix(eights[starts] & FIRST_BYTES[np.minimum(lengths, 8)])
     place, longer = 8, np.flatnonzero(lengths > 8)
@@ -43,23 +54,24 @@ def word_hashes(text: str) -> np.ndarray:
         hashes[longer] = mix(hashes[longer] + more)
         place += 8
         longer = longer[lengths[longer] > place]
-    return hashes
+    return Words(starts - 1, lengths, hashes)
 
 
-def plain_words(text: str) -> bytes:
-    """Return a text's words in UTF-8, between spaces, without differences of case and accents."""
-    if text.isascii():
-        return text.encode().translate(PLAIN_ASCII)
-    others = set(text.encode().translate(None, ASCII).decode())
-    if ALONE.search("".join(others)):
-        text = ALONE.sub(r" \1 ", text)
-    table = {character: plain_character(character) for character in others}
-    if len(table) > 100:  # one pass over the text for each character is faster than a look at each place, up to there
-        text = text.translate(str.maketrans(table))
-    else:
-        for character, plain in table.items():
-            text = text.replace(character, plain) if plain != character else text
-    return text.encode().translate(PLAIN_ASCII)
+def words_apart(text: str, plain: bool) -> bytes:
+    """Return a text's words in UTF-8, between spaces; `plain` ones without differences of case and accents."""
+    if not text.isascii():
+        others = set(text.encode().translate(None, ASCII).decode())
+        if ALONE.search("".join(others)):
+            text = ALONE.sub(r" \1 ", text)
+        table = {c: plain_character(c) if plain else c if c.isalnum() else " " for c in others}
+        if (
+            len(table) > 100
+        ):  # up to there, one pass over the text for each character is faster than a look at each place
+            text = text.translate(str.maketrans(table))
+        else:
+            for character, replacement in table.items():
+                text = text.replace(character, replacement) if replacement != character else text
+    return text.encode().translate(PLAIN_ASCII if plain else WORDS_OF_ASCII)
 
 
 def plain_character(character: str) -> str:
