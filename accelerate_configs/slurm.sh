@@ -37,8 +37,10 @@ srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:
     "$python" "${ACCELERATE_CONFIG:-accelerate_configs/ddp.yaml}" "$processes" "$nodes" "$address" \
     "${MASTER_PORT:-29500}" "$@" &
 training=$!
-# The launcher passes SIGTERM on to its processes; USR1 would end the launcher itself.
-trap 'kill -TERM "$training" 2>/dev/null || true' USR1 TERM
+# The launcher kills its processes 30 s after a signal that it passes on. Of this file it knows nothing, so they have all
+# the time between the warning and the limit.
+trap 'touch "$run/leave"' USR1
+trap 'kill -TERM "$training" 2>/dev/null || true' TERM
 code=0
 wait "$training" || code=$?
 while kill -0 "$training" 2>/dev/null; do # a signal ends `wait`, not the job

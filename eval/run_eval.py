@@ -112,7 +112,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="*", default=[], help="texts to continue")
     parser.add_argument("--prompt", dest="prompts", action="append", help="one prompt, such as --prompt=-The")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights; None: bfloat16 on GPUs whose launch file says mixed_precision: bf16, else float32",
+    )
     parser.add_argument("--context_length", type=int, help="tokens; None: the model's max_position_embeddings")
     parser.add_argument(
         "--stride", type=int, help="tokens between windows over a long document; None: half the context"
@@ -121,6 +125,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--xz", action="store_true", help="also compress the documents with xz")
     parser.add_argument("--export_requests", type=Path, help="write the tasks' items to this folder and stop")
     arguments = parser.parse_args(argv)
+    launched_in = os.environ.get("ACCELERATE_MIXED_PRECISION") if torch.cuda.is_available() else None
+    arguments.dtype = arguments.dtype or {"bf16": "bfloat16"}.get(launched_in, "float32")
     arguments.tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     arguments.stock_tasks = [name.strip() for name in arguments.stock_tasks.split(",") if name.strip()]
     arguments.task_data = {name: Path(path) for name, _, path in (each.partition("=") for each in arguments.task_data)}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from recipe_config import RecipeError
@@ -15,11 +16,6 @@ from recipe_config import RecipeError
 
 RECORD = "stage.json"
 RECORD_FORMAT = 1
-
-
-def hash_items(folder: Path) -> dict[str, str]:
-    """Return task -> sha256 of the benchmarks in a folder."""
-    return {path.stem: file_sha256(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
 class StaleStageError(RecipeError):
@@ -95,21 +91,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remembered_sha256(path: Path, memory: Path) -> str:
-    """Return a file's sha256, read anew only if its size, its times or its inode changed.
-
-    Args: memory: JSON file with what was read; it is written where its folder exists.
-    """
-    stat, known = path.stat(), read_json(memory) or {}
-    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    entry = known.get(str(path.resolve()))
-    if entry is not None and entry[:-1] == identity:
-        return entry[-1]
-    sha256 = file_sha256(path)
-    if memory.parent.is_dir():
-        known[str(path.resolve())] = [*identity, sha256]
-        write_json(memory, known)
-    return sha256
+def hash_items(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> dict[str, str]:
+    """Return task -> sha256 of the benchmarks in a folder."""
+    return {path.stem: sha256(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
 def sync(path: Path) -> None:

@@ -2,8 +2,9 @@
 """Choose the size of the vocabulary before a tokenizer is trained: measure sizes and their cost, test the law.
 
 In:   <run.output_dir>/documents/, tokenizer.*, vocabulary.* and, of the planned run, model.* and training.*.
-Out:  in --results, or <run.output_dir>/vocabulary/: vocabulary.json, vocabulary.png, and runs.csv with a row for each
-      small model. The tokenizers and small models are in <run.output_dir>/vocabulary/<size>/.
+Out:  <run.output_dir>/vocabulary/: vocabulary.json, vocabulary.png, and runs.csv with a row for each small model; with
+      --results the table is there, and the two files are copied there. The tokenizers and small models are in
+      <run.output_dir>/vocabulary/<size>/: --overwrite keeps them.
 
     python recipes/choose_vocabulary.py --config recipes/legal/base.yaml
     python recipes/choose_vocabulary.py --config recipes/legal/base.yaml --vocabulary.trained_sizes=[]  # minutes
@@ -24,6 +25,7 @@ sizes, others (tokenizer.compare_with), small_models.
 """
 
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,15 +33,15 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from atomic_files import read_record, write_json
+from atomic_files import RECORD, read_record, write_json
 from mixture.shares import average_shares, resolve_shares
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from planning.vocabulary_size import LAW_FROM_PARAMETERS, describe_choice, draw_sizes, law_optima, measure, round_size
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
-from run_folder import is_finished, new_output, require
-from stages import STAGES
+from run_folder import describe_inputs, is_finished, new_output, require, write_record
+from stages import STAGES, output_folder
 from sweeps.runs import (
     Run,
     choose_launcher,
@@ -269,23 +271,37 @@ def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,
         argv,
-        results="folder for vocabulary.json, vocabulary.png and runs.csv; default: vocabulary/ of the run",
+        results="folder of runs.csv, and for copies of vocabulary.json and .png; default: vocabulary/ of the run",
         accelerate_config="file of accelerate_configs/ to train the small models with",
         num_processes="processes to train them with, where that file leaves it open",
     )
     require(recipe, "prepare")
-    results = Path(options.results or Path(recipe.run.output_dir) / "vocabulary")
+    output = output_folder(recipe, "vocabulary")
+    results = Path(options.results or output)
     trained_sizes = sizes_to_train(recipe)
-    print(
-        f"choose_vocabulary: {len(recipe.vocabulary.sizes)} sizes; {len(trained_sizes)} small models "
-        f"({', '.join(f'{size:,}' for size in trained_sizes)}) of {recipe.vocabulary.flops:.2g} FLOPs each"
-    )
+    finished = is_finished(recipe, "vocabulary", options.overwrite)
+    if finished:
+        print(f"choose_vocabulary: nothing to do, {output} is up to date")
+    else:
+        print(
+            f"choose_vocabulary: {len(recipe.vocabulary.sizes)} sizes; {len(trained_sizes)} small models "
+            f"({', '.join(f'{size:,}' for size in trained_sizes)}) of {recipe.vocabulary.flops:.2g} FLOPs each"
+        )
     if options.dry_run:
         return
-    found = choose(recipe, results, choose_launcher(options) if trained_sizes else None)
-    results.mkdir(parents=True, exist_ok=True)
-    write_json(results / "vocabulary.json", found)
-    draw_sizes(found, results / "vocabulary.png")
+    if not finished:
+        made_from = describe_inputs(recipe, "vocabulary")
+        found = choose(recipe, results, choose_launcher(options) if trained_sizes else None)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECORD).unlink(missing_ok=True)  # until all files are whole
+        write_json(output / "vocabulary.json", found)
+        draw_sizes(found, output / "vocabulary.png")
+        write_record(output, "vocabulary", made_from)
+    found = json.loads((output / "vocabulary.json").read_text(encoding="utf-8"))
+    if options.results:
+        results.mkdir(parents=True, exist_ok=True)
+        for name in ("vocabulary.json", "vocabulary.png"):
+            shutil.copyfile(output / name, results / name)
     for sentence in found["reason"]:
         print(f"choose_vocabulary: {sentence}")
     print(f"choose_vocabulary: set tokenizer.vocab_size={found['recommended']}; {results}/vocabulary.json")

@@ -10,10 +10,10 @@ Out:  beside it, in <results>: runs.csv, one row a finished run, which is what t
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --max_runs 0  # only the figure
 
-All arms share the documents, and arms with the same tokenizer share the tokens. Finished runs are not trained again,
-killed ones resume, and several processes divide the rest: see sweeps/runs.py. A row is keyed by the hash of what
-the experiment states of its recipe, not of defaults, so state what you compare. A base model whose folder is gone is
-trained again.
+Arms share the documents unless one changes `data` in more than shares, and arms with the same tokenizer share the
+tokens. Finished runs are not trained again, killed ones resume, and several processes divide the rest: see
+sweeps/runs.py. A row is keyed by the hash of what the experiment states of its recipe, not of defaults, so state what
+you compare. A base model whose folder is gone is trained again.
 """
 
 import hashlib
@@ -47,12 +47,13 @@ from sweeps.runs import (
 def make_tokens(run: ArmRun, config: Path) -> Path:
     """Run the stages up to the tokens for the recipe in `config`, and return their folder.
 
-    Runs of as many domain bytes share the documents, and of these the runs with the same tokenizer share the tokens.
+    Runs of as many domain bytes share the documents, unless their arm changes `data`; of these the runs with the same
+    tokenizer share the tokens.
     """
     shared = Path(run.recipe.run.output_dir)
     recipe = recipe_in(config.parent, run.recipe)
     settings = [STAGES[stage].settings(recipe) for stage in ("prepare", "tokenizer", "tokenize")]
-    documents = shared / f"documents-{run.domain_bytes or 'all'}"
+    documents = shared / run.documents
     tokens = shared / f"tokens-{hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]}"
     for folder in (documents, tokens):
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ Out:  a table on the console, or JSON lines with --json.
     python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
     python recipes/document_ledger.py runs/legal-quickstart --passage "words that stand in a document"
 
-A document is listed with its id, the file and row it was read from, and its first words. Pieces that data.skip leaves
-out are marked as skipped."""
+A document is listed with its id, the file and row it was read from, its title and its first words; a passage of a PDF
+or of slides with its page. Pieces that data.skip leaves out are marked as skipped."""
 
 import argparse
 import json
 from pathlib import Path
 
+from corpus.pages import page_of
 from mixture.ledger import Ledger, describe_documents, find_passage
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command
@@ -47,7 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         found = list(find_passage(options.run_folder, options.passage))
         known = describe_documents(options.run_folder, {entry["document"] for entry in found})
         for entry in found:
-            entry |= known[entry["document"]]
+            origin, position = known[entry["document"]], entry.pop("position")
+            page = None if position is None else page_of(origin["page_starts"], position)
+            entry |= without_pages(origin) | {"page": page}
             start = f"{entry['document']}  {entry['split']:<10} {entry['source']}"
             print(json.dumps(entry) if options.json else f"{start}  {describe_origin(entry)}")
         if not found and not options.json:
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{'document' if by_step else 'step':<32}  {'source':<20} sequence  tokens of the document{more}")
     for entry in entries:
         if options.json:
-            print(json.dumps(entry | (known[entry["document"]] if by_step else known[options.document])))
+            origin = known[entry["document"]] if by_step else known[options.document]
+            print(json.dumps(entry | without_pages(origin)))
         else:
             key = entry["document"] if by_step else entry["step"]
             tokens = f"{entry['first_token']:,} to {entry['end_token'] - 1:,}"
@@ -76,11 +80,17 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}{skipped}{origin}")
 
 
+def without_pages(origin: dict) -> dict:
+    return {key: value for key, value in origin.items() if key != "page_starts"}
+
+
 def describe_origin(document: dict) -> str:
-    """Return the files and rows that a document was read from, and its first words."""
+    """Return the files and rows that a document was read from, the page if it is known, title and first words."""
     places = [f"{path}:{row}" for path, row in document["places"]]
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return f"{', '.join(places[:3]) or 'place not noted'}{more}  {document['first_words']!r}"
+    page = f", page {document['page']}" if document.get("page") else ""
+    title = f"  {document['title']}" if document["title"] else ""
+    return f"{', '.join(places[:3]) or 'place not noted'}{more}{page}{title}  {document['first_words']!r}"
 
 
 if __name__ == "__main__":

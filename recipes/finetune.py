@@ -36,17 +36,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import read_record, write_json
+from atomic_files import RECORD, read_json, write_json
 from card_text import render_card
 from corpus.data_card import origin
+from launching import refuse_lone_process
 from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
-from run_folder import compare
+from run_folder import is_finished, new_output, require, write_record
 from sources.readers import Unreadable, read_unit
-from sources.units import list_units, source_fingerprint
-from stages import base_content
+from sources.units import list_units
+from stages import STAGES, output_folder
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
 
 
@@ -287,13 +288,16 @@ def is_truncated(document: str, settings: Finetune, tokenizer: PreTrainedTokeniz
 
 
 def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict) -> None:
-    """Write finetuned/ under another name and rename it, so that a folder of this name is complete."""
-    final = Path(recipe.run.output_dir) / "finetuned"
-    partial = final.with_name(".finetuned.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_json(partial / "results.json", results)
+    """Write finetuned/."""
+    with new_output(recipe, "finetune", {"settings": results["made_from"], "inputs": {}, "once": {}}) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "results.json", results)
+        (folder / "README.md").write_text(write_card(recipe, results), encoding="utf-8")
+
+
+def write_card(recipe: Recipe, results: dict) -> str:
+    """Return the model card."""
     front_matter = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -304,7 +308,7 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
     settings = recipe.finetune
     if settings.model and is_hub_id(settings.model):
         front_matter["base_model"] = settings.model
-    card = render_card(
+    return render_card(
         Path(__file__).parent / "publishing" / "finetune_card.md",
         front_matter,
         settings=settings,
@@ -314,49 +318,47 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
         results=results,
         title=f"{Path(recipe.run.output_dir).name}, fine-tuned to summarise",
     )
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
+
+
+def adopt_earlier(recipe: Recipe) -> None:
+    """Record a finetuned/ of an earlier version, whose results.json holds what it was made from."""
+    folder = output_folder(recipe, "finetune")
+    results = read_json(folder / "results.json")
+    if results and not (folder / RECORD).exists():
+        write_record(folder, "finetune", {"settings": results["made_from"], "inputs": {}, "once": {}})
 
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
-    settings, run = recipe.finetune, Path(recipe.run.output_dir)
+    settings = recipe.finetune
     if settings is None:
         raise RecipeError(
             "finetune: missing; recipes/legal/summarise.yaml shows one, and --config takes it after your own file"
         )
-    folder = settings.model or str(run / "model")
-    record = read_record(Path(folder)) if Path(folder).is_dir() else None
-    if settings.model is None and record is None:
-        raise RecipeError(f"{folder} is missing; run recipes/run_recipe.py first, or set finetune.model")
-    made_from = {
-        "settings": settings.model_dump(),
-        "seed": recipe.run.seed,
-        "model": base_content(folder, settings.revision, run),
-        "texts": {split: source_fingerprint(getattr(settings, split)) for split in ("train", "test")},
-    }
-    done = run / "finetuned" / "results.json"
-    if done.exists():
-        changed = compare(json.loads(done.read_text(encoding="utf-8"))["made_from"], made_from, "")
-        if not changed:
-            print(f"finetune: nothing to do, {done.parent} is up to date")
-            return
-        if not options.overwrite:
-            raise RecipeError(f"{done.parent} is out of date: {'; '.join(changed)}; --overwrite rebuilds it")
-    if options.dry_run:
-        print(f"finetune: would fine-tune {folder} with {settings.train.path}")
-        return
+    folder = settings.model or str(require(recipe, "pretrain"))
+    refuse_missing_folder("finetune.model", folder)
+    refuse_lone_process()
     # Unlike Accelerator, PartialState ignores this variable, and each process would train alone.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise SystemExit(f"finetune: Accelerate counts {state.num_processes} processes; see accelerate_configs/")
-    results = finetune(recipe, made_from, folder)
+    with state.main_process_first():
+        adopt_earlier(recipe)
+        finished = is_finished(recipe, "finetune", options.overwrite)
+    if finished:
+        state.print(f"finetune: nothing to do, {output_folder(recipe, 'finetune')} is up to date")
+        return
+    if options.dry_run:
+        state.print(f"finetune: would fine-tune {folder} with {settings.train.path}")
+        return
+    results = finetune(recipe, STAGES["finetune"].settings(recipe), folder)
     if PartialState().is_main_process:
         scores = ", ".join(f"{name} {scores['rouge2']['mean']:.3f}" for name, scores in results["rouge"].items())
-        print(f"finetune: {results['steps']:,} steps in {results['seconds']:.0f} s; ROUGE-2 {scores}; {done.parent}")
+        print(
+            f"finetune: {results['steps']:,} steps in {results['seconds']:.0f} s; ROUGE-2 {scores}; "
+            f"{output_folder(recipe, 'finetune')}"
+        )
 
 
 if __name__ == "__main__":

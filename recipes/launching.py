@@ -24,6 +24,14 @@ LAUNCHED = re.compile(
     r"TORCHELASTIC_\w+|OMPI_COMM_WORLD_\w+|PMI_(SIZE|RANK)|MV2_COMM_WORLD_\w+)"
 )
 # What Accelerate's launcher sets from a launch file, and what it reads where the file leaves it out.
+# The number of processes, by launcher -> what each of its processes has beside it. The first is torch's, whose names
+# torchrun, Accelerate and accelerate_configs/slurm.sh set; Open MPI, MPICH and MVAPICH have names of their own.
+PROCESSES = {
+    "WORLD_SIZE": ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+    "PMI_SIZE": ("PMI_RANK",),
+    "MV2_COMM_WORLD_SIZE": ("MV2_COMM_WORLD_RANK",),
+}
 ACCELERATE = re.compile(r"(ACCELERATE|FSDP|FP8|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")
 CHOICES = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")  # of the user, for every launch file
 NUMBERS = re.compile(
@@ -54,6 +62,33 @@ def clear_environment() -> None:
         print("note: CUDA_VISIBLE_DEVICES hides every GPU, so this machine's processor is used")
     if deciding := sorted(name for name in os.environ if NUMBERS.fullmatch(name)):
         print(f"note: the environment changes how training computes: {', '.join(deciding)}")
+
+
+def refuse_lone_process() -> None:
+    """Refuse an environment in which a launcher's variables are incomplete, as another job leaves them.
+
+    This process would wait for others that nobody starts. Variables of one process are removed.
+
+    Raises: RecipeError: with the variables.
+    """
+    for size, others in PROCESSES.items():
+        given = {name: os.environ[name] for name in (size, *others) if os.environ.get(name)}
+        ranks = [name for name in given if name.endswith("RANK")]
+        missing = [name for name in (size, *others) if name not in given]
+        if not missing:
+            return
+        if size not in given and not ranks:
+            continue
+        if given.get(size, "1") in ("0", "1") and all(given[name] == "0" for name in ranks):
+            for name in given:
+                del os.environ[name]
+            continue
+        shown = " ".join(f"{name}={value}" for name, value in given.items())
+        raise RecipeError(
+            f"{shown}: the environment says that this is one of several processes, but lacks {', '.join(missing)}; it "
+            f"would wait for others that nobody starts: unset {' '.join(given)}, or use `accelerate launch` or "
+            "`torchrun`"
+        )
 
 
 def has_gpu() -> bool:
@@ -170,3 +205,10 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
         print("note: this processor is faster in fp32 than in bf16; training in fp32")
         command += ["--mixed_precision", "no"]
     return command
+
+
+def evaluation_command(launch: list[str]) -> list[str]:
+    """Return what runs the evaluation: training's launch_command, or on one processor Python, which starts sooner."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or "--cpu" in launch
+    on_cpu = on_cpu or any(Path(word).name == "cpu.yaml" for word in launch)
+    return [sys.executable] if on_cpu and launch[launch.index("--num_processes") + 1] == "1" else launch

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 1: turn the sources of the recipe into clean, de-duplicated documents in disjoint splits.
 
-In:   data.sources, and extract_text(example, source) of the recipe's data.py; benchmarks/ of the run.
+In:   data.sources; extract_text(example, source) and, if it is there, redact(text, source) of the recipe's data.py;
+      benchmarks/ of the run.
 Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date,
       and, with data.family_containment, the family of each held-out document;
       documents/README.md, the data card; documents/stats.json with the files of each source, read and not read, and
-      the documents and bytes read, kept, and dropped for each reason; documents/decontamination.json with the
-      benchmark items that were searched for and found; documents/quarantine.jsonl with the position of everything
-      that could not be read, and why.
+      the documents and bytes read, kept, and dropped for each reason; documents/quality_scores.parquet with the scores
+      of data.quality_model; documents/decontamination.json with the benchmark items that were searched for and found;
+      documents/quarantine.jsonl with the position of everything that could not be read, and why.
+      <run.output_dir>/dropped_samples.jsonl: documents dropped for each reason, for show_documents.py.
 
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
@@ -21,16 +23,27 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
-from corpus.document_files import PLACES, count_tasks, read_documents, write_documents, write_places
+from corpus.document_files import (
+    PLACES,
+    count_tasks,
+    read_documents,
+    read_renamed,
+    write_documents,
+    write_places,
+)
+from corpus.dropped_samples import SAMPLES, Samples, write_samples
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
+from corpus.personal_data import Redactor
 from corpus.pipeline_executor import check_executor, run_pipeline, track
-from corpus.reading import find_surplus, load_extract_text, pin_revisions, read_sources
+from corpus.reading import find_surplus, load_extract_text, load_redact, pin_revisions, read_sources
 from corpus.reading_plan import ReadingPlan
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
@@ -44,6 +57,7 @@ def prepare(recipe: Recipe) -> dict:
     """Run the stage and return the content of documents/stats.json."""
     check_executor(recipe.data)
     load_extract_text(recipe.data.extract_text)  # now, and not in a worker
+    load_redact(recipe.data.extract_text)
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
     names = [source.name for source in recipe.data.sources]
@@ -55,6 +69,8 @@ def prepare(recipe: Recipe) -> dict:
         data = pin_revisions(recipe.data, work / "commits.json")
         tasks_now = 0  # of the passes after reading: one for each file
 
+        new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
+
         def run(name: str, pipeline: list, tasks: int | None = None, total_bytes: int | None = None) -> None:
             run_pipeline(pipeline, tasks or tasks_now, data, work / "logs" / name, f"prepare: {name}", total_bytes)
 
@@ -62,7 +78,7 @@ def prepare(recipe: Recipe) -> dict:
             return [*documents, partial(track, folder=work / "logs" / name / "progress")]
 
         # Read and clean each document by itself, without comparing it to others.
-        read_sources(run, data, plan, work)
+        read_sources(run, data, plan, work, new_samples)
         read_counts = sum_counts(counts, "read")
         if empty := [name for name in names if f"{name}/read" not in read_counts]:
             raise RecipeError(*(explain_empty(name, read_counts) for name in empty))
@@ -71,7 +87,9 @@ def prepare(recipe: Recipe) -> dict:
 
         # Drop exact duplicates, before passages are counted: copies of a document share all of its passages.
         surplus = find_surplus(data, work)
-        documents += find_exact_duplicates(run, work / "read", work / "exact", counts, names, surplus)
+        documents += find_exact_duplicates(
+            run, work / "read", work / "exact", counts, names, surplus, new_samples=new_samples
+        )
 
         # Drop near-duplicates.
         if data.near_duplicates is not None:
@@ -84,6 +102,7 @@ def prepare(recipe: Recipe) -> dict:
                 sources=names,
                 earlier=earlier,
                 total_bytes=read_bytes,
+                new_samples=new_samples,
             )
 
         # Remove repeated passages, then the exact duplicates that this makes.
@@ -96,11 +115,14 @@ def prepare(recipe: Recipe) -> dict:
                 data.repeated_passages,
                 data.min_document_bytes,
                 total_bytes=read_bytes,
+                new_samples=new_samples,
             )
             run("cut", [*documents, remove_passages, partial(write_documents, folder=work / "cut")])
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
             documents, tasks_now = [partial(read_documents, folder=work / "cut")], count_tasks(work / "cut")
-            documents += find_exact_duplicates(run, work / "cut", work / "exact_cut", counts, names, name="cut_exact")
+            documents += find_exact_duplicates(
+                run, work / "cut", work / "exact_cut", counts, names, name="cut_exact", new_samples=new_samples
+            )
 
         # Drop benchmark items last, so that the report is about the text that is trained on.
         decontaminate, count = [], partial(count_documents, folder=counts)
@@ -108,7 +130,13 @@ def prepare(recipe: Recipe) -> dict:
             fraction, overlaps = data.decontamination.min_overlap_fraction, work / "overlaps"
             decontaminate = [
                 partial(count, name="overlap_in"),
-                partial(drop_overlapping, index=index, min_overlap_fraction=fraction, folder=overlaps),
+                partial(
+                    drop_overlapping,
+                    index=index,
+                    min_overlap_fraction=fraction,
+                    folder=overlaps,
+                    new_samples=new_samples,
+                ),
                 partial(count, name="overlap_out"),
             ]
         note = partial(note_documents, folder=work / "notes", sources=names)
@@ -117,22 +145,40 @@ def prepare(recipe: Recipe) -> dict:
         # Split.
         held_out = choose_held_out(work / "notes", work / "kept", data)
         write_json(work / "held_out.json", held_out._asdict())
+        kept, tasks_now = [partial(read_documents, folder=work / "kept")], count_tasks(work / "kept")
+        model, refused = None, np.zeros(0, dtype="S32")
+        if data.quality_model is not None:
+            from corpus.quality_model import SCORES, filter_by_model  # only here: importing scikit-learn takes seconds
+
+            folder = work / "quality_model"
+            refused, model = filter_by_model(run, kept, work / "kept", work / "notes", folder, held_out.splits, data)
+            (folder / SCORES).replace(output / SCORES)
+        np.save(work / "refused.npy", refused)
         split = partial(
             write_splits,
             folder=output,
             held_out=work / "held_out.json",
-            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, data),
+            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, refused, data),
+            refused=work / "refused.npy",
             splits=data.splits,
             counts=counts,
+            new_samples=new_samples,
         )
-        tasks_now = count_tasks(work / "kept")
-        run("split", [partial(read_documents, folder=work / "kept"), split])
+        run("split", [*kept, split])
 
         # Report.
-        write_places(work / "places", work / "passages" / "renamed", output / PLACES)
+        renamed = read_renamed(work / "passages" / "renamed")
+        write_places(work / "places", renamed, output / PLACES)
+        against = data.near_duplicates.against if data.near_duplicates else []
+        write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)
+        if data.personal_data is not None:
+            redactor = Redactor(data.personal_data.profile, data.personal_data.actions)
+            stats["personal_data_kinds"] = list(redactor.actions)
+        if model is not None:
+            stats["quality_model"] = model
         write_json(output / "stats.json", stats)
         decontamination = index and write_report(output / "decontamination.json", index, fraction, overlaps)
         write_data_card(recipe, output, stats, decontamination)

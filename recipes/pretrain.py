@@ -37,7 +37,7 @@ from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
-from recovery.checkpoints import Checkpoints, refuse_full_disk
+from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
@@ -49,7 +49,7 @@ from training.benchmarks import describe_missing
 from training.compilation import decide_compilation
 from training.evaluation import Evaluation
 from training.optimizers import build_optimizers
-from training.parallelism import keep_sums_in_fp32, refuse_combinations
+from training.parallelism import refuse_combinations, round_as_one_process
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
@@ -86,6 +86,8 @@ class Pretraining:
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
         refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
+        size = checkpoint_bytes(self.parameters)
+        self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -119,7 +121,7 @@ class Pretraining:
         optimizers = build_optimizers(model, self.training)
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
-        keep_sums_in_fp32(self.accelerator)
+        round_as_one_process(model, self.accelerator)
         return PreparedModel(model, optimizers, self.accelerator)
 
     def resume(self) -> tuple[dict, Path | None]:
@@ -154,6 +156,7 @@ class Pretraining:
             for note in self.notes:
                 print(f"pretrain: note: {note}")
             print(describe_plan(self.accelerator, self.training, self.parameters, state, checkpoint))
+            print(f"pretrain: {self.time_to_save}")
             record.write_run_files(self.recipe, self.run)
             record.truncate_records(self.run, state["step"])
             resuming.set_aside_later(self.run / "checkpoints", state["step"])

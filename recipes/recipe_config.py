@@ -62,7 +62,8 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 
 PersonalDataKind = Literal[
-    "email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone"
+    *("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone", "national_id"),
+    *("passport", "licence", "vehicle", "device", "date", "age"),
 ]
 
 
@@ -213,6 +214,18 @@ class Quality(Section):
     """Rule -> threshold that replaces the profile's; corpus/text_quality.py lists the rules."""
 
 
+class QualityModel(Section):
+    """Drop the training documents of a source that read least like the team's own good documents, by a linear model
+    that learns from both; corpus/quality_model.py. Held-out text stays the same."""
+
+    good: Annotated[list[Name], Field(min_length=1)]
+    """Sources of good documents."""
+    bad: Name | Annotated[list[Name], Field(min_length=1)]
+    """Source or sources to filter, such as web."""
+    keep_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of each such source's training bytes to keep, the best documents first."""
+
+
 class RepeatedPassages(Section):
     """Remove passages that very many documents share, such as headers, footers and licence notices;
     corpus/repeated_passages.py."""
@@ -229,8 +242,9 @@ class PersonalData(Section):
     """Personal data in recognisable forms: replaced, counted or dropped before any other step. Names are left."""
 
     profile: Literal["finance", "general", "legal", "medical"]
-    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone; finance and legal: also tax,
-    account, birth; medical: also account, record, birth."""
+    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport; legal: also
+    tax, account, birth; finance: also licence; medical: general and account, record, birth, licence (to drive, to
+    practise), vehicle, device, date (of admission, discharge, death, ...), age (over 89)."""
     actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
     """Kind -> replace, drop (the document) or leave (only count), instead of the profile's; may add kinds, such as
     docket."""
@@ -355,6 +369,8 @@ class Data(Section):
     """Rules that drop documents of low quality. None: nothing is dropped."""
     repeated_passages: RepeatedPassages | None = None
     """Passages to remove from the documents that share them. None: none."""
+    quality_model: QualityModel | None = None
+    """Good documents by which other sources are filtered. None: nothing is dropped."""
     personal_data: PersonalData | None = None
     """Personal data to replace, count or drop documents for. None: not looked for."""
     near_duplicates: NearDuplicates | None = NearDuplicates()
@@ -366,6 +382,9 @@ class Data(Section):
     about 8 bytes of memory a word: for corpora of up to some GB."""
     splits: Splits = Splits()
     """Held-out text."""
+    dropped_samples_bytes: Bytes = 10_000_000
+    """Samples of the documents that each step drops, and of some as they were before cleaning, to look at with
+    show_documents.py (bytes in all). They stay in the run folder and are not published. 0: none."""
     workers: Positive | None = None
     """Processes that prepare and tokenize; the result does not depend on it. None: one a core, or as many as a cluster
     gives."""
@@ -404,6 +423,14 @@ class Data(Section):
         for index, name in enumerate((self.repeated_passages and self.repeated_passages.sources) or []):
             if name not in names:
                 yield f"repeated_passages.sources.{index}", f"no source {name!r}; there are {', '.join(names)}"
+        if (model := self.quality_model) is not None:
+            bad = [model.bad] if isinstance(model.bad, str) else model.bad
+            for key, side in (("good", model.good), ("bad", bad)):
+                for name in side:
+                    if name not in names:
+                        yield f"quality_model.{key}", f"no source {name!r}; there are {', '.join(names)}"
+            if both := set(model.good) & set(bad):
+                yield "quality_model.bad", f"{', '.join(sorted(both))} cannot be good and bad; name it once"
         if self.executor == "slurm" and self.slurm is None:
             yield "slurm", "missing; data.executor: slurm needs at least slurm.partition"
 

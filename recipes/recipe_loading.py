@@ -93,8 +93,13 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
 
 
 def merge(below: dict, above: dict) -> dict:
-    """Merge two mappings: inner mappings merge, any other value of `above` replaces that of `below`."""
+    """Merge two mappings: inner mappings merge, any other value of `above` replaces that of `below`.
+
+    Where `above` names another dataset by its path, the licence and address of the one below do not apply to it.
+    """
     merged = dict(below)
+    if above.get("path", below.get("path")) != below.get("path"):
+        merged = {key: value for key, value in below.items() if key not in ("license", "url")}
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value

@@ -7,7 +7,7 @@ unchanged is skipped. Otherwise a cheap one runs again, and any other is refused
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from atomic_files import (
     sync,
     write_json,
 )
+from file_hashes import remembered_hashes
 from recipe_config import Recipe
 from stages import STAGES, output_folder
 
@@ -51,9 +52,13 @@ def differences(recipe: Recipe, name: str, once: bool = False) -> list[str] | No
     record = read_record(output_folder(recipe, name))
     if record is None:
         return None
-    found = compare(record["settings"], json.loads(json.dumps(STAGES[name].settings(recipe))), "")
+    stage = STAGES[name]
+    found = compare(record["settings"], json.loads(json.dumps(stage.settings(recipe))), "")
+    if found and stage.earlier_settings:  # the record may be of an earlier version
+        earlier = compare(record["settings"], json.loads(json.dumps(stage.earlier_settings(recipe))), "")
+        found = min(found, earlier, key=len)
     if once:
-        found += compare(record.get("once", {}), STAGES[name].once(recipe), "")
+        found += compare(record.get("once", {}), stage.once(recipe), "")
     return found + [
         f"the output of {upstream} changed"
         for upstream, sha256 in input_hashes(recipe, name).items()
@@ -89,7 +94,7 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
 
 
 def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path:
-    """Return the output folder of an input stage, after checking its files.
+    """Return the output folder of an input stage, after checking its files; verify_run.py always reads all of them.
 
     Args: reader: (k, n) checks every n-th file from the k-th on, for n processes that share the work.
 
@@ -103,7 +108,10 @@ def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path
             f"{output_folder(recipe, name)} {state}; rerun: python {script} with the same --config"
             + (" and --overwrite" if changed and not STAGES[name].derived else "")
         )
-    if damage := find_damaged_files(output_folder(recipe, name), reader):
+    folder = output_folder(recipe, name).resolve()  # a link, where runs share documents
+    with remembered_hashes(folder.parent) as sha256:
+        damage = find_damaged_files(folder, reader, sha256)
+    if damage:
         raise StaleStageError(
             f"{output_folder(recipe, name)} is damaged: {'; '.join(damage[:5])}. Restore it from a copy, or delete it "
             f"and rerun {STAGES[name].script}"
@@ -111,7 +119,9 @@ def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path
     return output_folder(recipe, name)
 
 
-def find_damaged_files(folder: Path, reader: tuple[int, int] = (0, 1)) -> list[str]:
+def find_damaged_files(
+    folder: Path, reader: tuple[int, int] = (0, 1), sha256: Callable[[Path], str] = file_sha256
+) -> list[str]:
     """List the files of a finished stage that differ from its record; `reader` as in require."""
     record, (process, processes), problems = read_record(folder), reader, []
     if hash_files(record["files"]) != record["sha256"]:
@@ -124,22 +134,25 @@ def find_damaged_files(folder: Path, reader: tuple[int, int] = (0, 1)) -> list[s
             problems.append(f"{name} is missing")
         elif path.stat().st_size != recorded["bytes"]:
             problems.append(f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} when it was made")
-        elif file_sha256(path) != recorded["sha256"]:
+        elif sha256(path) != recorded["sha256"]:
             problems.append(f"{name}: its sha256 is not the one of when it was made")
     return problems
 
 
 @contextmanager
-def new_output(recipe: Recipe, name: str) -> Iterator[Path]:
+def new_output(recipe: Recipe, name: str, made_from: dict[str, dict] | None = None) -> Iterator[Path]:
     """Yield the folder that a stage writes into; it becomes the stage's output if the block ends without error.
 
     The same recipe and inputs give the same folder, so a stage can continue from what an interrupted try left in it.
+
+    Args: made_from: of describe_inputs, where it was computed before the stage's work; None: as it is now.
     """
-    made_from = describe_inputs(recipe, name)
-    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     final = output_folder(recipe, name)
+    final.parent.mkdir(parents=True, exist_ok=True)  # which remembers the hashes of the inputs
+    made_from = made_from or describe_inputs(recipe, name)
+    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     partial = final.parent / f".{final.name}.{identity[:12]}.tmp"
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     yield partial
     write_record(partial, name, made_from)
     replaced = final.parent / f".{final.name}.{identity[:12]}.old"
@@ -158,11 +171,15 @@ def describe_inputs(recipe: Recipe, name: str) -> dict[str, dict]:
 
 
 def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
-    """Sync every file of a folder to disk and write `stage.json` beside them."""
-    for leftover in folder.rglob(".*"):  # no output has a hidden name; a file that a killed try was writing has one
-        if not leftover.is_dir():  # .eval_results is a folder, which the Hub reads
-            leftover.unlink()
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+    """Sync every file of a stage's output to disk and write `stage.json` beside them."""
+    paths = [folder / file for file in STAGES[name].files if (folder / file).exists()]
+    if not STAGES[name].files:
+        for leftover in folder.rglob(
+            ".*"
+        ):  # no output has a hidden name; a file that a killed try was writing has one
+            if not leftover.is_dir():  # .eval_results is a folder, which the Hub reads
+                leftover.unlink()
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {}
     for path in paths:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -172,5 +189,5 @@ def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
 
 
 def record_stage(recipe: Recipe, name: str) -> None:
-    """Record the output of a stage whose script reads no recipe."""
+    """Record the output of a stage that wrote it in place."""
     write_record(output_folder(recipe, name), name, describe_inputs(recipe, name))

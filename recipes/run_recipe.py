@@ -21,6 +21,7 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again who
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from atomic_files import hash_items, read_json
 from child_processes import EXIT_STOPPED, run_child
-from launching import clear_environment, launch_command
+from launching import clear_environment, evaluation_command, launch_command
 from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -53,7 +54,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
     Raises: RecipeError: a script that the model needs is absent, or a source cannot be read.
     """
-    wanted = list(STAGES)
+    wanted = [name for name, stage in STAGES.items() if not stage.by_hand]
     text_is_counted = recipe.plan.domain_bytes or (output_folder(recipe, "prepare") / "stats.json").exists()
     if not recipe.plan.budgets() or not text_is_counted:
         wanted.remove("plan")
@@ -93,10 +94,16 @@ def check_text(recipe: Recipe, listings: dict[str, Listing]) -> None:
 
 
 def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
-    """Run a stage's script, training by `launch`, and record its output where the script reads no recipe."""
+    """Run a stage's script and record its output where the script reads no recipe.
+
+    Training runs by `launch`, and the evaluation too where there is a GPU or several processes.
+    """
     stage, run = STAGES[name], Path(recipe.run.output_dir)
+    python = [sys.executable]
+    if name in ("pretrain", "evaluate"):
+        python = launch if name == "pretrain" else evaluation_command(launch)
     given = ["--config", *options.config, *options.overrides, *(["--overwrite"] if options.overwrite else [])]
-    command = [*(launch if name == "pretrain" else [sys.executable]), *stage.command(recipe, given)]
+    command = [*python, *stage.command(recipe, given)]
     if name == "plan":
         if subprocess.run(command, check=False).returncode:
             print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
@@ -115,7 +122,7 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
     before = read_json(run / "status.json")
-    ended = run_child(command, launches=name == "pretrain")
+    ended = run_child(command, launches="accelerate.commands.launch" in command)
     training = read_json(run / "status.json") or {}  # of this run, if it is another than before
     preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
@@ -144,6 +151,15 @@ def note_unchecked(recipe: Recipe) -> None:
             "are now, and their results will say so; --overwrite prepares the documents again, and then everything "
             "made from them"
         )
+
+
+def activation() -> str | None:
+    """Return the command after which `python` is this interpreter; None if it is already, or not of an environment."""
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
+        return None
+    script = Path(sys.prefix) / "bin" / "activate"
+    near = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return f"source {shlex.quote(str(near))}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -175,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         elif options.dry_run:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
-            if name == "pretrain":
+            if name in ("pretrain", "evaluate"):
                 launch = launch or launch_command(None, None)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
@@ -192,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         f"card {output_folder(recipe, 'publish') / 'README.md'}"
         + (f", report {run / 'report.html'}" if (run / "report.html").exists() else "")
     )
+    if command := activation():
+        print(f"run_recipe: before another command: {command}")
 
 
 if __name__ == "__main__":

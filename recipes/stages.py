@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomic_files import RECORD, file_sha256, hash_items, read_record, remembered_sha256
+from atomic_files import RECORD, hash_items, read_record
+from file_hashes import remembered_hashes
 from recipe_config import Recipe, RecipeError
 from sources.units import source_fingerprint
 
@@ -29,6 +30,9 @@ class Stage:
         once: returns settings that are compared only with --overwrite: without it, an output made with other values
             stays up to date.
         descriptions: files of its output that only derived stages read: they make no other stage out of date.
+        files: the files of its output, where its folder also holds what the next try needs; empty: the whole folder.
+        by_hand: whether only its own command runs it, and not run_recipe.py.
+        earlier_settings: returns its settings as earlier versions recorded them.
     """
 
     script: str
@@ -39,6 +43,9 @@ class Stage:
     derived: bool = False
     once: Callable[[Recipe], dict] = lambda recipe: {}
     descriptions: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    by_hand: bool = False
+    earlier_settings: Callable[[Recipe], dict] | None = None
 
     def command(self, recipe: Recipe, options: Sequence[str] = ()) -> list[str]:
         """Return the script and its arguments, for an interpreter or a launcher.
@@ -48,24 +55,34 @@ class Stage:
         return [str(ROOT / self.script), *(self.arguments(recipe) if self.arguments else options)]
 
 
-def documents_settings(recipe: Recipe) -> dict:
-    """Return what decides the documents: neither their mixture nor the machine that prepares them."""
+def documents_settings(recipe: Recipe, whole_files: bool = True) -> dict:
+    """Return what decides the documents: neither their mixture nor the machine that prepares them.
+
+    Args: whole_files: as in source_fingerprint.
+    """
     mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
-    data = recipe.data.model_dump(exclude=mixture | {"workers", "executor", "slurm", "extract_text"})
-    if recipe.data.decontamination is not None and recipe.data.decontamination.benchmarks is not None:
-        data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe))  # not their path
+    not_deciding = {"workers", "executor", "slurm", "extract_text", "dropped_samples_bytes"}
+    data = recipe.data.model_dump(exclude=mixture | not_deciding)
     if recipe.data.near_duplicates is not None:
         earlier = {folder: read_record(Path(folder)) for folder in recipe.data.near_duplicates.against}
         data["near_duplicates"]["against"] = [record["sha256"] if record else path for path, record in earlier.items()]
-    for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
-        # To correct the card or the mixture, nothing has to be prepared again.
-        for key in ("share", "max_repetitions", "license", "url"):
-            del settings[key]
-        del settings["ignore"]  # the fingerprint is of the files that are read
-        settings["fingerprint"] = source_fingerprint(source)
-    helpers = find_helpers(Path(recipe.data.extract_text))
-    data |= {"extract_text_helpers": {path.name: file_sha256(path) for path in helpers}} if helpers else {}
-    return data | {"extract_text_sha256": file_sha256(Path(recipe.data.extract_text))}
+    with remembered_hashes(memory_folder(recipe)) as sha256:
+        if recipe.data.decontamination is not None and recipe.data.decontamination.benchmarks is not None:
+            data["decontamination"]["benchmarks"] = hash_items(benchmarks_folder(recipe), sha256)  # not their path
+        for source, settings in zip(recipe.data.sources, data["sources"], strict=True):
+            # To correct the card or the mixture, nothing has to be prepared again.
+            for key in ("share", "max_repetitions", "license", "url"):
+                del settings[key]
+            del settings["ignore"]  # the fingerprint is of the files that are read
+            settings["fingerprint"] = source_fingerprint(source, sha256, whole_files)
+        helpers = find_helpers(Path(recipe.data.extract_text))
+        data |= {"extract_text_helpers": {path.name: sha256(path) for path in helpers}} if helpers else {}
+        return data | {"extract_text_sha256": sha256(Path(recipe.data.extract_text))}
+
+
+def memory_folder(recipe: Recipe) -> Path:
+    """Return the folder that remembers hashes: the run folder, or that of the documents which runs share by a link."""
+    return output_folder(recipe, "prepare").resolve().parent
 
 
 def find_helpers(script: Path) -> list[Path]:
@@ -117,7 +134,8 @@ def exported_benchmarks(recipe: Recipe) -> dict:
     if why_unchecked(recipe) is not None or recipe.data.decontamination.benchmarks is not None:
         return {}
     missing = dict.fromkeys(sorted(unexported_tasks(recipe)), "not exported")
-    return {"benchmarks": missing | hash_items(benchmarks_folder(recipe))}
+    with remembered_hashes(memory_folder(recipe)) as sha256:
+        return {"benchmarks": missing | hash_items(benchmarks_folder(recipe), sha256)}
 
 
 def exported_tasks(recipe: Recipe) -> list[str]:
@@ -137,7 +155,8 @@ def unexported_tasks(recipe: Recipe) -> list[str]:
 
 def requests_settings(recipe: Recipe) -> dict:
     files = sorted(path for path in (ROOT / "eval" / "tasks").glob("*/*") if path.suffix != ".md")
-    hashes = {path.relative_to(ROOT).as_posix(): file_sha256(path) for path in files if path.is_file()}
+    with remembered_hashes(memory_folder(recipe)) as sha256:
+        hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in files if path.is_file()}
     return {"tasks": exported_tasks(recipe), "files": hashes}
 
 
@@ -151,13 +170,14 @@ def base_content(path: str, revision: str | None, run: Path) -> dict:
 
     The content is the hash in the folder's record if the files are still those of the record, else their hashes.
 
-    Args: run: the run folder, which remembers hashes, so that large weights are not read at every start.
+    Args: run: the folder that remembers hashes, so that large weights are not read at every start.
     """
     base = {"from_pretrained": path, "revision": revision}
     folder = Path(path)
     if folder.is_dir():
         paths = sorted(path for path in folder.iterdir() if path.suffix in BASE_FILES and path.name != RECORD)
-        files = {path.name: remembered_sha256(path, run / ".hashes.json") for path in paths}
+        with remembered_hashes(run) as sha256:
+            files = {path.name: sha256(path) for path in paths}
         record = read_record(folder)
         recorded = {name: file["sha256"] for name, file in record["files"].items()} if record else {}
         unchanged = record is not None and files == {name: recorded.get(name) for name in files}
@@ -173,7 +193,7 @@ def tokenizer_settings(recipe: Recipe) -> dict:
     settings = recipe.tokenizer.model_dump() | mixture
     if base := recipe.model.from_pretrained or recipe.tokenizer.from_pretrained:
         revision = recipe.model.revision or recipe.tokenizer.revision
-        settings["base"] = base_content(base, revision, Path(recipe.run.output_dir))
+        settings["base"] = base_content(base, revision, memory_folder(recipe))
     return settings
 
 
@@ -200,7 +220,7 @@ def training_settings(recipe: Recipe) -> dict:
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
     model = recipe.model.model_dump()
     if recipe.model.from_pretrained is not None:  # the base decides the shape, not the recipe
-        model = base_content(recipe.model.from_pretrained, recipe.model.revision, Path(recipe.run.output_dir))
+        model = base_content(recipe.model.from_pretrained, recipe.model.revision, memory_folder(recipe))
         model |= {"lora": recipe.model.lora and recipe.model.lora.model_dump()}
     return {
         "seed": recipe.run.seed,
@@ -231,6 +251,43 @@ def plan_settings(recipe: Recipe) -> dict:
     }
 
 
+def vocabulary_settings(recipe: Recipe) -> dict:
+    """Return what decides which size choose_vocabulary.py recommends, by its measurements and small models."""
+    tokenizer = recipe.tokenizer.model_dump(exclude={"terms", "terms_file", "compare_with"})
+    compared = {}
+    for place in recipe.tokenizer.compare_with:
+        file = Path(place.rpartition("::")[2])  # of zip://member::file
+        with remembered_hashes(memory_folder(recipe)) as sha256:
+            compared[place] = sha256(file) if file.is_file() else base_content(place, None, memory_folder(recipe))
+    return {
+        "vocabulary": recipe.vocabulary.model_dump(),
+        "tokenizer": tokenizer | {"compare_with": compared},
+        "seed": recipe.run.seed,
+        "shares": [[source.name, source.label, source.share] for source in recipe.data.sources],
+        **recipe.data.model_dump(include={"min_shares", "phases"}),
+        "model": recipe.model.model_dump(),
+        "training": recipe.training.model_dump(include={"max_tokens", "sequence_length", "max_eval_bytes"}),
+    }
+
+
+def finetune_settings(recipe: Recipe, whole_files: bool = True) -> dict:
+    """Return what decides the fine-tuned model, its texts and base by their content.
+
+    Args: whole_files: as in source_fingerprint.
+    """
+    settings, run = recipe.finetune, Path(recipe.run.output_dir)
+    with remembered_hashes(run) as sha256:
+        texts = {
+            split: source_fingerprint(getattr(settings, split), sha256, whole_files) for split in ("train", "test")
+        }
+    return {
+        "settings": settings.model_dump(),
+        "seed": recipe.run.seed,
+        "model": base_content(settings.model or str(run / "model"), settings.revision, run),
+        "texts": texts,
+    }
+
+
 def evaluate_arguments(recipe: Recipe) -> list[str]:
     run, evaluation = Path(recipe.run.output_dir), recipe.evaluation
     arguments = ["--model", str(run / "model"), "--documents", str(run / "documents")]
@@ -251,7 +308,13 @@ STAGES = {
     # Made first, from the inputs that exist; made again at the end, with the finished run in its charts.
     "plan": Stage("recipes/plan_run.py", "plan", plan_settings, ("prepare", "tokenizer", "pretrain"), derived=True),
     "requests": Stage("eval/run_eval.py", "benchmarks", requests_settings, (), requests_arguments, derived=True),
-    "prepare": Stage("recipes/prepare_data.py", "documents", documents_settings, once=exported_benchmarks),
+    "prepare": Stage(
+        "recipes/prepare_data.py",
+        "documents",
+        documents_settings,
+        once=exported_benchmarks,
+        earlier_settings=lambda recipe: documents_settings(recipe, whole_files=False),
+    ),
     "tokenizer": Stage(
         "recipes/train_tokenizer.py",
         "tokenizer",
@@ -283,6 +346,21 @@ STAGES = {
         release_settings,
         ("prepare", "tokenizer", "pretrain", "evaluate", "report"),
         derived=True,
+    ),
+    "vocabulary": Stage(
+        "recipes/choose_vocabulary.py",
+        "vocabulary",
+        vocabulary_settings,
+        ("prepare",),
+        files=("vocabulary.json", "vocabulary.png", "runs.csv"),
+        by_hand=True,
+    ),
+    "finetune": Stage(
+        "recipes/finetune.py",
+        "finetuned",
+        finetune_settings,
+        by_hand=True,
+        earlier_settings=lambda recipe: finetune_settings(recipe, whole_files=False),
     ),
 }
 

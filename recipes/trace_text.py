@@ -105,6 +105,7 @@ def describe(traced: dict) -> str:
             steps = document["steps"]
             seen = "" if steps is None else f", trained on in {len(steps):,} steps"
             place = ":".join(map(str, document["places"][0])) if document["places"] else "place not noted"
+            place += f", page {document['page']}" if document["page"] else ""
             lines.append(f"       {document['document']}  {document['source']}  {place}{seen}")
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ def check_stage(run: Path, name: str) -> tuple[str, bool]:
     if damage := find_damaged_files(folder):
         return f"damaged: {'; '.join(damage)}", False
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {RECORD}
-    unknown = sorted(present - record["files"].keys())
+    unknown = [] if STAGES[name].files else sorted(present - record["files"].keys())
     inputs = {upstream: read_record(run / STAGES[upstream].output) for upstream in record["inputs"]}
     stale = [
         upstream

@@ -6,7 +6,7 @@
 
 `result.json` holds what a page shows of a run, from its eval/results.json and training.json. One with an
 `origin` was made in another way, which that says. A table is between `<!-- result: FOLDER -->` and `<!-- /result -->`,
-where FOLDER has the `result.json`.
+where FOLDER has the `result.json`, and the scores of its tasks between `<!-- tasks: FOLDER -->` and `<!-- /tasks -->`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = re.compile(r"(<!-- result: (\S+) -->\n).*?(<!-- /result -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (result|tasks): (\S+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 SCORES = ("bytes", "bits_per_byte", "xz_documents", "xz_stream", "xz_primed")
 
 
@@ -29,6 +29,11 @@ def keep_result(run: Path, folder: Path) -> None:
         "sources": {
             name: {key: source[key] for key in ("domain", *SCORES, "confidence_interval")}
             for name, source in sources.items()
+        },
+        "tasks": {
+            name: {"items": task["num_items"], "score": task["score"]}
+            | {key: task["metrics"][task["score"]][key] for key in ("value", "interval", "baseline")}
+            for name, task in results["tasks"].items()
         },
         "parameters": training["parameters"]["total"],
         **{key: training[key] for key in ("tokens_seen", "seconds", "device")},
@@ -59,12 +64,24 @@ def make_table(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def list_tasks(result: dict) -> str:
+    """Return the scores of a result's tasks as a Markdown list."""
+    lines = []
+    for name, task in result["tasks"].items():
+        low, high = task["interval"]
+        lines.append(
+            f"- `{name}`, {task['score']} on {task['items']} items: {task['value']:.3f} ({low:.3f} to {high:.3f}); "
+            f"baseline {task['baseline']:.3f}\n"
+        )
+    return "".join(lines)
+
+
 def fill(page: str) -> str:
     """Return a page with its tables as the result files have them."""
 
     def table(match: re.Match) -> str:
-        result = json.loads((ROOT / match[2] / "result.json").read_text(encoding="utf-8"))
-        return match[1] + make_table(result) + match[3]
+        result = json.loads((ROOT / match[3] / "result.json").read_text(encoding="utf-8"))
+        return match[1] + {"result": make_table, "tasks": list_tasks}[match[2]](result) + match[4]
 
     return TABLE.sub(table, page)
 

@@ -3,6 +3,7 @@
 
 import random
 import re
+import struct
 import textwrap
 import zipfile
 import zlib
@@ -259,6 +260,93 @@ def render_eml(path: Path, sample: Sample) -> None:
     path.write_bytes(bytes(message))
 
 
+def write_compound(path: Path, streams: dict[str, bytes]) -> None:
+    """Write the file system in a file that Outlook uses (MS-CFB, version 3): `folder/name` -> content."""
+    end, free, is_fat = 0xFFFFFFFE, 0xFFFFFFFF, 0xFFFFFFFD
+    sectors: list[bytes] = []
+    chain: list[int] = []
+
+    def add(content: bytes) -> int:
+        parts = [content[n : n + 512].ljust(512, b"\0") for n in range(0, len(content), 512)]
+        first = len(sectors) if parts else end
+        sectors.extend(parts)
+        chain.extend([*range(first + 1, first + len(parts)), end] if parts else [])
+        return first
+
+    small, small_chain = b"", []
+    places: dict[str, tuple[int, int]] = {}
+    for name, content in streams.items():
+        if len(content) >= 4096:
+            places[name] = add(content), len(content)
+        else:
+            blocks = -(-len(content) // 64)
+            first = len(small_chain)
+            small_chain += [*range(first + 1, first + blocks), end] if blocks else []
+            small += content.ljust(64 * blocks, b"\0")
+            places[name] = first if blocks else end, len(content)
+    names = sorted({*streams, *(name.rpartition("/")[0] for name in streams if "/" in name)})
+    numbers = {name: number for number, name in enumerate(["", *names])}
+
+    def entry(name: str, kind: int, place: int, size: int) -> bytes:
+        inner = [other for other in names if other.rpartition("/")[0] == name]
+        beside = [other for other in names if other.rpartition("/")[0] == name.rpartition("/")[0] and other > name]
+        title = (name.rpartition("/")[2] or "Root Entry").encode("utf-16-le")
+        following = numbers[beside[0]] if name and beside else free
+        child = numbers[inner[0]] if kind in (1, 5) and inner else free
+        links = struct.pack("<3I", free, following, child)
+        return (
+            title.ljust(64, b"\0")
+            + struct.pack("<HBB", len(title) + 2, kind, 1)
+            + links
+            + bytes(36)
+            + (struct.pack("<IQ", place, size))
+        )
+
+    directory = entry("", 5, add(small), len(small))
+    for name in names:
+        directory += entry(name, 2, *places[name]) if name in streams else entry(name, 1, 0, 0)
+    first_directory = add(directory.ljust(-(-len(directory) // 512) * 512, b"\0"))
+    packed = struct.pack(f"<{len(small_chain)}I", *small_chain)
+    first_small = add(packed.ljust(-(-len(packed) // 512) * 512, b"\xff"))
+    num_small = -(-len(packed) // 512)
+    num_fat = next(n for n in range(1, 110) if 128 * n >= len(sectors) + n)
+    fat = [*chain, *[is_fat] * num_fat]
+    fat += [free] * (128 * num_fat - len(fat))
+    header = bytes.fromhex("D0CF11E0A1B11AE1") + bytes(16) + struct.pack("<5H", 0x3E, 3, 0xFFFE, 9, 6) + bytes(6)
+    header += struct.pack("<9I", 0, num_fat, first_directory, 0, 4096, first_small, num_small, end, 0)
+    places_of_fat = [len(sectors) + n if n < num_fat else free for n in range(109)]
+    header += struct.pack("<109I", *places_of_fat)
+    path.write_bytes(header + b"".join(sectors) + struct.pack(f"<{len(fat)}I", *fat))
+
+
+def write_msg(path: Path, texts: dict[int, str], sent: int | None = None, html: bytes = b"", attachments: int = 0):
+    """Write a mail of Outlook (MS-OXMSG): property -> text, the time that it was sent (FILETIME), its HTML."""
+    streams, properties = {}, b""
+    for number, text in texts.items():
+        content = text.encode("utf-16-le")
+        streams[f"__substg1.0_{number:04X}001F"] = content
+        properties += struct.pack("<HHIII", 0x001F, number, 6, len(content) + 2, 0)
+    if html:
+        streams["__substg1.0_10130102"] = html
+        properties += struct.pack("<HHIII", 0x0102, 0x1013, 6, len(html), 0)
+    if sent is not None:
+        properties += struct.pack("<HHIQ", 0x0040, 0x0039, 6, sent)
+    properties += struct.pack("<HHIII", 0x0003, 0x3FDE, 6, 65001, 0)
+    streams["__properties_version1.0"] = struct.pack("<8x4I8x", 0, attachments, 0, attachments) + properties
+    for number in range(attachments):
+        streams[f"__attach_version1.0_#{number:08X}/__properties_version1.0"] = bytes(8)
+    write_compound(path, streams)
+
+
+SUBJECT, BODY, HEADERS, SENT = 0x0037, 0x1000, 0x007D, 133_616_718_000_000_000  # on 31 May 2024, 23:30 in UTC
+
+
+def render_msg(path: Path, sample: Sample) -> None:
+    plain = "\r\n\r\n".join(b if isinstance(b, str) else "\r\n".join(map(" | ".join, b)) for b in sample.blocks[1:])
+    texts = {SUBJECT: sample.blocks[0], BODY: plain}
+    write_msg(path, texts, SENT, html_of(sample).encode(), attachments=1)
+
+
 def render_rtf(path: Path, sample: Sample) -> None:
     lines = []
     for block in sample.blocks:
@@ -292,6 +380,7 @@ RENDERERS = {
     ".pptx": render_pptx,
     ".html": render_html,
     ".eml": render_eml,
+    ".msg": render_msg,
     ".rtf": render_rtf,
     ".epub": render_epub,
 }

@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune
 import pretrain
+import verify_run
+from atomic_files import RECORD
 from recipe_config import Finetune, RecipeError
 from recipe_loading import load_recipe
+from run_folder import write_record
 from summaries import CHAT_TEMPLATE, build_prompt, encode, lead, summarise
 
 
@@ -184,21 +187,47 @@ def test_a_second_start_does_nothing_and_other_settings_are_refused(tuned, capsy
     run, _, argv = tuned
     finetune.main(argv)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match="finetuned is out of date: .*; --overwrite rebuilds it"):
+    with pytest.raises(RecipeError, match="finetuned is out of date: .* Run with --overwrite"):
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
 
 
 def test_edited_texts_and_replaced_weights_make_the_fine_tuned_model_out_of_date(tuned, capsys):
     run, folder, argv = tuned
-    train, weights = folder / "train.jsonl", run.output_dir / "model" / "model.safetensors"
-    for path, changed in ((train, "texts.train was"), (weights, "model.content was")):
-        before = path.read_bytes()
-        path.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
-        with pytest.raises(RecipeError, match=rf"finetuned is out of date: {changed}.*; --overwrite rebuilds it"):
-            finetune.main(argv)
-        path.write_bytes(before)
+    train, model = folder / "train.jsonl", run.output_dir / "model"
+    before, weights, record = (path.read_bytes() for path in (train, model / "model.safetensors", model / RECORD))
+    train.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+    with pytest.raises(RecipeError, match=r"finetuned is out of date: texts.train was.* Run with --overwrite"):
+        finetune.main(argv)
+    train.write_bytes(before)
+    (model / "model.safetensors").write_bytes(weights[:-3] + bytes([weights[-3] ^ 1]) + weights[-2:])
+    with pytest.raises(RecipeError, match=r"model is damaged: model.safetensors: its sha256 is not the one"):
+        finetune.main(argv)
+    made_from = {key: json.loads(record)[key] for key in ("settings", "inputs", "once")}
+    write_record(model, "pretrain", made_from)
+    with pytest.raises(RecipeError, match=r"finetuned is out of date: model.content was.* Run with --overwrite"):
+        finetune.main(argv)
+    write_record(model, "pretrain", made_from | {"inputs": {"tokenize": "other", "tokenizer": "other"}})
+    with pytest.raises(
+        RecipeError, match=r"model is out of date: .*; rerun: python recipes/pretrain.py .*--overwrite"
+    ):
+        finetune.main(argv)
+    (model / "model.safetensors").write_bytes(weights)
+    (model / RECORD).write_bytes(record)
     finetune.main(argv)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_model_that_an_earlier_version_fine_tuned_is_recorded_and_stays(tuned, capsys):
+    run, _, argv = tuned
+    record = run.output_dir / "finetuned" / RECORD
+    before = record.read_bytes()
+    record.unlink()
+    finetune.main(argv)
+    assert "nothing to do" in capsys.readouterr().out and record.read_bytes() == before
+    record.unlink()
+    with pytest.raises(RecipeError, match="settings.learning_rate was"):
+        finetune.main([*argv, "--finetune.learning_rate=1e-3"])
+    assert verify_run.check_stage(run.output_dir, "finetune")[0].startswith("ok, ")
 
 
 def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):

@@ -12,7 +12,9 @@ from tiny_run import RECIPES, ROOT
 
 import launching
 import pretrain
+import run_recipe
 from recipe_config import RecipeError
+from recipe_loading import load_recipe
 
 
 @pytest.fixture
@@ -105,6 +107,62 @@ def test_gpus_that_no_process_uses_are_named(tiny_run, monkeypatch, capsys):
     assert "note: 1 of the 8 GPUs of this machine are used; for all of them launch" in capsys.readouterr().out
 
 
+WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Return a function that sets a launcher's variables in an environment without any."""
+
+    def set_up(**variables: str) -> None:
+        for name in [name for name in os.environ if launching.LAUNCHED.fullmatch(name)]:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    "left_over",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "two"},
+        {"RANK": "1"},
+        {"LOCAL_RANK": "3", "MASTER_ADDR": "localhost"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+        {name: value for name, value in WHOLE.items() if name != "MASTER_ADDR"},
+        {**WHOLE, "MASTER_PORT": ""},
+        {"PMI_SIZE": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+    ],
+    ids=" ".join,
+)
+def test_training_by_hand_with_a_part_of_a_launchers_variables_is_refused_at_once(tiny_run, launched, left_over):
+    launched(**left_over)
+    first, value = next(iter(left_over.items()))
+    with pytest.raises(RecipeError, match=rf"{first}={value}.*nobody starts: unset {first}.*accelerate launch"):
+        pretrain.main(tiny_run.argv())
+    assert not (tiny_run.output_dir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        (WHOLE, WHOLE),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, {}),
+        ({"LOCAL_RANK": "0"}, {}),
+        ({"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}, {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}),
+        ({"PMI_SIZE": "2", **WHOLE}, {"PMI_SIZE": "2", **WHOLE}),  # Accelerate reads WORLD_SIZE first
+    ],
+    ids=str,
+)
+def test_a_whole_launch_is_left_alone_and_variables_of_one_process_are_removed(launched, variables, kept):
+    launched(**variables)
+    launching.refuse_lone_process()
+    assert {name: value for name, value in os.environ.items() if launching.LAUNCHED.fullmatch(name)} == kept
+
+
 def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):
     folder = tmp_path / "with modules"
     folder.mkdir()
@@ -115,3 +173,33 @@ def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
     assert done.returncode == 0 and (run_folder / "model" / "model.safetensors").exists(), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("file", "processes", "use_cpu", "launched"),
+    [
+        ("cpu.yaml", None, None, False),
+        ("single_gpu.yaml", None, None, True),
+        ("ddp.yaml", "8", None, True),
+        ("ddp.yaml", "2", "true", True),
+        ("ddp.yaml", "1", "true", False),
+    ],
+)
+def test_the_evaluation_takes_the_gpus_and_processes_of_training(file, processes, use_cpu, launched, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if use_cpu:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda: True)
+    launch = launching.launch_command(ROOT / "accelerate_configs" / file, processes)
+    ran = []
+    monkeypatch.setattr(run_recipe, "run_script", lambda name, command, run: ran.append(command))
+    monkeypatch.setattr(run_recipe, "record_stage", lambda *_: None)
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
+    options = SimpleNamespace(config=["x.yaml"], overrides=[], overwrite=False)
+    for name in ("prepare", "pretrain", "evaluate"):
+        run_recipe.run_stage(recipe, name, options, launch)
+    prepare, pretrain_, evaluate = (command[: len(launch)] for command in ran)
+    assert prepare[0] == sys.executable and pretrain_ == launch and "accelerate.commands.launch" not in prepare
+    assert (evaluate == launch) == launched and any("run_eval.py" in str(word) for word in ran[2])
+    if not launched:
+        assert ran[2][0] == sys.executable and "run_eval.py" in str(ran[2][1:3])

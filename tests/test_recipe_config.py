@@ -342,3 +342,14 @@ def test_the_schema_for_editors_is_that_of_the_code(capsys):
 def test_an_amount_with_a_unit_is_exact(text, num_bytes):
     assert read_bytes(text) == num_bytes
     assert isinstance(read_bytes(text), int) == (num_bytes == int(num_bytes))
+
+
+@pytest.mark.parametrize(
+    "override", ["--finetune.train={name: mine, path: my.jsonl, revision: null}", "--finetune.train.path=my.jsonl"]
+)
+def test_a_dataset_that_replaces_another_does_not_inherit_its_licence_and_address(override):
+    summarise = RECIPES / "legal" / "summarise.yaml"
+    train = load_recipe([summarise], [override]).finetune.train
+    assert (train.path, train.license, train.url) == ("my.jsonl", None, None)
+    assert load_recipe([summarise], ["--finetune.train.split=test"]).finetune.train.license == "CC0 1.0"
+    assert load_recipe([summarise], [override, "--finetune.train.license=MIT"]).finetune.train.license == "MIT"

@@ -31,17 +31,19 @@ ARROWS = {
     "amounts": set(),
     "recipe_config": {"amounts"},
     "atomic_files": {"recipe_config"},
+    "file_hashes": {"atomic_files"},
     "card_text": {"recipe_config"},
-    "sources": {"recipe_config"},
+    "sources": {"atomic_files", "recipe_config"},
     "summaries": {"recipe_config"},
     "planning": {"recipe_config"},
     "recipe_loading": {"planning", "recipe_config"},
-    "stages": {"atomic_files", "recipe_config", "sources"},
+    "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
     "child_processes": set(),
     "launching": {"recipe_config", "stages"},
-    "run_folder": {"atomic_files", "recipe_config", "stages"},
+    "run_folder": {"atomic_files", "file_hashes", "recipe_config", "stages"},
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
     "vocabulary": {"card_text", "corpus", "recipe_config"},
+    "public_texts": set(),
     "mixture": {"corpus", "recipe_config", "vocabulary"},
     "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {"atomic_files", "child_processes", "mixture", "recipe_config", "run_folder", "stages"},
@@ -74,7 +76,7 @@ ARROWS = {
 COMPUTING = re.compile(
     "array|bytes|chr|compile|dtype|enumerate|exp|float|frozenset|getLogger|iinfo|isalnum|items|join|range|replace|"
     "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
-    "accuracy|weighted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke|tatqa_scores|maketrans"
+    "accuracy|weighted_f1|counted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke|tatqa_scores|maketrans"
 )
 # Phrases that a reader has to translate, with the field's own words.
 WORN_PHRASES = {
@@ -152,7 +154,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     documents = (RECIPES / "requirements-documents.txt").read_text()
     # What uses them says how to install them.
-    optional = ("gradio", "deepspeed", "docx", "pptx", "pypdfium2", "selectolax", "striprtf")
+    optional = ("gradio", "deepspeed", "docx", "oxmsg", "pptx", "pypdfium2", "selectolax", "striprtf")
     listed += optional + tuple(re.findall(r"^([\w.-]+)==", documents, re.MULTILINE))
     packages = importlib.metadata.packages_distributions() | {name: [name] for name in optional}
     for name in imports(path) - siblings - set(sys.stdlib_module_names):

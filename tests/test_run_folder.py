@@ -6,18 +6,19 @@ import os
 import pickle
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_run import RECIPES, ROOT
 
-import atomic_files
+import file_hashes
 import stages
-from atomic_files import StaleStageError, read_json_lines, read_record
+from atomic_files import StaleStageError, file_sha256, read_json_lines, read_record
 from recipe_config import Recipe
 from recipe_loading import load_recipe
 from run_folder import differences, is_finished, new_output, record_stage, require, write_record
-from stages import exported_tasks, output_folder, unexported_tasks, why_unchecked
+from stages import STAGES, exported_tasks, output_folder, unexported_tasks, why_unchecked
 
 
 def flip(path: Path) -> None:
@@ -291,17 +292,126 @@ def test_a_base_counts_by_the_content_of_its_files_also_of_the_same_size_and_beh
     assert stages.base_content(str(base), None, tmp_path) != before
 
 
-def test_a_large_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch):
-    read, memory = [], tmp_path / ".hashes.json"
-    monkeypatch.setattr(atomic_files, "file_sha256", lambda path: read.append(path) or path.read_text())
-    weights = tmp_path / "weights"
-    weights.write_text("one")
-    assert [atomic_files.remembered_sha256(weights, memory) for _ in range(2)] == ["one", "one"] and len(read) == 1
-    weights.write_text("two")
-    assert atomic_files.remembered_sha256(weights, memory) == "two" and len(read) == 2
-    memory.write_text("broken")
-    assert atomic_files.remembered_sha256(weights, memory) == "two" and len(read) == 3
-    assert atomic_files.remembered_sha256(weights, tmp_path / "none" / "memory") == "two" and len(read) == 4
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of the files that are hashed; a file is remembered even if it was written in this moment."""
+    names = []
+    monkeypatch.setattr(file_hashes, "CLOCK_TICK_NS", -(10**12))
+    monkeypatch.setattr(file_hashes, "file_sha256", lambda path: names.append(path.name) or file_sha256(path))
+    return names
+
+
+def write_sparse(path: Path) -> int:
+    """Write a text of more than 64 MiB with a word at its start, which takes no room on disk; return its middle."""
+    path.write_text("The parties agree.")
+    os.truncate(path, 65 << 20)
+    return 32 << 20
+
+
+def change_byte(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        file.write(b"x")
+
+
+def test_a_byte_in_the_middle_of_a_large_file_is_noticed_and_a_second_look_reads_nothing(texts, reads):
+    middle = write_sparse(texts)
+    prepare(load(texts))
+    assert reads.count("law.txt") == 1
+    reads.clear()
+    assert is_finished(load(texts), "prepare") and require(load(texts), "prepare")
+    assert reads == ["stats.json"], "the output is verified once"
+    reads.clear()
+    assert is_finished(load(texts), "prepare") and require(load(texts), "prepare")
+    assert reads == []
+    stat = texts.stat()
+    change_byte(texts, middle)
+    os.utime(texts, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as rsync --times leaves it
+    with pytest.raises(StaleStageError, match="sources.0.fingerprint was"):
+        is_finished(load(texts), "prepare")
+
+
+def test_a_record_of_an_earlier_version_which_read_both_ends_of_large_files_stays_valid(texts, monkeypatch):
+    middle = write_sparse(texts)
+    with monkeypatch.context() as patched:
+        earlier = replace(STAGES["prepare"], settings=STAGES["prepare"].earlier_settings)
+        patched.setitem(STAGES, "prepare", earlier)
+        prepare(load(texts))
+    before = read_record(output_folder(load(texts), "prepare"))["settings"]["sources"][0]["fingerprint"]
+    assert is_finished(load(texts), "prepare")
+    assert STAGES["prepare"].settings(load(texts))["sources"][0]["fingerprint"] != before
+    change_byte(texts, middle)
+    assert is_finished(load(texts), "prepare"), "the middle was never recorded"
+    change_byte(texts, 3)
+    with pytest.raises(StaleStageError, match="fingerprint was"):
+        is_finished(load(texts), "prepare")
+
+
+def test_stages_share_what_was_hashed_also_where_runs_share_documents_by_a_link(texts, reads, tmp_path):
+    prepare(load(texts))
+    require(load(texts), "prepare")
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm" / "documents").symlink_to(tmp_path / "run" / "documents")
+    reads.clear()
+    for run in ("run", "arm"):
+        require(load(texts, f"--run.output_dir={tmp_path / run}"), "prepare")
+        differences(load(texts, f"--run.output_dir={tmp_path / run}"), "tokenizer")
+    assert reads == [] and not (tmp_path / "arm" / file_hashes.MEMORY).exists()
+
+
+def hash_of(path: Path, folder: Path) -> str:
+    with file_hashes.remembered_hashes(folder) as sha256:
+        return sha256(path)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty", "nested", "of the version before", "bytes"])
+def test_a_damaged_memory_is_thrown_away(tmp_path, reads, harm):
+    (tmp_path / "weights").write_text("weights")
+    right, memory = hash_of(tmp_path / "weights", tmp_path), tmp_path / file_hashes.MEMORY
+    if harm == "flipped":
+        flip(memory)
+    elif harm == "truncated":
+        os.truncate(memory, memory.stat().st_size - 9)
+    else:
+        other = {
+            "empty": b"",
+            "nested": b"[" * 100_000,
+            "of the version before": b'{"a": [1, "b"]}',
+            "bytes": b"\xff\n",
+        }
+        memory.write_bytes(other[harm])
+    assert [hash_of(tmp_path / "weights", tmp_path) for _ in range(2)] == [right] * 2 and len(reads) == 2
+
+
+def test_a_memory_that_was_copied_from_another_machine_with_its_files_is_not_believed(tmp_path, reads):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "weights").write_text("weights")
+    hash_of(here / "weights", here)
+    here.rename(tmp_path / "there")
+    shutil.copytree(tmp_path / "there", here)  # as rsync --archive: the same path, size and time
+    assert (here / "weights").stat().st_mtime_ns == (tmp_path / "there" / "weights").stat().st_mtime_ns
+    stat = (here / "weights").stat()
+    flip(here / "weights")
+    os.utime(here / "weights", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_of(here / "weights", here) == file_sha256(here / "weights") and len(reads) == 2
+
+
+def test_a_file_that_was_just_written_may_change_again_and_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_hashes, "CLOCK_TICK_NS", 10**12)
+    (tmp_path / "weights").write_text("weights")
+    hash_of(tmp_path / "weights", tmp_path)
+    assert not (tmp_path / file_hashes.MEMORY).exists()
+
+
+def test_what_several_processes_read_is_remembered_together(tmp_path, reads):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    with file_hashes.remembered_hashes(tmp_path) as one, file_hashes.remembered_hashes(tmp_path) as other:
+        one(tmp_path / "a"), other(tmp_path / "b")
+    assert (hash_of(tmp_path / "a", tmp_path), hash_of(tmp_path / "b", tmp_path)) and len(reads) == 2
+    hash_of(tmp_path / "a", tmp_path / "none")
+    assert not (tmp_path / "none").exists(), "a dry run makes no folder"
 
 
 def test_json_lines_end_only_at_newlines_and_a_truncated_one_is_left_out(tmp_path):

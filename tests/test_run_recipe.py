@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import launching
+import run_recipe
 from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
@@ -26,13 +29,22 @@ def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, **options)
 
 
+UNIGRAM = "--tokenizer.algorithm=unigram"
+
+
+def phase_of(sequence_length: int) -> str:
+    """Return the override of a second phase with longer sequences."""
+    phase = {"start_fraction": 0.5, "shares": {"law": 0.6, "web": 0.4}, "sequence_length": sequence_length}
+    return f"--data.phases={json.dumps([phase | {'rope_parameters': {'rope_theta': 50_000.0}}])}"
+
+
 @pytest.fixture(scope="module")
 def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder.
 
     Returns: the command, the folder it ran in, and the finished process.
     """
-    folder = tmp_path_factory.mktemp("elsewhere")
+    folder = tmp_path_factory.mktemp("elsewhere") / "Verträge & Söhne"
     for name in ("recipes", "eval", "accelerate_configs"):
         shutil.copytree(ROOT / name, folder / "repo" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(folder / "repo" / "recipes" / "legal", folder / "repo" / "recipes" / "telecom")
@@ -45,7 +57,7 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     settings = [*tiny_settings(Path("texts"), Path("runs/telecom")), "--evaluation.tasks=[general_agreement]"]
     settings += ["--training.sequence_length=128", "--data.decontamination={}"]
     settings += ["--training.eval_tasks=[general_agreement]"]
-    settings += ["--plan.flops=1e13", "--plan.device=rtx-4090"]
+    settings += ["--plan.flops=1e13", "--plan.device=rtx-4090", phase_of(256), UNIGRAM]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
     return command, folder, run(command, folder)
 
@@ -54,8 +66,8 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     _, folder, result = telecom
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     output = folder / "runs" / "telecom"
-    for stage in STAGES.values():
-        assert (output / stage.output).is_dir(), stage.output
+    for name, stage in STAGES.items():
+        assert (output / stage.output).is_dir() != stage.by_hand, name
     for file in (
         "report.html",
         "summary.txt",
@@ -75,6 +87,91 @@ def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["eval/general_agreement/num_items"] == 100
     assert "bits per byte" in result.stdout.lower() and "report.html" in result.stdout
+
+
+CONTINUED = "--model.from_pretrained=base"  # which has a chat template
+EXTENDED, ADAPTERS = "--tokenizer.extend_by=10", "--model.lora={rank: 2, targets: [q_proj, down_proj]}"
+MINE = '--data.sources=[{"name": "mine", "path": "texts/web"}]'
+# name -> recipe, settings and processes; each runs in a folder of its own, beside the repository.
+WAYS = {
+    "continued from a base with a chat template, extended, adapters, two processes": (
+        "custom",
+        [CONTINUED, EXTENDED, ADAPTERS],
+        2,
+    ),
+    "from scratch with a recipe of the repository": ("legal", [], 1),
+    "from scratch with Unigram and a custom recipe": ("custom", [MINE, UNIGRAM], 1),
+    "from scratch with two processes and a longer phase": ("custom", [phase_of(64)], 2),
+    "continued, every weight": ("custom", [CONTINUED], 1),
+    "continued, extended": ("legal", [CONTINUED, EXTENDED], 1),
+    "continued, adapters": ("custom", [CONTINUED, ADAPTERS], 1),
+    "continued, extended, every weight, a longer phase": ("custom", [CONTINUED, EXTENDED, phase_of(64)], 1),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tokenized_run, tmp_path_factory) -> Path:
+    """A model of random weights, with the tiny run's tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    tokenizer = AutoTokenizer.from_pretrained(tokenized_run.output_dir / "tokenizer")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "a copied recipe from another folder, with spaces and umlauts, Unigram and a longer phase",
+        *(pytest.param(way, marks=[pytest.mark.long] if number else []) for number, way in enumerate(WAYS)),
+    ],
+)
+def test_every_way_from_text_ends_in_a_release_on_the_hub(way, request, tmp_path):
+    published = "--hub.repo_id=me/tiny"
+    if way in WAYS:
+        recipe, settings, processes = WAYS[way]
+        folder, output = tmp_path / "neue Läufe", tmp_path / "neue Läufe" / "run"
+        write_tiny_texts(folder / "texts")
+        if CONTINUED in settings:
+            (folder / "base").symlink_to(request.getfixturevalue("base"))
+        command = [RECIPES / "run_recipe.py", "--config", RECIPES / recipe / "base.yaml"]
+        command += [*tiny_settings(Path("texts"), Path("run")), *settings, published]
+        if processes > 1:
+            launch_file = ROOT / "accelerate_configs" / "ddp.yaml"
+            command += ["--accelerate_config", launch_file, "--num_processes", processes]
+    else:
+        settings, processes = [UNIGRAM], 1
+        command, folder, _ = request.getfixturevalue("telecom")
+        output = shutil.copytree(folder / "runs" / "telecom", tmp_path / "run")
+        command = [Path(command[0]).with_name("push_to_hub.py"), *command[1:], f"--run.output_dir={output}", published]
+    with start_hub() as (_, endpoint):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        done = run(command, folder, env={name: value for name, value in environment.items() if name != "PYTHONPATH"})
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        with urllib.request.urlopen(f"{endpoint}/_state") as answer:
+            repository = json.load(answer)["repositories"]["models/me/tiny"]
+    release = output / "release"
+    local = {
+        path.relative_to(release).as_posix(): path.stat().st_size for path in release.rglob("*") if path.is_file()
+    }
+    local.pop("stage.json", None)
+    assert {name: size for name, size in repository["files"].items() if name != ".gitattributes"} == local
+
+    model, report = AutoModelForCausalLM.from_pretrained(release, output_loading_info=True)
+    tokenizer, training = AutoTokenizer.from_pretrained(release), json.loads((output / "training.json").read_text())
+    assert not any(report.values()) and model.num_parameters() == training["parameters"]["total"]
+    ids = tokenizer("The court denies any claim.", return_tensors="pt").input_ids
+    assert model(ids).logits.isfinite().all() and len(tokenizer) == model.config.vocab_size
+    assert training["num_processes"] == processes
+    assert (tokenizer.chat_template is not None) == (CONTINUED in settings)
+    assert ("Unigram" in tokenizer.backend_tokenizer.to_str()) == (UNIGRAM in settings)
+    assert bool(training["parameters"]["adapters"]) == (ADAPTERS in settings)
+    if longer := [phase["sequence_length"] for phase in training["phases"][1:]]:
+        assert tokenizer.model_max_length == model.config.max_position_embeddings >= max(longer)
+    assert not re.search(r"Läufe|Söhne", "".join(path.read_text(errors="ignore") for path in release.rglob("*.*")))
 
 
 def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(telecom):
@@ -123,11 +220,11 @@ def test_the_benchmarks_that_are_scored_are_those_that_the_text_was_kept_free_of
 
 def test_running_it_again_does_nothing_and_reports_it(telecom):
     command, folder, _ = telecom
-    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("[!.]*") if path.is_file()}
     result = run(command, folder)
     assert result.returncode == 0
     assert "nothing to do, every stage in runs/telecom is finished" in result.stdout
-    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("[!.]*") if path.is_file()} == before
 
 
 def test_a_changed_evaluation_runs_again_and_a_changed_model_is_refused(telecom):
@@ -311,6 +408,17 @@ def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environm
             path.unlink()
     assert losses[0] == losses[1] and len(losses[0]) > 3
     assert "removed from the environment, since accelerate_configs/ decides: ACCELERATE_DEBUG_MODE" in result.stdout
+
+
+def test_a_reader_whose_shell_has_not_entered_the_environment_gets_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert run_recipe.activation() is None
+    monkeypatch.delenv("VIRTUAL_ENV")
+    assert run_recipe.activation() == "source .venv/bin/activate"
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert run_recipe.activation() is None
 
 
 def test_evaluation_gets_what_the_recipe_says(tmp_path):

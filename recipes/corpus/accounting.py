@@ -133,7 +133,7 @@ def gather_stats(
     Args:
         sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
-            `split:<name>`, `personal_data:<kind>`, `unreadable:<wording>`, `no_text:<wording>`,
+            `split:<name>`, `personal_data:<kind>`, `redacted`, `unreadable:<wording>`, `no_text:<wording>`,
             `converted:<encoding>`, `marker:<marker>` (documents and occurrences), `cut` (documents that lost passages,
             and the bytes they lost).
         files: source -> its files by ending, read and not read.
@@ -177,6 +177,7 @@ def gather_stats(
                 split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept
             },
             "families": families and families[source.name],
+            "redacted": int(own.get("redacted", NOTHING)[0]),
             "personal_data": {kind: int(n[0]) for kind, n in sorted(labelled(own, "personal_data").items())},
             **dates[source.name],
         }

@@ -23,7 +23,7 @@ items that a document has only in scattered parts, each shorter than a run.
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ import xxhash
 from datatrove.data import Document
 
 from atomic_files import file_sha256, write_json
+from corpus.dropped_samples import no_samples
 from corpus.words import BASE, WORD, ngram_hashes
 
 
@@ -220,20 +221,37 @@ class BenchmarkIndex:
             if end - start >= MIN_WORDS
         ]
 
+    def candidates(self, found: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield, for each length of a run, the length, the places of runs that items may have, and their hashes."""
+        words = self.hash_words(found)
+        hashes = ngram_hashes(words, MIN_WORDS)
+        places = np.flatnonzero(self.table[hashes >> self.shift])
+        hashes = hashes[places]
+        yield MIN_WORDS, places, hashes
+        for length in range(MIN_WORDS, self.ngram_words):
+            places = places[places + length < len(words)]
+            hashes = hashes[: len(places)] * BASE + words[places + length]
+            yield length + 1, places, hashes
+
+    def mark(self, text: str) -> list[tuple[int, int]]:
+        """Return (start, end) of the runs of a text that items have, in characters; empty where its words as they are
+        compared are not its words one by one."""
+        words, spans = normalised_words(text), [word.span() for word in WORD.finditer(text.replace("_", " "))]
+        shared = np.zeros(len(words), dtype=bool)
+        for length, places, hashes in self.candidates(words):
+            first = np.searchsorted(self.ngrams, hashes)
+            for place in places[self.ngrams[np.minimum(first, len(self.ngrams) - 1)] == hashes]:
+                shared[place : place + length] = True
+        edges = np.flatnonzero(np.diff(shared, prepend=False, append=False)).reshape(-1, 2).tolist()
+        return [(spans[a][0], spans[b - 1][1]) for a, b in edges] if len(spans) == len(words) else []
+
     def overlaps(self, text: str) -> dict[tuple[str, str | int], float]:
         """Return the fraction that the text covers of each item that shares a run with it.
 
         It is the fraction of the words of its passages, or that of its question's words among them if they are at
         least MIN_WORDS and more of them are covered.
         """
-        words = self.hash_words(normalised_words(text))
-        hashes = ngram_hashes(words, MIN_WORDS)
-        places = np.flatnonzero(self.table[hashes >> self.shift])
-        found = [hashes[places]]
-        for length in range(MIN_WORDS, self.ngram_words):
-            places = places[places + length < len(words)]
-            found.append(found[-1][: len(places)] * BASE + words[places + length])
-        candidates = np.unique(np.concatenate(found))
+        candidates = np.unique(np.concatenate([hashes for _, _, hashes in self.candidates(normalised_words(text))]))
         first, last = (np.searchsorted(self.ngrams, candidates, side) for side in ("left", "right"))
         runs = self.runs[[rank for a, b in zip(first, last, strict=True) for rank in range(a, b)]]
         owners = np.searchsorted(self.bounds, runs[:, 0], "right") - 1
@@ -250,13 +268,19 @@ class BenchmarkIndex:
 
 
 def drop_overlapping(
-    documents, rank: int, world_size: int, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path
+    documents,
+    rank: int,
+    world_size: int,
+    index: BenchmarkIndex,
+    min_overlap_fraction: float,
+    folder: Path,
+    new_samples: Callable = no_samples,
 ) -> Iterator[Document]:
     """Yield the documents that cover less than `min_overlap_fraction` (above 0, at most 1) of every item.
 
     When the task ends, every overlap, of dropped and of kept documents, is in folder/<rank>.jsonl.
     """
-    rows = []
+    rows, samples = [], new_samples("overlap", rank)
     for document in documents:
         overlaps = index.overlaps(document.text)
         dropped = max(overlaps.values(), default=0) >= min_overlap_fraction
@@ -265,6 +289,14 @@ def drop_overlapping(
         rows += [{"task": task, "id": item, "fraction": share, **where} for (task, item), share in overlaps.items()]
         if not dropped:
             yield document
+        elif samples.wants(document.metadata["source"], "benchmark_overlap", document.id):
+            (task, item), share = max(overlaps.items(), key=lambda entry: entry[1])
+            note = f"shares {100 * share:.0f} % of item {item} of {task}" + f" and {len(overlaps) - 1} more items" * (
+                len(overlaps) > 1
+            )
+            marks = [(start, end, task) for start, end in index.mark(document.text)]
+            samples.add(document.metadata["source"], "benchmark_overlap", document.id, document.text, marks, note=note)
+    samples.write()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{rank:05d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from card_text import render_card
-from corpus.personal_data import Redactor
+from corpus.personal_data import searched_kinds
 from recipe_config import Recipe, Source
 from sources.units import is_hub_dataset
 
@@ -53,7 +53,7 @@ SAMPLES, SAMPLE_CHARACTERS = 3, 280  # of each source
 # Settings of `data` that the card shows elsewhere, that are paths, or that do not change the documents.
 HIDDEN_SETTINGS = {
     *("sources", "min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus", "workers", "executor", "slurm"),
-    *("extract_text", "personal_data", "decontamination"),
+    *("extract_text", "personal_data", "decontamination", "dropped_samples_bytes"),
 }
 
 
@@ -82,7 +82,6 @@ def render_data_card(
     kinds = {source.name: licence_kind(source.license) for source in recipe.data.sources}
     strictest = strictest_licence(recipe)
     splits = split_names(stats)
-    personal_data = recipe.data.personal_data
     return render_card(
         Path(__file__).with_suffix(".md"),
         describe_dataset(recipe, stats, with_files=samples is not None, withheld=withheld or {}),
@@ -101,7 +100,7 @@ def render_data_card(
         kept={split: sum_kept(stats, [split]) for split in splits},
         total=sum_kept(stats, splits),
         settings=flatten(recipe.data.model_dump(exclude=HIDDEN_SETTINGS)),
-        actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
+        actions=searched_kinds(recipe.data.personal_data, stats),
     )
 
 

@@ -22,8 +22,11 @@ DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
 FAMILY = "family"
-PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("row", "int64")])
-NOTED_PLACE_SCHEMA = pa.schema([("id", pa.string()), ("path", pa.string()), ("unit", "int32"), ("row", "int64")])
+PLACE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("path", pa.string()), ("row", "int64")]
+    + [("title", pa.string()), ("page_starts", pa.list_(pa.int64()))]
+)
+NOTED_PLACE_SCHEMA = PLACE_SCHEMA.append(pa.field("unit", "int32"))
 PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 FILE_BYTES = 256 << 20  # of text: so many tasks of later passes share what one task has read
@@ -136,8 +139,8 @@ class PlaceWriter:
         self.path, self.places, self.ranges = folder / f"{task:05d}.parquet", [], {}
         self.file = pq.ParquetWriter(self.path, NOTED_PLACE_SCHEMA, compression="zstd")
 
-    def write(self, document: str, place: Place) -> None:
-        self.places.append({"id": document, **place._asdict()})
+    def write(self, document: str, place: Place, title: str | None, page_starts: list[int] | None) -> None:
+        self.places.append({"id": document, **place._asdict(), "title": title, "page_starts": page_starts})
         if len(self.places) >= 1 << 16:
             self.flush()
 
@@ -151,16 +154,23 @@ class PlaceWriter:
         self.path.with_suffix(".json").write_text(json.dumps(self.ranges))
 
 
-def write_places(places: Path, renamed: Path, path: Path) -> None:
-    """Write which file and row each document was read from, whatever became of it later.
+def read_renamed(folder: Path) -> dict[str, str]:
+    """Return id -> later id of the documents that lost passages, from the files of all tasks."""
+    files = sorted(folder.glob("*.json"))
+    return {old: new for file in files for old, new in json.loads(file.read_text()).items()}
+
+
+def write_places(places: Path, renamed: dict[str, str], path: Path) -> None:
+    """Write which file and row each document was read from, its title and its pages, whatever became of it later.
+
+    Where its pages begin in the text is not known of a document that lost passages.
 
     Args:
         places: folder that `PlaceWriter` wrote; the rows of a range count from the range on.
-        renamed: folder of JSON objects {id: later id}, of documents that lost passages.
-        path: Parquet file to write, of (id, path, row), in the order of reading.
+        renamed: id -> later id, of documents that lost passages.
+        path: Parquet file to write, in the order of reading.
     """
-    later = {old: new for file in sorted(renamed.glob("*.json")) for old, new in json.loads(file.read_text()).items()}
-    old, new = pa.array(later.keys(), pa.string()), pa.array(later.values(), pa.string())
+    old, new = pa.array(renamed.keys(), pa.string()), pa.array(renamed.values(), pa.string())
     rows_read: Counter = Counter()  # in the ranges so far of each file
     with pq.ParquetWriter(path, PLACE_SCHEMA, compression="zstd") as writer:
         for file in document_files(places):
@@ -172,12 +182,20 @@ def write_places(places: Path, renamed: Path, path: Path) -> None:
             offsets[list(before)] = list(before.values())
             for batch in pq.ParquetFile(file).iter_batches(1 << 16):
                 units = np.minimum(batch["unit"].to_numpy(), len(offsets) - 1)  # the last offset is 0
-                ids = pc.coalesce(new.take(pc.index_in(batch["id"], old)), batch["id"])
-                rows = batch["row"].to_numpy() + offsets[units]
-                writer.write_batch(pa.record_batch([ids, batch["path"], rows], schema=PLACE_SCHEMA))
+                later = new.take(pc.index_in(batch["id"], old))
+                ids, rows = pc.coalesce(later, batch["id"]), batch["row"].to_numpy() + offsets[units]
+                starts = pc.if_else(later.is_valid(), None, batch["page_starts"])
+                columns = [ids, batch["path"], rows, batch["title"], starts]
+                writer.write_batch(pa.record_batch(columns, schema=PLACE_SCHEMA))
 
 
 def texts(folder: Path) -> Iterator[str]:
     """Yield the texts of a folder's files, in the order of their names."""
     for file in document_files(folder):
         yield from (row["text"] for row in read_columns(file, ["text"]))
+
+
+def sampled_texts(folder: Path, ids: set[str]) -> dict[str, str]:
+    """Return document id -> text of the documents of a folder that are in `ids`."""
+    rows = (row for file in document_files(folder) for row in read_columns(file, ["id", "text"]))
+    return {row["id"]: row["text"] for row in rows if row["id"] in ids}

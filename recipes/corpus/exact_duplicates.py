@@ -15,6 +15,7 @@ from datatrove.data import Document
 
 from corpus.accounting import Tally
 from corpus.document_files import document_files
+from corpus.dropped_samples import Samples, no_samples
 
 
 KEPT, COPY, SURPLUS = range(3)
@@ -29,6 +30,7 @@ def find_exact_duplicates(
     sources: list[str],
     surplus: dict[str, str] | None = None,
     name: str = "exact",
+    new_samples: Callable[[str, int], Samples] = no_samples,
 ) -> list[Callable]:
     """Choose the documents to drop.
 
@@ -40,12 +42,13 @@ def find_exact_duplicates(
         sources: names, in the order of the recipe.
         surplus: source -> the lowest id that is too much.
         name: of the search, to tell several apart.
+        new_samples: new_samples(step, rank) returns the Samples of a task of the returned step.
 
     Returns: a step that drops them, for the documents of a file in their order.
     """
     choose = partial(choose_copies, texts=documents, folder=folder, sources=sources, surplus=surplus or {})
     run(f"{name} duplicates", [choose], tasks=1)
-    return [partial(drop_copies, folder=folder, counts=counts, name=name)]
+    return [partial(drop_copies, folder=folder, counts=counts, name=name, new_samples=new_samples)]
 
 
 def read_ids(file: Path) -> tuple[np.ndarray, str]:
@@ -77,12 +80,17 @@ def choose_copies(
         np.save(folder / f"{number:05d}.npy", fates[start:stop])
 
 
-def drop_copies(documents, rank: int, world_size: int, folder: Path, counts: Path, name: str) -> Iterator[Document]:
+def drop_copies(
+    documents, rank: int, world_size: int, folder: Path, counts: Path, name: str, new_samples: Callable = no_samples
+) -> Iterator[Document]:
     """Yield the documents that are kept; count the others."""
-    tally = Tally(counts, name, rank)
+    tally, samples = Tally(counts, name, rank), new_samples(name, rank)
     for fate, document in zip(np.load(folder / f"{rank:05d}.npy").tolist(), documents, strict=True):
         if fate == KEPT:
             yield document
         else:
-            tally.add(f"{document.metadata['source']}/dropped:{REASONS[fate]}", len(document.text.encode()))
+            source = document.metadata["source"]
+            tally.add(f"{source}/dropped:{REASONS[fate]}", len(document.text.encode()))
+            samples.add(source, REASONS[fate], document.id, document.text)
+    samples.write()
     tally.write()

@@ -8,7 +8,7 @@ many as can be held out, are kept in memory. Families are the exception; see doc
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from corpus.accounting import Tally
 from corpus.document_families import find_families
 from corpus.document_files import DocumentWriter, texts
+from corpus.dropped_samples import no_samples
 from recipe_config import Data, RecipeError, Splits
 
 
@@ -180,11 +181,11 @@ def fill_splits(candidates: np.ndarray, labels: np.ndarray, total_bytes: np.ndar
     return {candidates["id"][position].decode(): split for position, split in held_out.items()}
 
 
-def lowest_training_ids(notes: Path, held_out: dict[str, str], data: Data) -> dict[str, str]:
+def lowest_training_ids(notes: Path, held_out: dict[str, str], refused: np.ndarray, data: Data) -> dict[str, str]:
     """Return source -> lowest document id that stays in train, for sources with more text than max_training_bytes.
 
     Documents are held out from the lowest id up and trained on from the highest id down, so a higher limit only adds
-    documents to train. Memory does not grow with the corpus.
+    documents to train. Those that the quality model refused do not count. Memory does not grow with the corpus.
 
     Raises: RecipeError: a limit below the size of the first document.
     """
@@ -193,7 +194,7 @@ def lowest_training_ids(notes: Path, held_out: dict[str, str], data: Data) -> di
     def trainable(index: int, slot: int | None = None) -> Iterator[np.ndarray]:
         for found in map(np.load, files):
             own = found[(found["source"] == index) & past_documents(found, data.splits)]
-            own = own[~np.isin(own["id"], kept_out)]
+            own = own[~np.isin(own["id"], kept_out) & ~np.isin(own["id"], refused)]
             yield own if slot is None else own[slots(own) == slot]
 
     lowest = {}
@@ -223,8 +224,19 @@ def lowest_training_ids(notes: Path, held_out: dict[str, str], data: Data) -> di
 
 def slots(notes: np.ndarray) -> np.ndarray:
     """Return the number that the first SLOT_DIGITS characters of each id are."""
-    digits = np.ascontiguousarray(notes["id"]).view("u1").reshape(len(notes), -1)[:, :SLOT_DIGITS].astype(np.int64)
+    digits = (
+        np.ascontiguousarray(notes["id"])
+        .view("u1")
+        .reshape(len(notes), NOTE["id"].itemsize)[:, :SLOT_DIGITS]
+        .astype(np.int64)
+    )
     return (digits - np.where(digits > ord("9"), ord("a") - 10, ord("0"))) @ 16 ** np.arange(SLOT_DIGITS)[::-1]
+
+
+def is_among(document: str, ids: np.ndarray) -> bool:
+    """Return whether sorted ids contain one."""
+    place = np.searchsorted(ids, document.encode())
+    return bool(place < len(ids) and ids[place] == document.encode())
 
 
 def name_families(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -263,22 +275,30 @@ def write_splits(
     folder: Path,
     held_out: Path,  # JSON file of the HeldOut that `choose_held_out` returns
     lowest_ids: dict[str, str],  # what `lowest_training_ids` returns
+    refused: Path,  # sorted ids of the documents that the quality model refused
     splits: Splits,
     counts: Path,
+    new_samples: Callable = no_samples,
 ) -> None:
     """Write each document to folder/<split>/<source>/<rank>.parquet; drop those of train below their lowest id.
 
     Held-out documents are written with their families, where these are known.
     """
     chosen = HeldOut(**json.loads(held_out.read_text()))
+    refused_ids = np.load(refused)
     writers: dict[tuple[str, str], DocumentWriter] = {}
-    tally = Tally(counts, "split", rank)
+    tally, samples = Tally(counts, "split", rank), new_samples("split", rank)
     for document in documents:
         source = document.metadata["source"]
         future = is_future(document.metadata.get("date"), splits)
         split = "future" if future else chosen.splits.get(document.id, "train")
+        if split == "train" and is_among(document.id, refused_ids):
+            tally.add(f"{source}/dropped:quality_model", len(document.text.encode()))
+            samples.add(source, "quality_model", document.id, document.text)
+            continue
         if split == "train" and document.id < lowest_ids.get(source, ""):
             tally.add(f"{source}/dropped:max_training_bytes", len(document.text.encode()))
+            samples.add(source, "max_training_bytes", document.id, document.text)
             continue
         if (split, source) not in writers:
             families = None if split == "train" else chosen.families
@@ -287,4 +307,5 @@ def write_splits(
         tally.add(f"{source}/split:{split}", len(document.text.encode()))
     for writer in writers.values():
         writer.close()
+    samples.write()
     tally.write()

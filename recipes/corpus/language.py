@@ -59,9 +59,9 @@ class LanguageFilter:
 
     def refuse(self, text: str) -> str | None:
         """Return None for a wanted language, else language_<code>, or language_unsure if no language is likely."""
-        if len(text) > EXCERPTS * BEGINNING_CHARS:
-            if self.rate(excerpt(text, BEGINNING_CHARS))[0] >= max(NO_DOUBT, self.min_probability):
-                return None
+        enough = max(NO_DOUBT, self.min_probability)
+        if len(text) > EXCERPTS * BEGINNING_CHARS and self.rate(excerpt(text, BEGINNING_CHARS))[0] >= enough:
+            return None
         words = excerpt(text)
         if not words.strip():
             return None  # numbers alone fit every language

@@ -37,6 +37,7 @@ from scipy.sparse.csgraph import connected_components
 from atomic_files import read_record
 from corpus.accounting import Tally
 from corpus.document_files import PLACES, read_columns
+from corpus.dropped_samples import Samples, no_samples
 from corpus.words import BASE, mix, ngram_hashes, word_hashes
 from recipe_config import NearDuplicates, RecipeError
 
@@ -45,12 +46,12 @@ NEAR, NEAR_EARLIER = "near_duplicate", "near_duplicate_of_earlier"
 EARLIER = 0  # priority before every source of the recipe
 EARLIER_TASKS = 64
 RECORD = np.dtype([("id", "S32"), ("bytes", "<u8"), ("priority", "<u2")])
-HIGHEST, HIGHEST_HASH = np.iinfo(np.uint64).max, np.iinfo(np.uint32).max
+HIGHEST = np.iinfo(np.uint64).max
 # A block may end inside a word, which changes 5 of about 10,000 n-grams. It fits into a core's cache.
 BLOCK_CHARACTERS = 1 << 16
-# Of a text of fewer n-grams all permutations are computed together, CHUNK_NGRAMS at a time; of a longer one, one
-# permutation after the other, which is twice as fast but has the cost of its calls.
-FEW_NGRAMS, CHUNK_NGRAMS = 1000, 256
+# Of a text of fewer n-grams all permutations are computed together; of a longer one, one after the other, which is
+# twice as fast but has the cost of its calls.
+FEW_NGRAMS = 1000
 
 
 def list_earlier_documents(folders: list[str]) -> list[Path]:
@@ -89,6 +90,7 @@ def find_near_duplicates(
     sources: list[str],
     earlier: list[Path],
     total_bytes: int | None = None,
+    new_samples: Callable[[str, int], Samples] = no_samples,
 ) -> list[Callable]:
     """Run every pass of the search.
 
@@ -101,6 +103,7 @@ def find_near_duplicates(
         sources: names, in the order of the recipe.
         earlier: files that `list_earlier_documents` returns.
         total_bytes: of the documents, for the progress bar.
+        new_samples: new_samples(step, rank) returns the Samples of a task of the returned steps.
 
     Returns: steps that drop and count the near-duplicates, for the same documents divided among the same tasks.
     """
@@ -115,33 +118,33 @@ def find_near_duplicates(
     run("near-duplicates", [partial(pair_documents, folder=folder)], tasks=settings.num_buckets)
     run("clusters", [partial(choose_documents, folder=folder)], tasks=1)
     reasons = [NEAR_EARLIER, NEAR] if earlier else [NEAR]
-    return [partial(drop_near_duplicates, folder=folder, reason=reason, counts=counts) for reason in reasons]
+    drop = partial(drop_near_duplicates, folder=folder, counts=counts, new_samples=new_samples)
+    return [partial(drop, reason=reason) for reason in reasons]
 
 
 class MinHash:
     """Compute signatures of texts: one number a bucket, equal if all hashes of the bucket are equal.
 
-    The n-gram hashes x are permuted by x -> a x + b modulo 2^32 with odd a, after the bits of x are mixed. 32 bits are
-    computed twice as fast as 64; long documents then share an n-gram by chance, one of their thousands.
+    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed. Modulo 2^32
+    would be twice as fast, and find several times the pairs of low similarity that the formula does.
     """
 
     def __init__(self, settings: NearDuplicates):
         self.n_grams, self.num_buckets = settings.n_grams, settings.num_buckets
         count = settings.num_buckets * settings.hashes_per_bucket
         draw = np.random.RandomState(1)  # NumPy has promised never to change its numbers
-        self.factors = draw.randint(0, HIGHEST_HASH, size=count, dtype=np.uint32) | np.uint32(1)
-        self.terms = draw.randint(0, HIGHEST_HASH, size=count, dtype=np.uint32)
+        self.factors = draw.randint(0, HIGHEST, size=count, dtype=np.uint64) | np.uint64(1)
+        self.terms = draw.randint(0, HIGHEST, size=count, dtype=np.uint64)
         self.powers = np.multiply.accumulate(np.full(settings.hashes_per_bucket, BASE))
 
     def signature(self, text: str) -> np.ndarray:
         """Return the signature, (num_buckets,) uint64."""
-        lowest = np.full(len(self.factors), HIGHEST_HASH, dtype=np.uint32)
+        lowest = np.full(len(self.factors), HIGHEST)
         for ngrams in self.ngrams(text):
             if len(ngrams) < FEW_NGRAMS:
-                for start in range(0, len(ngrams), CHUNK_NGRAMS):
-                    permuted = ngrams[start : start + CHUNK_NGRAMS, None] * self.factors
-                    permuted += self.terms
-                    np.minimum(lowest, permuted.min(axis=0), out=lowest)
+                permuted = self.factors[:, None] * ngrams
+                permuted += self.terms[:, None]
+                np.minimum(lowest, permuted.min(axis=1), out=lowest)
                 continue
             permuted = np.empty_like(ngrams)
             for place, (factor, term) in enumerate(zip(self.factors, self.terms, strict=True)):
@@ -149,24 +152,20 @@ class MinHash:
                 permuted += term
                 lowest[place] = min(lowest[place], permuted.min())
         # Combined as the words of an n-gram are: different hashes give equal numbers in 1 of 2^64 cases.
-        return lowest.reshape(self.num_buckets, -1).astype(np.uint64) @ self.powers
+        return lowest.reshape(self.num_buckets, -1) @ self.powers
 
     def ngrams(self, text: str) -> Iterator[np.ndarray]:
-        """Yield the uint32 hashes of all n-grams, at least one, block by block."""
+        """Yield the uint64 hashes of all n-grams, at least one, block by block."""
         waiting, complete = np.zeros(0, dtype=np.uint64), False
         for start in range(0, len(text), BLOCK_CHARACTERS):
             words = np.concatenate([waiting, word_hashes(text[start : start + BLOCK_CHARACTERS])])
             if len(words) >= self.n_grams:
-                yield shorten(mix(ngram_hashes(words, self.n_grams)))
+                yield mix(ngram_hashes(words, self.n_grams))
                 complete = True
             waiting = words[max(0, len(words) - self.n_grams + 1) :]
         if not complete:
             whole = waiting if len(waiting) else np.array([xxhash.xxh64_intdigest(text)], dtype=np.uint64)
-            yield shorten(mix(ngram_hashes(whole, self.n_grams)))
-
-
-def shorten(hashes: np.ndarray) -> np.ndarray:
-    return (hashes >> np.uint64(32)).astype(np.uint32)
+            yield mix(ngram_hashes(whole, self.n_grams))
 
 
 class SignatureWriter:
@@ -208,8 +207,8 @@ def sign_earlier(
 ) -> None:
     with SignatureWriter(folder, rank, minhash) as writer:
         for file in parts[rank]:
-            for row in read_columns(file, ["text"]):
-                writer.write(row["text"], "", EARLIER)
+            for row in read_columns(file, ["id", "text"]):
+                writer.write(row["text"], row["id"], EARLIER)
 
 
 def signature_files(folder: Path, suffix: str) -> list[Path]:
@@ -242,7 +241,8 @@ def connect(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_documents(documents, rank: int, world_size: int, folder: Path) -> None:
-    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents to drop."""
+    """Write folder/<reason>/<task>.npy, the ids (S32) of the documents to drop, and <task>.best.npy, of those kept
+    instead."""
     numbers, clusters = connect(sorted((folder / "pairs").glob("*.npy")))
     files = signature_files(folder, "documents")
     starts = np.cumsum([0, *(file.stat().st_size // RECORD.itemsize for file in files)])
@@ -263,19 +263,25 @@ def choose_documents(documents, rank: int, world_size: int, folder: Path) -> Non
         (folder / reason).mkdir(exist_ok=True)
         for file, first, last in zip(files, bounds, bounds[1:], strict=False):
             if dropped[first:last].any():
-                np.save(folder / reason / f"{file.stem}.npy", known["id"][first:last][dropped[first:last]])
+                chosen = np.flatnonzero(dropped[first:last]) + first
+                np.save(folder / reason / f"{file.stem}.npy", known["id"][chosen])
+                np.save(folder / reason / f"{file.stem}.best.npy", known["id"][best[chosen]])
 
 
 def drop_near_duplicates(
-    documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path
+    documents, rank: int, world_size: int, folder: Path, reason: str, counts: Path, new_samples: Callable = no_samples
 ) -> Iterator[Document]:
-    """Yield the documents that are not listed in folder/<reason>/<rank>.npy; count the others."""
-    tally = Tally(counts, reason, rank)
-    file = folder / reason / f"{rank:05d}.npy"
-    ids = frozenset(np.load(file).tolist()) if file.exists() else frozenset()
+    """Yield the documents that are not listed in folder/<reason>/<rank>.npy; count and sample the others."""
+    tally, samples = Tally(counts, reason, rank), new_samples(reason, rank)
+    files = [folder / reason / f"{rank:05d}{end}.npy" for end in ("", ".best")]
+    ids, best = (np.load(file).tolist() if file.exists() else [] for file in files)
+    kept_instead = dict.fromkeys(ids, b"") | dict(zip(ids, best, strict=False))
     for document in documents:
-        if document.id.encode() in ids:
-            tally.add(f"{document.metadata['source']}/dropped:{reason}", len(document.text.encode()))
+        if (kept := kept_instead.get(document.id.encode())) is not None:
+            source = document.metadata["source"]
+            tally.add(f"{source}/dropped:{reason}", len(document.text.encode()))
+            samples.add(source, reason, document.id, document.text, near=kept.decode())
         else:
             yield document
+    samples.write()
     tally.write()

@@ -13,11 +13,15 @@ for. Repetitions in the patterns are bounded, so the time is linear in the text.
 """
 
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from datatrove.pipeline.formatters.pii import public_ip_validator
+
+from corpus.labelled_identifiers import LABELLED, find_labelled
+from recipe_config import PersonalData
 
 
 Action = Literal["replace", "drop", "leave"]
@@ -40,9 +44,10 @@ NO = r"(?:\s?(?:numbers?|nos?\b\.?|num\b\.?|\#))"
 TO = r"(?:\s(?:is|was|of))?[\s:#=(\"'\u201c]{0,4}"
 PREFIX = r"(?:\b[A-Z]{1,3}-?)?"  # the letters before the digits of some numbers
 # A number that follows one of these words is of another kind, whatever its form.
-OTHER_NUMBER = rf"""(?:\b(?:part|item|order|invoice|catalog(?:ue)?|model|serial|patent|contract|grant|permit|
+OTHER_WORDS = r"""part|item|order|invoice|catalog(?:ue)?|model|serial|patent|contract|grant|permit|
     licen[cs]e|claim|policy|ticket|tracking|docket|case|form|release|registration|sections?|secs?\.|pages?|pp?\.|bates|sku|
-    isbn|version|build|firmware|rule|clause|article|paragraph)|\bv\.?|[\u00a7$]){NO}?[\s:]{{0,2}}|\bnos?\.\s?"""
+    isbn|version|build|firmware|rule|clause|article|paragraph"""
+OTHER_NUMBER = rf"(?:\b(?:{OTHER_WORDS})|\bv\.?|[\u00a7$]){NO}?[\s:]{{0,2}}|\bnos?\.\s?"
 
 
 class Kind(NamedTuple):
@@ -59,15 +64,18 @@ class Kind(NamedTuple):
 
 # --- email
 
+LETTER = r"\w\u00c0-\u024f\u0370-\u052f"  # the letters of European names, in patterns whose \w is ASCII
+
 # Lengths by RFC 5321, 4.5.3.1 (datatrove's pattern takes quadratic time on a run like a.a.a). RFC 2606 reserves the
 # example domains; logo@2x.png is a file.
 EMAIL = Kind(
-    form=r"""(?<![\w%+-])[\w%+-]{1,64}(?:\.[\w%+-]{1,64}){0,6}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}
+    form=rf"""(?:(?<![{LETTER}%+-])[{LETTER}%+-]{{1,64}}(?:\.[{LETTER}%+-]{{1,64}}){{0,6}}|"[^"@\n]{{1,64}}")(?:@|\s?[(\[]at[)\]]\s?)
+        (?:[{LETTER}-]{{1,63}}\.){{1,8}}[A-Za-z]{{2,24}}
         (?![\w-]|\.[A-Za-z])(?<!\bexample\.(?:com|org|net))(?<!\.(?:png|jpg|gif|svg))""",
     placeholder="email@example.com",
     without_cue=ALWAYS,
     not_after=NEVER,
-    words=("@",),
+    words=("@", "(at)", "[at]"),
 )
 
 # --- ip
@@ -96,19 +104,19 @@ IBAN_LENGTHS = {
     **{29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU"},
 }
 BY_COUNTRY = "|".join(
-    f"(?<=(?:{codes.replace(' ', '|')})[0-9]{{2}})(?:[{SPACE}]?[A-Z0-9]){{{length - 4}}}"
+    f"(?<=(?:{codes.replace(' ', '|')})[0-9]{{2}})(?:[{SPACE}-]?[A-Z0-9]){{{length - 4}}}"
     for length, codes in IBAN_LENGTHS.items()
 )
 
 
 def is_iban(value: str) -> bool:
     """Check ISO 13616: with the first four characters last and letters as 10 to 35, the number is 1 modulo 97."""
-    characters = re.sub(r"[^A-Z0-9]", "", value)
+    characters = re.sub(r"[^A-Z0-9]", "", value.upper())
     return int("".join(str(int(character, 36)) for character in characters[4:] + characters[:4])) % 97 == 1
 
 
 IBAN = Kind(
-    form=rf"[A-Z](?<!\w[A-Z])[A-Z][0-9]{{2}}(?:{BY_COUNTRY}){END}",
+    form=rf"(?i:[A-Z](?<!\w[A-Z])[A-Z][0-9]{{2}}(?:{BY_COUNTRY}){END})",
     placeholder="XX00 0000 0000 0000 0000 00",
     is_valid=is_iban,
     without_cue=ALWAYS,
@@ -131,7 +139,7 @@ def is_card(value: str) -> bool:
 
 
 CARD = Kind(
-    form=rf"""{DIGIT}(?:[0-9]{{13,18}}|[0-9]{{3}}(?P<gap>[{SPACE}-])
+    form=rf"""{DIGIT}(?:[0-9]{{13,18}}|[0-9]{{3}}(?P<gap>[{SPACE}.-])
         (?:(?:[0-9]{{4}}(?P=gap)){{2}}[0-9]{{4}}|[0-9]{{6}}(?P=gap)[0-9]{{4,5}})){END}""",
     placeholder="0000 0000 0000 0000",
     is_valid=is_card,
@@ -146,8 +154,9 @@ SSN = Kind(
     form=rf"""[0-8]{LONE}[0-9]{{2}}(?<!000|666)
         (?P<gap>[{DASH}{SPACE}]?)(?!00)[0-9]{{2}}(?P=gap)(?!0000)[0-9]{{4}}{END}""",
     placeholder="000-00-0000",
-    cue=rf"\b(?:SSNs?|soc(?:ial|\.)?[\s-]sec(?:urity|\.)?){NO}?{TO}",
+    cue=rf"\b(?:SSNs?|SS(?=\s?n|\s?\#)|S\.S\.|soc(?:ial|\.)?[\s-]sec(?:urity|\.)?){NO}?{TO}",
     without_cue=f"[{DASH}]",
+    not_after=rf"(?:\b(?:{OTHER_WORDS.replace('claim|', '')})|\bv\.?|[\u00a7$]){NO}?[\s:]{{0,2}}",
 )
 
 # --- tax
@@ -237,40 +246,119 @@ BIRTH = Kind(
 
 # 555-0100 to 555-0199 are reserved for fiction (ATIS-0300115).
 EXCHANGE = r"(?!555[-. ]?01)[2-9](?!11)[0-9]{2}"
-# The alternatives: ITU-T E.164 after a plus; three forms of North American numbers, whose area code and exchange start
-# with 2 to 9 and are not x11; a national number after its trunk prefix 0.
+EXTENSION = (
+    r"(?:[ ,;]{0,2}(?:x|ext(?:ension|n)?\b\.?|poste|durchwahl)\s?[0-9]{1,6}|(?<=[0-9]{4})[ ]?/[ ]?[0-9]{4}(?![\w/-]))?"
+)
+# The alternatives: ITU-T E.164 after a plus or 00; three forms of North American numbers, whose area code and exchange
+# start with 2 to 9 and are not x11; a Brazilian number; a national number after its trunk prefix 0; and, behind a cue
+# only, four to eight and nine digits. A number may follow another behind a slash.
 PHONE = Kind(
-    form=rf"""[+(0-9]{LONE}(?:
+    form=rf"""[+(0-9](?:{LONE}|(?<=[0-9]/.))(?:
         (?<=\+)(?![0-9]\.[0-9]{{7}})[1-9][0-9]{{0,2}}(?:[ .-]?\(0?[0-9]{{1,4}}\))?(?:[ .-]?[0-9]){{6,12}}|
+        (?<=0)0[1-9](?:[ .-]?[0-9]){{8,12}}|
         (?:(?:(?<=\()|(?<=1)[-. ]?\()[2-9](?!11)[0-9]{{2}}\)|(?<=[2-9])(?!11)[0-9]{{2}}(?=[/{SPACE}]))
             [/{SPACE}-]?{EXCHANGE}[{DASH}.{SPACE}][0-9]{{4}}|
         (?:(?<=1)[-. ]?[2-9]|(?<=[2-9]))(?!11)[0-9]{{2}}(?P<gap>[{DASH}.{SPACE}]?){EXCHANGE}(?P=gap)[0-9]{{4}}|
+        (?<=\()[1-9][0-9]\)[ ]?9?[0-9]{{4}}-[0-9]{{4}}|
+        (?:(?<=0)|(?<=\()0(?=[0-9]{{1,4}}\)))[0-9](?:[ .()/-]{{0,3}}[0-9]){{7,12}}|
         (?<=[2-9])(?!55-01)[0-9]{{2}}-[0-9]{{4}}|
-        (?<=0)[0-9](?:[ .()-]{{0,2}}[0-9]){{7,12}}
-        )(?:{END}|(?=x[0-9]))""",
+        (?<=[1-9])(?:[0-9]{{3}}-[0-9]{{4}}|[0-9]{{2}}(?P<sep>[ .-]?)[0-9]{{3}}(?P=sep)[0-9]{{3}})
+        ){EXTENSION}(?:{END}|(?=x[0-9]))""",
     placeholder="555-555-0100",
-    cue=rf"""\b(?:tel(?:e(?:phone|cop(?:y|ier)))?s?|phones?|fax|facsimile|mobile|cell(?:ular|phone)?|call(?:ed)?|
-        pager|dial(?:ed)?)\b\.?(?:(?:\sus)?\sat)?{NO}?{TO}""",
-    without_cue=r"\A(?:\+|(?!0)(?=.*[-\u2010-\u2013./(]).{12})",
+    cue=rf"""\b(?:(?:tel(?:e(?:phone|cop(?:y|ier)|fon|fax))?s?|phones?|ph|fax|facsimile|mob(?:ile?)?|m\u00f3vil|cell?(?:ular|phone)?|
+        gsm|handy|festnetz|portable|port|t\u00e9l(?:\u00e9phone)?|tl?fn?o?|telefono|call(?:ed)?|pager|dial(?:ed)?)\b\.?(?:(?:\sus)?\sat)?
+        {NO}?[\s.]?{TO}|(?:^|[|\s])[TFMD][ :.]{{1,2}})|
+        (?:\uc804\ud654|\ud734\ub300\ud3f0|\ud329\uc2a4|\uc5f0\ub77d\ucc98)[\s:]{{0,3}}""",
+    # A plus; 12 characters or more with a mark between the groups; or the groups of British, French, German and Korean
+    # numbers, which start with 0.
+    without_cue=r"""(?x)\A(?:\+|(?!0)(?=.*[-\u2010-\u2013./(]).{12}|00[1-9][0-9][ .-]|\(0|
+        0[1-9](?P<a>[ .-])[0-9]{2}(?P=a)[0-9]{2}(?P=a)[0-9]{2}(?P=a)[0-9]{2}\Z|
+        (?=(?:[0-9][ ]?){10,11}\Z)0[1278][0-9]{1,4}[ ][0-9]{3,4}[ ]?[0-9]{3,4}\Z|07[0-9]{9}\Z|
+        0[1-9][0-9]{1,4}[ ]?/[ ]?[0-9]{3}|
+        0(?:2|[1-9][0-9])-[0-9]{3,4}-[0-9]{4}\Z|01[016-9]-?[0-9]{3,4}-?[0-9]{4}\Z)""",
 )
+
+# --- identifiers of persons, vehicles and devices that have check digits or a form of their own; others have labels
+
+
+def is_national_id(value: str) -> bool:
+    """Check the letter of Spanish numbers, the key of French ones and the birthday in Korean ones."""
+    characters = re.sub(r"[^A-Z0-9]", "", value)
+    if re.fullmatch("[XYZ0-9][0-9]{7}[A-Z]", characters):
+        number = int(characters[:-1].translate(str.maketrans("XYZ", "012")))
+        return characters[-1] == "TRWAGMYFPDXBNJZSQVHLCKE"[number % 23]
+    if re.fullmatch("[12][0-9]{4}[0-9AB]{2}[0-9]{8}", characters):
+        number = int(characters[:13].replace("2A", "19").replace("2B", "18"))
+        return int(characters[13:]) == 97 - number % 97
+    if re.fullmatch("[0-9]{6}-[1-8][0-9]{6}", value):
+        return 1 <= int(value[2:4]) <= 12 and 1 <= int(value[4:6]) <= 31
+    return True
+
+
+NATIONAL_ID = Kind(
+    form=rf"""[A-Z0-9]{LONE}(?:(?<=[A-CEGHJ-PR-TW-Z])[A-CEGHJ-NPR-TW-Z](?<!BG|GB|NK|KN|TN|NT|ZZ)
+        [ ]?[0-9]{{2}}[ ]?[0-9]{{2}}[ ]?[0-9]{{2}}[ ]?[A-D]|
+        (?<=[0-9])[0-9]{{7}}-?[A-Z]|(?<=[XYZ])-?[0-9]{{7}}-?[A-Z]|(?<=[0-9])[0-9]{{5}}-[1-8][0-9]{{6}}|
+        (?<=[12])[ ]?[0-9]{{2}}[ ]?(?:0[1-9]|1[0-2])[ ]?[0-9][0-9AB][ ]?[0-9]{{3}}[ ]?[0-9]{{3}}[ ]?[0-9]{{2}}|
+        (?<=[A-Z])[A-Z]{{5}}[0-9]{{2}}[A-EHLMPRST][0-9]{{2}}[A-Z][0-9]{{3}}[A-Z]|
+        (?<=[0-9])[0-9]\.[0-9]{{2}}\.[0-9]{{2}}-[0-9]{{3}}\.[0-9]{{2}}|(?<=[0-9])[0-9]{{2}}\.[0-9]{{3}}\.[0-9]{{3}}-[0-9]{{2}})(?!\w|-\w)""",
+    placeholder="ID-0000000",
+    is_valid=is_national_id,
+    without_cue=ALWAYS,
+)
+
+
+def is_vin(value: str) -> bool:
+    """Check ISO 3779 and 49 CFR 565.15: the ninth character is the weighted sum of all, modulo 11, with X for 10."""
+    if not re.search("[A-Z]", value) or len(re.findall("[0-9]", value)) < 5:
+        return False
+    numbers = [VIN_NUMBERS[character] for character in value]
+    weights = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+    return "0123456789X"[sum(a * b for a, b in zip(numbers, weights, strict=True)) % 11] == value[8]
+
+
+VIN_NUMBERS = dict(
+    zip(
+        "0123456789ABCDEFGHJKLMNPRSTUVWXYZ", (*range(10), *range(1, 9), *range(1, 6), 7, 9, *range(2, 10)), strict=True
+    )
+)
+VEHICLE = Kind(
+    form=rf"[A-HJ-NPR-Z0-9]{LONE}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}(?!\w|-\w)",
+    placeholder="VIN00000000000000",
+    is_valid=is_vin,
+    without_cue=ALWAYS,
+)
+DEVICE = Kind(
+    form=rf"""[0-9A-Fa-f]{LONE}(?:[0-9A-Fa-f](?P<gap>[:-])(?:[0-9A-Fa-f]{{2}}(?P=gap)){{4}}[0-9A-Fa-f]{{2}}|
+        [0-9A-Fa-f]{{3}}\.[0-9A-Fa-f]{{4}}\.[0-9A-Fa-f]{{4}})(?![\w:-]|\.[0-9])""",
+    placeholder="00:00:00:00:00:00",
+    is_valid=lambda value: re.search("[a-fA-F]", value) and re.search("[0-9]", value),
+    without_cue=ALWAYS,
+)
+PASSPORT = Kind(form=NEVER, placeholder="P00000000")
+LICENCE = Kind(form=NEVER, placeholder="L0000000")
+DATE = Kind(form=NEVER, placeholder="January 1, 1900")
+AGE = Kind(form=NEVER, placeholder="aged 90 or older")
 
 # --- kinds and profiles
 
-# If values of two kinds start at the same character, the kind listed first wins.
 KINDS = {
     **{"email": EMAIL, "ip": IP, "iban": IBAN, "card": CARD, "ssn": SSN, "tax": TAX, "account": ACCOUNT},
-    **{"record": RECORD, "docket": DOCKET, "birth": BIRTH, "phone": PHONE},
+    **{"record": RECORD, "docket": DOCKET, "birth": BIRTH, "phone": PHONE, "national_id": NATIONAL_ID},
+    **{"passport": PASSPORT, "licence": LICENCE, "vehicle": VEHICLE, "device": DEVICE, "date": DATE, "age": AGE},
 }
 PATTERNS = {name: re.compile(kind.form, re.ASCII | re.VERBOSE) for name, kind in KINDS.items()}
 PLACEHOLDERS = {kind.placeholder for kind in KINDS.values()}
-EVERYWHERE = ("email", "ip", "iban", "card", "ssn", "phone")
-# Legal: what Federal Rule of Civil Procedure 5.2(a) has filings redact. Medical: some of the identifiers of the HIPAA
-# safe harbour (45 CFR 164.514(b)(2)). Docket numbers identify a court's case, not a person: in no profile.
+# What stats.json that names no kinds was made with.
+FIRST_KINDS = ("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone")
+EVERYWHERE = ("email", "ip", "iban", "card", "ssn", "phone", "national_id", "passport")
+# Legal: what Federal Rule of Civil Procedure 5.2(a) has filings redact, and more. Medical: what patterns can find of
+# the HIPAA safe harbour (45 CFR 164.514(b)(2)). Docket numbers identify a court's case, not a person: in no profile.
 PROFILES = {
-    "finance": (*EVERYWHERE, "tax", "account", "birth"),
+    "finance": (*EVERYWHERE, "tax", "account", "birth", "licence"),
     "general": EVERYWHERE,
     "legal": (*EVERYWHERE, "tax", "account", "birth"),
-    "medical": (*EVERYWHERE, "account", "record", "birth"),
+    "medical": (*EVERYWHERE, "account", "record", "birth", "licence", "vehicle", "device", "date", "age"),
 }
 
 
@@ -281,10 +369,19 @@ def is_personal(kind: Kind, match: re.Match) -> bool:
         pattern = re.compile(rf"(?:{cue})\Z", re.IGNORECASE | re.VERBOSE)  # re caches the compiled pattern
         return bool(pattern.search(match.string, max(0, match.start() - CUE_CHARS), match.start()))
 
-    zeros = not match[0].strip("0 -")  # a placeholder, or a part of one
-    if zeros or match[0] in PLACEHOLDERS or not kind.is_valid(match[0]):
+    if is_placeholder(match[0]) or not kind.is_valid(match[0]):
         return False
     return (bool(re.search(kind.without_cue, match[0])) and not follows(kind.not_after)) or follows(kind.cue)
+
+
+def lower(character: str) -> str:
+    """Return a character in lower case, or itself where that is longer."""
+    return character.lower() if len(character.lower()) == 1 else character
+
+
+def is_placeholder(value: str) -> bool:
+    """Return whether a value is a placeholder, or a part of one."""
+    return value in PLACEHOLDERS or not value.strip("0 -()")
 
 
 class Redactor:
@@ -307,21 +404,42 @@ class Redactor:
         self.actions = {kind: chosen[kind] for kind in KINDS if kind in chosen}
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
-        """Return (start, end, kind) of each value, in characters, in text order and without overlaps."""
-        if not re.search("[0-9@]", text):
+        """Return (start, end, kind) of each value, in characters, in text order and without overlaps.
+
+        Of values that overlap, one to replace or drop comes before one to leave, then the one that starts first, then
+        the kind listed first, then the longest.
+        """
+        if not re.search("[0-9@]|[(\\[]at[)\\]]", text):
             return []
-        lowered = text.lower()
+        lowered = "".join(map(lower, text)) if len(text.lower()) != len(text) else text.lower()
         candidates = [
             (*match.span(), name)
             for name, kind in KINDS.items()
-            if name in self.actions and (not kind.words or any(word in lowered for word in kind.words))
+            if name in self.actions
+            and kind.form != NEVER
+            and (not kind.words or any(map(lowered.__contains__, kind.words)))
             for match in PATTERNS[name].finditer(text)
             if is_personal(kind, match)
         ]
+        candidates += [
+            (start, end, name)
+            for name in LABELLED
+            if name in self.actions
+            for start, end in find_labelled(name, text, lowered)
+            if not is_placeholder(text[start:end])
+        ]
         found: list[tuple[int, int, str]] = []
-        for candidate in sorted(candidates, key=lambda candidate: candidate[0]):
-            if not found or candidate[0] >= found[-1][1]:
-                found.append(candidate)
+        order = list(KINDS)
+
+        def precedence(candidate: tuple[int, int, str]) -> tuple:
+            start, end, name = candidate
+            return self.actions[name] == "leave", start, order.index(name), -end
+
+        for start, end, name in sorted(candidates, key=precedence):
+            place = bisect(found, (start, end))
+            before, after = found[max(0, place - 1) : place], found[place : place + 1]
+            if all(one[1] <= start for one in before) and all(end <= one[0] for one in after):
+                found.insert(place, (start, end, name))
         return found
 
     def apply(self, text: str) -> tuple[str | None, Counter]:
@@ -336,3 +454,14 @@ class Redactor:
                 pieces += [text[position:start], KINDS[kind].placeholder]
                 position = end
         return "".join([*pieces, text[position:]]), counts
+
+
+def searched_kinds(settings: PersonalData | None, stats: dict) -> dict[str, Action] | None:
+    """Return kind -> action for the kinds that documents were searched for; None if for none.
+
+    Args: stats: content of documents/stats.json; without `personal_data_kinds` it is of the first kinds' time.
+    """
+    if settings is None:
+        return None
+    actions = Redactor(settings.profile, settings.actions).actions
+    return {kind: action for kind, action in actions.items() if kind in stats.get("personal_data_kinds", FIRST_KINDS)}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -19,10 +20,13 @@ from huggingface_hub import HfApi
 from atomic_files import write_json
 from corpus.accounting import Tally, sum_counts
 from corpus.document_files import Place, PlaceWriter, document_id, write_documents
+from corpus.dropped_samples import KEPT, Samples, hide
 from corpus.language import LanguageFilter
+from corpus.pages import move_starts
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
 from corpus.reading_plan import ReadingPlan, read_units, write_tasks
+from corpus.rule_marks import explain_language, explain_quality
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
@@ -34,6 +38,7 @@ from sources.units import Unit, is_hub_dataset, named_errors
 
 
 SLOTS = 1 << 16  # of the first 16 bits of a document's id
+TITLE_CHARACTERS = 200
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -59,9 +64,35 @@ def pin_revisions(data: Data, note: Path) -> Data:
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
-    """Import extract_text from the recipe's data.py, which is not in a package; modules beside it can be imported.
+    """Return extract_text of the recipe's data.py.
 
     Raises: RecipeError: it cannot be imported, or has no such function.
+    """
+    extract_text = getattr(import_data_script(path), "extract_text", None)
+    if not callable(extract_text):
+        raise RecipeError(
+            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
+        )
+    return extract_text
+
+
+def load_redact(path: str) -> Callable[[str, str], str | None] | None:
+    """Return redact of the recipe's data.py; None if it has none.
+
+    Raises: RecipeError: the file cannot be imported, or its redact is no function.
+    """
+    redact = getattr(import_data_script(path), "redact", None)
+    if redact is not None and not callable(redact):
+        raise RecipeError(
+            f"data.extract_text: redact in {path} is no function; write redact(text, source), or rename it"
+        )
+    return redact
+
+
+def import_data_script(path: str) -> ModuleType:
+    """Import the recipe's data.py, which is not in a package; modules beside it can be imported.
+
+    Raises: RecipeError: it cannot be imported.
     """
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
@@ -73,11 +104,7 @@ def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises
         raise RecipeError(f"data.extract_text: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "extract_text", None)):
-        raise RecipeError(
-            f"data.extract_text: {path} has no function extract_text(example, source); recipes/custom/data.py has one"
-        )
-    return module.extract_text
+    return module
 
 
 class DocumentPipeline:
@@ -105,8 +132,51 @@ class DocumentPipeline:
         """Return the text without personal data, None to drop it, and how many of each kind it had."""
         return self.redactor.apply(text) if self.redactor else (text, Counter())
 
+    def explain(self, text: str, reason: str) -> tuple[list[tuple[int, int, str]], str]:
+        """Return the places in a text that a reason to drop it refers to, and what was measured, in words."""
+        if self.quality and reason in self.quality.limits:
+            return explain_quality(reason, text, self.quality)
+        if reason.startswith("language_"):
+            return [], explain_language(text)
+        if reason == "too_short":
+            return [], f"{len(text.encode())} bytes, where at least {self.data.min_document_bytes} are needed"
+        return [], ""
 
-def read_sources(run: Callable, data: Data, plan: ReadingPlan, work: Path) -> None:
+    def sample(
+        self,
+        samples: Samples,
+        source: str,
+        reason: str,
+        raw: str,
+        text: str,
+        place: str,
+        kept: Document | None = None,
+    ) -> None:
+        """Keep a sample of a document as it was read and as it is.
+
+        Args:
+            samples: of the task.
+            source: its name.
+            reason: to drop it, or KEPT.
+            raw: its text as extract_text gave it.
+            text: after normalisation.
+            place: the file and row it was read from.
+            kept: what is kept of it; None: nothing.
+        """
+        identity = kept.id if kept else document_id(text) if samples.is_on else ""
+        if not samples.wants(source, reason, identity):
+            return
+        shown, marks, note = (kept.text, [], "") if kept else (text, *self.explain(text, reason))
+        if self.redactor:
+            found = [] if kept else self.redactor.find(text)
+            shown, marks, raw = hide(shown, found), marks + found, hide(raw, self.redactor.find(raw))
+        before = {"before": raw} if raw != shown else {}
+        samples.add(source, reason, identity, shown, marks, note=note, place=place, **before)
+
+
+def read_sources(
+    run: Callable, data: Data, plan: ReadingPlan, work: Path, new_samples: Callable[[str, int], Samples]
+) -> None:
     """Read every source to work/read, those with max_bytes in rounds, until they have as much text as that.
 
     Args:
@@ -114,12 +184,14 @@ def read_sources(run: Callable, data: Data, plan: ReadingPlan, work: Path) -> No
         data: settings of the recipe, with pinned revisions.
         plan: of the units of all sources.
         work: folder for the files that this and the later passes exchange.
+        new_samples: new_samples(step, task) returns the Samples of a task.
     """
     first_task, number = 0, 1
     while tasks := plan.next_round(text_read(work / "counts")):
         name = "read" if number == 1 else f"read, round {number}"
         write_tasks(work / "tasks", first_task, tasks)
-        read = partial(read_task, data=data, work=work, first_task=first_task, notes=work / "logs" / name / "progress")
+        read = partial(read_task, data=data, work=work, first_task=first_task, new_samples=new_samples)
+        read = partial(read, notes=work / "logs" / name / "progress")
         write = partial(write_documents, folder=work / "read", first_task=first_task)
         units = [unit for task in tasks for unit in task.units]
         total_bytes = sum(unit.range_bytes for unit in units) if all(unit.is_sized for unit in units) else None
@@ -149,36 +221,52 @@ def find_surplus(data: Data, work: Path) -> dict[str, str]:
 
 
 def read_task(
-    documents, rank: int, world_size: int, data: Data, work: Path, first_task: int, notes: Path
+    documents,
+    rank: int,
+    world_size: int,
+    data: Data,
+    work: Path,
+    first_task: int,
+    new_samples: Callable[[str, int], Samples],
+    notes: Path,
 ) -> Iterator[Document]:
     """Yield the documents of one task; count every example as read, or as dropped for a reason."""
     task = first_task + rank
     name, units = read_units(work / "tasks", task)
     source = next(source for source in data.sources if source.name == name)
     extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
-    tally, progress = Tally(work / "counts", "read", task, source.name), TaskProgress(notes, rank)
+    redact = load_redact(data.extract_text)
+    tally, samples = Tally(work / "counts", "read", task, source.name), new_samples("read", task)
+    progress = TaskProgress(notes, rank)
     places, slots = PlaceWriter(work / "places", task), np.zeros(SLOTS, dtype=np.int64)
     quarantine = work / "quarantine" / f"{task:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
     with quarantine.open("w", encoding="utf-8") as quarantined:
-        for unit, place, example in read_examples(source, units, tally, places, progress):
+
+        def set_aside(example: Unreadable) -> None:
+            tally.add("dropped:unreadable", example.size_bytes)
+            tally.add_reason("unreadable", example.reason, example.size_bytes)
+            entry = {"source": source.name, "position": example.position, "reason": example.reason}
+            quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+        for unit, place, where, example in read_examples(source, units, tally, places, progress):
             row = example
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
                     tally.documents[f"converted:{encoding}"] += 1
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
-                tally.add("dropped:unreadable", example.size_bytes)
-                tally.add_reason("unreadable", example.reason, example.size_bytes)
-                entry = {"source": source.name, "position": example.position, "reason": example.reason}
-                quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                set_aside(example)
                 continue
-            text, date = example
-            text = pipeline.normalise(text)
+            raw, date = example
+            text = normalised = pipeline.normalise(raw)
+            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=where)
             num_bytes = len(text.encode())
             text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
+                if text:
+                    sample(reason)
                 if reason == "no_text" and not isinstance(row.get("text"), str):
                     wanted = source.text_template or source.text_field or "text"
                     tally.add_reason("no_text", f"no text in field {wanted}; {describe_fields(row)}", num_bytes)
@@ -187,21 +275,41 @@ def read_task(
             tally.documents.update({f"personal_data:{kind}": number for kind, number in found.items()})
             if text is None:
                 tally.add("dropped:personal_data", num_bytes)
+                sample("personal_data")
                 continue
+            if redact is not None:
+                before, text = text, call_redact(redact, text, source, unit, num_bytes)
+                if isinstance(text, Unreadable):
+                    set_aside(text)
+                    continue
+                if not text:
+                    tally.add("dropped:redact", num_bytes)
+                    continue
+                tally.documents["redacted"] += text != before
             for marker, number in count_markers(text).items():
                 tally.documents[f"marker:{marker}"] += 1
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
-            places.write(document.id, place)
+            places.write(document.id, place, *describe_document(row, text))
             slots[int(document.id[:4], 16)] += len(text.encode())
+            sample(KEPT, kept=document)
             yield document
     places.close()
     if source.max_bytes is not None:
         (work / "slots" / source.name).mkdir(parents=True, exist_ok=True)
         np.save(work / "slots" / source.name / f"{task:05d}.npy", slots)
     progress.note()
+    samples.write()
     tally.write()
+
+
+def describe_document(row: dict, text: str) -> tuple[str | None, list[int] | None]:
+    """Return the title of a document and where its pages begin in its text, if its format says so."""
+    title, starts = row.get("title"), row.get("page_starts")
+    title = " ".join(title.split())[:TITLE_CHARACTERS] if isinstance(title, str) else None
+    is_paged = isinstance(starts, list) and all(isinstance(start, int) for start in starts)
+    return title or None, move_starts(row["text"], text, starts) if is_paged else None
 
 
 def extract_document(
@@ -232,10 +340,23 @@ def extract_document(
         return Unreadable(unit.name, str(error), len(text.encode()))
 
 
+def call_redact(redact: Callable, text: str, source: Source, unit: Unit, size_bytes: int) -> str | None | Unreadable:
+    """Return what the recipe's redact makes of a text, or why it cannot be kept: then it must not be trained on."""
+    try:
+        redacted = redact(text, source.name)
+        if isinstance(redacted, str):
+            redacted.encode()
+    except Exception as error:
+        return Unreadable(unit.name, f"redact raises {type(error).__name__}: {error}", size_bytes)
+    if not isinstance(redacted, str | None):
+        return Unreadable(unit.name, f"redact gives {type(redacted).__name__}, not text", size_bytes)
+    return redacted
+
+
 def read_examples(
     source: Source, units: list[Unit], tally: Tally, places: PlaceWriter, progress: TaskProgress
 ) -> Iterator[tuple]:
-    """Yield (unit, place, example); of one unit at most the source's max_bytes of text.
+    """Yield (unit, place, place to show, example); of one unit at most the source's max_bytes of text.
 
     The rows of a range count from its file's first where that is known without reading it. Otherwise `places` gets how
     many rows the range has or, where some ranges are not read, the place names the range.
@@ -244,12 +365,13 @@ def read_examples(
         before, done, opened = tally.num_bytes["read"], progress.done, []
         first, all_are_read = rows_before(source, unit), source.max_bytes is None
         path, row = unit.name if first is not None or all_are_read else unit.place, first or 0
+        shown = unit.name if first is not None else unit.place
         for example in read_unit(source, unit, opened.append):
             if source.max_bytes and tally.num_bytes["read"] - before >= source.max_bytes:
                 break
             row += 1
             progress.move_to(done + bytes_read(opened, unit))
-            yield unit, Place(path, number, row), example
+            yield unit, Place(path, number, row), f"{shown}:{row}", example
         if unit.stop is not None and all_are_read and (first is None or not unit.start):
             places.ranges[number] = [unit.name, row]
         progress.move_to(done + unit.range_bytes)

@@ -33,6 +33,7 @@ from datatrove.data import Document
 
 from corpus.accounting import Tally
 from corpus.document_files import document_id
+from corpus.dropped_samples import PASSAGES_REMOVED, Samples, no_samples
 from corpus.words import WORD
 from recipe_config import RepeatedPassages
 
@@ -53,6 +54,7 @@ def find_repeated_passages(
     settings: RepeatedPassages,
     min_document_bytes: int,
     total_bytes: int | None = None,
+    new_samples: Callable[[str, int], Samples] = no_samples,
 ) -> Callable:
     """Count passages and choose those to remove.
 
@@ -64,6 +66,7 @@ def find_repeated_passages(
         settings: when a passage counts as repeated, and in which sources.
         min_document_bytes: documents that become shorter are dropped.
         total_bytes: of the documents, for the progress bar.
+        new_samples: new_samples(step, rank) returns the Samples of a task of the returned step.
 
     Returns: the step that removes the passages. It counts under `<source>/`: `cut`, the documents that lost passages
     and the bytes they lost; `cut_passages`; `dropped:repeated_passages`, the documents that became too short.
@@ -72,7 +75,12 @@ def find_repeated_passages(
     choose = partial(choose_passages, folder=folder, min_documents=settings.min_documents)
     run("repeated passages", [choose], tasks=1)
     return partial(
-        remove_passages, folder=folder, counts=counts, settings=settings, min_document_bytes=min_document_bytes
+        remove_passages,
+        folder=folder,
+        counts=counts,
+        settings=settings,
+        min_document_bytes=min_document_bytes,
+        new_samples=new_samples,
     )
 
 
@@ -171,13 +179,14 @@ def remove_passages(
     counts: Path,
     settings: RepeatedPassages,
     min_document_bytes: int,
+    new_samples: Callable = no_samples,
 ) -> Iterator[Document]:
     """Yield the documents without the repeated passages; write the text of the most frequent to folder/samples."""
     repeated = np.load(folder / "repeated.npy")
     listed = {number for number, _ in json.loads((folder / "listed.json").read_text())}
     samples: dict[int, str] = {}
     renamed: dict[str, str] = {}
-    tally = Tally(counts, "repeated_passages", rank)
+    tally, cut_documents = Tally(counts, "repeated_passages", rank), new_samples("repeated_passages", rank)
     for document in documents:
         if not is_chosen(document, settings):
             yield document
@@ -196,13 +205,19 @@ def remove_passages(
         tally.documents[f"{source}/cut_passages"] += int(is_repeated.sum())
         text, num_bytes = join_passages(parts, ~is_repeated), len(document.text.encode())
         left_bytes = len(text.encode())
-        if not text or left_bytes < min_document_bytes:
+        is_dropped = not text or left_bytes < min_document_bytes
+        ends = np.cumsum([len(part) for part in parts])[::2]
+        marks = [(int(ends[n]) - len(parts[2 * n]), int(ends[n]), "repeated") for n in np.flatnonzero(is_repeated)]
+        reason = "repeated_passages" if is_dropped else PASSAGES_REMOVED
+        cut_documents.add(source, reason, document.id, document.text, marks)
+        if is_dropped:
             tally.add(f"{source}/dropped:repeated_passages", num_bytes)
             continue
         tally.add(f"{source}/cut", num_bytes - left_bytes)
         before, document.text, document.id = document.id, text, document_id(text)
         renamed[before] = document.id
         yield document
+    cut_documents.write()
     (folder / "renamed").mkdir(exist_ok=True)
     (folder / "renamed" / f"{rank:05d}.json").write_text(json.dumps(renamed))
     (folder / "samples").mkdir(exist_ok=True)

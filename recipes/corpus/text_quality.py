@@ -151,6 +151,15 @@ class QualityFilter:
 
     def apply(self, text: str) -> tuple[str, str | None]:
         """Return the text without removed lines, and the first rule that it breaks or None."""
+        kept, measures = self.measure(text)
+        for name, limit in self.limits.items():
+            measured = measures[name]()
+            if measured < limit if "_min_" in name else measured > limit:
+                return text, name
+        return kept, None
+
+    def measure(self, text: str) -> tuple[str, dict[str, Callable[[], float]]]:
+        """Return the text without removed lines, and rule -> function that measures it."""
         measured_text = text[:MEASURED_CHARS]
         words = split_words(measured_text)
         measures = measure_words(measured_text, words, self.ngram_limits)
@@ -159,12 +168,7 @@ class QualityFilter:
             kept = cut_lines(text, self.cuts)
             measured_text = kept[:MEASURED_CHARS]
             words = split_words(measured_text)
-        measures |= measure_lines(measured_text, len(words))
-        for name, limit in self.limits.items():
-            measured = measures[name]()
-            if measured < limit if "_min_" in name else measured > limit:
-                return text, name
-        return kept, None
+        return kept, measures | measure_lines(measured_text, len(words))
 
 
 def explain_override(name: str, value: float | bool) -> str | None:

@@ -5,6 +5,7 @@ The order of the data is a pure function of (seed, index), so a checkpoint's sta
 index answer both questions: the first in the same time for any step and corpus, the second after a search of the
 index."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -109,17 +110,20 @@ FIRST_WORDS_CHARACTERS = 60
 
 
 def describe_documents(run: Path, ids: Iterable[str]) -> dict[str, dict]:
-    """Return id -> where each document was read, as [file, row], and its first words.
+    """Return id -> where each document was read, as [file, row], its title, page_starts and first words.
 
-    Equal documents have one id and several places. Documents of a run that noted no places have none. All ids of the
-    run are searched, so the time grows with the number of documents.
+    Equal documents have one id and several places; title and pages are those of the first. Documents of a run that
+    noted no places have none. All ids of the run are searched, so the time grows with the number of documents.
     """
     wanted = list(ids)
-    found = {document: {"places": [], "first_words": ""} for document in wanted}
+    found = {document: {"places": [], "title": None, "page_starts": None, "first_words": ""} for document in wanted}
     chosen = [("id", "in", wanted)]
     places = run / "documents" / PLACES
     for row in pq.read_table(places, filters=chosen).to_pylist() if places.exists() and wanted else []:
-        found[row["id"]]["places"].append([row["path"], row["row"]])
+        entry = found[row["id"]]
+        entry["places"].append([row["path"], row["row"]])
+        for key in ("title", "page_starts"):
+            entry[key] = row.get(key) if entry[key] is None else entry[key]
     for path in sorted((run / "documents").glob("*/*/*.parquet")) if wanted else []:
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):  # their texts are read only where an id is found
@@ -134,12 +138,16 @@ def describe_documents(run: Path, ids: Iterable[str]) -> dict[str, dict]:
 
 
 def find_passage(run: Path, passage: str) -> Iterator[dict]:
-    """Yield the documents, of every split, in whose text a passage stands, whatever its case and line breaks.
+    """Yield the documents, of every split, in whose text a passage stands, whatever its case and line breaks, and
+    where it stands first (characters).
 
     For whoever asks whether a text of theirs was used: all documents are read.
     """
     wanted = " ".join(passage.split()).lower()
+    with_spaces = re.compile(r"\s+".join(map(re.escape, passage.split())), re.IGNORECASE)
     for path in sorted((run / "documents").glob("*/*/*.parquet")):
         for row in read_columns(path, ["id", "text"]):
             if wanted in " ".join(row["text"].split()).lower():
-                yield {"document": row["id"], "source": path.parent.name, "split": path.parent.parent.name}
+                first = with_spaces.search(row["text"])
+                entry = {"document": row["id"], "source": path.parent.name, "split": path.parent.parent.name}
+                yield entry | {"position": first and first.start()}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from corpus.document_files import texts
+from corpus.pages import page_of
 from mixture.ledger import Ledger, describe_documents
 from provenance.text_index import STRIDE, TextIndex
 from recipe_config import Recipe
@@ -101,6 +102,8 @@ class Tracer:
                     "license": self.licences.get(source),
                     "date": texts_of[document]["date"],
                     "places": origins[document]["places"],
+                    "title": origins[document]["title"],
+                    "page": page_of(origins[document]["page_starts"], len(data[:first].decode(errors="ignore"))),
                     "first_byte": first,
                     "document_bytes": len(data),
                     "before": data[max(0, first - AROUND_BYTES) : first].decode(errors="ignore"),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from atomic_files import discard, sync
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.document_files import DOCUMENT_SCHEMA, FAMILY, PLACES
-from corpus.personal_data import Redactor
+from corpus.personal_data import searched_kinds
 from publishing.base_model import find_base
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
@@ -97,10 +97,9 @@ def why_withheld(recipe: Recipe, name: str, stats: dict) -> str | None:
     kind = licence_kind(next(source.license for source in recipe.data.sources if source.name == name))
     if kind not in REDISTRIBUTABLE:
         return f'a licence of the kind "{kind}" does not let anyone share the text'
-    personal_data = recipe.data.personal_data
-    if personal_data is None:
+    actions = searched_kinds(recipe.data.personal_data, stats)
+    if actions is None:
         return "personal data was not looked for in it"
-    actions = Redactor(personal_data.profile, personal_data.actions).actions
     found = stats["sources"][name]["personal_data"]
     left = [kind for kind, count in found.items() if count and actions.get(kind, "leave") == "leave"]
     return f"personal data was found in it and left: {', '.join(left)}" if left else None

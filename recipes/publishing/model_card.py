@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from atomic_files import file_sha256, read_json_lines
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
-from corpus.personal_data import Redactor
+from corpus.personal_data import searched_kinds
 from publishing.base_model import Base, public_name
 from publishing.notice import SHOWN_PACKAGES
 from publishing.release_checks import read_tensor_shapes
@@ -54,7 +54,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = describe_tokenizer(recipe, folder, files["config"], files["tokenizer_report"])
-    personal_data, strictest = recipe.data.personal_data, strictest_licence(recipe)
+    strictest = strictest_licence(recipe)
     card = render_card(
         Path(__file__).with_suffix(".md"),
         describe_for_hub(recipe, title, files["results"], base),
@@ -65,7 +65,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         validation=validation[-1] if validation else None,
         strictest=strictest,
         meaning=LICENCE_KINDS[strictest][0],
-        actions=Redactor(personal_data.profile, personal_data.actions).actions if personal_data else None,
+        actions=searched_kinds(recipe.data.personal_data, files["data_stats"]),
         overlap_groups=OVERLAP_GROUPS,
         against=compare_with_baseline,
         folded=(folded := fold_tasks(files["results"])),

@@ -8,6 +8,7 @@ shortened.
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, save_torch_state_dict
@@ -22,6 +23,7 @@ from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
 from publishing.release_checks import check_model, refuse_odd_files, refuse_secrets
+from publishing.sample_redaction import redact_report, redact_results, sample_redactor
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
 from run_folder import new_output, require
@@ -121,10 +123,12 @@ def build_release(recipe: Recipe) -> list[str]:
     Returns: notes on what was left out, and why.
     """
     files, notes = collect(recipe)
+    redact = sample_redactor(recipe)
     with new_output(recipe, "publish") as folder:
         empty(folder)
         refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
         copy_files(recipe, files, folder)
+        notes += redact_samples(folder, redact)
         write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
         shown, base = shorten_paths(recipe), find_base(recipe)
         write_recipe(shown, folder / "recipe.yaml")
@@ -181,6 +185,17 @@ def copy_files(recipe: Recipe, files: dict[str, Path], folder: Path) -> None:
             page = (folder / name).read_text(encoding="utf-8")
             page = relink(page, {path: name for name, path in files.items()}, Path(recipe.run.output_dir))
             (folder / name).write_text(page, encoding="utf-8")
+
+
+def redact_samples(folder: Path, redact: Callable[[str], str]) -> list[str]:
+    """Redact the samples of a release, and return a note where one changed."""
+    results, report, changed = read_if_there(folder / "results.json"), folder / "report.html", 0
+    if results and (changed := redact_results(results, redact)):
+        write_json(folder / "results.json", results)
+    if report.exists():
+        page = report.read_text(encoding="utf-8")
+        report.write_text(redact_report(page, redact), encoding="utf-8")
+    return [f"{changed} samples of the model held personal data, which was redacted"] if changed else []
 
 
 def write_weights(model: Path, folder: Path, max_shard_size: str) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing checkpoints that are whole or absent.
 
-A checkpoint is written to a hidden folder, synced, renamed and read back; older ones are deleted only then. It is a
-folder `step_00001000/` of safetensors files, `state.json` for everything else, and `manifest.json` with the experiment
-it belongs to and the size and sha256 of each file. Nothing in it is ever unpickled.
+A checkpoint is written to a hidden folder, synced and renamed; older ones are deleted only then. It is a folder
+`step_00001000/` of safetensors files, `state.json` for everything else, and `manifest.json` with the experiment it
+belongs to and the size and sha256 of each file, which resuming compares. Nothing in it is ever unpickled.
 
 Each process writes the parts of tensors that it holds, with their offsets, so one process, DDP and FSDP2 write one
 format and resume from each other's checkpoints. Training waits only for the copy to memory; a thread writes the files.
@@ -15,11 +15,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,10 +31,13 @@ from recovery.stored_tensors import (
     PROGRAM,
     Part,
     describe_places,
-    find_damage,
     list_checkpoints,
     part_name,
 )
+from recovery.tensor_files import write_hashed, write_tensors
+
+
+PROBE_BYTES = 1 << 26
 
 
 class DiskFullError(RecipeError):
@@ -135,11 +138,18 @@ class Checkpoints:
     def _write(self, step: int, partial: Path, copies: dict, state: dict, rank: int, writers: int) -> None:
         started = time.perf_counter()
         try:
-            files = {}
-            for stem, (tensors, places) in copies.items():
-                name = f"{stem}.safetensors" if writers == 1 else f"{stem}-{rank + 1:05d}-of-{writers:05d}.safetensors"
-                save_file(tensors, partial / name, metadata={"format": "pt", "places": json.dumps(places)})
-                files[name] = describe_file(partial / name)
+            part = "" if writers == 1 else f"-{rank + 1:05d}-of-{writers:05d}"
+            with ThreadPoolExecutor(len(copies)) as pool:
+                entries = {
+                    f"{stem}{part}.safetensors": pool.submit(
+                        write_tensors,
+                        partial / f"{stem}{part}.safetensors",
+                        tensors,
+                        {"format": "pt", "places": json.dumps(places)},
+                    )
+                    for stem, (tensors, places) in copies.items()
+                }
+            files = {name: entry.result() for name, entry in entries.items()}
             if rank > 0:
                 write_json(partial / part_name(rank), files)
                 return
@@ -158,7 +168,6 @@ class Checkpoints:
     def explain(self, error: Exception) -> Exception:
         """Return an error that names the newest checkpoint and what to do, for one of the disk; others as they are."""
         full = isinstance(error, DiskFullError) or getattr(error, "errno", None) == errno.ENOSPC
-        full = full or "No space left" in str(error)  # safetensors has no errno
         if not full and not isinstance(error, OSError):
             return error
         newest = next((path for _, path in list_checkpoints(self.folder)), None)
@@ -191,7 +200,7 @@ def wait_for_files(path: Path, timeout_seconds: float) -> dict:
 
 
 def commit(partial: Path, step: int, files: dict, identity: dict) -> Path:
-    """Write the manifest, rename the folder to its final name and read it back."""
+    """Write the manifest and rename the folder to its final name."""
     manifest = {"program": PROGRAM, "format": CHECKPOINT_FORMAT, "step": step, **identity, "files": files}
     write_json(partial / "manifest.json", manifest)
     final = partial.with_name(f"step_{step:08d}")
@@ -199,8 +208,6 @@ def commit(partial: Path, step: int, files: dict, identity: dict) -> Path:
         discard(final)
     partial.rename(final)
     sync(final.parent)
-    if problem := find_damage(final):
-        raise OSError(errno.EIO, f"written and read back differ: {problem}", str(final))
     return final
 
 
@@ -239,11 +246,36 @@ def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerat
         parameters: those in total, and those that are trained.
         accelerator: of the run.
     """
-    weights = 4 * parameters["total"]  # in fp32
-    size = weights + 8 * parameters["trained"]  # AdamW's two moments; Muon has one
+    size = checkpoint_bytes(parameters)
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
-    from_main(accelerator, lambda: require_space(run, missing * size + weights, what))
+    from_main(accelerator, lambda: require_space(run, missing * size + 4 * parameters["total"], what))
+
+
+def checkpoint_bytes(parameters: dict[str, int]) -> int:
+    """Return the size of a checkpoint in fp32 with AdamW's two moments; Muon has one.
+
+    Args: parameters: those in total, and those that are trained.
+    """
+    return 4 * parameters["total"] + 8 * parameters["trained"]
+
+
+def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:
+    """Return how long a checkpoint takes to write, from a file of PROBE_BYTES that is written and deleted."""
+
+    def measure() -> float:
+        path, probe = run / ".write_rate.tmp", bytes(min(num_bytes, PROBE_BYTES))
+        path.unlink(missing_ok=True)
+        started = time.perf_counter()
+        try:
+            write_hashed(path, [memoryview(probe)])
+        except OSError as error:
+            raise RecipeError(f"{run} cannot be written, and checkpoints go there: {error}") from error
+        finally:
+            path.unlink(missing_ok=True)
+        return (time.perf_counter() - started) * num_bytes / len(probe)
+
+    return from_main(accelerator, measure)
 
 
 def refuse_not_finite(step: int, parts: dict[str, dict[str, Part]], accelerator: Accelerator) -> None:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preemption: a signal ends training with a checkpoint.
 
-SIGTERM, SIGINT, SIGHUP or SIGUSR1 (Slurm's warning) may reach the launcher or one process at any moment. The processes
-agree at the next step or validation batch, save, and exit within SAVE_SECONDS of the signal. Before the first step
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 may reach the launcher or one process at any moment. The processes
+agree at the next step or validation batch, save, and exit within `save_seconds` of the signal. Before the first step
 after a start there is nothing to save, and they exit at once.
+
+A file `leave` in the run folder asks for the same without a limit, since no launcher knows of it: slurm.sh makes it
+when Slurm warns that the time is up.
 
 | exit code | meaning |
 |---|---|
@@ -27,24 +30,39 @@ from child_processes import EXIT_STOPPED, SIGNALS, end_with_parent, heeded_signa
 from recovery.chronicle import RunStatus
 
 
-SAVE_SECONDS = 20.0  # torchrun passes a signal on and kills the processes that still run 30 s later
+LEAVE = "leave"
+LAUNCHER_SECONDS = 30  # after which torchrun, having passed a signal on, kills the processes that still run
+SAVE_SECONDS = 20.0  # at least, after a signal
 
 
 class Preemption:
     """Catches signals in a `with` block, and has all processes agree on them.
 
     A signal wakes a thread, since the main one may be compiling or waiting for another process. The thread ends the
-    process if there is nothing to save, or if saving takes longer than SAVE_SECONDS. A second signal changes nothing.
+    process if there is nothing to save, or if saving takes longer than save_seconds. A second signal changes nothing.
 
     Attributes:
         signal_name: the first signal received; None before.
         anything_to_save: whether a step was trained since the start.
+        save_seconds: how long a save may take after a signal.
     """
 
     def __init__(self, status: RunStatus):
         self.status, self.signal_name = status, None
         self.anything_to_save, self.left = False, threading.Event()
         self.group, self.pending = None, None
+        self.save_seconds, self.leave_file = SAVE_SECONDS, status.path.with_name(LEAVE)
+        if status.writes:
+            self.leave_file.unlink(missing_ok=True)  # for the run before
+
+    def allow(self, seconds: float) -> str:
+        """Allow for a save that takes so long, after one that is being written; return what to print about it."""
+        self.save_seconds = max(SAVE_SECONDS, 2 * seconds)
+        text = f"a checkpoint takes about {seconds:.1f} s to write; after a signal, saving may take "
+        text += f"{self.save_seconds:.0f} s"
+        if self.save_seconds <= LAUNCHER_SECONDS:
+            return text
+        return f"{text}, but only {LAUNCHER_SECONDS} s where the launcher gets it: send it to its child processes"
 
     def __enter__(self) -> "Preemption":
         read_end, self.wakeup = os.pipe()
@@ -81,9 +99,9 @@ class Preemption:
             return
         self.signal_name = signal.Signals(received[0]).name
         if self.anything_to_save:
-            if self.left.wait(SAVE_SECONDS):
+            if self.left.wait(self.save_seconds):
                 return
-            reason = f"{self.signal_name}, and saving took longer than {SAVE_SECONDS:g} s; not saved"
+            reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:g} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
         with suppress(OSError):  # leave even if the disk is full
@@ -101,6 +119,8 @@ class Preemption:
 
         With several processes this is the answer to the call before, which has arrived by now, so no process waits.
         """
+        if self.status.writes and self.anything_to_save and self.signal_name is None and self.leave_file.exists():
+            self.signal_name = f"the file {LEAVE}"
         if self.group is None:
             return self.signal_name is not None
         answer = False
@@ -120,6 +140,7 @@ class Preemption:
         """
         self.status.end("preempted", EXIT_STOPPED, reason)
         if self.status.writes:
+            self.leave_file.unlink(missing_ok=True)
             sys.stderr.write(f"pretrain: {reason}; the same command resumes from there\n")
         if self.group is not None:
             distributed.barrier(self.group)  # the launcher ends the others as soon as one has left

@@ -13,8 +13,9 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+from sources.word_numbering import WORD, Numbering
 
-WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+
 FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 # Elements of HTML that hold no text to read, and those that begin a paragraph or line.
 UNREAD = ("script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object", "select", "button")
@@ -31,37 +32,43 @@ def tidy(text: str) -> str:
 
 
 def read_docx(path: str) -> dict:
-    """Read Word: paragraphs and tables as they stand, inserted text but not deleted, text boxes, then footnotes."""
+    """Read Word: paragraphs with their numbers, tables, inserted text but not deleted, text boxes, then footnotes."""
     import docx
 
     document = docx.Document(path)
-    blocks = word_blocks(document.element.body)
-    for relation in document.part.rels.values():
-        if relation.reltype.endswith(("/footnotes", "/endnotes")):
-            notes = docx.oxml.parse_xml(relation.target_part.blob)
-            blocks += [block for note in notes if note.get(f"{WORD}type") is None for block in word_blocks(note)]
+    parts = {
+        relation.reltype.rpartition("/")[2]: docx.oxml.parse_xml(relation.target_part.blob)
+        for relation in document.part.rels.values()
+        if relation.reltype.endswith(("/footnotes", "/endnotes", "/numbering"))
+    }
+    numbering = Numbering(parts.pop("numbering", None), document.styles.element)
+    blocks = word_blocks(document.element.body, numbering)
+    for notes in parts.values():
+        noted = [note for note in notes if note.get(f"{WORD}type") is None]
+        blocks += [block for note in noted for block in word_blocks(note, numbering)]
     return {"text": tidy("\n\n".join(blocks)), "title": document.core_properties.title or ""}
 
 
-def word_blocks(parent) -> list[str]:
-    """Return the paragraphs and tables below an element of Word."""
+def word_blocks(parent, numbering: Numbering) -> list[str]:
+    """Return the paragraphs and tables below an element of Word; a paragraph without text has no number either."""
     blocks = []
     for child in parent:
         if child.tag == f"{WORD}p":
             boxes: list[str] = []
-            blocks += [word_text(child, boxes), *boxes]
+            number, text = numbering.label(child), word_text(child, boxes, numbering)
+            blocks += [number + text if text.strip() else "", *boxes]
         elif child.tag == f"{WORD}tbl":
             rows = []
             for row in child.iter(f"{WORD}tr"):
-                cells = [" ".join(" ".join(word_blocks(cell)).split()) for cell in row.iter(f"{WORD}tc")]
+                cells = [" ".join(" ".join(word_blocks(cell, numbering)).split()) for cell in row.iter(f"{WORD}tc")]
                 rows.append(" | ".join(cells))
             blocks.append("\n".join(rows))
         elif isinstance(child.tag, str) and child.tag != FALLBACK:
-            blocks += word_blocks(child)
+            blocks += word_blocks(child, numbering)
     return [block for block in blocks if block.strip()]
 
 
-def word_text(element, boxes: list[str]) -> str:
+def word_text(element, boxes: list[str], numbering: Numbering) -> str:
     """Return the text of a paragraph; that of its text boxes is added to `boxes`."""
     parts = []
     for child in element:
@@ -74,9 +81,9 @@ def word_text(element, boxes: list[str]) -> str:
         elif child.tag == f"{WORD}noBreakHyphen":
             parts.append("-")
         elif child.tag == f"{WORD}txbxContent":
-            boxes += word_blocks(child)
+            boxes += word_blocks(child, numbering)
         elif isinstance(child.tag, str) and child.tag not in (FALLBACK, f"{WORD}pPr", f"{WORD}rPr"):
-            parts.append(word_text(child, boxes))
+            parts.append(word_text(child, boxes, numbering))
     return "".join(parts)
 
 
@@ -91,8 +98,13 @@ def read_pptx(path: str) -> dict:
         texts = [text for _, text in sorted(blocks, key=lambda block: block[0])]
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
             texts.append(slide.notes_slide.notes_text_frame.text)
-        slides.append("\n\n".join(text for text in texts if text.strip()))
-    return {"text": tidy("\n\n".join(slides)), "title": presentation.core_properties.title or ""}
+        slides.append(tidy("\n\n".join(texts)))
+    starts, place = [], 0
+    for slide in slides:
+        starts.append(place)
+        place += len(slide) + 2 if slide else 0
+    text = "\n\n".join(filter(None, slides))
+    return {"text": text, "title": presentation.core_properties.title or "", "page_starts": starts}
 
 
 def shape_blocks(shape) -> list[tuple[tuple[int, int], str]]:
@@ -198,6 +210,24 @@ def read_eml(path: str) -> dict:
     return found
 
 
+def read_msg(path: str) -> dict:
+    """Read a mail of Outlook as `read_eml` reads one: its subject and its text, or HTML where it has no text."""
+    import oxmsg
+
+    message = oxmsg.Message.load(path)
+    text = message.body or ""
+    if not text.strip() and message.html_body:
+        text = html_text(message.html_body)["text"]
+    if not text.strip():
+        raise ValueError("no text in this mail but perhaps compressed RTF; save it as .eml")
+    found = {"text": tidy(f"{message.subject}\n\n{text}"), "title": message.subject}
+    found["attachments"] = len(message.attachments)
+    # The header has the sender's own time, where the message was sent over the internet; Outlook's is in UTC.
+    stated = next((value for name, value in message.message_headers.items() if name.lower() == "date"), None)
+    sent = email.utils.parsedate_to_datetime(stated) if stated else message.sent_date
+    return found | ({"date": sent.date().isoformat()} if sent else {})
+
+
 def read_rtf(path: str) -> dict:
     from striprtf.striprtf import rtf_to_text
 
@@ -234,6 +264,7 @@ READERS = {
     ".htm": read_html,
     ".xhtml": read_html,
     ".eml": read_eml,
+    ".msg": read_msg,
     ".rtf": read_rtf,
     ".epub": read_epub,
 }

@@ -30,6 +30,8 @@ def convert(path: str, kind: str) -> dict:
         return found
     # Characters that no document can contain, such as those of a font that says nothing of its letters.
     content = found["text"].replace("\0", "").encode(errors="replace")
+    if "page_starts" in found:
+        found["page_starts"] = [start - found["text"].count("\0", 0, start) for start in found["page_starts"]]
     if len(content) > MOST_TEXT_BYTES:
         return {"error": f"longer than {MOST_TEXT_BYTES:,} bytes"}
     return found | {"text": content.decode()}

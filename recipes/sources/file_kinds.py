@@ -17,6 +17,7 @@ DOCUMENTS = {
     ".htm": ("selectolax",),
     ".xhtml": ("selectolax",),
     ".eml": ("selectolax",),
+    ".msg": ("oxmsg", "selectolax"),
     ".epub": ("selectolax",),
     ".rtf": ("striprtf",),
 }
@@ -29,7 +30,7 @@ ADVICE = {
     "save it as .docx": (".doc", ".odt", ".wpd"),
     "save it as .pptx": (".ppt", ".odp"),
     "save it as .csv": (".xls", ".xlsx", ".ods"),
-    "save it as .eml": (".msg", ".mbox", ".pst"),
+    "save it as .eml": (".mbox", ".pst"),
     "unpack it": (".7z", ".rar"),
     "an image": (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".bmp"),
     "a recording": (".mp3", ".wav", ".mp4", ".mov", ".avi"),

@@ -68,7 +68,7 @@ class Line:
 
 
 def read_pdf(path: str, say_alive: Callable[[], None]) -> dict:
-    """Return {"text", "title", "pages", "ocr_pages"}, or {"error": why there is no text}.
+    """Return {"text", "title", "pages", "page_starts", "ocr_pages"}, or {"error": why there is no text}.
 
     Args:
         path: of the file.
@@ -93,10 +93,10 @@ def read_pdf(path: str, say_alive: Callable[[], None]) -> dict:
         title = document.get_metadata_dict().get("Title", "")
     finally:
         document.close()
-    text = join_pages(remove_repeated(pages))
+    text, starts = join_pages(remove_repeated(pages))
     if scans and 2 * scans > len(pages) and len(text) < SCAN_CHARACTERS * len(pages):
         return {"error": f"a scan: {scans:,} of {len(pages):,} pages have no text; install tesseract to read them"}
-    return {"text": text, "title": title, "pages": len(pages), "ocr_pages": scans}
+    return {"text": text, "title": title, "pages": len(pages), "page_starts": starts, "ocr_pages": scans}
 
 
 def has_image(page) -> bool:
@@ -292,22 +292,28 @@ def wordings(text: str, page: int) -> list[str]:
     return readings
 
 
-def join_pages(pages: list[list[Line]]) -> str:
-    """Return the lines of all pages as paragraphs."""
+def join_pages(pages: list[list[Line]]) -> tuple[str, list[int]]:
+    """Return the lines of all pages as paragraphs, and where in that text each page begins."""
     lines = [(number, line) for number, page in enumerate(pages) for line in page]
     words = Counter(re.findall(r"\w+(?:-\w+)*", " ".join(line.text for _, line in lines).lower()))
     spacing = usual_spacing(pages)
     paragraphs: list[str] = []
+    starts: list[int] = []
+    finished = 0  # characters of the paragraphs before the last
     before: tuple[int, Line] | None = None
     for number, line in lines:
         if before is None or starts_paragraph(before, (number, line), spacing):
+            finished += len(paragraphs[-1]) + 2 if paragraphs else 0
             paragraphs.append(line.text)
         elif line.is_row or before[1].is_row:
             paragraphs[-1] += "\n" + line.text
         else:
             paragraphs[-1] = join_lines(paragraphs[-1], line.text, words)
+        place = finished + len(paragraphs[-1]) - len(line.text)
+        starts += [place] * (number + 1 - len(starts))
         before = number, line
-    return "\n\n".join(paragraphs)
+    text = "\n\n".join(paragraphs)
+    return text, starts + [len(text)] * (len(pages) - len(starts))
 
 
 def usual_spacing(pages: list[list[Line]]) -> float:

@@ -353,8 +353,9 @@ def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterato
     separator = compile_separator(source.document_separator)
     for example in examples:
         if isinstance(example, dict) and isinstance(example.get("text"), str):
+            whole = {name: value for name, value in example.items() if name != "page_starts"}
             for text in split_text([example["text"]], separator, MAX_ROW_BYTES):
-                yield {**example, "text": text}
+                yield {**whole, "text": text}
         else:
             yield example
 

@@ -26,7 +26,7 @@ def set_text(example: dict, source: Source) -> dict | str:
             text = fill_template(example, source.text_template)
     except ValueError as error:
         reason, path = error.args
-        return reason + propose(look_up(example, path), path)
+        return reason + (propose(look_up(example, path), path) or f"; {describe_fields(example)}")
     return {**example, "text": text}
 
 

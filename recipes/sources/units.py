@@ -21,6 +21,7 @@ import fsspec
 import httpx2
 from fsspec.utils import glob_translate
 
+from atomic_files import file_sha256
 from recipe_config import RecipeError, Source
 from sources.file_kinds import ARCHIVES, CHOSEN, HIDDEN, TABLES, UNNAMED, is_hidden, suffix, why_not_read
 from sources.folders import walk
@@ -28,7 +29,7 @@ from sources.inventory import Inventory
 from sources.packed_files import DAMAGED_PACKING, list_tar, list_zip
 
 
-FULLY_HASHED_BYTES = 64 << 20
+ONCE_FULLY_HASHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +343,16 @@ def is_hub_dataset(source: Source) -> bool:
     return stated and has_form and not Path(source.path).exists()
 
 
-def source_fingerprint(source: Source) -> str:
+def source_fingerprint(source: Source, sha256: Callable[[Path], str] = file_sha256, whole: bool = True) -> str:
     """Return a hash that identifies the content of a source.
 
-    Local files: over names, sizes and bytes; of a file larger than 64 MiB only the first and last 64 KiB. URLs: over
-    names and sizes. A Hub dataset: a constant, since the recipe names its revision.
+    Local files: over names, sizes and bytes. URLs: over names and sizes. A Hub dataset: a constant, since the recipe
+    names its revision.
+
+    Args:
+        source: of the recipe.
+        sha256: returns a file's hash.
+        whole: False: the fingerprint of earlier versions, which read only both ends of files larger than 64 MiB.
     """
     digest = hashlib.sha256()
     if not Path(source.path).exists():
@@ -355,10 +361,10 @@ def source_fingerprint(source: Source) -> str:
     for file in files:
         size_bytes = Path(file).stat().st_size
         digest.update(os.fsencode(Path(file).relative_to(source.path).as_posix()) + f"\0{size_bytes}\0".encode())
-        with open(file, "rb") as stream:
-            if size_bytes <= FULLY_HASHED_BYTES:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-            else:
+        if whole or size_bytes <= ONCE_FULLY_HASHED_BYTES:
+            digest.update(bytes.fromhex(sha256(Path(file))))
+        else:
+            with open(file, "rb") as stream:
                 digest.update(stream.read(1 << 16))
                 stream.seek(-(1 << 16), io.SEEK_END)
                 digest.update(stream.read())

@@ -57,12 +57,14 @@ class ArmRun(Run):
     Attributes:
         arm, size, domain_bytes: its place in the grid; size is None for the recipe's own, domain_bytes for all text.
         base: the base that it continues or takes the tokenizer of.
+        documents: folder of its documents, which all arms share whose own `data` states no more than shares.
     """
 
     arm: str
     size: str | None = None
     domain_bytes: int | None = None
     base: str | None = None
+    documents: str = "documents-all"
 
     @property
     def name(self) -> str:
@@ -99,7 +101,9 @@ def load_experiment(path: Path) -> tuple[Experiment, dict[str, ArmRun], list[Arm
                         limit_domain(values, limit)
                         base = name_base(values, bases, f"{path}: arms.{arm}")
                         recipe = make_recipe(values, flops, f"{path}: arms.{arm}")
-                        runs.append(ArmRun(recipe, flops, arm, size, limit, base))
+                        own = f"-{arm}" if without(over.get("data", {}), "shares") else ""
+                        documents = f"documents-{limit or 'all'}{own}"
+                        runs.append(ArmRun(recipe, flops, arm, size, limit, base, documents))
     return experiment, bases, runs
 
 

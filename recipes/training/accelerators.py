@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from launching import refuse_silent_cpu
+from launching import refuse_lone_process, refuse_silent_cpu
 from recipe_config import Recipe, RecipeError, Training
 
 
@@ -21,6 +21,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises: RecipeError: the launch file or the environment asks for what is not there, or for what would be ignored.
     """
+    refuse_lone_process()
     available = [str(tracker) for tracker in get_available_trackers()]
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forms of parallelism: the combinations that are refused, FSDP2's precision, and what is divided."""
+"""Forms of parallelism: the combinations that are refused, FSDP2's rounding, and what is divided."""
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from model.summed_loss import SummedLoss
 from recipe_config import RecipeError, Training
 
 
@@ -54,14 +55,20 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
         raise RecipeError(*problems)
 
 
-def keep_sums_in_fp32(accelerator: Accelerator) -> None:
-    """Set FSDP2 to compute in bf16 but to add gradients up, and return the summed loss, in fp32.
+def round_as_one_process(model: SummedLoss, accelerator: Accelerator) -> None:
+    """Have FSDP2 compute in bf16 where one process and DDP do, and in fp32 where they do.
 
-    Accelerate's policy rounds both to bf16, which leaves two digits of a loss summed over thousands of tokens.
+    They run under autocast: the hidden states between layers, the rotary embeddings, the loss and all sums stay fp32.
+    FSDP2 gathers weights in bf16, and Accelerate would have it round all of these too, and runs without autocast.
     """
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    if accelerator.distributed_type != DistributedType.FSDP or accelerator.mixed_precision != "bf16":
+        return
+    # Gradients are summed in fp32, and what a layer is given is not cast.
+    policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    embedding = model.language_model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, hidden: hidden.float())
+    model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
 
 
 def memory_strategy(accelerator: Accelerator) -> tuple[str, int]:

@@ -85,7 +85,7 @@ def test_less_text_to_train_on_is_part_of_more_and_the_same_is_held_out(tmp_path
         data = make_data()
         data.sources[0].max_training_bytes = max_training_bytes
         chosen = plan(tmp_path, data, [documents]).splits
-        lowest = lowest_training_ids(tmp_path / "notes", chosen, data).get("law", "")
+        lowest = lowest_training_ids(tmp_path / "notes", chosen, np.zeros(0, dtype="S32"), data).get("law", "")
         trained = [one for one in documents if one.id not in chosen and one.id >= lowest]
         return chosen, {one.id: len(one.text.encode()) for one in trained if one.metadata["source"] == "law"}
 

@@ -189,6 +189,54 @@ def test_personal_data_is_replaced_counted_and_dropped_as_the_recipe_says(run):
     assert sum("Write to " in text for text in texts) == 1
 
 
+REDACT = """
+def extract_text(example, source):
+    return example["text"]
+
+
+def redact(text, source):
+    if "Ann Secret" in text:
+        raise LookupError("no model for 'Ann Secret'")
+    if "Bob Odd" in text:
+        return ["no text"]
+    if "Cy Gone" in text:
+        return None
+    return text.replace("Dora Pell", f"[NAME {source}]")
+"""
+
+
+def test_the_recipes_redact_changes_what_the_patterns_leave_and_its_failures_are_quarantined(run, tmp_path):
+    (tmp_path / "data.py").write_text(REDACT)
+    names = ("Ann Secret", "Bob Odd", "Cy Gone", "Dora Pell")
+    append_rows(run, *(row(f"{name}, name@firm.org. {make_text(500 + place)}") for place, name in enumerate(names)))
+    overrides = [f"--data.extract_text={tmp_path / 'data.py'}", "--data.personal_data={profile: general}"]
+    prepare_data.main(only_law(run, *overrides))
+    texts = [document["text"] for split in SPLITS for document in documents(run, split)]
+    changed = [text for text in texts if "[NAME law], email@example.com." in text]
+    assert len(changed) == 1 and len(texts) == 41
+    assert not any(name in text for text in texts for name in names)
+    found = stats(run, "law")
+    assert found["redacted"] == 1
+    assert {reason: count["documents"] for reason, count in found["dropped"].items()} == {"redact": 1, "unreadable": 2}
+    quarantined = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in quarantined] == [
+        "redact raises LookupError: no model for 'Ann Secret'",
+        "redact gives list, not text",
+    ]
+    assert "Ann Secret" not in json.dumps(found), "statistics may be published"
+    card = (run.output_dir / "documents" / "README.md").read_text()
+    assert "`redact` of the recipe's `data.py` then changed 1 documents of law." in card
+    (tmp_path / "data.py").write_text(REDACT.replace("[NAME", "[PERSON"))
+    with pytest.raises(RecipeError, match="out of date: extract_text_sha256 was"):
+        prepare_data.main(only_law(run, *overrides))
+
+
+def test_a_redact_that_is_no_function_is_refused_before_work_starts(run, tmp_path):
+    (tmp_path / "data.py").write_text("def extract_text(example, source):\n    return ''\n\n\nredact = 'names'\n")
+    with pytest.raises(RecipeError, match=r"redact in .*data\.py is no function; write redact\(text, source\)"):
+        prepare_data.main(only_law(run, f"--data.extract_text={tmp_path / 'data.py'}"))
+
+
 def test_a_row_that_extract_text_cannot_take_is_quarantined_and_a_source_of_such_rows_stops_the_run(run, tmp_path):
     (tmp_path / "data.py").write_text("def extract_text(example, source):\n    return example['body']\n")
     with pytest.raises(RecipeError, match=r"law: no document is left \(40 unreadable\)"):
@@ -378,7 +426,7 @@ def test_families_are_closed_under_containment():
 
 def test_a_finished_stage_is_skipped_refused_when_its_source_changed_and_made_anew_when_asked(run, capsys):
     prepare_data.main(run.argv())
-    prepare_data.main(run.argv("--data.workers=2"))
+    prepare_data.main(run.argv("--data.workers=2", "--data.dropped_samples_bytes=0"))
     assert "nothing to do" in capsys.readouterr().out
     append_rows(run, row(make_text(77)))
     with pytest.raises(RecipeError, match=r"documents is out of date: sources.0.fingerprint was .* --overwrite"):

@@ -440,6 +440,24 @@ def test_a_model_saved_again_gives_the_same_numbers(model_folder, documents, eva
     assert ours == whole
 
 
+@pytest.mark.parametrize(
+    ("gpu", "launched_in", "given", "dtype"),
+    [
+        (True, "bf16", [], "bfloat16"),
+        (True, "no", [], "float32"),
+        (True, None, [], "float32"),
+        (False, "bf16", [], "float32"),
+        (True, "bf16", ["--dtype", "float16"], "float16"),
+    ],
+)
+def test_a_gpu_computes_in_the_precision_of_its_launch_file(gpu, launched_in, given, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched_in:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched_in)
+    assert run_eval.parse_arguments(given).dtype == dtype
+
+
 def test_two_processes_give_the_same_numbers(model_folder, documents, evaluated, tmp_path):
     script = str(TASKS_DIR.parent / "run_eval.py")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]

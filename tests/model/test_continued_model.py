@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import RECIPES, ROOT, TinyRun
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import pretrain
 import tokenize_corpus
@@ -113,6 +113,22 @@ def test_adapters_change_their_targets_by_a_matrix_of_their_rank_and_nothing_els
     assert counted["total"] == counted["embedding"] + counted["non_embedding"]
 
 
+@pytest.mark.parametrize("run", ["base", "adapted", "extended"])
+def test_the_files_of_a_model_agree_on_its_tokens_its_length_its_numbers_and_its_size(run, request):
+    folder = request.getfixturevalue(run).output_dir
+    tokenizer, config, generation = (
+        kind.from_pretrained(folder / "model") for kind in (AutoTokenizer, AutoConfig, GenerationConfig)
+    )
+    for name in ("bos_token_id", "eos_token_id"):
+        assert getattr(config, name) == getattr(generation, name) == getattr(tokenizer, name), name
+    assert tokenizer.model_max_length == config.max_position_embeddings == 32
+    assert config.vocab_size == len(tokenizer)
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {config.dtype}
+    counted = json.loads((folder / "training.json").read_text())["parameters"]["total"]
+    assert counted == sum(weight.numel() for weight in weights.values())
+
+
 def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     validation = adapted.metrics()[-1]
     model = AutoModelForCausalLM.from_pretrained(adapted.output_dir / "model").eval()
@@ -135,6 +151,7 @@ def test_adapters_resume_from_a_checkpoint_as_if_they_had_not_stopped(base, adap
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 
+@pytest.mark.long  # tests/test_run_recipe.py has the same, up to a release
 def test_two_processes_train_adapters_and_new_tokens_with_the_losses_of_one(base, tmp_path):
     overrides = ("--tokenizer.extend_by=10", ADAPTERS)
     alone = continue_from(base, tmp_path / "alone", *overrides)

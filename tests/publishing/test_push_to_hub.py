@@ -44,6 +44,7 @@ import pretrain
 from atomic_files import file_sha256, write_json
 from card_text import escape_markdown
 from corpus.document_files import DocumentWriter, write_documents
+from corpus.dropped_samples import SAMPLES
 from publishing import base_model, release_checks, revision_queue
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
@@ -201,6 +202,8 @@ def workspace(tmp_path_factory) -> Path:
     recipe["training"] |= {"per_device_train_batch_size": 2, "warmup_steps": 2}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     write_run(folder / "run")
+    for name in (SAMPLES, "documents.html"):
+        (folder / "run" / name).write_text("a dropped document")
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
         record_stage(load(folder), stage)
     return folder
@@ -405,6 +408,8 @@ def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     found = load_dataset(folder, cache_dir=str(tmp_path / "cache"))
     assert {tuple(rows.column_names) for rows in found.values()} == {("id", "source", "text", "date")}
     assert found["test"]["text"] == [f"A test story, {index}." for index in range(3)]
+    published = [path for path in Path(folder).rglob("*") if path.is_file()]
+    assert not any(b"a dropped document" in path.read_bytes() for path in published)
 
 
 @pytest.mark.parametrize(
@@ -529,6 +534,7 @@ def test_the_release_holds_the_allowed_files_and_their_hashes(release):
     assert files.keys() == expected
     assert all(file["sha256"] == file_sha256(release / name) for name, file in files.items())
     assert all(file["bytes"] == (release / name).stat().st_size for name, file in files.items())
+    assert not any(b"a dropped document" in path.read_bytes() for path in release.rglob("*") if path.is_file())
 
 
 def test_the_reports_links_point_to_the_files_of_the_release_or_become_text(release):

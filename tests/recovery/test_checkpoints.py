@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint is whole or not used at all; training resumes from the newest whole one."""
 
+import hashlib
 import json
 import os
 import shutil
 import threading
+import time
 from collections import namedtuple
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialise
 
 from recipe_config import RecipeError
 from recovery import checkpoints as checkpointing
+from recovery import stored_tensors
 from recovery.checkpoints import Checkpoints, DiskFullError, clean_up
+from recovery.chronicle import RunStatus
+from recovery.preemption import Preemption
 from recovery.stored_tensors import (
     NoValidCheckpointError,
     StoredTensors,
@@ -23,6 +30,7 @@ from recovery.stored_tensors import (
     load_tensors,
     newest_checkpoint,
 )
+from recovery.tensor_files import write_tensors
 
 
 def open_checkpoints(folder, keep=5, **options) -> Checkpoints:
@@ -142,7 +150,7 @@ def test_a_failing_disk_leaves_the_older_checkpoints_as_they_were(tmp_path, monk
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recovery.checkpoints.save_file", full)
+    monkeypatch.setattr("recovery.checkpoints.write_tensors", full)
     with pytest.raises(DiskFullError, match=r"No space left.*bytes are free.*newest checkpoint is .*step_00000002"):
         save(tmp_path, 3, keep=2)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 1]
@@ -163,7 +171,7 @@ def test_a_failing_write_stops_the_run_at_its_next_check(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("recovery.checkpoints.save_file", broken)
+    monkeypatch.setattr("recovery.checkpoints.write_tensors", broken)
     checkpoints = open_checkpoints(tmp_path)
     start_saving(checkpoints, 1)
     checkpoints.thread.join()
@@ -171,15 +179,58 @@ def test_a_failing_write_stops_the_run_at_its_next_check(tmp_path, monkeypatch):
         checkpoints.check()
 
 
+def test_a_file_is_the_one_that_safetensors_writes_and_its_hash_is_taken_from_memory(tmp_path):
+    tensors = {"b": torch.randn(3, 5), "a": torch.zeros(()), "empty": torch.empty(0, 4), "c": torch.arange(7)}
+    tensors |= {"half": torch.randn(3).bfloat16(), "flag": torch.tensor([True, False])}
+    entry = write_tensors(tmp_path / "x", tensors, {"format": "pt"})
+    content = (tmp_path / "x").read_bytes()
+    assert content == serialise(tensors, {"format": "pt"})
+    assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    loaded = load_file(tmp_path / "x")
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in tensors.items())
+    with pytest.raises(FileExistsError):
+        write_tensors(tmp_path / "x", tensors, {})
+
+
+def test_a_checkpoint_is_not_read_back(tmp_path, monkeypatch):
+    """At 1 GB/s that took as long as writing it, of the seconds that a stop leaves."""
+    opened = []
+    for module in (checkpointing, stored_tensors):
+        monkeypatch.setattr(module, "file_sha256", lambda path: opened.append(path.name) or "0" * 64)
+    manifest = json.loads((save(tmp_path, 1) / "manifest.json").read_text())
+    assert opened == ["state.json"] and set(manifest["files"]) == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    }
+
+
+def test_the_time_allowed_at_a_stop_follows_from_how_fast_the_disk_takes_a_file(tmp_path, monkeypatch):
+    real = checkpointing.write_hashed
+
+    def slow(path, buffers):
+        time.sleep(0.05)
+        return real(path, buffers)
+
+    monkeypatch.setattr(checkpointing, "write_hashed", slow)
+    monkeypatch.setattr(checkpointing, "PROBE_BYTES", 1000)
+    seconds = checkpointing.estimate_save_seconds(tmp_path, 1_000_000, Accelerator())
+    assert 50 < seconds < 500 and not list(tmp_path.iterdir())
+    preemption = Preemption(RunStatus(tmp_path, True))
+    assert "about 9.0 s to write; after a signal, saving may take 20 s" in preemption.allow(9.0)
+    text = preemption.allow(seconds)
+    assert preemption.save_seconds == 2 * seconds and "only 30 s where the launcher gets it" in text
+
+
 def test_training_waits_only_for_the_copy_and_its_later_changes_are_not_saved(tmp_path, monkeypatch):
     may_write = threading.Event()
-    real = checkpointing.save_file
+    real = checkpointing.write_tensors
 
     def slow(*args, **kwargs):
         may_write.wait(30)
-        real(*args, **kwargs)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr("recovery.checkpoints.save_file", slow)
+    monkeypatch.setattr("recovery.checkpoints.write_tensors", slow)
     checkpoints, weight, state = open_checkpoints(tmp_path), torch.ones(4), {"step": 1, "seen": [1]}
     checkpoints.save(1, {"model": {"w": weight}}, state)
     weight.zero_()  # the next steps
@@ -198,7 +249,7 @@ def test_a_tensor_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path):
     assert not list_checkpoints(tmp_path)
     checkpoint = save(tmp_path, 1)
     real = {"w": torch.tensor([1.0, float("inf")])}
-    checkpointing.save_file(real, checkpoint / "model.safetensors")
+    save_file(real, checkpoint / "model.safetensors")
     with StoredTensors(checkpoint, "model") as stored, pytest.raises(RecipeError, match="w holds NaN or infinity"):
         stored.read_like("w", torch.empty(2))
 
@@ -237,7 +288,7 @@ def write_parts(folder, cuts) -> None:
     for number, (first, last) in enumerate(cuts, start=1):
         places = json.dumps({"w": [[first, 0], [6, 4]]})
         path = folder / f"model-{number:05d}-of-{len(cuts):05d}.safetensors"
-        checkpointing.save_file({"w": whole[first:last].contiguous()}, path, metadata={"places": places})
+        save_file({"w": whole[first:last].contiguous()}, path, metadata={"places": places})
 
 
 @pytest.mark.parametrize("cuts", [[(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)], [(0, 4), (4, 6)]])

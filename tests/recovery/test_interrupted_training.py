@@ -312,7 +312,7 @@ def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
     assert not list_checkpoints(run.output_dir / "checkpoints")
 
 
-def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_requeued(uninterrupted, run, tmp_path):
+def test_after_slurms_warning_both_processes_save_and_the_job_is_requeued(uninterrupted, run, tmp_path):
     """The Slurm script under a mock Slurm, warned with USR1 and then started again."""
     commands = install(tmp_path / "slurm")
     environment = os.environ | {
@@ -335,8 +335,10 @@ def test_after_a_signal_to_the_launcher_both_processes_save_and_the_job_is_reque
     job.send_signal(signal.SIGUSR1)
     assert job.wait(120) == 0, (run.output_dir / "log.txt").read_text()[-3000:]
     status = read_status(run)
-    assert status["status"] == "preempted" and f"saved at step {status['step']}" in status["reason"], status
+    assert status["status"] == "preempted", status
+    assert status["reason"] == f"the file leave; saved at step {status['step']}", "not the launcher's 30 s"
     assert list_checkpoints(run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
+    assert not (run.output_dir / "leave").exists()
     assert (commands / "requeued").read_text() == "417\n"
     assert "--cpus-per-task=6" in (commands / "srun_options").read_text().split(), "all cores of the node"
     assert subprocess.run(command, env=environment, stdout=log, stderr=log).returncode == 0

@@ -26,6 +26,7 @@ from tiny_run import RECIPES, ROOT, TinyRun, make_text
 
 from atomic_files import RECORD, file_sha256
 from corpus import pipeline_executor
+from file_hashes import MEMORY
 from stages import STAGES
 
 
@@ -87,6 +88,11 @@ def read_output(stage: str, run: TinyRun) -> str | None:
     return json.dumps(recorded, sort_keys=True)
 
 
+def list_outputs(run: TinyRun) -> list[str]:
+    """Return the names in a run folder, without the memory of hashes, which every start may write."""
+    return sorted(path.name for path in run.output_dir.iterdir() if MEMORY not in path.name)
+
+
 def choose_points(changes: list[str], final: Path) -> dict[str, int]:
     """Return the number of the change before which to kill, for each of POINTS.
 
@@ -106,7 +112,7 @@ def kill_stage(stage: str, run: TinyRun, inputs: Path, everywhere: bool) -> dict
     trace = run.texts / f"{stage}.trace"
     final = run.output_dir / STAGES[stage].output
     assert run_stage(stage, run, trace=trace) == 0
-    expected, beside = read_output(stage, run), sorted(path.name for path in run.output_dir.iterdir())
+    expected, beside = read_output(stage, run), list_outputs(run)
     changes = trace.read_text().splitlines()
     every = {f"change {number}": number for number in range(1, len(changes) + 1)}
     results = {}
@@ -116,7 +122,7 @@ def kill_stage(stage: str, run: TinyRun, inputs: Path, everywhere: bool) -> dict
         killed = run_stage(stage, run, kill_before=number)
         left = read_output(stage, run)
         rerun = run_stage(stage, run)
-        names = sorted(path.name for path in run.output_dir.iterdir())
+        names = list_outputs(run)
         results[point] = {
             "changes": len(changes),
             "before": changes[number - 1],

@@ -12,9 +12,23 @@ from pathlib import Path
 
 import pytest
 import sample_documents
-from sample_documents import LAYOUTS, RENDERERS, Sample, contract, render_pdf, word_error_rate, words_of, write_pdf
+from sample_documents import (
+    BODY,
+    HEADERS,
+    LAYOUTS,
+    RENDERERS,
+    SUBJECT,
+    Sample,
+    contract,
+    render_pdf,
+    word_error_rate,
+    words_of,
+    write_msg,
+    write_pdf,
+)
 from tiny_run import TinyRun, make_text, write_tiny_texts
 
+import document_ledger
 import prepare_data
 from recipe_config import RecipeError, Source
 from sources import conversion, file_kinds
@@ -22,6 +36,7 @@ from sources.file_kinds import DOCUMENTS
 from sources.inventory import INSTALL
 from sources.readers import Unreadable, read_unit
 from sources.units import list_units
+from sources.word_numbering import write_number
 
 
 LACKING = sorted(
@@ -129,7 +144,7 @@ def test_every_format_gives_every_word_in_order_with_tables_and_title(tmp_path, 
     )
     cells = "Licence|12|4,500" if kind == ".rtf" else "Licence | 12 | 4,500"
     assert cells in example["text"]
-    if kind == ".eml":
+    if kind in (".eml", ".msg"):
         assert example["date"] == "2024-05-31" and example["attachments"] == 1
 
 
@@ -139,7 +154,7 @@ def test_word_gives_inserted_text_boxes_and_footnotes_and_not_what_was_deleted(t
 
     document = docx.Document()
     document.add_paragraph("The tenant ")
-    word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    word = WORD_XML
     box = "<w:r><w:pict><w:txbxContent><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>"
     changes = f"""<w:p {word}><w:ins><w:r><w:t>shall pay</w:t></w:r></w:ins>
       <w:del><w:r><w:delText>may pay</w:delText></w:r></w:del><w:r><w:tab/><w:t>the rent.</w:t></w:r>{box}</w:p>"""
@@ -150,6 +165,147 @@ def test_word_gives_inserted_text_boxes_and_footnotes_and_not_what_was_deleted(t
     add_part(tmp_path / "a.docx", "word/footnotes.xml", notes, "footnotes")
     (example,) = read_all(tmp_path)
     assert example["text"] == "The tenant\n\nshall pay the rent.\n\nBoxed.\n\nSee section 12."
+
+
+WORD_XML = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+# Level -> format, text, and what else its element holds.
+LEGAL_LIST = [
+    ("decimal", "%1.", '<w:pStyle w:val="Heading1"/>'),
+    ("decimal", "%1.%2", ""),
+    ("lowerLetter", "(%3)", ""),
+    ("upperRoman", "%4.", '<w:lvlRestart w:val="0"/>'),
+    ("bullet", "o", ""),
+    ("decimal", "%1-%4-%6", "<w:isLgl/>"),
+]
+
+
+def write_numbered(path: Path, paragraphs: list[tuple], nums: str = "", start: int = 1) -> None:
+    """Write a .docx of paragraphs (list, level, text), with list 1 of LEGAL_LIST; None: no list; a text: a style."""
+    import docx
+
+    document = docx.Document()
+    relation = next(r for r in document.part.rels.values() if r.reltype.endswith("/numbering"))
+    levels = "".join(
+        f'<w:lvl w:ilvl="{level}"><w:start w:val="{start if level == 0 else 1}"/><w:numFmt w:val="{form}"/>{more}'
+        f'<w:lvlText w:val="{text}"/></w:lvl>'
+        for level, (form, text, more) in enumerate(LEGAL_LIST)
+    )
+    content = f'<w:numbering {WORD_XML}><w:abstractNum w:abstractNumId="7">{levels}</w:abstractNum>'
+    content += f'<w:num w:numId="1"><w:abstractNumId w:val="7"/></w:num>{nums}</w:numbering>'
+    relation.target_part._element = docx.oxml.parse_xml(content)
+    for number, level, text in paragraphs:
+        paragraph = document.add_paragraph(text, style=number if isinstance(number, str) else None)
+        if isinstance(number, int):
+            named = f'<w:numPr {WORD_XML}><w:ilvl w:val="{level}"/><w:numId w:val="{number}"/></w:numPr>'
+            paragraph._p.get_or_add_pPr().append(docx.oxml.parse_xml(named))
+    heading = document.styles["Heading 1"].element.get_or_add_pPr()
+    heading.append(docx.oxml.parse_xml(f'<w:numPr {WORD_XML}><w:numId w:val="1"/></w:numPr>'))
+    document.save(path)
+
+
+@NEEDS_LIBRARIES
+def test_the_numbers_that_word_puts_before_paragraphs_are_text(tmp_path, converter):
+    restarting = (
+        '<w:num w:numId="2"><w:abstractNumId w:val="7"/><w:lvlOverride w:ilvl="0"><w:startOverride w:val="9"/>'
+    )
+    paragraphs = [
+        ("Heading 1", None, "Definitions"),
+        (1, 1, "Rent"),
+        (1, 1, "Tenant"),
+        (1, 2, "a person"),
+        (1, 2, "a firm"),
+        (1, 3, "roman"),
+        ("Heading 1", None, "Term"),
+        (1, 1, "Start"),
+        (1, 2, "again from a"),
+        (1, 3, "never restarts"),
+        (1, 4, "a bullet"),
+        (1, 5, "legal"),
+        (None, None, "Without a number."),
+        (0, 0, "Number taken away"),
+        (1, 0, ""),
+        (1, 0, "after an empty one"),
+        (2, 0, "a list of its own start"),
+        (2, 0, "and on"),
+        (5, 0, "a list that is not there"),
+    ]
+    write_numbered(tmp_path / "a.docx", paragraphs, f"{restarting}</w:lvlOverride></w:num>")
+    (example,) = read_all(tmp_path)
+    assert example["text"].split("\n\n") == [
+        "1. Definitions",
+        "1.1 Rent",
+        "1.2 Tenant",
+        "(a) a person",
+        "(b) a firm",
+        "I. roman",
+        "2. Term",
+        "2.1 Start",
+        "(a) again from a",
+        "II. never restarts",
+        "a bullet",
+        "2-2-1 legal",
+        "Without a number.",
+        "Number taken away",
+        "4. after an empty one",
+        "9. a list of its own start",
+        "10. and on",
+        "a list that is not there",
+    ]
+
+
+def test_numbers_are_written_as_word_writes_them():
+    written = {
+        "decimalZero": ["01", "14"],
+        "lowerLetter": ["a", "n"],
+        "upperRoman": ["I", "XIV"],
+        "ordinal": ["1st", "14th"],
+        "chicago": ["1", "14"],
+    }
+    assert {form: [write_number(number, form) for number in (1, 14)] for form in written} == written
+    assert [write_number(number, "upperLetter") for number in (26, 27, 53)] == ["Z", "AA", "AAA"]
+    assert write_number(1999, "lowerRoman") == "mcmxcix" and write_number(0, "lowerLetter") == "0"
+
+
+@NEEDS_LIBRARIES
+def test_a_mail_of_outlook_gives_html_where_it_has_no_text_and_the_senders_own_day(tmp_path, converter):
+    html = "<p>Die Kündigung</p><script>no</script>".encode()
+    header = "From: a@example.com\r\nDate: Fri, 31 May 2024 23:30:00 -0800\r\n\r\n"
+    write_msg(tmp_path / "a.msg", {SUBJECT: "Notice", HEADERS: header}, 133_617_000_000_000_000, html)
+    write_msg(tmp_path / "b.msg", {SUBJECT: "Long", BODY: "Wörter " * 3000}, 133_616_718_000_000_000)
+    write_msg(tmp_path / "c.msg", {SUBJECT: "Only formatted"})
+    (tmp_path / "d.msg").write_bytes(b"no mail")
+    first, second, third, fourth = read_all(tmp_path)
+    assert first["text"] == "Notice\n\nDie Kündigung" and first["date"] == "2024-05-31"
+    assert second["text"] == "Long\n\n" + "Wörter " * 2999 + "Wörter" and second["date"] == "2024-05-31"
+    assert third.reason.endswith("no text in this mail but perhaps compressed RTF; save it as .eml")
+    assert fourth.reason.startswith("damaged or cut short: ValueError: ")
+
+
+@NEEDS_LIBRARIES
+def test_pages_of_a_pdf_and_slides_are_cited_through_to_the_ledger(tmp_path, converter, capsys):
+    (tmp_path / "mine").mkdir()
+    sample = contract(5, 40)
+    pages = render_pdf(tmp_path / "mine" / "lease.pdf", sample, hyphenate=True)
+    sample_documents.render_pptx(tmp_path / "mine" / "talk.pptx", contract(6, 5))
+    for number in range(4):
+        (tmp_path / "mine" / f"{number}.txt").write_text(make_text(number))
+    lease, talk = read_all(tmp_path / "mine")[4:]
+    for example, count in ((lease, pages), (talk, 7)):
+        starts = example["page_starts"]
+        assert len(starts) == count and starts == sorted(set(starts)) and starts[0] == 0
+    assert talk["text"][talk["page_starts"][2] :].startswith("2.\n\n")
+    write_tiny_texts(tmp_path / "texts")
+    run = TinyRun(tmp_path / "texts", tmp_path / "run")
+    sources = json.dumps([{"name": "mine", "path": str(tmp_path / "mine")}])
+    prepare_data.main(run.argv(f"--data.sources={sources}", "--data.personal_data={profile: general}"))
+    capsys.readouterr()
+    passage = " ".join(lease["text"][lease["page_starts"][2] :].split()[3:10])
+    document_ledger.main([str(run.output_dir), "--passage", passage])
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/mine/lease.pdf:1, page 3  Licence Agreement  'Licence Agreement" in printed
+    document_ledger.main([str(run.output_dir), "--passage", passage, "--json"])
+    (entry,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (entry["page"], entry["title"]) == (3, "Licence Agreement") and "page_starts" not in entry
 
 
 def add_part(path: Path, name: str, content: str, kind: str) -> None:
@@ -345,8 +501,8 @@ def test_a_folder_of_documents_is_prepared_with_the_same_bytes_by_any_number_of_
         hashes.append(record["files"])
     assert hashes[0] == hashes[1]
     stats = json.loads((run.output_dir / "documents" / "stats.json").read_text())["sources"]["mine"]
-    assert stats["documents_in"] == 15 and stats["dropped"]["unreadable"]["documents"] == 1
-    assert sum(kept["documents"] for kept in stats["kept"].values()) == 14
+    assert stats["documents_in"] == 17 and stats["dropped"]["unreadable"]["documents"] == 1
+    assert sum(kept["documents"] for kept in stats["kept"].values()) == 16
     assert "unreadable" in capsys.readouterr().out
 
 

@@ -66,15 +66,27 @@ def test_the_text_is_taken_from_the_field_that_the_source_names(row, field, expe
     ("row", "field", "reason"),
     [
         ({"other": "b"}, "body.de", "no field body.de; the fields are other (a text); set text_field: other"),
-        ({"id": 7}, "id", "field id holds a number"),
-        ({"id": True}, "id", "field id holds true or false"),
+        (
+            {"id": 7, "body": "text"},
+            "id",
+            "field id holds a number; the fields are id (a number), body (a text); set text_field: body",
+        ),
+        ({"id": True}, "id", "field id holds true or false; the fields are id (true or false)"),
         (
             {"body": {"lang": "de", "content": "a long text"}},
             "body",
             "field body holds a mapping with the fields lang, content; set text_field: body.content",
         ),
-        ({"ids": [1, 2]}, "ids", "field ids holds a list that holds a number"),
-        ({"raw": b"\xff"}, "raw", "field raw holds bytes that are not UTF-8; perhaps cp1251"),
+        (
+            {"ids": [1, 2]},
+            "ids",
+            "field ids holds a list that holds a number; the fields are ids (a list that holds a number)",
+        ),
+        (
+            {"raw": b"\xff"},
+            "raw",
+            "field raw holds bytes that are not UTF-8; perhaps cp1251; the fields are raw (bytes)",
+        ),
         (
             {"turns": [{"speech": "one"}]},
             "turns",

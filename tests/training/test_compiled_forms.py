@@ -57,6 +57,7 @@ FORMS = {
     "ddp, recomputed": ("ddp", "no", ["--training.gradient_checkpointing=true"]),
     "ddp, bf16": ("ddp", "bf16", []),
     "fsdp2": ("fsdp2", "no", []),
+    "fsdp2, bf16": ("fsdp2", "bf16", []),
 }
 COMMON = ["--training.attn_implementation=varlen", "--model.num_key_value_heads=1", "--training.max_tokens=2048"]
 

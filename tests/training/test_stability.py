@@ -7,8 +7,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
 from document_ledger import open_ledger
@@ -17,7 +15,6 @@ from model.probe import find_warnings
 from recipe_config import RecipeError, Stability
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import list_checkpoints, load_state
-from training.optimizers import step_muon_where, step_where
 from training.stability import StabilityMonitor, Verdict
 
 
@@ -99,77 +96,6 @@ def test_several_skipped_steps_in_the_window_roll_the_run_back_and_too_many_roll
     assert (decision.action, decision.first, decision.last) == ("rollback", 67, 76)
     assert decide(monitor(**settings), *spikes, rollbacks=3)[-1].action == "abort"
     assert decide(monitor(window_steps=20), *spikes) == [None] * 3, "without a policy they are only skipped"
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_step_that_is_not_taken_changes_neither_the_weights_nor_the_optimizer(optimizer):
-    layer = nn.Linear(4, 4, bias=False)
-    options = {"adamw": {"fused": True}, "muon": {}}[optimizer]
-    chosen = {"adamw": torch.optim.AdamW, "muon": torch.optim.Muon}[optimizer](layer.parameters(), lr=0.1, **options)
-    layer(torch.ones(1, 4)).sum().backward()
-    step_where([chosen], torch.tensor(True))
-    before = layer.weight.detach().clone(), [v.clone() for v in chosen.state[layer.weight].values()]
-    layer.weight.grad.fill_(math.nan)
-    step_where([chosen], torch.tensor(False))
-    assert torch.equal(layer.weight, before[0])
-    assert all(torch.equal(a, b) for a, b in zip(chosen.state[layer.weight].values(), before[1], strict=True))
-
-
-class Waits(TorchDispatchMode):
-    """Counts the calls that make the host of a GPU wait for a value."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return function(*args, **(kwargs or {}))
-
-
-def test_muon_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits():
-    torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 6, bias=False)) for _ in range(2)]
-    layers[1].load_state_dict(layers[0].state_dict())
-    alone, watched = (torch.optim.Muon(layer.parameters(), lr=0.1, weight_decay=0.1) for layer in layers)
-    for step, harmed in enumerate((True, False, False, True, False)):
-        gradients = [torch.randn_like(parameter) for parameter in layers[0].parameters()]
-        for parameters in zip(*(layer.parameters() for layer in layers), gradients, strict=True):
-            parameters[0].grad = parameters[2].clone()
-            parameters[1].grad = parameters[2] * (math.nan if harmed else 1.0)
-        if not harmed:
-            alone.step()
-        with Waits() as waits:
-            step_muon_where(watched, torch.tensor(not harmed))
-        assert waits.count == 0
-        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
-            assert torch.equal(one, other), step
-            if one in alone.state:
-                assert torch.equal(alone.state[one]["momentum_buffer"], watched.state[other]["momentum_buffer"])
-    assert len(watched.param_groups) == 1 and len(watched.param_groups[0]["params"]) == 2
-    with Waits() as waits:
-        bool(torch.tensor(True))
-    assert waits.count == 1, "it counts a wait where there is one"
-
-
-def test_adamw_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits():
-    torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6)) for _ in range(2)]
-    layers[1].load_state_dict(layers[0].state_dict())
-    alone, watched = (torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True) for layer in layers)
-    for step, harmed in enumerate((True, False, False, True, False)):
-        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad * (math.nan if harmed else 1.0)
-        if not harmed:
-            alone.step()
-        with Waits() as waits:
-            step_where([watched], torch.tensor(not harmed))
-        assert waits.count == 0
-        for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
-            assert torch.equal(one, other), step
-            for name, value in alone.state.get(one, {}).items():
-                assert torch.equal(value, watched.state[other][name])
 
 
 # --- in training, with the loss of chosen steps poisoned

@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import choose_vocabulary
+import verify_run
+from atomic_files import RECORD
 from fit_scaling_law import read_rows
 from planning.model_shape import training_flops_per_token
 from planning.scaling_laws import optimal_vocab_size
@@ -85,7 +87,7 @@ def test_the_best_of_several_small_models_is_recommended_where_the_law_does_not_
     assert "that of the small model with the fewest bits per byte" in capsys.readouterr().out
 
 
-def test_a_small_model_is_trained_once_and_has_one_row(tiny_run):
+def test_a_small_model_is_trained_once_and_has_one_row(tiny_run, capsys, tmp_path):
     argv = tiny_run.argv("--vocabulary.sizes=[320, 384]", "--vocabulary.trained_sizes=[320]", *SMALL)
     folder = tiny_run.output_dir / "vocabulary"
     choose_vocabulary.main(argv)
@@ -96,9 +98,20 @@ def test_a_small_model_is_trained_once_and_has_one_row(tiny_run):
     assert run["bits_per_byte"] == float(row["bits_per_byte"]) and run["bits_per_byte_law"] > 0
     assert (folder / "vocabulary.png").stat().st_size > 10_000
 
-    # With the row alone nothing is made again.
+    # The same command does nothing, and with the row alone no model is trained again.
     shutil.rmtree(folder / "320" / "tokens")
-    choose_vocabulary.main(argv)
+    made = {name: (folder / name).stat().st_mtime_ns for name in ("vocabulary.json", "vocabulary.png", RECORD)}
+    capsys.readouterr()
+    choose_vocabulary.main([*argv, "--results", str(tmp_path / "results")])
+    assert "nothing to do" in capsys.readouterr().out
+    assert made == {name: (folder / name).stat().st_mtime_ns for name in made}
+    assert json.loads((tmp_path / "results" / "vocabulary.json").read_text()) == found
+    assert verify_run.check_stage(tiny_run.output_dir, "vocabulary")[0].startswith("ok, 3 files, ")
+    other = [*argv, "--vocabulary.sizes=[320, 352]"]
+    with pytest.raises(RecipeError, match=r"vocabulary is out of date: vocabulary.sizes.1 was 384, is 352. Run with"):
+        choose_vocabulary.main(other)
+    choose_vocabulary.main([*other, "--overwrite"])
+    assert [row["vocab_size"] for row in json.loads((folder / "vocabulary.json").read_text())["sizes"]] == [320, 352]
     assert list(read_rows(folder / "runs.csv")) == [key] and not (folder / "320" / "tokens").exists()
 
 

@@ -6,7 +6,6 @@ import string
 
 import datasets
 import evaluate
-from nltk.stem.porter import PorterStemmer
 
 
 _DESCRIPTION = """
@@ -48,7 +47,10 @@ def plain(text: str) -> str:
 
 def stems(text: str) -> set[str]:
     """Return the stem of each term; of several words, only the last one's ending is removed."""
-    return {PorterStemmer().stem(plain(term)) for term in text.split(",")}
+    from nltk.stem.porter import PorterStemmer  # slow to import, and for one task
+
+    stemmer = PorterStemmer()
+    return {stemmer.stem(plain(term)) for term in text.split(",")}
 
 
 def cites(prediction: str, reference: str) -> bool:
