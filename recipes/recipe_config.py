@@ -452,8 +452,8 @@ class Tokenizer(Section):
     max_token_bytes: Positive = 64
     """Length of the longest token (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
-    """Training sample, drawn by the sources' shares (bytes). bpe needs about 20 bytes of memory for each byte of
-    distinct words."""
+    """Training sample, drawn by the sources' shares; a source that has less is taken whole (bytes). bpe needs about
+    20 bytes of memory for each byte of distinct words."""
     chunk_bytes: Positive = 20_000_000
     """Text of one chunk, whose model is merged with the others (bytes); for unigram."""
     special_tokens: Annotated[list[str], Field(min_length=1)] = ["<|endoftext|>"]

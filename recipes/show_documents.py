@@ -77,6 +77,18 @@ def find_places(run: Path, ids: set[str]) -> dict[str, str]:
     return {document: ", ".join(own[:MOST_PLACES]) for document, own in places.items()}
 
 
+def find_scores(run: Path, ids: set[str]) -> dict[str, str]:
+    """Return id -> its score by the quality model, beside the least that is kept of its source."""
+    path = run / "documents" / "quality_scores.parquet"
+    if not ids or not path.exists():
+        return {}
+    least = read_json(run / "documents" / "stats.json")["quality_model"]["least_score"]
+    return {
+        row["id"]: f"score {row['score']:.3f}, where at least {least[row['source']]:.3f} is kept"
+        for row in pq.read_table(path, filters=[("id", "in", list(ids))]).to_pylist()
+    }
+
+
 def grep_marks(text: str, wanted: re.Pattern | None) -> list[tuple[int, int, str]]:
     return [(*found.span(), "grep") for found in wanted.finditer(text)] if wanted else []
 
@@ -192,11 +204,13 @@ def show_reasons(
     folders = {run / "documents", *(Path(folder) for sample in near for folder in sample["near_in"])}
     texts = find_texts(sorted(folders), {sample["near"] for sample in near}) if near else {}
     places = find_places(run, {sample["id"] for own in by_reason.values() for sample in own})
+    scores = find_scores(run, {sample["id"] for sample in by_reason.get("quality_model", ())})
     sections = []
     for reason, own in by_reason.items():
         shown = [show_dropped(sample, texts, wanted) for sample in own]
         for document in shown:
             document.place = document.place or places.get(document.document, "")
+            document.note = document.note or (scores.get(document.document, "") if reason == "quality_model" else "")
         shown = quarantined[: options.most] if reason == "unreadable" else shown
         sections.append(Section(reason, title_of(reason), numbers[reason], shown))
     return sections

@@ -13,8 +13,9 @@ the text, so the number of workers and the order of files change nothing. A seco
 trained on general text only, is the baseline. With model.from_pretrained or tokenizer.from_pretrained that tokenizer
 is used instead, with tokenizer.extend_by more tokens; the baseline is then the tokenizer before the extension.
 
-report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, bytes_per_token {tokenizer: {source: ratio}}
-on validation text, terms {term: {tokenizer: pieces}}, and card: the measures of vocabulary/report_card.py.
+report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, sample_bytes {source: about as many were
+drawn}, bytes_per_token {tokenizer: {source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, and card:
+the measures of vocabulary/report_card.py.
 speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
@@ -170,6 +171,9 @@ def make_tokenizer(recipe: Recipe) -> dict:
             "vocab_size": vocab_size,
             "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
+            "sample_bytes": {
+                name: min(size, train_bytes[name]) for name, size in sample_sizes(recipe, shares).items()
+            },
             "bytes_per_token": {
                 name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
                 for name, measured in card["tokenizers"].items()

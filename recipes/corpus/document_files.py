@@ -22,11 +22,14 @@ DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
 )
 FAMILY = "family"
-PLACE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("path", pa.string()), ("row", "int64")]
-    + [("title", pa.string()), ("page_starts", pa.list_(pa.int64()))]
-)
-NOTED_PLACE_SCHEMA = PLACE_SCHEMA.append(pa.field("unit", "int32"))
+PLACE_FIELDS = [
+    ("id", pa.string()),
+    ("path", pa.string()),
+    ("row", pa.int64()),
+    ("title", pa.string()),
+    ("page_starts", pa.list_(pa.int64())),
+]
+PLACE_SCHEMA, NOTED_PLACE_SCHEMA = pa.schema(PLACE_FIELDS), pa.schema([*PLACE_FIELDS, ("unit", pa.int32())])
 PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 FILE_BYTES = 256 << 20  # of text: so many tasks of later passes share what one task has read

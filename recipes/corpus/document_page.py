@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from corpus.dropped_samples import PASSAGES_REMOVED, SAMPLE_CHARACTERS
+from corpus.dropped_samples import PASSAGES_REMOVED
 from corpus.personal_data import KINDS
 from corpus.text_normalisation import ODD
 from corpus.text_quality import RULES
@@ -24,6 +24,7 @@ REASONS = {
     "unreadable": "Unreadable",
     "no_text": "Without text",
     "too_short": "Too short",
+    "redact": "Dropped by redact of data.py, and not sampled",
     "personal_data": "With personal data of a kind that drops the document",
     "exact_duplicate": "Exact duplicates",
     "near_duplicate_of_earlier": "Near-duplicates of an earlier corpus",
@@ -31,6 +32,7 @@ REASONS = {
     "repeated_passages": "Too short without repeated passages",
     PASSAGES_REMOVED: "Kept without repeated passages",
     "benchmark_overlap": "With benchmark items",
+    "quality_model": "Quality model: less like the good documents",
     "max_training_bytes": "Over the source's max_training_bytes",
 }
 GROUPS = ("quality", "language")  # of reasons that have names of their own
@@ -78,7 +80,7 @@ class Section:
 
 def group_of(reason: str) -> str:
     """Return what --dropped names a reason by: quality, language, or the reason itself."""
-    if reason in RULES or reason.startswith("quality"):
+    if reason in (*RULES, "quality_model"):
         return "quality"
     return "language" if reason.startswith("language_") else reason
 
@@ -181,6 +183,5 @@ def render_page(path: Path, run: str, sources: dict, kept: list[Section], droppe
         notes=notes,
         title_of=title_of,
         in_order=in_order,
-        most=SAMPLE_CHARACTERS,
     )
     path.write_text(page, encoding="utf-8")

@@ -7,7 +7,8 @@ same ones. Together they have at most data.dropped_samples_bytes, in equal numbe
 reads it, and it may be deleted.
 
 With data.personal_data, characters of the values that it finds are hidden in a sample: `•••-••-••••`. Their form and
-what is around them remain, by which one judges whether they are personal data.
+what is around them remain, by which one judges whether they are personal data. A sample has passed through redact of
+data.py too.
 """
 
 import json

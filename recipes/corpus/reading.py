@@ -150,6 +150,7 @@ class DocumentPipeline:
         raw: str,
         text: str,
         place: str,
+        redact: Callable[[str], object] | None,
         kept: Document | None = None,
     ) -> None:
         """Keep a sample of a document as it was read and as it is.
@@ -161,11 +162,16 @@ class DocumentPipeline:
             raw: its text as extract_text gave it.
             text: after normalisation.
             place: the file and row it was read from.
+            redact: of the recipe; what it gives no text for is not sampled.
             kept: what is kept of it; None: nothing.
         """
         identity = kept.id if kept else document_id(text) if samples.is_on else ""
         if not samples.wants(source, reason, identity):
             return
+        if redact is not None:
+            raw, text = redact(raw), kept.text if kept else redact(text)
+            if not isinstance(raw, str) or not isinstance(text, str):
+                return
         shown, marks, note = (kept.text, [], "") if kept else (text, *self.explain(text, reason))
         if self.redactor:
             found = [] if kept else self.redactor.find(text)
@@ -260,7 +266,8 @@ def read_task(
                 continue
             raw, date = example
             text = normalised = pipeline.normalise(raw)
-            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=where)
+            hook = redact and partial(call_redact, redact, source=source, unit=unit)
+            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=where, redact=hook)
             num_bytes = len(text.encode())
             text, reason = pipeline.filter(text)
             if reason is not None:
@@ -340,7 +347,9 @@ def extract_document(
         return Unreadable(unit.name, str(error), len(text.encode()))
 
 
-def call_redact(redact: Callable, text: str, source: Source, unit: Unit, size_bytes: int) -> str | None | Unreadable:
+def call_redact(
+    redact: Callable, text: str, source: Source, unit: Unit, size_bytes: int = 0
+) -> str | None | Unreadable:
     """Return what the recipe's redact makes of a text, or why it cannot be kept: then it must not be trained on."""
     try:
         redacted = redact(text, source.name)

@@ -38,7 +38,8 @@ def explain_quality(rule: str, text: str, quality: QualityFilter) -> tuple[list[
     """Return (start, end, rule) of what a rule counts in a text, and its measured value and threshold in words."""
     known, limit, measured = RULES[rule], quality.limits[rule], quality.measure(text)[1][rule]()
     side = "at least" if "_min_" in rule else "at most"
-    note = f"{known.meaning}: {measured:.3g} {known.unit}, where the profile allows {side} {limit:g}"
+    unit = "" if known.unit == "fraction" else f" {known.unit}"
+    note = f"{known.meaning}: {measured:.3g}{unit}, where the profile allows {side} {limit:g}"
     return [(start, end, rule) for start, end in mark(rule, text[:MARKED_CHARACTERS])], note
 
 

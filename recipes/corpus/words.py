@@ -16,10 +16,10 @@ import numpy as np
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 ALONE = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
 ASCII = bytes(range(128))
-SPACE = ord(" ")
+SPACE = 32
 # What is in no word becomes a space, and a letter a small one.
 WORDS_OF_ASCII = bytes(i if i >= 128 or chr(i).isalnum() or chr(i) == "_" else SPACE for i in range(256))
-PLAIN_ASCII = WORDS_OF_ASCII.lower()
+PLAIN_ASCII = bytes(i + 32 if 65 <= i <= 90 else WORDS_OF_ASCII[i] for i in range(256))
 FIRST_BYTES = np.array([(1 << 8 * length) - 1 for length in range(9)], dtype=np.uint64)
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it modulo 2**64 loses no bits
 

@@ -78,7 +78,7 @@ def main() -> None:
                 [sys.executable, *launch, str(processes or options.processes)] if processes != 1 else [sys.executable]
             )
             settings = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": precision, "OMP_NUM_THREADS": "1"}
-            command += [__file__, "--", form, json.dumps(argv)]
+            command += [__file__, "one_of", form, json.dumps(argv)]
             subprocess.run(command, env=os.environ | settings, check=True, stdout=subprocess.DEVNULL)
             losses[form] = list(run.losses().values())
     print("form,largest difference from fp32,from one process in bf16,mean from one process in bf16")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--" in sys.argv:
+    if "one_of" in sys.argv:
         train(*sys.argv[-2:-1], json.loads(sys.argv[-1]))
     else:
         main()

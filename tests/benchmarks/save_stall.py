@@ -2,14 +2,18 @@
 """How long training waits for a checkpoint, in units of a step, and what the writing behind it costs the steps after.
 
     python tests/benchmarks/save_stall.py runs/legal-quickstart --steps 120
+    python tests/benchmarks/save_stall.py /dev/shm --gigabytes 0.4
 
 The run folder lends its tokens and its recipe. One process trains, uncompiled, saves every so many steps, and times
 each step and each call that saves. A call that comes before the last checkpoint is in its place waits for that one, so
 `--save_steps` is to be as far apart as in a real run. Medians; a save is also timed as one that waits for its files.
+
+With --gigabytes, random tensors of this size are saved in the folder, without training; the fastest save counts.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -19,13 +23,41 @@ from pathlib import Path
 from training_runs import RECIPES, command
 
 
+def write_seconds(folder: Path, gigabytes: float, rounds: int = 4) -> float:
+    """Return the seconds until a checkpoint of random tensors, a third of them weights, is in its place."""
+    import torch
+    from accelerate import Accelerator
+
+    from recovery.checkpoints import Checkpoints
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    size = int(gigabytes * 1e9 / 4 / 3 / 8)
+    weights = {f"w{k}": torch.randn(size) for k in range(8)}
+    moments = {f"{name}.{key}": torch.randn(size) for name in weights for key in ("exp_avg", "exp_avg_sq")}
+    written: list[float] = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            accelerator = Accelerator()
+            checkpoints = Checkpoints(
+                Path(temporary), 2, None, {}, accelerator, lambda *ended: written.append(ended[2])
+            )
+            checkpoints.save(1, {"model": weights, "optimizer": moments}, {"step": 1})
+            checkpoints.finish()
+    return min(written)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", type=Path, help="with tokens, tokenizer and recipe.yaml")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--save_steps", type=int, default=20)
+    parser.add_argument("--gigabytes", type=float)
     options = parser.parse_args()
     sys.path.insert(0, str(RECIPES))
+    if options.gigabytes is not None:
+        seconds = write_seconds(options.run_folder, options.gigabytes)
+        print(f"{options.gigabytes:g} GB are in their place after {seconds:.2f} s")
+        return
     import pretrain
 
     stalls: list[float] = []

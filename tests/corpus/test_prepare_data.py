@@ -209,6 +209,7 @@ def test_the_recipes_redact_changes_what_the_patterns_leave_and_its_failures_are
     (tmp_path / "data.py").write_text(REDACT)
     names = ("Ann Secret", "Bob Odd", "Cy Gone", "Dora Pell")
     append_rows(run, *(row(f"{name}, name@firm.org. {make_text(500 + place)}") for place, name in enumerate(names)))
+    append_rows(run, row("Dora Pell, too short"), row("Ann Secret, too short"))
     overrides = [f"--data.extract_text={tmp_path / 'data.py'}", "--data.personal_data={profile: general}"]
     prepare_data.main(only_law(run, *overrides))
     texts = [document["text"] for split in SPLITS for document in documents(run, split)]
@@ -217,7 +218,14 @@ def test_the_recipes_redact_changes_what_the_patterns_leave_and_its_failures_are
     assert not any(name in text for text in texts for name in names)
     found = stats(run, "law")
     assert found["redacted"] == 1
-    assert {reason: count["documents"] for reason, count in found["dropped"].items()} == {"redact": 1, "unreadable": 2}
+    assert {reason: count["documents"] for reason, count in found["dropped"].items()} == {
+        "redact": 1,
+        "too_short": 2,
+        "unreadable": 2,
+    }
+    samples = (run.output_dir / "dropped_samples.jsonl").read_text()
+    assert samples.count("[NAME law], too short") == 1 and samples.count('"kept"') == 41
+    assert not any(name in samples for name in (*names, "name@firm.org"))
     quarantined = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in quarantined] == [
         "redact raises LookupError: no model for 'Ann Secret'",

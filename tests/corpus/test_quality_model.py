@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tiny_run import TinyRun, make_text
 
 import prepare_data
+import show_documents
 from corpus import quality_model
 from corpus.quality_model import choose_kept, passages
 from recipe_config import RecipeError
@@ -64,6 +66,12 @@ def unfiltered(tmp_path_factory) -> TinyRun:
 @pytest.fixture(scope="module")
 def filtered(tmp_path_factory) -> TinyRun:
     return prepare(tmp_path_factory.mktemp("filtered"), MODEL)
+
+
+def test_what_it_drops_is_shown_with_its_score(filtered):
+    show_documents.main([str(filtered.output_dir), "--dropped", "quality_model", "--grep", "butter"])
+    page = (filtered.output_dir / "documents.html").read_text()
+    assert len(re.findall(r"score -?\d+\.\d{3}, where at least -?\d+\.\d{3} is kept", page)) == 10
 
 
 def test_what_reads_like_the_good_documents_is_kept_and_the_rest_is_counted(filtered):

@@ -135,6 +135,7 @@ def write_run(folder):
     tokenizer = {
         "vocab_size": 8192,
         "train_bytes": {"licenses": 9000000, "wikipedia": 4000000},
+        "sample_bytes": {"licenses": 510000, "wikipedia": 490000},
         "bytes_per_token": {
             "domain tokenizer": {"licenses": 4.42, "wikipedia": 3.9},
             "general tokenizer": {"licenses": 2.79, "wikipedia": 4.1},
@@ -261,6 +262,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
     assert re.findall(r'<section id="(\w+)">', page) == names
     assert "Not in this run folder" not in page
     for text in (
+        "trained on a sample of 510,000 bytes of licenses, 490,000 bytes of wikipedia.",
         "7,000,000",
         "14,900,000",
         "exact duplicate",

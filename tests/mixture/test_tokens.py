@@ -30,6 +30,8 @@ from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from stages import tokenizer_settings
+from vocabulary.tokenizer_training import SAMPLE_SEED, read_texts
+from vocabulary.training_sample import draw_sample
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -146,6 +148,19 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert report["bytes_per_token"]["domain tokenizer"]["law"] == pytest.approx(expected)
     assert report["bytes_per_token"]["general tokenizer"]["web"] > 1
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
+
+
+def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole(tiny_run):
+    train_tokenizer.main(tiny_run.argv("--tokenizer.max_train_bytes=100_000", "--overwrite"))
+    report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
+    documents = tiny_run.output_dir / "documents"
+    for source, size_bytes in report["sample_bytes"].items():
+        drawn = draw_sample(lambda source=source: read_texts(documents, "train", source), size_bytes, SAMPLE_SEED)
+        assert 0 <= size_bytes - sum(len(piece.encode()) for piece in drawn) < 2000
+    whole = [
+        source for source, size_bytes in report["sample_bytes"].items() if size_bytes == report["train_bytes"][source]
+    ]
+    assert len(whole) == 1 and sum(report["sample_bytes"].values()) < 100_000, report
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
