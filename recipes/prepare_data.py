@@ -20,6 +20,7 @@ machine.
 """
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -40,17 +41,21 @@ from corpus.document_files import (
 from corpus.dropped_samples import SAMPLES, Samples, write_samples
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
+from corpus.local_executor import available_cores
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import check_executor, run_pipeline, track
 from corpus.reading import find_surplus, load_extract_text, load_redact, pin_revisions, read_sources
-from corpus.reading_plan import ReadingPlan
+from corpus.reading_plan import ReadingPlan, estimate
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output
 from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
+
+
+REPORTED_SECONDS = 60.0  # a pass that takes so long leaves a line with its rate: a log file keeps no bar
 
 
 def prepare(recipe: Recipe) -> dict:
@@ -72,7 +77,11 @@ def prepare(recipe: Recipe) -> dict:
         new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
 
         def run(name: str, pipeline: list, tasks: int | None = None, total_bytes: int | None = None) -> None:
+            started = time.monotonic()
             run_pipeline(pipeline, tasks or tasks_now, data, work / "logs" / name, f"prepare: {name}", total_bytes)
+            if (seconds := time.monotonic() - started) >= REPORTED_SECONDS:
+                rate = f", {total_bytes / seconds / 1e6:.1f} MB/s" if total_bytes else ""
+                print(f"prepare: {name}: {seconds / 60:.1f} minutes{rate}", flush=True)
 
         def with_progress(documents: list, name: str) -> list:
             return [*documents, partial(track, folder=work / "logs" / name / "progress")]
@@ -240,7 +249,8 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     if options.dry_run:
-        list_files(recipe)
+        plan = ReadingPlan(recipe.data.sources, list_files(recipe))
+        print(*(f"prepare: {line}" for line in estimate(plan, recipe.data.workers or available_cores())), sep="\n")
         return
     if is_finished(recipe, "prepare", options.overwrite):
         print(f"prepare: nothing to do, {recipe.run.output_dir}/documents is up to date")

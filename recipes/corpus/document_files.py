@@ -29,7 +29,7 @@ PLACE_FIELDS = [
     ("title", pa.string()),
     ("page_starts", pa.list_(pa.int64())),
 ]
-PLACE_SCHEMA, NOTED_PLACE_SCHEMA = pa.schema(PLACE_FIELDS), pa.schema([*PLACE_FIELDS, ("unit", pa.int32())])
+PLACE_SCHEMA, NOTED_PLACE_SCHEMA = pa.schema(PLACE_FIELDS), pa.schema([*PLACE_FIELDS, ("unit", pa.int64())])
 PLACES = "places.parquet"  # in documents/; it stays on this machine, since names of files can be confidential
 ROW_GROUP_BYTES = 32 << 20
 FILE_BYTES = 256 << 20  # of text: so many tasks of later passes share what one task has read

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipe_config import Source
+from sources.file_kinds import packing, suffix
 from sources.ranges import RANGE_BYTES, divide
 from sources.units import Listing, Unit
 
@@ -28,6 +29,13 @@ FIRST_ROUND = 0.25  # of max_bytes: compressed files hold several times their si
 MARGIN = 1.05  # of a later round, so that a last one for very little text is rare
 # Of the files that the passes of prepare exchange: a try that was interrupted with another format starts anew.
 FORMAT = 1
+
+
+# For the estimate of a dry run: text in a byte of a file, the rate with quality rules, language and personal data
+# (tests/benchmarks/README.md), and the compressed copies of the text while it is prepared and afterwards.
+TEXT_OF_BYTE = {".parquet": 2.5, ".gz": 3, ".zst": 3.5, ".xz": 4, ".bz2": 4, ".tgz": 3, ".pdf": 0.1, ".docx": 0.2}
+BYTES_PER_CORE_SECOND = 4e6
+DISK_OF_TEXT, KEPT_DISK_OF_TEXT = 1.6, 0.4
 
 
 class Task(NamedTuple):
@@ -73,6 +81,34 @@ class ReadingPlan:
             chosen = sorted(units[taken : self.taken[source.name]], key=lambda unit: (unit.sort_key, unit.start))
             tasks += [Task(source.name, part) for part in share_out(chosen)]
         return tasks
+
+
+def estimate(plan: ReadingPlan, workers: int) -> list[str]:
+    """Return lines on how much the tasks read, how long prepare takes and what disk it needs; uses the plan up."""
+    lines, texts, reads = [], 0, {}
+    found: dict[str, int] = {}
+    while tasks := plan.next_round(found):
+        for task in tasks:
+            count, num_bytes, text_bytes = reads.get(task.source, (0, 0, 0))
+            own = sum(map(weight, task.units))
+            text = sum(
+                weight(unit) * TEXT_OF_BYTE.get(packing(unit.name) or suffix(unit.name), 1) for unit in task.units
+            )
+            reads[task.source] = count + 1, num_bytes + own, text_bytes + text
+        found = {name: int(text) for name, (_, _, text) in reads.items()}
+    for source in plan.sources:
+        count, num_bytes, text_bytes = reads.get(source.name, (0, 0, 0))
+        text_bytes = min(text_bytes, source.max_bytes or text_bytes)
+        texts += text_bytes
+        lines.append(
+            f"{source.name}: {count:,} tasks read {num_bytes:,} bytes, about {text_bytes / 1e9:.2f} GB of text"
+        )
+    hours = texts / BYTES_PER_CORE_SECOND / workers / 3600
+    return [
+        *lines,
+        f"about {hours:.2g} hours with {workers:,} workers, at {BYTES_PER_CORE_SECOND / 1e6:g} MB/s of text each, "
+        f"and {DISK_OF_TEXT * texts / 1e9:.2g} GB of disk, {KEPT_DISK_OF_TEXT * texts / 1e9:.2g} GB when it is done",
+    ]
 
 
 def order_units(source: Source, units: list[Unit]) -> list[Unit]:
