@@ -175,23 +175,22 @@ class SignatureWriter:
     """
 
     def __init__(self, folder: Path, rank: int, minhash: MinHash):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.minhash = minhash
-        self.records = (folder / f"{rank:05d}.documents").open("wb")
-        self.buckets = [(folder / f"{rank:05d}.{bucket:03d}").open("wb") for bucket in range(minhash.num_buckets)]
+        self.folder, self.rank, self.minhash = folder, rank, minhash
+        self.records, self.signatures = [], []
 
     def write(self, text: str, document_id: str, priority: int) -> None:
-        record = np.array((document_id.encode(), len(text.encode()), priority), dtype=RECORD)
-        self.records.write(record.tobytes())
-        for file, number in zip(self.buckets, self.minhash.signature(text), strict=True):
-            file.write(number.tobytes())
+        self.records.append((document_id.encode(), len(text.encode()), priority))
+        self.signatures.append(self.minhash.signature(text))
 
     def __enter__(self) -> "SignatureWriter":
         return self
 
     def __exit__(self, *error) -> None:
-        for file in (self.records, *self.buckets):
-            file.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.array(self.records, dtype=RECORD).tofile(self.folder / f"{self.rank:05d}.documents")
+        signatures = np.array(self.signatures, dtype="<u8").reshape(-1, self.minhash.num_buckets)
+        for bucket in range(self.minhash.num_buckets):
+            np.ascontiguousarray(signatures[:, bucket]).tofile(self.folder / f"{self.rank:05d}.{bucket:03d}")
 
 
 def sign_documents(
