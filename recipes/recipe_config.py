@@ -125,7 +125,7 @@ class Source(Section):
     """Commit of a Hub dataset, 40 hex digits; or a branch such as main, whose commit documents/stats.json records.
     None: with config, main; without it, path is not asked of the Hub."""
     max_bytes: Positive | None = None
-    """Stop reading after this many bytes of text (UTF-8)."""
+    """Read about this many bytes of text (UTF-8), a sample: parts of the files, chosen by a hash of their names."""
     max_training_bytes: Positive | None = None
     """Train on at most this many bytes, in documents chosen by a hash of their content. Held-out text stays the same,
     so models trained on less and on more text are scored on the same one."""

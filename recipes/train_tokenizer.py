@@ -45,7 +45,14 @@ from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
-from vocabulary.tokenizer_training import SAMPLE_SEED, as_transformers, read_texts, sample_sizes, train_tokenizer
+from vocabulary.tokenizer_training import (
+    SAMPLE_SEED,
+    as_transformers,
+    read_texts,
+    sample_sizes,
+    train_tokenizer,
+    training_bytes,
+)
 from vocabulary.training_sample import draw_sample
 
 
@@ -119,7 +126,7 @@ def take_tokenizer(
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     if settings.extend_by is None:
         return {OURS: old}, changes
-    sizes = sample_sizes(recipe, shares)
+    sizes = sample_sizes(recipe, shares, training_bytes(documents))
     texts = (
         text
         for source, size_bytes in sizes.items()
@@ -178,9 +185,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
             "vocab_size": vocab_size,
             "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
-            "sample_bytes": {
-                name: min(size, train_bytes[name]) for name, size in sample_sizes(recipe, shares).items()
-            },
+            "sample_bytes": sample_sizes(recipe, shares, train_bytes),
             "bytes_per_token": {
                 name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
                 for name, measured in card["tokenizers"].items()
