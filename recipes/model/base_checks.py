@@ -13,9 +13,10 @@ from huggingface_hub.errors import NotASafetensorsRepoError, OfflineModeIsEnable
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from mixture.shard_writer import encode, encode_as_text
+from mixture.shard_writer import encode_as_text
 from model.continued import key_and_value, load_config
 from recipe_config import Model, Recipe, RecipeError
+from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes

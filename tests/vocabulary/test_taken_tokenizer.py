@@ -10,9 +10,10 @@ from tokenizers import normalizers
 from transformers import AutoConfig, AutoTokenizer
 
 import train_tokenizer
-from mixture.shard_writer import encode, load_tokenizer
+from mixture.shard_writer import load_tokenizer
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
+from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import adds_at_most_bos, settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
@@ -68,7 +69,7 @@ def test_every_byte_is_counted_once_and_the_export_encodes_as_training_did(kind,
 
 
 def test_a_long_document_is_encoded_piece_by_piece_without_a_space_between(tmp_path, monkeypatch):
-    monkeypatch.setattr("mixture.shard_writer.MAX_PIECE_CHARACTERS", 16)
+    monkeypatch.setattr("vocabulary.bulk_encoding.MAX_PIECE_CHARACTERS", 16)
     wrapped = KINDS["Mistral"]()
     exact, _ = exact_tokenizer(wrapped, "base")
     text = "The court denies any claim without delay.\nThe licensee shall repay.\n"
