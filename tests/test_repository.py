@@ -35,6 +35,7 @@ ARROWS = {
     "card_text": {"recipe_config"},
     "sources": {"atomic_files", "recipe_config"},
     "summaries": {"recipe_config"},
+    "conversations": {"recipe_config", "sources", "summaries"},
     "planning": {"recipe_config", "vocabulary"},
     "recipe_loading": {"atomic_files", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
@@ -125,7 +126,8 @@ def test_every_shipped_recipe_loads_and_its_model_has_the_parameters_its_comment
         assert counted["total"] == int(stated[1].replace(",", ""))
         assert recipe.tokenizer.vocab_size == int(stated[2].replace(",", ""))
     else:
-        assert "base:" in path.read_text(), "a recipe that sets a model states its parameters"
+        shaped = "base:" in path.read_text() or recipe.model.from_pretrained
+        assert shaped, "a recipe that sets a new model states its parameters"
     choose_tasks(recipe.evaluation.tasks, read_benchmarks(), noncommercial=False)
 
 
@@ -160,7 +162,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
         "deepspeed",
         "docx",
         "gguf",
-        "llama_cpp",
+        "xllamacpp",
         "oxmsg",
         "pptx",
         "pypdfium2",

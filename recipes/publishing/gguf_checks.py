@@ -2,20 +2,20 @@
 """Check a GGUF file before it is released: tokens and tensors read back, and what llama.cpp itself makes of it.
 
 transformers reads the file with its own code: it must give the tokens of AutoTokenizer on hostile and on real text,
-and the tensors of the safetensors, rounded as the file's type rounds. Where llama-cpp-python is installed, llama.cpp
-gives the tokens of the same texts, scores one and continues it.
+and the tensors of the safetensors, rounded as the file's type rounds. Where xllamacpp is installed, which brings
+llama.cpp itself, llama.cpp gives the tokens of the same texts, scores one and continues it.
 """
 
 import importlib.util
-import math
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 
-import numpy as np
+import httpx2
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +26,8 @@ from vocabulary.round_trip import CORNER_CASES, fuzz
 
 
 REAL_BYTES = 10_000_000
-SCORED_TOKENS = 256
+SCORED_TOKENS, NEW_TOKENS = 64, 16
+SECONDS_AN_ANSWER = 120.0
 # Of the bits per byte by llama.cpp beside transformers'. llama.cpp computes with rounded activations as well.
 TOLERANCES = {"f16": 0.002, "q8_0": 0.02}
 # llama.cpp reads 's as a contraction in ASCII alone, the published expression with any form of the letter s.
@@ -69,7 +70,7 @@ def check_gguf(folder: Path, path: Path, kind: str, texts: Sequence[str]) -> dic
     refuse_other_tokens(path, "transformers", texts, expected, found)
     check_tensors(folder, path, kind)
     checked = {"transformers": f"{version('transformers')}: tokens of {len(texts):,} texts, and every tensor"}
-    if importlib.util.find_spec("llama_cpp") is not None:
+    if importlib.util.find_spec("xllamacpp") is not None:
         checked["llama.cpp"] = check_llama_cpp(folder, path, kind, texts, expected)
     return checked
 
@@ -128,33 +129,70 @@ def rounding(tensor: torch.Tensor, kind: str) -> torch.Tensor:
 
 def check_llama_cpp(folder: Path, path: Path, kind: str, texts: Sequence[str], expected: list) -> str:
     """Encode, score and continue text by llama.cpp. Raises: RecipeError: tokens or bits per byte differ."""
-    import llama_cpp  # only here: an optional package
-
-    program = llama_cpp.Llama(str(path), n_ctx=SCORED_TOKENS + 32, logits_all=True, verbose=False)
     kept = [n for n, text in enumerate(texts) if LONG_S not in text and is_assigned(text)]
     texts, expected = [texts[n] for n in kept], [expected[n] for n in kept]
-    found = [program.tokenize(text.encode(), add_bos=False, special=False) for text in texts]
-    refuse_other_tokens(path, "llama.cpp", texts, expected, found)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     tokens = [model.config.bos_token_id, *max(expected[-100:], key=len)]
     tokens = tokens[: min(SCORED_TOKENS, model.config.max_position_embeddings)]
-    program.eval(tokens)
-    logits = torch.from_numpy(np.array(program.scores[: len(tokens)]))
+    with llama_cpp_server(path, len(tokens) + NEW_TOKENS) as ask:
+        as_text = {"add_special": False, "parse_special": False}
+        found = [ask("/tokenize", content=text, **as_text)["tokens"] for text in texts]
+        refuse_other_tokens(path, "llama.cpp", texts, expected, found)
+        shown = ask("/tokenize", content="a", **as_text)["tokens"][0]
+        scores = [
+            next_log_probability(ask, tokens[:n], tokens[n], shown, model.config.vocab_size)
+            for n in range(1, len(tokens))
+        ]
+        loss = -mean(scores)
+        generated = ask("/completion", prompt=tokens[: len(tokens) // 2], n_predict=NEW_TOKENS, temperature=0)
     with torch.no_grad():
-        right = model(torch.tensor([tokens])).logits[0]
-    following = torch.tensor(tokens[1:])
-    loss, right_loss = (torch.nn.functional.cross_entropy(some[:-1], following).item() for some in (logits, right))
-    if not math.isfinite(loss) or abs(loss - right_loss) > TOLERANCES[kind] * right_loss:
+        logits = model(torch.tensor([tokens])).logits[0]
+    right_loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:])).item()
+    if not abs(loss - right_loss) <= TOLERANCES[kind] * right_loss:
         raise RecipeError(
             f"{path}: llama.cpp scores text {loss / right_loss - 1:+.2%} beside transformers, more than "
             f"{TOLERANCES[kind]:.1%}; leave hub.gguf out"
         )
-    generated = program.create_completion(tokens[: len(tokens) // 2], max_tokens=16, temperature=0.0)
     return (
-        f"llama-cpp-python {version('llama-cpp-python')}: tokens of {len(texts):,} texts, bits per byte "
+        f"xllamacpp {version('xllamacpp')}: tokens of {len(texts):,} texts, bits per byte "
         f"{loss / right_loss - 1:+.3%} beside transformers on {len(tokens)} tokens, "
-        f"{generated['usage']['completion_tokens']} tokens generated"
+        f"{generated['tokens_predicted']} tokens generated"
     )
+
+
+@contextmanager
+def llama_cpp_server(path: Path, context_length: int) -> Iterator[Callable[..., dict]]:
+    """Yield a function that asks llama.cpp's own server, on the loopback address while the block runs."""
+    import xllamacpp  # only here: an optional package
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(path), context_length, 1
+    settings.verbosity, settings.warmup = 0, False
+    server = xllamacpp.Server(settings)
+    with httpx2.Client(base_url=server.listening_address, trust_env=False, timeout=SECONDS_AN_ANSWER) as client:
+
+        def ask(place: str, **question: object) -> dict:
+            answer = client.post(place, json=question)
+            if answer.status_code != 200:
+                raise RecipeError(f"{path}: llama.cpp cannot run it: {answer.text[:200]}; leave hub.gguf out")
+            return answer.json()
+
+        yield ask
+    del server
+
+
+def next_log_probability(
+    ask: Callable[..., dict], before: list[int], token: int, shown: int, vocab_size: int
+) -> float:
+    """Return the log of the probability that llama.cpp gives to a token after others.
+
+    Args: shown: a token that is a whole character.
+    """
+    question = {"prompt": before, "n_predict": 1, "n_probs": vocab_size, "temperature": 0, "cache_prompt": True}
+    # A token that ends the text or is part of a character would come without probabilities; a bias of the choice does
+    # not change them.
+    answer = ask("/completion", **question, logit_bias=[[shown, 1e4]])
+    return next(e["logprob"] for e in answer["completion_probabilities"][0]["top_logprobs"] if e["id"] == token)
 
 
 def is_assigned(text: str) -> bool:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
+from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
 from publishing.gguf_file import build_gguf, gguf_bytes, refuse_unwritable
 from publishing.local_paths import copy_without_paths, shorten_paths
@@ -125,6 +126,8 @@ def build_release(recipe: Recipe) -> list[str]:
 
     Returns: notes on what was left out, and why.
     """
+    base = find_base(recipe)
+    refuse_licence(recipe, base)
     files, notes = collect(recipe)
     model, kinds = output_folder(recipe, "pretrain"), recipe.hub.gguf or []
     if kinds:
@@ -137,7 +140,7 @@ def build_release(recipe: Recipe) -> list[str]:
         copy_files(recipe, files, folder)
         notes += redact_samples(folder, redact)
         write_weights(model, folder, recipe.hub.max_shard_size)
-        shown, base = shorten_paths(recipe), find_base(recipe)
+        shown = shorten_paths(recipe)
         write_recipe(shown, folder / "recipe.yaml")
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
         # Without text of the sources; hub.dataset_text publishes that.

@@ -4,7 +4,7 @@
 How it is counted
 - Bytes are UTF-8 bytes of the text before any normalisation. Tokens that a tokenizer adds around a text (bos, eos) are
   not counted.
-- A word is a word of corpus/document_families.py without a digit. Its tokens are those that hold a part of it. It is
+- A word is a word of corpus/words.py without a digit. Its tokens are those that hold a part of it. It is
   split when there are two or more.
 - A token with a digit holds a part of a number. The pre-tokenization decides how many there are.
 - A term is read in a sentence, after "the ", and at the start of a text. Its tokens are those that hold a part of it
@@ -23,7 +23,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from corpus.document_families import WORD
+from corpus.words import WORD
 from recipe_config import RecipeError
 from vocabulary.bulk_encoding import encode_all
 

@@ -151,7 +151,7 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
 
 
-def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole(tiny_run):
+def test_a_source_with_too_little_text_shrinks_the_sample_to_its_shares_and_the_report_has_its_bytes(tiny_run):
     train_tokenizer.main(tiny_run.argv("--tokenizer.max_train_bytes=100_000", "--overwrite"))
     report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
     documents = tiny_run.output_dir / "documents"
@@ -162,6 +162,7 @@ def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole
         source for source, size_bytes in report["sample_bytes"].items() if size_bytes == report["train_bytes"][source]
     ]
     assert len(whole) == 1 and sum(report["sample_bytes"].values()) < 100_000, report
+    assert report["sample_bytes"]["law"] / sum(report["sample_bytes"].values()) == pytest.approx(0.6, abs=1e-4)
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):

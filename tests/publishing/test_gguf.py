@@ -182,7 +182,7 @@ def test_stretched_positions_and_untied_embeddings_are_written(rope, tmp_path):
 
 @pytest.mark.parametrize("style", ["qwen2", "qwen35"])
 def test_llama_cpp_gives_the_same_tokens_scores_and_text(style, tmp_path):
-    pytest.importorskip("llama_cpp", reason="needs pip install llama-cpp-python")
+    pytest.importorskip("xllamacpp", reason="needs pip install xllamacpp")
     folder = write_model(tmp_path, style=style, tie_word_embeddings=style == "qwen2")
     build_gguf(RECIPE, folder, TEXTS)
     for entry in json.loads((folder / "gguf.json").read_text())["files"].values():
