@@ -38,6 +38,7 @@ from trl import SFTConfig, SFTTrainer
 
 from atomic_files import RECORD, read_json, write_json
 from card_text import render_card
+from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
@@ -47,7 +48,7 @@ from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished, new_output, require, write_record
 from sources.readers import Unreadable, read_unit
 from sources.units import list_units
-from stages import STAGES, output_folder
+from stages import STAGES, benchmarks_folder, output_folder, why_unchecked
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise
 
 
@@ -137,16 +138,17 @@ class Examples:
 
     Attributes:
         train, test: (document, summary) pairs.
-        left_out: rows without a document or a summary, by split, and training documents that are in the test too.
+        left_out: rows without a document or a summary, by split; training documents that are in the test too, and
+            those that hold benchmark items, None where these were not looked for.
     """
 
     train: list[tuple[str, str]]
     test: list[tuple[str, str]]
-    left_out: dict[str, int]
+    left_out: dict[str, int | None]
 
 
-def choose_examples(settings: Finetune) -> Examples:
-    """Read both splits, and leave test documents out of the training ones.
+def choose_examples(settings: Finetune, benchmarks: BenchmarkIndex | None, min_overlap_fraction: float) -> Examples:
+    """Read both splits, and leave test documents and those that hold benchmark items out of the training ones.
 
     Raises: RecipeError: no training document is left.
     """
@@ -157,7 +159,29 @@ def choose_examples(settings: Finetune) -> Examples:
     if not kept:
         raise RecipeError("finetune.train: every document is in finetune.test too; split them")
     left_out = {"train": train_left_out, "test": test_left_out, "train_also_in_test": len(train) - len(kept)}
+    left_out["train_with_benchmark_items"] = None
+    if benchmarks is not None:
+        clean = [
+            pair
+            for pair in kept
+            if max(benchmarks.overlaps("\n".join(pair)).values(), default=0) < min_overlap_fraction
+        ]
+        left_out["train_with_benchmark_items"] = len(kept) - len(clean)
+        if not clean:
+            raise RecipeError("finetune.train: every document holds benchmark items; choose other documents")
+        kept = clean
     return Examples(kept, test, left_out)
+
+
+def load_benchmarks(recipe: Recipe) -> tuple[BenchmarkIndex | None, float]:
+    """Return the index of the benchmarks that the run's documents were checked against, None where there are none, and
+    the fraction of an item from which a document holds it.
+    """
+    folder = benchmarks_folder(recipe) if why_unchecked(recipe) is None else None
+    if folder is None or not any(folder.glob("*.jsonl")):
+        return None, 1.0
+    settings = recipe.data.decontamination
+    return BenchmarkIndex(folder, settings.ngram_words), settings.min_overlap_fraction
 
 
 def accumulation_steps(settings: Finetune, num_processes: int) -> int:
@@ -227,10 +251,12 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     """
     settings, state = recipe.finetune, PartialState()
     set_seed(recipe.run.seed)
-    examples = choose_examples(settings)
+    examples = choose_examples(settings, *load_benchmarks(recipe))
     model, tokenizer = load_model(settings, folder)
     if state.is_main_process:
         print(f"finetune: {len(examples.train):,} documents to train on, {len(examples.test):,} to test on, {folder}")
+        found = examples.left_out["train_with_benchmark_items"]
+        print(f"finetune: training documents with benchmark items: {'not looked for' if found is None else found}")
     documents, references = ([pair[part] for pair in examples.test] for part in (0, 1))
     model.to(state.device)
     before = summarise_together(documents, model, tokenizer, settings, "finetune: summaries before")

@@ -322,7 +322,13 @@ STAGES = {
         ("prepare",),
         descriptions=("report.json", "speed.json", "README.md"),
     ),
-    "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
+    "tokenize": Stage(
+        "recipes/tokenize_corpus.py",
+        "tokens",
+        lambda recipe: {},
+        ("prepare", "tokenizer"),
+        descriptions=("encoders.json",),
+    ),
     "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
     "evaluate": Stage(
         "eval/run_eval.py",

@@ -30,11 +30,12 @@ from transformers import AutoTokenizer
 
 from atomic_files import write_json
 from mixture.fitting import check_length
-from mixture.shard_writer import encode, encode_as_text
+from mixture.shard_writer import encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished, new_output, require
+from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_tokens import choose_tokens

@@ -62,8 +62,6 @@ def evaluated_run(tokenized_run, tmp_path_factory) -> TinyRun:
     run = tokenized_run.copy(tmp_path_factory.mktemp("evaluated") / "run")
     folder = run.output_dir
     longer = "--training.sequence_length=128"  # than a sentence of the benchmarks
-    pretrain.main(run.argv(longer, "--dry_run"))
-    pretrain.main(run.argv(longer))
     questions = [
         {"question": f"Whose claim is number {number}?", "choices": ["a", "b", "c", "d"], "answer": number % 4}
         | {"subject": "international_law", "split": "test"}
@@ -73,6 +71,9 @@ def evaluated_run(tokenized_run, tmp_path_factory) -> TinyRun:
     rows.write_text("".join(json.dumps(row) + "\n" for row in questions))
     tasks = ["--tasks", "general_agreement,mmlu_international_law", "--task_data", f"mmlu_international_law={rows}"]
     run_eval.main([*tasks, "--export_requests", str(folder / "benchmarks")])
+    scored = ["--training.eval_tasks=[general_agreement]", "--training.max_eval_items=10"]
+    pretrain.main(run.argv(longer, *scored, "--dry_run"))
+    pretrain.main(run.argv(longer, *scored))
     index, notes = BenchmarkIndex(folder / "benchmarks"), folder.parent / "notes"
     sentence = "The keys to the old cabinet are on the kitchen table."  # the first item's
     list(drop_overlapping([Document(sentence, "0" * 32, metadata={"source": "law"})], 0, 1, index, 0.5, notes))

@@ -92,8 +92,28 @@ def test_rows_without_a_document_or_a_summary_are_left_out_and_counted(tuned):
     assert documents == {
         "train": 64,
         "test": 12,
-        "left_out": {"train": 3, "test": 0, "train_also_in_test": 1},
+        "left_out": {"train": 3, "test": 0, "train_also_in_test": 1, "train_with_benchmark_items": None},
     }
+
+
+def test_training_documents_that_hold_benchmark_items_are_left_out_and_counted(tmp_path):
+    write_cases(tmp_path / "train.jsonl", 0, 12)
+    write_cases(tmp_path / "test.jsonl", 1_000, 2)
+    leaked = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[3])
+    question = " ".join(make_text(900, 2).split())
+    leaked["text"] = f"{make_text(500, 1)}\n{question}"
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(leaked) + "\n")
+    (tmp_path / "benchmarks").mkdir()
+    item = {"id": 1, "context": f"Question: {question}\nAnswer:", "choices": [" yes", " no"], "gold": 0}
+    (tmp_path / "benchmarks" / "task.jsonl").write_text(json.dumps(item) + "\n")
+    overrides = [f"--data.decontamination={{benchmarks: {tmp_path / 'benchmarks'}}}", *settings(tmp_path)]
+    recipe = load_recipe(
+        [ROOT / "recipes" / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: b}]", *overrides]
+    )
+    examples = finetune.choose_examples(recipe.finetune, *finetune.load_benchmarks(recipe))
+    assert len(examples.train) == 12 and not any(question in document for document, _ in examples.train)
+    assert examples.left_out["train_with_benchmark_items"] == 1
 
 
 def test_the_tuned_model_is_scored_beside_the_one_before_and_the_first_sentences(tuned):

@@ -35,8 +35,8 @@ ARROWS = {
     "card_text": {"recipe_config"},
     "sources": {"atomic_files", "recipe_config"},
     "summaries": {"recipe_config"},
-    "planning": {"recipe_config"},
-    "recipe_loading": {"planning", "recipe_config"},
+    "planning": {"recipe_config", "vocabulary"},
+    "recipe_loading": {"atomic_files", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
     "child_processes": set(),
     "launching": {"recipe_config", "stages"},
@@ -70,6 +70,7 @@ ARROWS = {
         "run_folder",
         "sources",
         "stages",
+        "vocabulary",
     },
 }
 # Functions that a constant may be computed with when a script is imported.
@@ -154,7 +155,18 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     listed = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     documents = (RECIPES / "requirements-documents.txt").read_text()
     # What uses them says how to install them.
-    optional = ("gradio", "deepspeed", "docx", "oxmsg", "pptx", "pypdfium2", "selectolax", "striprtf")
+    optional = (
+        "gradio",
+        "deepspeed",
+        "docx",
+        "gguf",
+        "llama_cpp",
+        "oxmsg",
+        "pptx",
+        "pypdfium2",
+        "selectolax",
+        "striprtf",
+    )
     listed += optional + tuple(re.findall(r"^([\w.-]+)==", documents, re.MULTILINE))
     packages = importlib.metadata.packages_distributions() | {name: [name] for name in optional}
     for name in imports(path) - siblings - set(sys.stdlib_module_names):

@@ -23,6 +23,7 @@ items that a document has only in scattered parts, each shorter than a run.
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby, repeat
 from pathlib import Path
@@ -54,7 +55,8 @@ INVISIBLE = re.compile(
 # A prompt up to the choices that it lists by letter, and within that the question between its marks.
 LISTED_CHOICES = re.compile(r"^\s*\(?A[.):]\s", re.MULTILINE)
 LETTER = re.compile(r"\s*\(?[A-Z][.):]?\s*")
-QUESTION = re.compile(r"\s*(?:Question:)?(?P<question>.*?)(?:(?:Choices|Answer):)?\s*", re.DOTALL)
+# A passage before the question, such as a page of a filing, belongs to the item and not to its question.
+QUESTION = re.compile(r"\s*(?:(?:.*\n)?Question:)?(?P<question>.*?)(?:(?:Choices|Answer):)?\s*", re.DOTALL)
 
 
 class Item(NamedTuple):
@@ -113,6 +115,21 @@ def find_question(context: str, choices: list[str]) -> tuple[int, int]:
     return first, first + len(normalised_words(found["question"]))
 
 
+def widen_shared_questions(items: list[Item]) -> list[Item]:
+    """Return the items of a task; a question that is the task's wording, such as "what is the sentiment?", is made to
+    begin where the item begins: there the text before it is what the item asks.
+    """
+    asked = [tuple(item.words[slice(*item.question)]) for item in items]
+    counts = Counter(asked)
+    shared = {
+        words for words, count in counts.items() if count >= TEMPLATE_ITEMS and count > TEMPLATE_FRACTION * len(items)
+    }
+    return [
+        item._replace(question=(0, item.question[1])) if words in shared else item
+        for item, words in zip(items, asked, strict=True)
+    ]
+
+
 class BenchmarkIndex:
     """The n-grams of benchmark items by their hashes; it pickles, and depends on the items alone.
 
@@ -155,6 +172,7 @@ class BenchmarkIndex:
 
     def find_passages(self, task: str, items: list[Item]) -> Iterator[tuple[str | int, list[Passage]]]:
         """Yield (id, passages to search for) of the items that have any; note the others in not_checkable."""
+        items = widen_shared_questions(items)
         hashed = [self.hash_words(item.words) for item in items]
         templates = self.find_templates(hashed)
         self.template_ngrams[task] = len(templates)
@@ -251,6 +269,12 @@ class BenchmarkIndex:
         It is the fraction of the words of its passages, or that of its question's words among them if they are at
         least MIN_WORDS and more of them are covered.
         """
+        return {item: max(whole, apart) for item, (whole, apart, _) in self.covered_parts(text).items()}
+
+    def covered_parts(self, text: str) -> dict[tuple[str, str | int], tuple[float, float, bool]]:
+        """Return, for each item that shares a run with the text, the fraction that it covers of the words of its
+        passages and of its question, 0 for one below MIN_WORDS; and whether it covers no word of the question.
+        """
         candidates = np.unique(np.concatenate([hashes for _, _, hashes in self.candidates(normalised_words(text))]))
         first, last = (np.searchsorted(self.ngrams, candidates, side) for side in ("left", "right"))
         runs = self.runs[[rank for a, b in zip(first, last, strict=True) for rank in range(a, b)]]
@@ -262,8 +286,8 @@ class BenchmarkIndex:
             for start, stop in runs[owners == owner] - begin:
                 covered[start:stop] = True
             question = covered[self.in_question[begin:end]]
-            apart = question.mean() if len(question) >= MIN_WORDS else 0
-            fractions[self.items[owner]] = float(max(covered.mean(), apart))
+            apart = float(question.mean()) if len(question) >= MIN_WORDS else 0.0
+            fractions[self.items[owner]] = float(covered.mean()), apart, bool(len(question)) and not question.any()
         return fractions
 
 
@@ -282,11 +306,15 @@ def drop_overlapping(
     """
     rows, samples = [], new_samples("overlap", rank)
     for document in documents:
-        overlaps = index.overlaps(document.text)
+        parts = index.covered_parts(document.text)
+        overlaps = {item: max(whole, apart) for item, (whole, apart, _) in parts.items()}
         dropped = max(overlaps.values(), default=0) >= min_overlap_fraction
         where = {"source": document.metadata["source"], "document": document.id, "dropped": dropped}
         where["bytes"] = len(document.text.encode())
-        rows += [{"task": task, "id": item, "fraction": share, **where} for (task, item), share in overlaps.items()]
+        rows += [
+            {"task": task, "id": item, "fraction": share, "passage_only": parts[task, item][2], **where}
+            for (task, item), share in overlaps.items()
+        ]
         if not dropped:
             yield document
         elif samples.wants(document.metadata["source"], "benchmark_overlap", document.id):
@@ -326,12 +354,20 @@ def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float,
             "not_checkable": index.not_checkable[task],
             "template_ngrams": index.template_ngrams[task],
             "removed": sum_removed(row for row in found if row["fraction"] >= min_overlap_fraction),
+            "removed_for_passages": sum_removed(passage_rows(found, min_overlap_fraction)),
             "overlapping_items": len(overlaps),
             "overlapping_items_after_removal": sum(item["fraction_after_removal"] > 0 for item in overlaps),
             "overlaps": overlaps,
         }
     write_json(path, report)
     return report
+
+
+def passage_rows(rows: list[dict], min_overlap_fraction: float) -> list[dict]:
+    """Return the rows of documents that hold the passages of a task's items, such as a filing, but no question."""
+    holding = [row for row in rows if row["fraction"] >= min_overlap_fraction]
+    asked = {(row["source"], row["document"]) for row in holding if not row.get("passage_only")}
+    return [row for row in holding if (row["source"], row["document"]) not in asked]
 
 
 def sum_removed(rows: Iterable[dict]) -> dict[str, dict[str, int]]:

@@ -25,7 +25,17 @@ from recipe_config import Recipe
 from sources.units import is_hub_dataset
 
 
-RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
+RECORDS = (
+    "config",
+    "data_stats",
+    "decontamination",
+    "tokenizer_report",
+    "training",
+    "results",
+    "plan",
+    "environment",
+    "gguf",
+)
 MOST_TASKS = 10  # a larger group is listed by its average only
 PROMPT = "In general, the"
 # Groups of benchmark items in results.json, as the card names them.
@@ -165,6 +175,7 @@ def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict)
         "names": names,
         "start": start,
         "adds": adds,
+        "plain_prompt": PROMPT,
         "prompt": PROMPT if adds == "start" else f"{start}{PROMPT}",
         "has_chat_template": tokenizer.chat_template is not None,
     }

@@ -37,7 +37,7 @@ MIN_SECRET_CHARACTERS = 12
 # Names that do not identify anyone and occur in many files.
 COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost", "work", "home"}
 # The first bytes of a file with this suffix; a pickle or an archive under another name is refused.
-BEGINNINGS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
+BEGINNINGS = {".gguf": b"GGUF", ".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ".jinja", ""}
 
 

@@ -6,7 +6,7 @@ agree at the next step or validation batch, save, and exit within `save_seconds`
 after a start there is nothing to save, and they exit at once.
 
 A file `leave` in the run folder asks for the same without a limit, since no launcher knows of it: slurm.sh makes it
-when Slurm warns that the time is up.
+when Slurm warns that the time is nearly up.
 
 | exit code | meaning |
 |---|---|

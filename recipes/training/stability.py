@@ -106,7 +106,7 @@ class StabilityMonitor:
         verdict = torch.cat([torch.stack([ok, finite]).double(), now])
         copied = verdict.to("cpu", non_blocking=True)
         event = None
-        if verdict.is_cuda:
+        if verdict.device.type != "cpu":
             event = torch.Event(verdict.device)
             event.record()
         self.unread.append((step, copied, event))
@@ -155,7 +155,10 @@ class StabilityMonitor:
 
     def state(self) -> dict:
         """Return the state as JSON values, which represent it exactly."""
-        window = self.window[~self.window[:, 0].isnan()].tolist()  # waits for the device, so `unread` has arrived
+        window = self.window[~self.window[:, 0].isnan()].tolist()
+        for _, _, event in self.unread:
+            if event is not None:
+                event.synchronize()
         unread = [[step, values.tolist()] for step, values, _ in self.unread]
         recent = [vars(verdict) for verdict in self.recent]
         return {"window": window, "skipped": dict(self.skipped), "recent": recent, "unread": unread}

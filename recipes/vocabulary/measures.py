@@ -25,6 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from corpus.words import WORD
 from recipe_config import RecipeError
+from vocabulary.bulk_encoding import encode_all
 
 
 MAX_SPEED_BYTES = 1_000_000
@@ -218,11 +219,8 @@ def number_cuts(tokenizer: Tokenizer) -> dict:
 def usage(tokenizer: Tokenizer, sample: dict[str, list[str]]) -> dict:
     """Count the tokens that training text never uses, or uses fewer than MIN_OCCURRENCES times, without added ones."""
     vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
-    counts = np.zeros(max(vocabulary) + 1, dtype=np.int64)
-    for texts in sample.values():
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int64)
-        counts += np.bincount(ids, minlength=len(counts))
+    ids, _ = encode_all(list(chain.from_iterable(sample.values())), tokenizer)
+    counts = np.bincount(ids, minlength=max(vocabulary) + 1)
     entries = sorted(vocabulary.keys() - tokenizer.get_added_tokens_decoder().keys())
     single_bytes = byte_tokens(tokenizer)
     never = [index for index in entries if not counts[index]]

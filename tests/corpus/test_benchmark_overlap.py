@@ -178,6 +178,37 @@ def test_the_question_counts_without_an_answer_in_full_text_and_a_short_one_does
     assert index.overlaps(inside(f"Who pays what? {made_up(3, 13)}"))["task", "short"] == 16 / 33
 
 
+def test_a_document_that_holds_the_page_an_item_asks_about_is_reported_apart_from_one_that_holds_the_question(
+    tmp_path,
+):
+    page, asked = made_up(1, 200), made_up(2, 15)
+    filings = [
+        item(place, f"{page}\nQuestion: {made_up(10 + place, 15) if place else asked}\nAnswer:", " 12")
+        for place in range(3)
+    ]
+    index = index_of(tmp_path / "tasks", finqa=filings, other=[item("a", made_up(90, 20))])
+    assert index.overlaps(inside(asked)) == {("finqa", 0): 1.0}, "the question without its page"
+    texts = [inside(page), inside(page, 2000), inside(f"{page} Question: {asked}", 3000), inside(asked, 4000)]
+    assert kept_ids(documents("sec", *texts), index, 0.5, tmp_path / "notes") == []
+    report = write_report(tmp_path / "report.json", index, 0.5, tmp_path / "notes")
+    task = report["tasks"]["finqa"]
+    assert task["removed"]["sec"]["documents"] == 4
+    assert task["removed_for_passages"]["sec"]["documents"] == 2
+    assert report["tasks"]["other"]["removed_for_passages"] == {}
+
+
+def test_a_question_that_all_items_share_is_none_so_a_copied_sentence_counts_as_the_item(tmp_path):
+    task = [
+        item(seed, f"{made_up(seed, 20)}\nQuestion: what is the sentiment?\nAnswer:", " positive")
+        for seed in range(30)
+    ]
+    index = index_of(tmp_path / "tasks", fpb=task)
+    assert kept_ids(documents("news", inside(made_up(3, 20))), index, 0.5, tmp_path / "notes") == []
+    report = write_report(tmp_path / "report.json", index, 0.5, tmp_path / "notes")
+    assert report["tasks"]["fpb"]["removed"]["news"]["documents"] == 1
+    assert report["tasks"]["fpb"]["removed_for_passages"] == {}
+
+
 def test_letters_that_are_no_list_of_choices_belong_to_the_question(tmp_path):
     text = f"{made_up(1, 10)}\nA. {made_up(2, 20)}"
     index = index_of(tmp_path, task=[item("clause", text, " yes"), item("other", made_up(3, 20))])

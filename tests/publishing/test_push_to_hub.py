@@ -253,6 +253,34 @@ def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(eval
     assert unknown_keys(workspace / "run", evaluated_run.output_dir, [*files, "eval/results.json"]) == {}
 
 
+def test_a_finished_run_is_released_with_gguf_files_that_the_card_explains(workspace, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="needs pip install gguf==0.19.0")
+    shutil.copytree(workspace / "run", tmp_path / "run")
+    argv = ["--config", str(workspace / "recipe.yaml"), f"--run.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(RecipeError, match="hub.gguf: .* has no merges"):
+        main([*argv, "--gguf", "f16"])
+
+    def merge_once(content: dict) -> None:
+        content["model"]["vocab"]["\u0120t"] = content["model"]["vocab"].pop("\u00ff")  # a byte that UTF-8 has not
+        content["model"]["merges"] = [["\u0120", "t"]]
+
+    rewrite(tmp_path / "run" / "model" / "tokenizer.json", merge_once)
+    record_stage(load(workspace, tmp_path / "run"), "pretrain")
+    for stage in ("evaluate", "report"):
+        record_stage(load(workspace, tmp_path / "run"), stage)
+    with pytest.raises(RecipeError, match="--gguf f16,q4: q4 is not f16 or q8_0"):
+        main([*argv, "--gguf", "f16,q4"])
+    main([*argv, "--gguf", "f16,q8_0"])
+    assert "--gguf f16,q8_0" in capsys.readouterr().out
+    release = tmp_path / "run" / "release"
+    assert {"run-f16.gguf", "run-q8_0.gguf", "Modelfile", "gguf.json"} <= read(release / "manifest.json")[
+        "files"
+    ].keys()
+    card = (release / "README.md").read_text()
+    assert "ollama create run -f Modelfile" in card and "llama-completion -m run-f16.gguf" in card
+    assert "| run-q8\\_0.gguf | q8\\_0 | transformers" in card and "every tensor" in card
+
+
 # Refusals
 
 

@@ -82,7 +82,9 @@ def losses(tokenized_run, tmp_path_factory) -> dict[str, dict[int, float]]:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_two_processes_that_compile_by_layer_give_the_losses_of_one_that_does_not(name, losses):
-    one, two, within = losses["alone"], losses[name], 2e-2 if "bf16" in name else 1e-5
+    one, two = losses["alone"], losses[name]
+    # FSDP2 rounds the gains too, which a learning rate of 1e-2 moves far; tests/benchmarks/rounding.py has the causes.
+    within = {"ddp, bf16": 1e-2, "fsdp2, bf16": 3e-2}.get(name, 1e-5)
     assert list(one) == list(two) == list(range(1, 9)) and one[8] < one[1] - 0.3
     apart = max(abs(one[step] - two[step]) for step in one)
     assert apart < within and (apart > 1e-5) == ("bf16" in name)

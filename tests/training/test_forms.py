@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator, ParallelismConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from tiny_run import RECIPES, ROOT
@@ -151,6 +152,15 @@ def test_a_fixed_shape_is_compiled_once_for_training_and_once_for_what_is_scored
     assert first == 1 and both == counter.frame_count == 2
 
 
+@pytest.fixture
+def new_accelerator():
+    """Have Accelerate read the environment's precision again, which it keeps for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize(
     ("kind", "processes", "optimizer", "precision", "within"),
     [

@@ -77,6 +77,16 @@ def test_a_verdict_is_read_a_step_later_and_survives_a_checkpoint():
         assert [(v.step, v.kind) for v in one.read_verdicts(last=True)] == [(18, "taken")]
 
 
+def test_a_state_is_saved_only_when_its_verdicts_have_arrived_from_the_device():
+    class Arrival:
+        def synchronize(self):
+            values.copy_(torch.tensor([1.0, 1.0, 2.0, 0.5]))
+
+    watched, values = monitor(), torch.zeros(4, dtype=torch.float64)
+    watched.unread.append((3, values, Arrival()))
+    assert watched.state()["unread"] == [[3, [1.0, 1.0, 2.0, 0.5]]]
+
+
 def decide(watched: StabilityMonitor, *verdicts: tuple[int, str], rollbacks: int = 0):
     return [watched.decide(Verdict(step, kind, 1.0, 1.0), rollbacks) for step, kind in verdicts]
 
