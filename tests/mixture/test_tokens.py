@@ -36,7 +36,6 @@ from vocabulary.training_sample import draw_sample
 
 
 SHARES = {"law": 0.6, "web": 0.4}
-PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
 @pytest.fixture
