@@ -24,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
+from atomic_files import RECORD, read_json
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
@@ -211,6 +212,11 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         origins[tuple(key.split("."))] = f"--{key}"
     recipe, invalid = validate(values, origins)
     problems += invalid
+    if recipe is not None and "pretokenization" not in recipe.tokenizer.model_fields_set:
+        # The default was gpt4 before; a run made then keeps its tokenizer.
+        record = read_json(Path(recipe.run.output_dir) / "tokenizer" / RECORD) or {}
+        made_with = record.get("settings", {}).get("pretokenization", recipe.tokenizer.pretokenization)
+        recipe.tokenizer.pretokenization = made_with
     if recipe is not None and recipe.data.extract_text is None:
         recipe.data.extract_text = extract_text
         if extract_text is None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import get_token
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from recipe_config import RecipeError
 
@@ -81,7 +82,7 @@ MIN_SECRET_CHARACTERS = 12
 # Names that do not identify anyone and occur in many files.
 COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost", "work", "home"}
 # The first bytes of a file with this suffix; a pickle or an archive under another name is refused.
-BEGINNINGS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
+BEGINNINGS = {".gguf": b"GGUF", ".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ".jinja", ""}
 
 
@@ -249,9 +250,11 @@ def check_tensors(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = model.state_dict()
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)  # the embedding, which is saved once
+        weights.pop("lm_head.weight", None)  # the embedding, which is saved once
+    # Under the names of the files, which differ from the model's for GPT-NeoX.
+    expected = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, weights).items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         found |= read_tensor_shapes(path)

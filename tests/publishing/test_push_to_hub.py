@@ -29,6 +29,7 @@ from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
 from run_file_keys import unknown_keys
 from safetensors.torch import load_file, save_file
+from small_models import FAMILY_CONFIGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import ROOT, TinyRun
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -47,6 +48,7 @@ from card_text import escape_markdown
 from corpus.document_files import DocumentWriter, write_documents
 from corpus.dropped_samples import SAMPLES
 from publishing import base_model, release_checks, revision_queue
+from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
@@ -253,6 +255,34 @@ def rewrite(path: Path, change) -> None:
 def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(evaluated_run, workspace):
     files = ["documents/stats.json", "documents/decontamination.json", "tokenizer/report.json", "training.json"]
     assert unknown_keys(workspace / "run", evaluated_run.output_dir, [*files, "eval/results.json"]) == {}
+
+
+def test_a_finished_run_is_released_with_gguf_files_that_the_card_explains(workspace, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="needs pip install gguf==0.19.0")
+    shutil.copytree(workspace / "run", tmp_path / "run")
+    argv = ["--config", str(workspace / "recipe.yaml"), f"--run.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(RecipeError, match="hub.gguf: .* has no merges"):
+        main([*argv, "--gguf", "f16"])
+
+    def merge_once(content: dict) -> None:
+        content["model"]["vocab"]["\u0120t"] = content["model"]["vocab"].pop("\u00ff")  # a byte that UTF-8 has not
+        content["model"]["merges"] = [["\u0120", "t"]]
+
+    rewrite(tmp_path / "run" / "model" / "tokenizer.json", merge_once)
+    record_stage(load(workspace, tmp_path / "run"), "pretrain")
+    for stage in ("evaluate", "report"):
+        record_stage(load(workspace, tmp_path / "run"), stage)
+    with pytest.raises(RecipeError, match="--gguf f16,q4: q4 is not f16 or q8_0"):
+        main([*argv, "--gguf", "f16,q4"])
+    main([*argv, "--gguf", "f16,q8_0"])
+    assert "--gguf f16,q8_0" in capsys.readouterr().out
+    release = tmp_path / "run" / "release"
+    assert {"run-f16.gguf", "run-q8_0.gguf", "Modelfile", "gguf.json"} <= read(release / "manifest.json")[
+        "files"
+    ].keys()
+    card = (release / "README.md").read_text()
+    assert "ollama create run -f Modelfile" in card and "llama-completion -m run-f16.gguf" in card
+    assert "| run-q8\\_0.gguf | q8\\_0 | transformers" in card and "every tensor" in card
 
 
 # Refusals
@@ -1003,6 +1033,119 @@ def test_the_licence_of_a_base_on_the_hub_is_read_from_its_card(workspace, tmp_p
     recipe.model.from_pretrained, recipe.model.revision = "org/base", "0" * 40
     licence = "gemma" if card_text and "gemma" in card_text else None
     assert find_base(recipe) == base_model.Base("org/base", True, "0" * 40, licence)
+
+
+def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, workspace, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    results = read(tmp_path / "release" / "results.json")
+    sources, task = list(results["bits_per_byte"]["sources"]), next(iter(results["tasks"]))
+    other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
+    other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines={"org--small": other}))
+    found = card_of(release, tmp_path / "release", load(workspace))
+    table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
+    ours, theirs = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
+    assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
+
+
+def licensed(
+    tmp_path: Path, recipe: Recipe, licence: str | None, hub_license: str, repo_id: str | None = None
+) -> Recipe:
+    """Let a recipe continue a local model whose card states a licence."""
+    (tmp_path / "base").mkdir(exist_ok=True)
+    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: {licence}\n---\n" if licence else "# A model")
+    recipe.model.from_pretrained = str(tmp_path / "base")
+    recipe.hub.license, recipe.hub.repo_id = hub_license, repo_id
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("licence", "hub_license", "repo_id", "message"),
+    [
+        ("llama3.2", "apache-2.0", None, "whose licence is llama3.2; set hub.license: llama3.2 or, once"),
+        ("gemma", "mit", None, "whose licence is gemma; set hub.license: gemma or, once you know"),
+        ("cc-by-nc-4.0", "apache-2.0", None, "whose licence is cc-by-nc-4.0"),
+        ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
+        ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
+        ("llama3.1", "llama3.1", "me/Llama-legal", None),
+        ("llama2", "llama2", "me/tiny-legal", None),
+        ("gemma", "other", None, None),
+        ("apache-2.0", "cc-by-4.0", None, None),
+        ("mit", "other", "me/tiny-legal", None),
+        (None, "apache-2.0", None, None),  # of an own run
+    ],
+)
+def test_a_licence_or_a_name_that_contradicts_the_base_is_refused(
+    licence, hub_license, repo_id, message, workspace, tmp_path
+):
+    recipe = licensed(tmp_path, load(workspace), licence, hub_license, repo_id)
+    if message is None:
+        refuse_licence(recipe, find_base(recipe))
+        return
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        build_release(recipe)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        check_repositories(recipe)  # before training
+    recipe.hub.base_license = licence  # the user says that it may
+    refuse_licence(recipe, find_base(recipe))
+    recipe.hub.base_license = "bsd"
+    with pytest.raises(RecipeError, match=f"hub.base_license=bsd: the card of .* states {licence}; read that licence"):
+        refuse_licence(recipe, find_base(recipe))
+
+
+def test_a_base_on_the_hub_without_a_licence_is_refused_until_the_user_says_so(workspace):
+    recipe, base = load(workspace), base_model.Base("org/base", True, None, None)
+    with pytest.raises(RecipeError, match=r"hub.license=mit: the card of org/base states no licence"):
+        refuse_licence(recipe, base)
+    recipe.hub.base_license = "mit"
+    refuse_licence(recipe, base)
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("llama3.2", ('begin with "Llama"', "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright")),
+        ("llama2", ("acceptable use policy binds", "Llama 2 is licensed under the LLAMA 2 Community License")),
+        ("gemma", ("prohibited use policy", "Gemma is provided under and subject to the Gemma Terms of Use")),
+        ("apache-2.0", ("Keep its copyright and licence notices.", "states the licence apache-2.0")),
+    ],
+)
+def test_what_the_base_asks_for_is_in_the_card_and_in_the_notice(licence, expected, release, workspace, tmp_path):
+    recipe = licensed(tmp_path, load(workspace), licence, licence)
+    found = card_of(release, tmp_path / "release", recipe)
+    write_notice(recipe, tmp_path / "release", find_base(recipe))
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert expected[0] in found and all(phrase in notice for phrase in expected)
+
+
+def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "README.md").write_text("---\nlicense: gemma\n---\n")
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": str(tmp_path / "first")}}))
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(run / "model")
+    assert find_base(recipe).licence == "gemma"
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_the_card_of_each_family_shows_its_shape_and_its_tokenizer(family, release, workspace, tmp_path):
+    recipe = licensed(tmp_path, load(workspace), "mit", "mit")
+    shutil.copytree(release, tmp_path / "release")
+    config = AutoConfig.for_model(family, **FAMILY_CONFIGS[family] | {"bos_token_id": 0})
+    config.save_pretrained(tmp_path / "release")
+    rewrite(
+        tmp_path / "release" / "tokenizer_report.json",
+        lambda content: content.update(differs=["it puts no space before a text"]),
+    )
+    found = card_of(release, tmp_path / "release", recipe)
+    assert ("A Llama-style language model" in found) == (family == "llama")
+    assert "2 layers, width 32, feed-forward width " in found and "4 heads of width 8, " in found
+    assert family in metadata_load(tmp_path / "release" / "README.md")["tags"]
+    assert "It reads at most 64 tokens" in found
+    assert "the tokenizer of the local model base. Unlike the original, it puts no space before a text. UTF-8" in found
 
 
 def test_bit_for_bit_is_claimed_of_a_processor_only(release, workspace, card, tmp_path):
