@@ -309,7 +309,9 @@ def test_more_repetitions_than_allowed_are_refused_with_the_longest_run(tiny_run
 
 
 def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in whole.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(
         accelerators, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1, "device": torch.device("cpu")})
     )
