@@ -61,6 +61,7 @@ from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
 from recipe_config import Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
+from run_files import RUN_FILES, record_run_files
 from run_folder import record_stage
 from stages import output_folder
 
@@ -311,6 +312,20 @@ def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
     content[-3] ^= 1
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=f"{path.parent} is damaged: {path.name}: its sha256 is not the one"):
+        build_release(recipe)
+
+
+@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html"])
+def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(recipe, name):
+    run = Path(recipe.run.output_dir)
+    record_run_files(run, ("training.json", "metrics.jsonl", "report.html"))
+    text = (run / name).read_text()
+    (run / name).write_text(text.replace("5120", "5121").replace("2.123", "0.123").replace("run", "ran"))
+    with pytest.raises(RecipeError, match=f"{name}: its sha256 is not the recorded one; restore it from a copy"):
+        build_release(recipe)
+    (run / name).write_text(text)
+    (run / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read; restore it from a copy"):
         build_release(recipe)
 
 
