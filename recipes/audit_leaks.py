@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_files import file_sha256, read_json, read_record, write_json
+from atomic_files import read_json, write_json
 from corpus.personal_data import Redactor
 from mixture.ledger import Ledger
 from mixture.shard_writer import load_tokenizer
+from provenance.audit_record import describe_inputs
 from provenance.audited_documents import AuditedDocument, choose_held_out, choose_trained
 from provenance.leak_findings import LEVEL, describe_findings, describe_limits
 from provenance.leak_measures import (
@@ -217,13 +218,6 @@ def audit(run: Path, documents_per_side: int, batch_size: int) -> tuple[dict, li
     }
     found |= {"findings": describe_findings(found), "cannot_be_concluded": describe_limits(found)}
     return found, continued
-
-
-def describe_inputs(run: Path) -> dict[str, str | None]:
-    """Return the hashes by which publishing knows whether an audit is of this model, text and evaluation."""
-    results = run / "eval" / "results.json"
-    hashes = {name: read_record(run / name)["sha256"] for name in ("model", "documents")}
-    return hashes | {"results": file_sha256(results) if results.exists() else None}
 
 
 def load_model(folder: Path):

@@ -797,6 +797,19 @@ class Evaluation(Section):
     """Compress the held-out text with xz -9e as a baseline; for corpora of up to about 50 MB."""
 
 
+class LeakAudit(Section):
+    """Limits on what the model may give away. Publishing refuses a run that audit_leaks.py has not audited."""
+
+    max_verbatim_50_fraction: Fraction = 0.02
+    """Share of the trained documents that may be continued word for word for 50 tokens, by the upper end of the 95 %
+    interval: 0.018 for none of 200."""
+    max_personal_values: Count = 0
+    """Values of personal data in samples and continuations that may stand in the training text."""
+    max_membership_auc: Fraction | None = None
+    """How well the loss may separate trained from unseen documents (0.5: chance; 1: always), by the upper end of the
+    95 % interval. None: no limit."""
+
+
 class Hub(Section):
     """Publishing to the Hub, which uploads nothing unless repo_id is set; publishing/README.md."""
 
@@ -825,6 +838,8 @@ class Hub(Section):
     """Add the text of the sources whose licence and personal-data setting allow redistribution."""
     tensorboard: bool = False
     """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
+    leak_audit: LeakAudit | None = None
+    """Limits on what the model may give away; `{}` sets the defaults. None: publishing needs no audit."""
 
     def problems(self):
         repositories = {key: getattr(self, key) for key in ("repo_id", "tokenizer_repo_id", "dataset_repo_id")}
@@ -833,6 +848,8 @@ class Hub(Section):
                 yield key, "is set without repo_id, so nothing would be uploaded; set hub.repo_id too"
         if self.tokenizer_repo_id and self.tokenizer_repo_id == self.repo_id:
             yield "tokenizer_repo_id", f"{self.repo_id} is the model's; give the tokenizer a repository of its own"
+        if self.leak_audit is not None and self.revision_steps is not None:
+            yield "revision_steps", "publishes weights before leak_audit can check them; leave one of the two out"
         if self.dataset_text and self.dataset_repo_id is None:
             yield "dataset_text", "is set without dataset_repo_id; set that too"
 

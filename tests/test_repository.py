@@ -65,6 +65,7 @@ ARROWS = {
         "card_text",
         "corpus",
         "planning",
+        "provenance",
         "recipe_config",
         "recovery",
         "run_folder",

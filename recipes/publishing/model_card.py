@@ -25,7 +25,17 @@ from recipe_config import Recipe
 from sources.units import is_hub_dataset
 
 
-RECORDS = ("config", "data_stats", "decontamination", "tokenizer_report", "training", "results", "plan", "environment")
+RECORDS = (
+    "config",
+    "data_stats",
+    "decontamination",
+    "tokenizer_report",
+    "training",
+    "results",
+    "plan",
+    "environment",
+    "audit",
+)
 MOST_TASKS = 10  # a larger group is listed by its average only
 PROMPT = "In general, the"
 # Groups of benchmark items in results.json, as the card names them.

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
 from publishing.base_model import find_base
+from publishing.leak_limits import read_audit, refuse_leaks
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
@@ -67,6 +68,12 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
         recorded |= recorded_files(require(recipe, stage))
     names, notes = dict(RECORDS), []
     names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
+    if (run / "audit.json").exists():
+        audit, problem = read_audit(run)
+        if audit is None:
+            notes.append(f"{run / 'audit.json'} is left out: it {problem}; run recipes/audit_leaks.py again")
+        else:
+            names["audit.json"] = "audit.json"
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)
         if read_record(folder) is None:
@@ -123,6 +130,7 @@ def build_release(recipe: Recipe) -> list[str]:
     Returns: notes on what was left out, and why.
     """
     files, notes = collect(recipe)
+    refuse_leaks(recipe)
     redact = sample_redactor(recipe)
     with new_output(recipe, "publish") as folder:
         empty(folder)

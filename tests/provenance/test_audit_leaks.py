@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that knows documents by heart is found out; one that saw nothing is not, nor are unseen documents."""
 
+import html
 import json
 import shutil
 
@@ -13,11 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import audit_leaks
 from audit_leaks import find_personal_values, open_ledger
 from corpus.personal_data import Redactor
+from figure_style import style
 from mixture.shard_writer import load_tokenizer
 from provenance.audited_documents import choose_held_out, choose_trained
 from provenance.leak_measures import PROMPT_TOKENS, count_continued, read_documents, separate, times_group
+from publishing.leak_limits import refuse_leaks
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
+from report import build_sections, write_html
+from run_files import RunFiles
+from sections import leaks
 from vocabulary.token_bytes import token_bytes
 
 
@@ -119,6 +125,37 @@ def test_the_audit_holds_no_text_and_the_passages_stay_in_trace(audits, run, tmp
     for passage in known:
         assert texts[passage["document"]].startswith(passage["prompt"] + passage["text"][:40])
         assert passage["text"][:40] not in written
+
+
+def test_publishing_refuses_what_repeats_its_training_text_and_names_the_figure(audits, tmp_path_factory):
+    nothing, everything = (next(tmp_path_factory.getbasetemp().glob(f"audits*/{name}")) for name in ("nothing", "all"))
+
+    def refusals(folder, **limits) -> str:
+        recipe = load_recipe([folder / "recipe.yaml"], [f"--hub.leak_audit={json.dumps(limits)}"])
+        recipe.run.output_dir = str(folder)
+        try:
+            refuse_leaks(recipe)
+        except RecipeError as error:
+            return str(error)
+        return ""
+
+    assert refusals(nothing, max_verbatim_50_fraction=0.3) == ""
+    assert "0 of 12 trained documents are continued word for word for 50 tokens, up to 0.265" in refusals(nothing)
+    found = refusals(everything, max_verbatim_50_fraction=0.5, max_membership_auc=0.9)
+    assert "12 of 12 trained documents are continued word for word for 50 tokens, up to 1.000" in found
+    assert "hub.leak_audit.max_membership_auc=0.9: the loss separates" in found
+    assert refusals(everything, max_verbatim_50_fraction=1) == ""
+
+
+def test_the_report_shows_the_findings_by_source_and_says_when_they_are_of_other_weights(audits, tmp_path_factory):
+    folder = next(tmp_path_factory.getbasetemp().glob("audits*/all"))
+    with style():
+        section = write_html(RunFiles(folder), build_sections(RunFiles(folder)), {})
+    assert all(html.escape(line) in section for key in ("findings", "cannot_be_concluded") for line in audits[1][key])
+    assert "<th>law</th><td>6 of 6</td><td>0 of 6</td>" in section
+    assert "earlier weights" not in section
+    (folder / "audit.json").write_text(json.dumps(audits[1] | {"made_from": {"model": "other"}}))
+    assert not leaks.build(RunFiles(folder)).values["is_current"]
 
 
 def test_personal_data_of_samples_counts_where_the_training_text_holds_it(audits, tmp_path_factory):
