@@ -62,6 +62,7 @@ from training_overlap import overlap_groups, read_decontamination, score_by_over
 
 
 HERE = Path(__file__).resolve().parent
+LONGEST_CONTEXT = 8192  # of --own_contexts
 logger = logging.getLogger(__name__)
 
 
@@ -102,7 +103,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--noncommercial", action="store_true", help="include tasks whose licence forbids commercial use"
     )
     parser.add_argument(
-        "--baselines", nargs="*", default=[], help="other models to score the same way: folders or Hub ids"
+        "--baselines",
+        nargs="*",
+        default=[],
+        help="other models to score the same way: folders or Hub ids, also owner/name@revision",
+    )
+    parser.add_argument(
+        "--own_contexts",
+        action="store_true",
+        help=f"score a baseline with its own context too where it is longer, up to {LONGEST_CONTEXT} tokens",
+    )
+    parser.add_argument(
+        "--baseline_scores", type=Path, help="folder that keeps the baselines' scores for the next evaluation"
     )
     parser.add_argument(
         "--decontamination",
@@ -177,7 +189,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         same = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in arguments.baselines]
         problems += [f"--baselines: {name} is named twice" for name in sorted({n for n in same if same.count(n) > 1})]
         for name in arguments.baselines:
-            problems += [f"--baselines: {problem}" for problem in check_folder(name)]
+            problems += [f"--baselines: {problem}" for problem in check_folder(named_revision(name)[0])]
     if problems:
         raise SystemExit("run_eval.py cannot start:\n" + "\n".join(f"  {problem}" for problem in problems))
 
@@ -251,8 +263,17 @@ def export_requests(arguments: argparse.Namespace) -> None:
         logger.info("evaluate: %s: %d items", name, len(exported))
 
 
-def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespace, tasks: dict) -> dict[str, str]:
+def evaluate_model(
+    name: str, revision: str | None, arguments: argparse.Namespace, tasks: dict, kept: Path | None = None
+) -> dict[str, str]:
     """Evaluate one model.
+
+    Args:
+        name: of the model.
+        revision: of a Hub model.
+        arguments: of the command line.
+        tasks: of load_tasks.
+        kept: folder of finished pieces that stay; None: they are discarded with the evaluation's own.
 
     Returns: the files of its folder, {path: text}.
     """
@@ -272,7 +293,7 @@ def evaluate_model(name: str, revision: str | None, arguments: argparse.Namespac
     weights = weights_sha256(name)
     commit = None if weights else commit_of(name, revision)
     identity = {"model": weights or [name, commit], "settings": settings, "versions": versions}
-    work = SharedWork(parts_folder(own.output), identity)
+    work = SharedWork(kept or parts_folder(own.output), identity)
     checked = own.decontamination and hashlib.sha256(own.decontamination.read_bytes()).hexdigest()
     results = {
         "format": 2,
@@ -343,6 +364,43 @@ def run_task(
     return entry, scored
 
 
+def named_revision(name: str) -> tuple[str, str | None]:
+    """Return the id and the revision of `owner/name@revision`; a folder has none."""
+    place, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    return place, revision or None
+
+
+def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
+    """Return the settings to score a baseline with, by the end of its folder's name: with the context of the model,
+    and with its own where --own_contexts asks for it and it is longer."""
+    settings = {"": arguments}
+    if arguments.own_contexts:
+        place, revision = named_revision(name)
+        try:
+            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--baselines: {name} cannot be read: {error}") from error
+        longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
+        if longest > arguments.context_length:
+            own = {"context_length": longest, "stride": longest // 2}
+            settings[f"--{longest}-tokens"] = argparse.Namespace(**vars(arguments) | own)
+    return settings
+
+
+def summarise_baseline(results: dict) -> dict:
+    """Return the scores of a baseline for results.json; its own file has the rest."""
+    sources = results["bits_per_byte"]["sources"].items()
+    scores = {name: task["metrics"][task["score"]]["value"] for name, task in results["tasks"].items()}
+    return {
+        "model": results["model"],
+        "revision": results["revision"],
+        "model_sha256": results["model_sha256"],
+        "context_length": results["settings"]["context_length"],
+        "bits_per_byte": {name: entry["bits_per_byte"] for name, entry in sources},
+        "scores": scores | {name: group["value"] for name, group in results["groups"].items()},
+    }
+
+
 def baseline_folders(models: list[str]) -> dict[str, str]:
     """Name a folder for the results of each baseline: its own name, with as many parents' names as tell it apart."""
     parts = {name: Path(name).resolve().parts[1:] if Path(name).is_dir() else (name,) for name in models}
@@ -404,14 +462,17 @@ def main(argv: list[str] | None = None) -> None:
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    results, baselines = json.loads(files["results.json"]), {}
     for name, folder in baseline_folders(arguments.baselines).items():
-        files |= {
-            f"baselines/{folder}/{path}": text for path, text in evaluate_model(name, None, arguments, tasks).items()
-        }
+        for label, own in contexts_of(name, arguments).items():
+            found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
+            files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
+            baselines[f"{folder}{label}"] = summarise_baseline(json.loads(found["results.json"]))
+    if baselines:
+        files["results.json"] = json.dumps(results | {"baselines": baselines}, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
-        results = json.loads(files["results.json"])
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
     state.wait_for_everyone()
 

@@ -49,6 +49,7 @@ from sweeps.runs import (
     locked,
     read_rows,
     run_stage,
+    state_pretokenization,
     train_missing,
     train_model,
     write_config,
@@ -132,6 +133,7 @@ def run_key(run: Run, documents: Path) -> str:
     recipe = run.recipe
     # Without defaults, so that a key that is added to recipes later changes no row.
     stated = recipe.model_dump(exclude_defaults=True, include={"model", "training", "tokenizer"})
+    stated = state_pretokenization(stated, recipe)
     for not_deciding in ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "torch_compile"):
         stated["training"].pop(not_deciding, None)
     shares = {source.name: source.share for source in recipe.data.sources}

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tune a model to summarise: supervised, with TRL's SFTTrainer, every weight or peft's adapters.
+"""Fine-tune a model to summarise or to converse: supervised, with TRL's SFTTrainer, every weight or peft's adapters.
 
-In:   finetune.* of the recipe: a model (by default model/ of the run), and documents with summaries to train on and to
-      test on, from the Hub or a file.
+In:   finetune.* of the recipe: a model (by default model/ of the run), and documents with summaries, or conversations,
+      to train on and to test on, from the Hub or a file.
 Out:  <run.output_dir>/finetuned/: the model (adapters merged), results.json (ROUGE of its summaries, of the model's
-      before, and of each document's first sentences, with the differences on the same documents) and README.md, the
-      card.
+      before, and of each document's first sentences, with the differences on the same documents; or bits per byte of
+      the answers before and after) and README.md, the card.
 
     python recipes/finetune.py --config recipes/legal/summarise.yaml
     python recipes/finetune.py --config recipes/legal/summarise.yaml --finetune.model=HuggingFaceTB/SmolLM2-360M \\
         --finetune.sequence_length=4096 --run.output_dir=runs/smollm2-summaries
+    python recipes/finetune.py --config recipes/legal/chat.yaml
     accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 8 recipes/finetune.py --config ...
     python recipes/summary_page.py --config recipes/legal/summarise.yaml     # paste a text, read its summary
 
@@ -38,6 +39,17 @@ from trl import SFTConfig, SFTTrainer
 
 from atomic_files import RECORD, read_json, write_json
 from card_text import render_card
+from conversations import (
+    answer,
+    answer_bits,
+    bits_per_byte,
+    encode_messages,
+    mark_answers,
+    questions,
+    read_conversations,
+    stop_tokens,
+    with_chat_template,
+)
 from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
@@ -99,7 +111,9 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
             "reads; lower it"
         )
-    if settings.template == "chat" and tokenizer.chat_template is None:
+    if settings.task == "chat":
+        tokenizer = with_chat_template(tokenizer, settings.lora is not None)
+    elif settings.template == "chat" and tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     return model, tokenizer
 
@@ -199,22 +213,23 @@ def build_trainer(
     recipe: Recipe,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[tuple[str, str]],
+    rows: list[dict],
     checkpoints: Path,
 ) -> SFTTrainer:
-    """Return TRL's trainer, whose loss counts the summaries only."""
+    """Return TRL's trainer, whose loss counts the summaries or answers only.
+
+    Conversations share sequences, without seeing each other: positions, which begin anew with each, give the borders.
+    """
     settings, state = recipe.finetune, PartialState()
-    rows = [
-        {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
-        for document, summary in examples
-    ]
+    packing = settings.task == "chat"
     disable_progress_bars()  # of datasets, one for each step of TRL's over the rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the names of TRL's own settings
         arguments = SFTConfig(
             output_dir=str(checkpoints),
             max_length=settings.sequence_length,
-            completion_only_loss=True,
+            completion_only_loss=not packing,
+            packing=packing,
             num_train_epochs=settings.num_train_epochs,
             per_device_train_batch_size=settings.per_device_train_batch_size,
             gradient_accumulation_steps=accumulation_steps(settings, state.num_processes),
@@ -263,7 +278,11 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
 
     identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
-    trainer = build_trainer(recipe, model, tokenizer, examples.train, checkpoints)
+    rows = [
+        {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
+        for document, summary in examples.train
+    ]
+    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
@@ -307,6 +326,87 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     return results
 
 
+def choose_conversations(
+    settings: Finetune, benchmarks: BenchmarkIndex | None, min_overlap_fraction: float
+) -> Examples:
+    """Read both splits, and leave what the test asks and what holds benchmark items out of the training one."""
+    test, test_left_out = read_conversations(settings.test, settings.max_test_documents)
+    train, train_left_out = read_conversations(settings.train, settings.max_train_documents)
+    held_out = {questions(messages) for messages in test}
+    kept = [messages for messages in train if questions(messages) not in held_out]
+    left_out = {"train": train_left_out, "test": test_left_out, "train_also_in_test": len(train) - len(kept)}
+    left_out["train_with_benchmark_items"] = None
+    if benchmarks is not None:
+        texts = ["\n".join(message["content"] for message in messages) for messages in kept]
+        found = [max(benchmarks.overlaps(text).values(), default=0) for text in texts]
+        kept = [one for one, overlap in zip(kept, found, strict=True) if overlap < min_overlap_fraction]
+        left_out["train_with_benchmark_items"] = len(found) - len(kept)
+    return Examples(kept, test, left_out)
+
+
+def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
+    """Train on conversations, score and write finetuned/; as `finetune`, but for the scores.
+
+    Raises: RecipeError: no conversation fits finetune.sequence_length.
+    """
+    settings, state = recipe.finetune, PartialState()
+    set_seed(recipe.run.seed)
+    examples = choose_conversations(settings, *load_benchmarks(recipe))
+    model, tokenizer = load_model(settings, folder)
+    rows = [mark_answers(messages, tokenizer) for messages in examples.train]
+    fitting = [row for row in rows if len(row["input_ids"]) <= settings.sequence_length]
+    scored = [one for one in examples.test if len(encode_messages(one, tokenizer)) <= settings.sequence_length]
+    too_long = {"train_too_long": len(rows) - len(fitting), "test_too_long": len(examples.test) - len(scored)}
+    left_out = examples.left_out | too_long
+    for split, found in (("train", fitting), ("test", scored)):
+        if not found:
+            raise RecipeError(
+                f"finetune.{split}: no conversation fits finetune.sequence_length={settings.sequence_length} and is "
+                f"in one of the two only ({left_out}); raise it, or give other rows"
+            )
+    if state.is_main_process:
+        print(f"finetune: {len(fitting):,} conversations to train on, {len(scored):,} to test on, {folder}")
+    model.to(state.device)
+    before = answer_bits(model, tokenizer, scored)
+    shown = scored[:SHOWN_EXAMPLES]
+    answers = [[answer(one, model, tokenizer, settings.max_summary_tokens) for one in shown]]
+
+    identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
+    trainer = build_trainer(recipe, model, tokenizer, fitting, checkpoints)
+    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.perf_counter() - started
+    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    if settings.lora:
+        tuned = tuned.merge_and_unload()
+    after = answer_bits(tuned, tokenizer, scored)
+    answers.append([answer(one, tuned, tokenizer, settings.max_summary_tokens) for one in shown])
+    tuned.generation_config.eos_token_id = stop_tokens(fitting[0], tokenizer)
+    results = {
+        "made_from": made_from,
+        "model": {"parameters": tuned.num_parameters(), "trained": trained},
+        "documents": {"train": len(fitting), "test": len(scored), "left_out": left_out},
+        "steps": trainer.state.global_step,
+        "last_loss": trainer.state.log_history[-1].get("train_loss"),
+        "seconds": seconds,
+        "resumed_from": last and Path(last).name,
+        "bits_per_byte": {"before": bits_per_byte(before), "after": bits_per_byte(after)},
+        "answer_bytes": int(after[:, 1].sum()),
+        "examples": [
+            {"prompt": one[-2]["content"], "reference": one[-1]["content"], "before": old, "after": new}
+            for one, old, new in zip(shown, *answers, strict=True)
+        ],
+    }
+    if state.is_main_process:
+        write_output(recipe, tuned, tokenizer, results)
+        shutil.rmtree(checkpoints.parent, ignore_errors=True)
+    state.wait_for_everyone()
+    return results
+
+
 def is_truncated(document: str, settings: Finetune, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a document fills its prompt, up to 8 tokens, so that its end was truncated."""
     room = settings.sequence_length - settings.max_summary_tokens
@@ -329,20 +429,20 @@ def write_card(recipe: Recipe, results: dict) -> str:
         "pipeline_tag": "text-generation",
         "license": recipe.hub.license,
         "language": recipe.hub.language,
-        "tags": ["summarization", "trl", "sft"],
+        "tags": ["conversational" if recipe.finetune.task else "summarization", "trl", "sft"],
     }
     settings = recipe.finetune
     if settings.model and is_hub_id(settings.model):
         front_matter["base_model"] = settings.model
     return render_card(
-        Path(__file__).parent / "publishing" / "finetune_card.md",
+        Path(__file__).parent / "publishing" / ("chat_card.md" if settings.task else "finetune_card.md"),
         front_matter,
         settings=settings,
         model_name=public_name(settings.model) if settings.model else "model/ of the run",
         model_licence=read_licence(settings.model, settings.revision) if settings.model else recipe.hub.license,
         origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,
-        title=f"{Path(recipe.run.output_dir).name}, fine-tuned to summarise",
+        title=f"{Path(recipe.run.output_dir).name}, fine-tuned to {'converse' if settings.task else 'summarise'}",
     )
 
 
@@ -378,8 +478,15 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         state.print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return
-    results = finetune(recipe, STAGES["finetune"].settings(recipe), folder)
-    if PartialState().is_main_process:
+    train = finetune_chat if settings.task else finetune
+    results = train(recipe, STAGES["finetune"].settings(recipe), folder)
+    if PartialState().is_main_process and settings.task:
+        scores = ", ".join(f"{scores['mean']:.3f} {name}" for name, scores in results["bits_per_byte"].items())
+        print(
+            f"finetune: {results['steps']:,} steps in {results['seconds']:.0f} s; bits per byte of answers {scores}; "
+            f"{output_folder(recipe, 'finetune')}"
+        )
+    elif PartialState().is_main_process:
         scores = ", ".join(f"{name} {scores['rouge2']['mean']:.3f}" for name, scores in results["rouge"].items())
         print(
             f"finetune: {results['steps']:,} steps in {results['seconds']:.0f} s; ROUGE-2 {scores}; "

@@ -52,7 +52,7 @@ QUESTIONS = {
     "text": "Folder or file of the text, or Hub dataset (org/name@main, or @ its commit)",
     "gpus": "GPUs, such as 8xh100, or none",
     "hours": "Hours on them, or money such as $500",
-    "model": "scratch, or the Llama model to continue (Hub id or folder)",
+    "model": "scratch, or the model to continue (Hub id or folder)",
     "language": "Language of the text (ISO 639-1), such as en or de,fr",
 }
 USUAL = {"gpus": "none", "model": "scratch", "language": "en"}
@@ -137,19 +137,20 @@ def read_devices(gpus: str) -> tuple[str, int]:
 
 
 def read_config(model: str) -> Any:
-    """Return the configuration of the Llama model to continue.
+    """Return the configuration of the model to continue.
 
-    Raises: RecipeError: there is no such model, or it is not a Llama.
+    Raises: RecipeError: there is no such model, or it is of no family that can be continued.
     """
     from transformers import AutoConfig  # only here: importing it takes seconds
+
+    from model.families import refuse_other_families
 
     refuse_missing_folder("--model", model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"--model: {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if config.model_type != "llama":
-        raise RecipeError(f"--model: {model!r} is of type {config.model_type!r}; choose one of type llama")
+    refuse_other_families(config, f"--model: {model!r}")
     return config
 
 
@@ -209,7 +210,7 @@ def plan_new(recipe: Recipe, device: Device, flops: float) -> dict:
 
 
 def plan_continued(recipe: Recipe, config: Any, device: Device, flops: float) -> dict:
-    """Plan length and batch for a model that exists, a LlamaConfig, by the planner's functions.
+    """Plan length and batch for a model that exists, by its config, by the planner's functions.
 
     Returns: the parts of plan.json that its shape does not decide.
     """

@@ -14,36 +14,48 @@ Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parqu
     python recipes/prepare_data.py --config recipes/legal/quickstart.yaml
     python recipes/prepare_data.py --config recipes/legal/base.yaml --data.workers=32
 
-datatrove runs the steps and provides some of them; the others are in corpus/, one step a file. Each task reads a part
-of one source that depends only on the names and sizes of its files, so the output is the same, byte for byte, for any
-number of workers on any machine.
+datatrove runs the steps, which are in corpus/, one a file. What a task reads depends on the names and sizes of the
+files alone (corpus/reading_plan.py), so the output is the same, byte for byte, for any number of workers on any
+machine.
 """
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from datatrove.pipeline.readers import ParquetReader
 
 from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.data_card import write_data_card
-from corpus.document_files import PLACES, read_renamed, write_documents, write_places
+from corpus.document_files import (
+    PLACES,
+    count_tasks,
+    read_documents,
+    read_renamed,
+    write_documents,
+    write_places,
+)
 from corpus.dropped_samples import SAMPLES, Samples, write_samples
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
+from corpus.local_executor import available_cores
 from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import check_executor, run_pipeline, track
-from corpus.reading import load_extract_text, load_redact, pin_revisions, plan_parts, read_part
+from corpus.reading import find_surplus, load_extract_text, load_redact, pin_revisions, read_sources
+from corpus.reading_plan import ReadingPlan, estimate
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from run_folder import is_finished, new_output
 from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
+
+
+REPORTED_SECONDS = 60.0  # a pass that takes so long leaves a line with its rate: a log file keeps no bar
 
 
 def prepare(recipe: Recipe) -> dict:
@@ -56,32 +68,37 @@ def prepare(recipe: Recipe) -> dict:
     names = [source.name for source in recipe.data.sources]
     listings = list_files(recipe)
     with new_output(recipe, "prepare") as output:
-        work = output / "work"
+        plan = ReadingPlan(recipe.data.sources, listings)
+        work = resume_work(output / "work", plan.identity())
         counts = work / "counts"
         data = pin_revisions(recipe.data, work / "commits.json")
-        parts = plan_parts(data.sources, listings)
-        tasks = len(parts)
+        tasks_now = 0  # of the passes after reading: one for each file
 
         new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
 
-        def run(name: str, pipeline: list, tasks: int = tasks, total_bytes: int | None = None) -> None:
-            run_pipeline(pipeline, tasks, data, work / "logs" / name, f"prepare: {name}", total_bytes)
+        def run(name: str, pipeline: list, tasks: int | None = None, total_bytes: int | None = None) -> None:
+            started = time.monotonic()
+            run_pipeline(pipeline, tasks or tasks_now, data, work / "logs" / name, f"prepare: {name}", total_bytes)
+            if (seconds := time.monotonic() - started) >= REPORTED_SECONDS:
+                rate = f", {total_bytes / seconds / 1e6:.1f} MB/s" if total_bytes else ""
+                print(f"prepare: {name}: {seconds / 60:.1f} minutes{rate}", flush=True)
 
         def with_progress(documents: list, name: str) -> list:
             return [*documents, partial(track, folder=work / "logs" / name / "progress")]
 
         # Read and clean each document by itself, without comparing it to others.
-        read = partial(read_part, data=data, parts=parts, work=work, new_samples=new_samples)
-        unit_bytes = sum(unit.size_bytes for _, units in parts for unit in units)
-        run("read", [read, partial(write_documents, folder=work / "read")], total_bytes=unit_bytes or None)
+        read_sources(run, data, plan, work, new_samples)
         read_counts = sum_counts(counts, "read")
         if empty := [name for name in names if f"{name}/read" not in read_counts]:
             raise RecipeError(*(explain_empty(name, read_counts) for name in empty))
         read_bytes = sum(int(n[1]) for label, n in read_counts.items() if label.endswith("/read"))
-        documents = [ParquetReader(str(work / "read"))]
+        documents, tasks_now = [partial(read_documents, folder=work / "read")], count_tasks(work / "read")
 
         # Drop exact duplicates, before passages are counted: copies of a document share all of its passages.
-        documents += find_exact_duplicates(run, documents, work / "exact", counts, names, new_samples=new_samples)
+        surplus = find_surplus(data, work)
+        documents += find_exact_duplicates(
+            run, work / "read", work / "exact", counts, names, surplus, new_samples=new_samples
+        )
 
         # Drop near-duplicates.
         if data.near_duplicates is not None:
@@ -111,9 +128,9 @@ def prepare(recipe: Recipe) -> dict:
             )
             run("cut", [*documents, remove_passages, partial(write_documents, folder=work / "cut")])
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
-            documents = [ParquetReader(str(work / "cut"))]
+            documents, tasks_now = [partial(read_documents, folder=work / "cut")], count_tasks(work / "cut")
             documents += find_exact_duplicates(
-                run, documents, work / "exact_cut", counts, names, "cut_exact", new_samples
+                run, work / "cut", work / "exact_cut", counts, names, name="cut_exact", new_samples=new_samples
             )
 
         # Drop benchmark items last, so that the report is about the text that is trained on.
@@ -137,7 +154,8 @@ def prepare(recipe: Recipe) -> dict:
         # Split.
         held_out = choose_held_out(work / "notes", work / "kept", data)
         write_json(work / "held_out.json", held_out._asdict())
-        kept, model, refused = [ParquetReader(str(work / "kept"))], None, np.zeros(0, dtype="S32")
+        kept, tasks_now = [partial(read_documents, folder=work / "kept")], count_tasks(work / "kept")
+        model, refused = None, np.zeros(0, dtype="S32")
         if data.quality_model is not None:
             from corpus.quality_model import SCORES, filter_by_model  # only here: importing scikit-learn takes seconds
 
@@ -177,6 +195,16 @@ def prepare(recipe: Recipe) -> dict:
         (output / "quarantine.jsonl").write_text("".join(quarantined), encoding="utf-8")
         discard(work)
     return stats
+
+
+def resume_work(work: Path, identity: str) -> Path:
+    """Return the folder of an interrupted try, without what it holds if that was made of other tasks."""
+    note = work / "identity"
+    if work.exists() and (not note.exists() or note.read_text() != identity):
+        discard(work)
+    work.mkdir(exist_ok=True)
+    note.write_text(identity)
+    return work
 
 
 def list_files(recipe: Recipe) -> dict[str, Listing]:
@@ -221,7 +249,8 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     if options.dry_run:
-        list_files(recipe)
+        plan = ReadingPlan(recipe.data.sources, list_files(recipe))
+        print(*(f"prepare: {line}" for line in estimate(plan, recipe.data.workers or available_cores())), sep="\n")
         return
     if is_finished(recipe, "prepare", options.overwrite):
         print(f"prepare: nothing to do, {recipe.run.output_dir}/documents is up to date")

@@ -49,7 +49,7 @@ from training.benchmarks import describe_missing
 from training.compilation import decide_compilation
 from training.evaluation import Evaluation
 from training.optimizers import build_optimizers
-from training.parallelism import refuse_combinations, round_as_one_process
+from training.parallelism import refuse_combinations, round_as_one_process, wrap_layers
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
@@ -122,6 +122,7 @@ class Pretraining:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
         round_as_one_process(model, self.accelerator)
+        wrap_layers(model, self.accelerator)
         return PreparedModel(model, optimizers, self.accelerator)
 
     def resume(self) -> tuple[dict, Path | None]:

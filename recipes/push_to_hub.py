@@ -9,6 +9,7 @@ Out:  <run.output_dir>/release/: the model's files, README.md (the card), data_c
       repositories of their own, and the revisions that wait in revisions/.
 
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml                   # uploads nothing
+    python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml --gguf f16,q8_0   # also for llama.cpp
     hf auth login
     python recipes/push_to_hub.py --config recipes/legal/quickstart.yaml --hub.repo_id=me/tiny-legal
 
@@ -79,8 +80,15 @@ def upload(recipe: Recipe, parts: list[str], overwrite: bool = False) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
-        __doc__, argv, only=f"publish only this: {', '.join(PARTS[:-1])} or {PARTS[-1]}"
+        __doc__,
+        argv,
+        only=f"publish only this: {', '.join(PARTS[:-1])} or {PARTS[-1]}",
+        gguf="as hub.gguf, types separated by commas: f16,q8_0",
     )
+    if options.gguf:
+        recipe.hub.gguf = options.gguf.split(",")
+        if unknown := set(recipe.hub.gguf) - {"f16", "q8_0"}:
+            raise RecipeError(f"--gguf {options.gguf}: {', '.join(sorted(unknown))} is not f16 or q8_0")
     silence_transformers()
     run = Path(recipe.run.output_dir)
     if options.only not in (None, *PARTS):
@@ -97,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     repo_id = [] if recipe.hub.repo_id else [f"--hub.repo_id=YOUR_NAME/{run.absolute().name}"]
     command = ["python", "recipes/push_to_hub.py", "--config", *options.config, *options.overrides, *repo_id]
     command += ["--only", options.only] if options.only else []
+    command += ["--gguf", options.gguf] if options.gguf else []
     if options.dry_run or recipe.hub.repo_id is None:
         if waiting := list_waiting(run):
             print(f"publish: waiting to be sent: {', '.join(folder.name for folder in waiting)}")

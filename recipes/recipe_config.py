@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import date
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 from ruamel.yaml import YAML
@@ -125,7 +125,7 @@ class Source(Section):
     """Commit of a Hub dataset, 40 hex digits; or a branch such as main, whose commit documents/stats.json records.
     None: with config, main; without it, path is not asked of the Hub."""
     max_bytes: Positive | None = None
-    """Stop reading after this many bytes of text (UTF-8)."""
+    """Read about this many bytes of text (UTF-8), a sample: parts of the files, chosen by a hash of their names."""
     max_training_bytes: Positive | None = None
     """Train on at most this many bytes, in documents chosen by a hash of their content. Held-out text stays the same,
     so models trained on less and on more text are scored on the same one."""
@@ -441,10 +441,12 @@ class Tokenizer(Section):
     algorithm: Literal["bpe", "unigram"] = "bpe"
     """bpe: merges of frequent pairs, by tokenizers. unigram: the most probable pieces, trained chunk by chunk and
     merged as in BloombergGPT, in memory that does not grow with the text; slower."""
-    pretokenization: Literal["gpt4", "multiword", "neutral"] = "gpt4"
-    """Where text is split before tokens are learnt; no token crosses a split. gpt4: at words, with English
-    contractions; multiword: not between words, so a token may be several words, as in BloombergGPT; neutral: without
-    rules of any language."""
+    pretokenization: Literal["qwen2", "qwen35", "gpt4", "multiword", "neutral"] = "qwen2"
+    """Where text is split before tokens are learnt; no token crosses a split. qwen2: at words, with English
+    contractions; qwen35: likewise, with combining marks, as in Thai and Devanagari, in words; both can be exported to
+    GGUF, the others not. gpt4: as qwen35, words of at most 64 letters; multiword: not between words, so a token may
+    be several words, as in BloombergGPT; neutral: without rules of any language. A run that has a tokenizer keeps its
+    own unless the recipe names another."""
     vocab_size: Annotated[Int, Field(ge=257)] = 32_768
     """Vocabulary size, including the 256 bytes and the special tokens; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
@@ -507,9 +509,11 @@ class Model(Section):
     """LlamaConfig's fields, or a model to continue. vocab_size is the tokenizer's, max_position_embeddings is
     training.sequence_length or that of the last of data.phases."""
 
+    plain: ClassVar[bool] = False  # feed-forward layers of two matrices, not three; see model/continued.py
+
     from_pretrained: str | None = None
-    """Hub id or folder of a Llama model to continue, with its tokenizer. Its shape replaces the recipe's. None: from
-    scratch."""
+    """Hub id or folder of a model to continue, with its tokenizer; model/families.py lists the families. Its shape
+    replaces the recipe's. None: from scratch."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     lora: Lora | None = None
@@ -789,6 +793,9 @@ class Evaluation(Section):
     """Tasks below eval/tasks/ (lm-eval YAML)."""
     prompts: list[str] = []
     """Prompts that the model continues at every validation and at the end, for the report and the card."""
+    baselines: list[str] = []
+    """Models to score on the same text and items: folders, or Hub ids, also `owner/name@revision`. Each is scored with
+    this model's context, and with its own where that is longer (at most 8,192 tokens), once for its weights."""
     max_bytes_per_source: Positive = 2_000_000
     """Held-out text scored per source (bytes)."""
     batch_size: Positive = 8
@@ -819,6 +826,9 @@ class Hub(Section):
     """Keep the repositories private. false: each is made public once it is uploaded, read back and tagged."""
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
+    base_license: str | None = None
+    """Licence of model.from_pretrained, as its card states it: you have read it, and license and repo_id may stand
+    beside it. None: a release that contradicts it is refused."""
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
@@ -836,6 +846,9 @@ class Hub(Section):
     """Dataset repository for the data card and the statistics, without the text. None: not published by itself."""
     dataset_text: bool = False
     """Add the text of the sources whose licence and personal-data setting allow redistribution."""
+    gguf: Annotated[list[Literal["f16", "q8_0"]], Field(min_length=1)] | None = None
+    """Also publish the model as GGUF files with weights of these types, for llama.cpp and Ollama; needs the package
+    gguf and a BPE tokenizer with pretokenization qwen2 or qwen35. None: no such file."""
     tensorboard: bool = False
     """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
     leak_audit: LeakAudit | None = None
@@ -855,8 +868,11 @@ class Hub(Section):
 
 
 class Finetune(Section):
-    """Fine-tuning a model to summarise, by recipes/finetune.py; run_recipe.py does not run it."""
+    """Fine-tuning a model to summarise or to converse, by recipes/finetune.py; run_recipe.py does not run it."""
 
+    task: Literal["chat"] | None = None
+    """chat: learn the answers of conversations, rows with `messages`, or with `prompt` and `completion`; several share
+    a sequence. None: learn to summarise."""
     model: str | None = None
     """Hub id or folder of the model to fine-tune. None: model/ of the run."""
     revision: str | None = None
@@ -878,9 +894,9 @@ class Finetune(Section):
     instruction: str = "Summarize this text."
     """Instruction before the document, for template: chat."""
     sequence_length: Annotated[Int, Field(ge=16)] = 1024
-    """Tokens of document and summary together; a longer document is truncated."""
+    """Tokens of document and summary together; a longer document is truncated. A longer conversation is left out."""
     max_summary_tokens: Positive = 160
-    """Tokens reserved for the summary, and the most that are generated."""
+    """Tokens reserved for the summary, and the most that are generated, of a summary or an answer."""
     lead_sentences: Positive = 3
     """Sentences of the baseline summary: the first ones of a document."""
     lora: Lora | None = None

@@ -7,6 +7,7 @@ Out:  a `Recipe`, or one `RecipeError` that lists every problem with its file, k
 
 import argparse
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.nodes import MappingNode, SequenceNode
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
+from atomic_files import RECORD, read_json
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
@@ -29,55 +32,130 @@ from recipe_config import Recipe, RecipeError, Section
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
+MAX_YAML_VALUES = 20_000  # with what aliases repeat; thousands of data.skip.documents fit
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
+MAX_FILES = 64  # of one recipe, with every `base`
+MAX_PROBLEMS = 50
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+PROSE = {"prompts", "terms", "special_tokens", "instruction", "license", "text_template", "document_separator"}
+
+
+class StrictConstructor(SafeConstructor):
+    """Builds the values of a YAML text; whatever it cannot build is an error with the line.
+
+    Attributes: root: the node of the whole text; None if it is empty.
+    """
+
+    root = None
+
+    def construct_document(self, node):
+        self.root = node
+        return super().construct_document(node)
+
+    def construct_object(self, node, deep=False):
+        try:
+            value = super().construct_object(node, deep)
+        except (YAMLError, RecursionError):
+            raise
+        except Exception as error:  # ruamel.yaml lets those of int(), float() and date() through
+            kind = str(node.tag).rpartition(":")[2]
+            problem = f"cannot be read as {kind}: {str(error).splitlines()[0]}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+        problem = None
+        if isinstance(value, str) and NOT_TEXT.search(value):
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON writes emoji as pairs
+            if "\0" in value or "\ufffd" in value:
+                problem = "holds a character that is no text: NUL, or half of a surrogate pair"
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            problem = "is a number of more than 64 bits"
+        if problem is not None:
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return value
+
+    def construct_mapping(self, node, deep=False):
+        for key, _ in node.value:
+            kind = str(key.tag).rpartition(":")[2]
+            if not isinstance(key, ScalarNode) or kind not in ("str", "merge"):
+                problem = f"a key is a word, and this is {kind}; quote it if it is meant as text"
+                raise ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
     """Parse one YAML text strictly.
 
     Returns: the plain value, and where each key path in it was written (`name:line`).
-    Raises: RecipeError: not YAML 1.2, a duplicate key, a tag, too many aliases, too large or too deep.
+    Raises: RecipeError: not YAML 1.2, a duplicate key, a tag, too many aliases or values, too large or too deep.
     """
-    if len(text.encode()) > MAX_YAML_BYTES:
-        raise RecipeError(f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines")
-    yaml = YAML(typ="safe", pure=True)
     try:
-        if sum(isinstance(event, AliasEvent) for event in yaml.parse(text)) > MAX_YAML_ALIASES:
-            raise RecipeError(f"{name}: more than {MAX_YAML_ALIASES} aliases; write the values out")
-        root = YAML(typ="safe", pure=True).compose(text)
-        origins: dict[tuple, str] = {}
-
-        def note(node, path: tuple):
-            if len(path) > MAX_YAML_DEPTH:
-                raise RecipeError(f"{name}: nested deeper than {MAX_YAML_DEPTH} levels")
-            origins[path] = f"{name}:{node.start_mark.line + 1}"
-            if isinstance(node, MappingNode):
-                for key, value in node.value:
-                    note(value, (*path, key.value))
-                    origins[*path, key.value] = f"{name}:{key.start_mark.line + 1}"
-            elif isinstance(node, SequenceNode):
-                for index, value in enumerate(node.value):
-                    note(value, (*path, index))
-
-        if root is not None:
-            note(root, ())
-        return yaml.load(text), origins
-    except YAMLError as error:
-        what = str(getattr(error, "problem", None) or error).splitlines()[0]
+        if len(text.encode()) > MAX_YAML_BYTES:
+            raise RecipeError(f"{name}: larger than {MAX_YAML_BYTES} bytes; a recipe is a few hundred lines")
+        refuse_endless(text, name)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = StrictConstructor
+        values, origins = yaml.load(text), {}
+        if yaml.constructor.root is not None:
+            note_origins(yaml.constructor.root, (), name, origins)
+        return values, origins
+    except RecipeError:
+        raise
+    except Exception as error:  # a parser may have bugs that nobody has met
+        what = str(getattr(error, "problem", None) or error or type(error).__name__).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {what}") from error
 
 
-def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict, dict]]:
+def refuse_endless(text: str, name: str) -> None:
+    """Refuse a text whose values would take long to build, without building them. Raises: RecipeError."""
+    depth = aliases = 0
+    for values, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        aliases += isinstance(event, AliasEvent)
+        where = f"{name}:{event.start_mark.line + 1}"
+        if depth > MAX_YAML_DEPTH:
+            raise RecipeError(f"{where}: nested deeper than {MAX_YAML_DEPTH} levels")
+        if aliases > MAX_YAML_ALIASES:
+            raise RecipeError(f"{where}: more than {MAX_YAML_ALIASES} aliases; write the values out")
+        if values > MAX_YAML_VALUES:
+            raise RecipeError(f"{where}: more than {MAX_YAML_VALUES} values; put long lists into files")
+
+
+def note_origins(node, path: tuple, name: str, origins: dict[tuple, str]) -> None:
+    """Note where the value of each key path was written. Raises: RecipeError: aliases make it too deep or large."""
+    if len(path) > MAX_YAML_DEPTH:
+        raise RecipeError(f"{name}: nested deeper than {MAX_YAML_DEPTH} levels")
+    if len(origins) > MAX_YAML_VALUES:
+        raise RecipeError(f"{name}: more than {MAX_YAML_VALUES} values, which aliases repeat; write fewer")
+    origins[path] = f"{name}:{node.start_mark.line + 1}"
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            note_origins(value, (*path, key.value), name, origins)
+            origins[*path, key.value] = f"{name}:{key.start_mark.line + 1}"
+    elif isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            note_origins(value, (*path, index), name, origins)
+
+
+def read_files(
+    paths: list[Path], seen: tuple[Path, ...] = (), count: Iterator[int] | None = None
+) -> Iterator[tuple[Path, dict, dict]]:
     """Yield (path, values, origins) of each file, after that of its `base`."""
+    count = count or itertools.count(1)
     for path in paths:
         if path.resolve() in seen:
             raise RecipeError(f"{path}: base: includes the file itself; remove the circle")
+        if next(count) > MAX_FILES:
+            raise RecipeError(f"{path}: base: more than {MAX_FILES} files make this recipe; join some")
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            if seen and path.exists() and not path.is_file():
+                raise IsADirectoryError(0, "no file, but a folder, pipe or device; name a YAML file in base")
+            with path.open("rb") as file:
+                text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            reason = getattr(error, "strerror", None)
+            reason = reason or ("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error))
             raise RecipeError(f"{path}: cannot be read: {reason}") from error
         values, origins = read_yaml(text, str(path))
         if not isinstance(values, dict):
@@ -87,8 +165,8 @@ def read_files(paths: list[Path], seen: tuple[Path, ...] = ()) -> Iterator[tuple
             values["run"]["output_dir"] = folder.replace("{folder}", path.resolve().parent.name)
         bases = [] if base is None else [base] if isinstance(base, str) else base
         if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-            raise RecipeError(f"{path}: base: expected the name of a YAML file, got {base!r}; several are a list")
-        yield from read_files([path.parent / name for name in bases], (*seen, path.resolve()))
+            raise RecipeError(f"{path}: base: expected the name of a YAML file, got {shown(base)}; several are a list")
+        yield from read_files([path.parent / name for name in bases], (*seen, path.resolve()), count)
         yield path, values, origins
 
 
@@ -134,6 +212,11 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         origins[tuple(key.split("."))] = f"--{key}"
     recipe, invalid = validate(values, origins)
     problems += invalid
+    if recipe is not None and "pretokenization" not in recipe.tokenizer.model_fields_set:
+        # The default was gpt4 before; a run made then keeps its tokenizer.
+        record = read_json(Path(recipe.run.output_dir) / "tokenizer" / RECORD) or {}
+        made_with = record.get("settings", {}).get("pretokenization", recipe.tokenizer.pretokenization)
+        recipe.tokenizer.pretokenization = made_with
     if recipe is not None and recipe.data.extract_text is None:
         recipe.data.extract_text = extract_text
         if extract_text is None:
@@ -164,9 +247,9 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
         return f"{origins.get(known, 'recipe')}: {'.'.join(map(str, path))}"
 
     sections = {}
-    for name in values:
-        if name not in Recipe.model_fields:
-            problems.append(f"{where((name,))}: unknown key, got {shown(values[name])}{nearest(name, Recipe)}")
+    unknown = [name for name in values if name not in Recipe.model_fields]
+    for name in unknown[:MAX_PROBLEMS]:
+        problems.append(f"{where((name,))}: unknown key, got {shown(values[name])}{nearest(name, Recipe)}")
     for name, field in Recipe.model_fields.items():
         section = next(models_in(field.annotation))
         if values.get(name) is None and not field.is_required():
@@ -175,7 +258,10 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
         try:
             sections[name] = section.model_validate(values.get(name, {}))
         except ValidationError as error:
-            problems += [f"{where((name, *e['loc']))}: {explain(e, section)}" for e in error.errors()]
+            found = error.errors(include_url=False)
+            problems += [f"{where((name, *e['loc']))}: {explain(e, section)}" for e in found[:MAX_PROBLEMS]]
+            more = len(found) - MAX_PROBLEMS
+            problems += [f"{where((name,))}: and {more} more problems"] if more > 0 else []
         else:
             problems += [f"{where((name, *path))}: {text}" for path, text in problems_below(sections[name])]
     if problems:
@@ -186,7 +272,12 @@ def validate(values: dict, origins: dict[tuple, str]) -> tuple[Recipe | None, li
     problems += [
         f"{where(path)}: ~ is not expanded here, got {value!r}; write the home folder out, such as $HOME/runs"
         for path, value in texts_below(values)
-        if TILDE.match(value) and not {*path} & {"prompts", "terms", "special_tokens", "instruction"}
+        if TILDE.match(value) and not {*path} & PROSE
+    ]
+    problems += [
+        f"{where(path)}: a line break, tab or control character, got {shown(value)}; remove it"
+        for path, value in texts_below(values)
+        if CONTROL.search(value) and not {*path} & PROSE
     ]
     return recipe, problems
 

@@ -77,6 +77,12 @@ def plan_stages(recipe: Recipe) -> list[str]:
     for section in ("model", "tokenizer"):
         if base := getattr(recipe, section).from_pretrained:
             refuse_missing_folder(f"{section}.from_pretrained", base)
+    for name in recipe.evaluation.baselines:
+        refuse_missing_folder("evaluation.baselines", name)
+    if recipe.model.from_pretrained and not output_folder(recipe, "pretrain").exists():
+        from model.base_checks import check_base  # only here: importing it takes seconds
+
+        check_base(recipe)
     return [name for name in wanted if name not in absent]
 
 

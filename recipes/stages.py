@@ -257,6 +257,14 @@ def plan_settings(recipe: Recipe) -> dict:
     }
 
 
+def evaluation_settings(recipe: Recipe) -> dict:
+    settings = recipe.evaluation.model_dump(exclude={"batch_size", "baselines"})
+    if recipe.evaluation.baselines:
+        run = Path(recipe.run.output_dir)
+        settings["baselines"] = [base_content(name, None, run) for name in recipe.evaluation.baselines]
+    return settings
+
+
 def vocabulary_settings(recipe: Recipe) -> dict:
     """Return what decides which size choose_vocabulary.py recommends, by its measurements and small models."""
     tokenizer = recipe.tokenizer.model_dump(exclude={"terms", "terms_file", "compare_with"})
@@ -303,6 +311,9 @@ def evaluate_arguments(recipe: Recipe) -> list[str]:
     arguments += [f"--prompt={prompt}" for prompt in evaluation.prompts]  # which may begin with a dash
     removed = run / "documents" / "decontamination.json"
     arguments += ["--decontamination", str(removed)] if evaluation.tasks and removed.exists() else []
+    if evaluation.baselines:
+        arguments += ["--own_contexts", "--baseline_scores", str(run / "baseline_scores")]
+        arguments += ["--baselines", *evaluation.baselines]
     return arguments + (["--xz"] if evaluation.xz else [])
 
 
@@ -328,12 +339,18 @@ STAGES = {
         ("prepare",),
         descriptions=("report.json", "speed.json", "README.md"),
     ),
-    "tokenize": Stage("recipes/tokenize_corpus.py", "tokens", lambda recipe: {}, ("prepare", "tokenizer")),
+    "tokenize": Stage(
+        "recipes/tokenize_corpus.py",
+        "tokens",
+        lambda recipe: {},
+        ("prepare", "tokenizer"),
+        descriptions=("encoders.json",),
+    ),
     "pretrain": Stage("recipes/pretrain.py", "model", training_settings, ("tokenize", "tokenizer")),
     "evaluate": Stage(
         "eval/run_eval.py",
         "eval",
-        lambda recipe: recipe.evaluation.model_dump(exclude={"batch_size"}),
+        evaluation_settings,
         ("requests", "prepare", "pretrain"),
         evaluate_arguments,
         derived=True,

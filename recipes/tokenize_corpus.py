@@ -5,6 +5,7 @@ In:   <run.output_dir>/documents/{train,validation}/<source>/*.parquet and <run.
 Out:  <run.output_dir>/tokens/<source>/<split>-00000.ds     tokens, little-endian uint16 or uint32
       <run.output_dir>/tokens/<source>/<split>-00000.index  one record a document (see DOCUMENT_RECORD)
       <run.output_dir>/tokens/manifest.json                 dtype, counts, tokenizer sha256, per-shard sha256
+      <run.output_dir>/tokens/encoders.json                 {encoder, with why it is not fastokens: shards}
 
     python recipes/tokenize_corpus.py --config recipes/legal/quickstart.yaml
 
@@ -69,6 +70,15 @@ def tokenize(recipe: Recipe) -> dict:
             totals["shards"].append(entry)
             for count in ("tokens", "documents", "bytes"):
                 totals[count] += entry[count]
+        encoders: dict[str, list[str]] = {}
+        for _, shard in files:
+            note = shard.with_suffix(".encoder")
+            encoders.setdefault(note.read_text(encoding="utf-8"), []).append(shard.relative_to(output).as_posix())
+            note.unlink()
+        write_json(output / "encoders.json", encoders)
+        for encoder, shards in encoders.items():
+            if not encoder.startswith("fastokens"):
+                print(f"tokenize: note: {len(shards)} of {len(files)} shards by {encoder}")
         manifest = {
             "format": MANIFEST_FORMAT,
             "dtype": dtype.name,

@@ -14,8 +14,8 @@ trained on general text only, is the baseline. With model.from_pretrained or tok
 is used instead, with tokenizer.extend_by more tokens; the baseline is then the tokenizer before the extension.
 
 report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, sample_bytes {source: about as many were
-drawn}, bytes_per_token {tokenizer: {source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, and card:
-the measures of vocabulary/report_card.py.
+drawn}, bytes_per_token {tokenizer: {source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, card: the
+measures of vocabulary/report_card.py, and differs: how a tokenizer that was taken differs from the original.
 speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
@@ -26,24 +26,33 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from atomic_files import write_json
 from mixture.fitting import check_length
-from mixture.shard_writer import encode, encode_as_text
+from mixture.shard_writer import encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from run_folder import is_finished, new_output, require
+from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.measures import CONTEXT, encoding_speed, pieces, read_terms
 from vocabulary.new_tokens import choose_tokens
 from vocabulary.report_card import report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
+from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
-from vocabulary.tokenizer_training import SAMPLE_SEED, as_transformers, read_texts, sample_sizes, train_tokenizer
+from vocabulary.tokenizer_training import (
+    SAMPLE_SEED,
+    as_transformers,
+    read_texts,
+    sample_sizes,
+    train_tokenizer,
+    training_bytes,
+)
 from vocabulary.training_sample import draw_sample
 
 
@@ -88,33 +97,36 @@ def is_general(source: Source) -> bool:
 
 def take_tokenizer(
     recipe: Recipe, taken: str, documents: Path, shares: dict[str, float], output: Path
-) -> dict[str, Tokenizer]:
+) -> tuple[dict[str, Tokenizer], list[str]]:
     """Write an existing tokenizer, with tokenizer.extend_by new tokens, instead of training one.
 
-    Returns: the run's tokenizer and, if it was extended, the old one as the baseline.
+    Returns: the run's tokenizer and, if it was extended, the old one as the baseline; and what differs from the one
+        that was taken, beside new tokens.
 
-    Raises: RecipeError: it cannot be loaded, is not byte-level, has no eos token, puts more than bos around a text,
-        changes text, or splits fewer words than extend_by often enough.
+    Raises: RecipeError: it cannot be loaded, has no token for some bytes, has no eos token, puts more than bos
+        around a text, changes text, or splits fewer words than extend_by often enough.
     """
     settings, where = recipe.tokenizer, f"from_pretrained={taken!r}: its tokenizer"
     refuse_missing_folder("from_pretrained", taken)
     try:
         revision = recipe.model.revision or settings.revision
         wrapped = AutoTokenizer.from_pretrained(taken, revision=revision, trust_remote_code=False)
+        config = LlamaConfig()  # of a new model
+        if base := recipe.model.from_pretrained:
+            config = AutoConfig.from_pretrained(base, revision=recipe.model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{where} cannot be loaded: {error}") from error
-    old = encode_as_text(Tokenizer.from_str(wrapped.backend_tokenizer.to_str()))
-    if "ByteLevel" not in str(json.loads(old.to_str())["pre_tokenizer"]):
-        raise RecipeError(f"{where} is not byte-level, so bytes per token cannot be counted; choose another")
+    exact, changes = exact_tokenizer(wrapped, where)
     settle_document_ends(wrapped, where)
+    save_taken(wrapped, exact, output, config, where)
+    old = encode_as_text(exact)
     table = token_bytes(old)
     for source in recipe.data.sources:
         for text in islice(read_texts(documents, "validation", source.name), CHECKED_DOCUMENTS):
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
-    wrapped.save_pretrained(output)
     if settings.extend_by is None:
-        return {OURS: old}
-    sizes = sample_sizes(recipe, shares)
+        return {OURS: old}, changes
+    sizes = sample_sizes(recipe, shares, training_bytes(documents))
     texts = (
         text
         for source, size_bytes in sizes.items()
@@ -128,7 +140,7 @@ def take_tokenizer(
             f"{settings.min_frequency} times and are more than one token; lower it"
         )
     write_json(output / "new_entries.json", extend_tokenizer(output, new_tokens, output))
-    return {OURS: Tokenizer.from_file(str(output / "tokenizer.json")), BASELINE: old}
+    return {OURS: Tokenizer.from_file(str(output / "tokenizer.json")), BASELINE: old}, changes
 
 
 def make_tokenizer(recipe: Recipe) -> dict:
@@ -145,8 +157,10 @@ def make_tokenizer(recipe: Recipe) -> dict:
     with new_output(recipe, "tokenizer") as output:
         taken = settings.from_pretrained or recipe.model.from_pretrained
         if taken is not None:
-            tokenizers = take_tokenizer(recipe, taken, documents, shares, output)
+            tokenizers, changes = take_tokenizer(recipe, taken, documents, shares, output)
             vocab_size, num_reserved = tokenizers[OURS].get_vocab_size(), 0
+            for change in changes:
+                print(f"tokenizer: note: unlike the tokenizer of {taken}, {change}")
         else:
             vocab_size = supported_size(recipe, train_bytes)
             pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
@@ -171,9 +185,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
             "vocab_size": vocab_size,
             "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
-            "sample_bytes": {
-                name: min(size, train_bytes[name]) for name, size in sample_sizes(recipe, shares).items()
-            },
+            "sample_bytes": sample_sizes(recipe, shares, train_bytes),
             "bytes_per_token": {
                 name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
                 for name, measured in card["tokenizers"].items()
@@ -183,7 +195,7 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 for term in settings.terms
             },
             "card": card,
-        }
+        } | ({"differs": changes} if taken is not None else {})
         speed = {
             name: encoding_speed(one, chain.from_iterable(read_texts(documents, "validation", n) for n in shares))
             for name, one in (tokenizers | others).items()

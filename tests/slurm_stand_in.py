@@ -4,7 +4,8 @@ that a test itself runs.
 
 Installed under those names in a folder of the PATH, which also holds the state: `jobs/<id>/script`, and
 `jobs/<id>/<index>` with the state of an element. `silent` holds how many more times squeue does not answer; with
-`forgotten`, squeue lists no job that has ended, as Slurm does after some minutes.
+`forgotten`, squeue lists no job that has ended, as Slurm does after some minutes. `ends` names an element that ends
+while it runs: `killed 3`, `timeout 7`, or `requeued 2`, which is started again and then lost with its node.
 """
 
 import fcntl
@@ -92,6 +93,7 @@ def advance(job: str, limit: int, output: str, running: dict[int, subprocess.Pop
             if states[index] != "CANCELLED":
                 (JOBS / job / str(index)).write_text(STATES.get(process.returncode, "FAILED"))
             del running[index]
+    end_as_asked(job, states, running)
     waiting = sorted(index for index, state in states.items() if state == "PENDING")
     for index in waiting[: limit - len(running)]:
         (JOBS / job / str(index)).write_text("RUNNING")
@@ -100,6 +102,19 @@ def advance(job: str, limit: int, output: str, running: dict[int, subprocess.Pop
             command = ["bash", JOBS / job / "script"]
             running[index] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     return bool(waiting or running)
+
+
+def end_as_asked(job: str, states: dict[int, str], running: dict[int, subprocess.Popen]) -> None:
+    """End the element that `ends` names, once it runs."""
+    wanted = (FOLDER / "ends").read_text().split() if (FOLDER / "ends").exists() else []
+    if not wanted or (index := int(wanted[1])) not in running or states[index] != "RUNNING":
+        return
+    os.killpg(running.pop(index).pid, signal.SIGKILL)
+    again = wanted[0] == "requeued"
+    state = {"killed": "OUT_OF_MEMORY", "timeout": "TIMEOUT", "requeued": "PENDING", "again": "NODE_FAIL"}[wanted[0]]
+    states[index] = state
+    (JOBS / job / str(index)).write_text(state)
+    (FOLDER / "ends").write_text(f"again {index}") if again else (FOLDER / "ends").unlink()
 
 
 def elements() -> list[tuple[Path, Path, str]]:

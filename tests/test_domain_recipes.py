@@ -76,6 +76,17 @@ def test_a_trial_is_its_domains_recipe_with_the_smallest_size(domain):
     assert trial.run.output_dir == f"runs/{domain}-trial" and trial.evaluation.xz
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_continued_model_reads_its_domains_text_and_is_compared_with_its_base(domain):
+    continued, base = (load_recipe([RECIPES / domain / f"{name}.yaml"]) for name in ("continue", "base"))
+    assert continued.data == base.data and continued.run.output_dir == f"runs/{domain}-continued"
+    assert continued.evaluation.baselines == [continued.model.from_pretrained]
+    assert continued.training.learning_rate < base.training.learning_rate / 3 + 1e-9
+    small = load_recipe([RECIPES / domain / "trial.yaml", RECIPES / "sizes" / "smollm2_cpu.yaml"])
+    assert small.evaluation.baselines == [small.model.from_pretrained] == ["runs/smollm2"]
+    assert small.data.min_shares == base.data.min_shares
+
+
 @pytest.mark.parametrize("name", ["25m", "125m", "360m", "1b"])
 def test_a_size_has_about_the_parameters_of_its_name(name):
     recipe = load_recipe([RECIPES / "custom" / "base.yaml", RECIPES / "sizes" / f"{name}.yaml"])

@@ -3,7 +3,11 @@
 
 import importlib
 import json
+import os
+import random
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -144,6 +148,90 @@ def test_a_wrong_value_is_refused_with_its_place_its_value_and_the_remedy(load, 
 def test_a_file_that_is_no_recipe_is_refused(load, text, message):
     error = load(text)
     assert isinstance(error, RecipeError) and message in str(error), error
+
+
+def write_hostile(number: int, folder: Path) -> Path:
+    """Write the hostile recipe of a number; without its flaw each but the broken ones would load."""
+    draw = random.Random(number)
+    path, size = folder / "recipe.yaml", draw.choice([900, 5_000, 100_000])
+    bad = draw.choice(["\\0", "\\x01", "\\x1b", "\\x7f", "\\x85", "\\ud800", "\\udfff", "\\n", "\\r"])
+    quoted = f'"runs/{"x" * draw.randrange(9)}{bad}y"'
+    digits = "".join(draw.choices("123456789", k=5_000))
+    scalars = ["!!int abc", "!!float abc", "2001-99-99", digits, f"0x{digits}", "!!bool 7", "!!binary '*'"]
+    scalars += ["!!timestamp x", "!!python/name:os.system", "!!set [1]", "!!omap {a: 1}", "*unknown", "!x y"]
+    key = draw.choice(
+        ["? [a, b]\n:", "? {a: b}\n:", "1:", "null:", "true:", "2001-01-01:", "? [[]]\n:", "1.5:", "[]:"]
+    )
+    aliases = "\n".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 3)}]" for i in range(1, 6))
+    kinds = [
+        lambda: RIGHT + "zzz: " + draw.choice("[{") * size,
+        lambda: RIGHT + "zzz: " + "[" * size + "]" * size,
+        lambda: RIGHT + "zzz:\n" + "".join(" " * i + "a:\n" for i in range(1, 900)),
+        lambda: RIGHT + "zzz:\n  " + draw.choice(["- ", "? ", "! ", "&a "]) * size,
+        lambda: RIGHT + f"k0: &k0 [{', '.join('x' * 500)}]\n{aliases}\n",
+        lambda: RIGHT + f"{key} 1\n",
+        lambda: RIGHT.replace("runs/x", quoted),
+        lambda: RIGHT.replace("law.jsonl", quoted),
+        lambda: RIGHT.replace("data.py", quoted),
+        lambda: RIGHT.replace("1e6", draw.choice(scalars)),
+        lambda: RIGHT.replace("runs/x", draw.choice(scalars)),
+        lambda: RIGHT + "".join(f"k{i}: {i}\n" for i in range(draw.choice([8_000, 50_000]))),
+        lambda: RIGHT.replace("model: {", "model: {" + ", ".join(f"k{i}: 1" for i in range(9_000)) + ", "),
+        lambda: (
+            RIGHT + draw.choice(["run: {}", "--- {}", "a: b: c", "\ta: 1", "%YAML 9.9", "'", '"\\q"', "a: |9x", "@a"])
+        ),
+        lambda: RIGHT + draw.choice("\0\x01\x7f\ufffe"),
+        lambda: RIGHT + f"base: {draw.choice(['pipe', '.', '/dev/zero', '/dev/tty', 'socket', quoted, '[[x]]'])}",
+        lambda: RIGHT + "base: [b0.yaml, b0.yaml]",
+    ]
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket"))  # a longer name than 108 bytes is refused
+    for i in range(20):
+        (folder / f"b{i}.yaml").write_text(f"base: [b{i + 1}.yaml, b{i + 1}.yaml]\n" if i < 19 else "run: {}\n")
+    content = kinds[number % len(kinds)]().encode("utf-8", "surrogatepass")
+    broken = [content, content, content, b"\xff\xfe" + content, content + b"\xc3\x28", RIGHT.encode("utf-16")]
+    path.write_bytes(draw.choice(broken))
+    return path
+
+
+@pytest.mark.parametrize(
+    "numbers", [range(17), pytest.param(range(17, 200), marks=pytest.mark.long)], ids=["sample", "rest"]
+)
+def test_hostile_files_are_refused_within_2_seconds_with_their_name(tmp_path, numbers):
+    for number in numbers:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path, started = write_hostile(number, folder), time.process_time()
+        with pytest.raises(RecipeError) as refused:
+            pytest.fail(f"{number} is accepted: {load_recipe([path])}")
+        seconds = time.process_time() - started
+        assert seconds < 2, (number, seconds, str(refused.value)[:200])
+        for problem in refused.value.problems:
+            assert problem.startswith((str(folder), "/dev/")) and len(problem) < 1_000, (number, problem[:200])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!int abc", "recipe.yaml:1: cannot be read as int"),
+        ("a: 1\nb: 2001-99-99", "recipe.yaml:2: cannot be read as timestamp"),
+        ("a: 1\n? [b]\n: 2", "recipe.yaml:2: a key is a word, and this is seq"),
+        ("a: " + "[" * 100_000, "recipe.yaml:1: nested deeper than 16 levels"),
+        ("a: [" + "1, " * 30_000 + "]", "recipe.yaml:1: more than 20000 values; put long lists into files"),
+        ('a:\n  b: "x\\0y"', "recipe.yaml:2: holds a character that is no text: NUL, or half of a surrogate pair"),
+        (f"a: 0x{'f' * 5000}", "recipe.yaml:1: is a number of more than 64 bits"),
+        (RIGHT.replace("runs/x", '"a\\nb"'), "recipe.yaml:2: run.output_dir: a line break, tab or control character"),
+        ("base: .", "cannot be read: no file, but a folder, pipe or device; name a YAML file in base"),
+    ],
+)
+def test_what_the_parser_cannot_build_is_named_with_its_line(load, text, message):
+    error = load(text)
+    assert isinstance(error, RecipeError) and message in str(error), error
+
+
+def test_characters_beyond_the_first_plane_may_be_written_as_json_does(load):
+    assert load(RIGHT, "--evaluation.prompts=" + json.dumps(["\U0001f600\n"])).evaluation.prompts == ["\U0001f600\n"]
 
 
 def test_a_recipe_without_a_data_py_says_where_to_get_one(load):

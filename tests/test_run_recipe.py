@@ -138,7 +138,7 @@ def test_every_way_from_text_ends_in_a_release_on_the_hub(way, request, tmp_path
         if CONTINUED in settings:
             (folder / "base").symlink_to(request.getfixturevalue("base"))
         command = [RECIPES / "run_recipe.py", "--config", RECIPES / recipe / "base.yaml"]
-        command += [*tiny_settings(Path("texts"), Path("run")), *settings, published]
+        command += [*tiny_settings(Path("texts"), Path("run")), "--data.fit_to_corpus=false", *settings, published]
         if processes > 1:
             launch_file = ROOT / "accelerate_configs" / "ddp.yaml"
             command += ["--accelerate_config", launch_file, "--num_processes", processes]
@@ -432,3 +432,23 @@ def test_evaluation_gets_what_the_recipe_says(tmp_path):
     ]
     assert "--xz" in command
     assert "--decontamination" not in command, "these documents are not there"
+    assert "--baselines" not in command and "baselines" not in STAGES["evaluate"].settings(recipe), "as before the key"
+
+
+def test_evaluation_scores_the_recipes_baselines_again_if_one_changes(tmp_path):
+    baseline = tmp_path / "baseline"
+    baseline.mkdir()
+    (baseline / "model.safetensors").write_bytes(b"1")
+    overrides = [f"--run.output_dir={tmp_path}", f"--evaluation.baselines=[{baseline}, owner/model@v1]"]
+    recipe = load_recipe([RECIPES / "legal" / "quickstart.yaml"], overrides)
+    command = STAGES["evaluate"].command(recipe, [])
+    assert command[command.index("--baselines") + 1 :][:2] == [str(baseline), "owner/model@v1"]
+    assert command[command.index("--baseline_scores") + 1] == str(tmp_path / "baseline_scores")
+    before = STAGES["evaluate"].settings(recipe)
+    (baseline / "model.safetensors").write_bytes(b"22")
+    assert STAGES["evaluate"].settings(recipe) != before
+    write_tiny_texts(tmp_path / "texts")
+    settings = [*tiny_settings(tmp_path / "texts", tmp_path / "run"), "--evaluation.baselines=[./absent]"]
+    absent = load_recipe([RECIPES / "custom" / "base.yaml"], settings)
+    with pytest.raises(RecipeError, match=r"evaluation.baselines='./absent': no such folder"):
+        run_recipe.plan_stages(absent)

@@ -55,10 +55,18 @@ def build(run: RunFiles) -> Section | None:
 
 
 def read_baselines(run: RunFiles) -> dict[str, dict]:
-    """Return the results of each baseline, {model: results}; of a folder, the last two parts name it."""
+    """Return the results of each baseline, {model: results}; of a folder, the last two parts name it.
+
+    Where its context is another than the model's, the name says so.
+    """
     paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
     found = [run.json(path.relative_to(run.folder).as_posix()) for path in paths]
-    return {"/".join(results["model"].split("/")[-2:]): results for results in found}
+    context = ((run.json("eval/results.json") or {}).get("settings") or {}).get("context_length")
+    names = {}
+    for results in found:
+        own = results["settings"].get("context_length", context)
+        names["/".join(results["model"].split("/")[-2:]) + (f", {own:,} tokens" if own != context else "")] = results
+    return names
 
 
 def first_metric(task: dict) -> str:

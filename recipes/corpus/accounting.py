@@ -15,11 +15,7 @@ from recipe_config import Source
 
 SPLITS = ("train", "validation", "test", "future")
 # Steps that drop documents without counting them: the labels counted before and after the step, and the reason.
-DIFFERENCES = (
-    ("exact_in", "exact_out", "exact_duplicate"),
-    ("cut_exact_in", "cut_exact_out", "exact_duplicate"),
-    ("overlap_in", "overlap_out", "benchmark_overlap"),
-)
+DIFFERENCES = (("overlap_in", "overlap_out", "benchmark_overlap"),)
 WORDED = ("unreadable", "no_text")  # reasons to drop a document that are counted by their wording too
 MOST_REASONS = 50  # of one kind, that a task counts apart: a reason may quote what is in a file
 NOTHING = np.zeros(2, dtype=np.int64)
@@ -168,6 +164,7 @@ def gather_stats(
             "url": source.url,
             "path": source.path,
             "revision": source.revision,
+            "max_bytes": source.max_bytes,
             "files": files[source.name],
             "converted": {encoding: int(n[0]) for encoding, n in sorted(labelled(own, "converted").items())},
             "documents_in": int(everything[0]),

@@ -34,8 +34,8 @@ import xxhash
 from datatrove.data import Document
 
 from atomic_files import file_sha256, write_json
-from corpus.document_families import WORD
 from corpus.dropped_samples import no_samples
+from corpus.words import BASE, WORD, ngram_hashes
 
 
 MIN_WORDS = 8
@@ -44,7 +44,6 @@ MIN_WORDS = 8
 TEMPLATE_FRACTION = 0.05
 TEMPLATE_ITEMS = 10
 LISTED_DOCUMENTS = 10
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it modulo 2**64 loses no bits
 TABLE_CELLS_PER_NGRAM = 16
 # Soft hyphen, zero-width and direction marks, fillers, variation selectors.
 INVISIBLE = re.compile(
@@ -129,27 +128,6 @@ def widen_shared_questions(items: list[Item]) -> list[Item]:
         item._replace(question=(0, item.question[1])) if words in shared else item
         for item, words in zip(items, asked, strict=True)
     ]
-
-
-def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:
-    """Hash every n-gram: a polynomial in BASE of the hashes of its words, modulo 2**64.
-
-    The expected number of false matches between w words of text and g benchmark n-grams is about w * g / 2**64: one in
-    18,000 corpora of a billion words, for a million n-grams.
-
-    Args:
-        words: (n,) uint64, one hash a word.
-        length: words of an n-gram; fewer words are one n-gram.
-
-    Returns: (n - length + 1,) uint64, or (1,).
-    """
-    length = min(length, len(words))
-    count = len(words) - length + 1
-    hashes = np.zeros(count, dtype=np.uint64)
-    for place in range(length):
-        hashes *= BASE
-        hashes += words[place : place + count]
-    return hashes
 
 
 class BenchmarkIndex:

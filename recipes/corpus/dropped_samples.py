@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
-from datatrove.data import Document
 
 
 SAMPLES = "dropped_samples.jsonl"
@@ -95,25 +94,6 @@ class Samples:
 def no_samples(step: str, rank: int) -> Samples:
     """Return samples that keep nothing."""
     return Samples(Path(), 0, step, rank)
-
-
-class ExactSamples:
-    """Sample what datatrove's filter of exact duplicates drops, in the place of its writer of such documents."""
-
-    def __init__(self, samples, step: str):
-        self.new_samples, self.step, self.samples = samples, step, None
-
-    def __enter__(self) -> "ExactSamples":
-        return self
-
-    def write(self, document: Document, rank: int) -> None:
-        self.samples = self.samples or self.new_samples(self.step, rank)
-        self.samples.add(document.metadata["source"], "exact_duplicate", document.id, document.text)
-
-    def __exit__(self, *error) -> None:
-        if self.samples is not None:
-            self.samples.write()
-            self.samples = None
 
 
 def write_samples(folder: Path, path: Path, max_bytes: int, renamed: dict[str, str], earlier: list[str]) -> None:

@@ -28,6 +28,8 @@ NOTE = np.dtype([("id", "S32"), ("source", "<u2"), ("num_bytes", "<u8"), ("date"
 # A source with up to this many documents is considered whole; of a larger one only the documents with the smallest
 # hashes.
 MIN_CANDIDATES = 10_000
+SLOT_DIGITS = 4
+SLOTS = 16**SLOT_DIGITS
 
 
 class HeldOut(NamedTuple):
@@ -94,6 +96,8 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
 
 def past_documents(notes: np.ndarray, splits: Splits) -> np.ndarray:
     """Return a mask of the documents that are not in the future split."""
+    if splits.future_from is None:
+        return np.ones(len(notes), dtype=bool)
     return np.array([not is_future(date.decode(), splits) for date in notes["date"]], dtype=bool)
 
 
@@ -181,27 +185,52 @@ def lowest_training_ids(notes: Path, held_out: dict[str, str], refused: np.ndarr
     """Return source -> lowest document id that stays in train, for sources with more text than max_training_bytes.
 
     Documents are held out from the lowest id up and trained on from the highest id down, so a higher limit only adds
-    documents to train. Those that the quality model refused do not count.
+    documents to train. Those that the quality model refused do not count. Memory does not grow with the corpus.
 
     Raises: RecipeError: a limit below the size of the first document.
     """
+    files, kept_out = sorted(notes.glob("*.npy")), np.array(list(held_out), dtype=NOTE["id"])
+
+    def trainable(index: int, slot: int | None = None) -> Iterator[np.ndarray]:
+        for found in map(np.load, files):
+            own = found[(found["source"] == index) & past_documents(found, data.splits)]
+            own = own[~np.isin(own["id"], kept_out) & ~np.isin(own["id"], refused)]
+            yield own if slot is None else own[slots(own) == slot]
+
     lowest = {}
     for index, source in enumerate(data.sources):
         if source.max_training_bytes is None:
             continue
-        own = [found[found["source"] == index] for found in map(np.load, sorted(notes.glob("*.npy")))]
-        own = np.sort(np.concatenate(own), order="id")[::-1]
-        own = own[past_documents(own, data.splits) & [note.decode() not in held_out for note in own["id"]]]
-        own = own[~np.isin(own["id"], refused)]
-        fits = np.cumsum(own["num_bytes"]) <= source.max_training_bytes
-        if len(fits) and not fits[0]:
+        # First how many bytes the ids with the same first characters have, so that only some are loaded together.
+        in_slot = np.zeros(SLOTS)
+        for own in trainable(index):
+            in_slot += np.bincount(slots(own), weights=own["num_bytes"], minlength=SLOTS)
+        from_slot = np.cumsum(in_slot[::-1])[::-1]
+        if from_slot[0] <= source.max_training_bytes:
+            continue
+        last = int(np.flatnonzero(from_slot > source.max_training_bytes)[-1])
+        own = np.sort(np.concatenate(list(trainable(index, last))), order="id")[::-1]
+        left_bytes = source.max_training_bytes - (from_slot[last + 1] if last + 1 < SLOTS else 0)
+        fits = np.cumsum(own["num_bytes"]) <= left_bytes
+        if not fits[0] and left_bytes == source.max_training_bytes:
             raise RecipeError(
                 f"data.sources: {source.name}: max_training_bytes={source.max_training_bytes:,} is less than the "
                 f"{own['num_bytes'][0]:,} bytes of the first document; raise it"
             )
-        if not fits.all():
-            lowest[source.name] = own["id"][fits][-1].decode()
+        # The lowest that fits; where none of this slot does, the next id above it.
+        lowest[source.name] = own["id"][fits][-1].decode() if fits[0] else f"{last + 1:04x}"
     return lowest
+
+
+def slots(notes: np.ndarray) -> np.ndarray:
+    """Return the number that the first SLOT_DIGITS characters of each id are."""
+    digits = (
+        np.ascontiguousarray(notes["id"])
+        .view("u1")
+        .reshape(len(notes), NOTE["id"].itemsize)[:, :SLOT_DIGITS]
+        .astype(np.int64)
+    )
+    return (digits - np.where(digits > ord("9"), ord("a") - 10, ord("0"))) @ 16 ** np.arange(SLOT_DIGITS)[::-1]
 
 
 def is_among(document: str, ids: np.ndarray) -> bool:

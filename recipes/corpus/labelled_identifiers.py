@@ -273,7 +273,7 @@ LABELLED = {
     ),
     "age": Labels(
         {
-            **{str(age): OLD for age in range(90, 120)},
+            **{f"{age}": OLD for age in range(90, 120)},
             **{
                 f"aged {tens}": r"[0-9](?!\w|\s(?:to|and|or\solder)\b|\s?[-%\u2013]|\sper\s?cent|[.,][0-9])"
                 for tens in (9, 10, 11)

@@ -12,8 +12,9 @@ over 139 languages, which rejects drug lists, citations and Latin phrases. We gi
 prior.
 
 It is slow, so only four excerpts of a longer text are read, which also gives a foreign title, quotation or table less
-weight. Numbers and punctuation, frequent in tables and citations, are removed. Text mostly in capitals is lower-cased,
-because the model knows few words in capitals.
+weight; if the beginnings of the four leave no doubt about a wanted language, no more. Numbers and punctuation,
+frequent in tables and citations, are removed. Text mostly in capitals is lower-cased, because the model knows few
+words in capitals.
 """
 
 import re
@@ -27,6 +28,7 @@ from recipe_config import RecipeError
 
 
 EXCERPTS, EXCERPT_CHARS = 4, 250
+BEGINNING_CHARS, NO_DOUBT = 64, 0.99
 # Not \W, which matches the vowel signs of Indic scripts.
 NOT_LETTERS = re.compile(r"[\x00-@\[-`{-\xbf\u2010-\u206f]+")
 
@@ -57,17 +59,24 @@ class LanguageFilter:
 
     def refuse(self, text: str) -> str | None:
         """Return None for a wanted language, else language_<code>, or language_unsure if no language is likely."""
+        enough = max(NO_DOUBT, self.min_probability)
+        if len(text) > EXCERPTS * BEGINNING_CHARS and self.rate(excerpt(text, BEGINNING_CHARS))[0] >= enough:
+            return None
         words = excerpt(text)
         if not words.strip():
             return None  # numbers alone fit every language
+        wanted, likeliest, probability = self.rate(words)
+        if wanted >= self.min_probability:
+            return None
+        return f"language_{likeliest}" if probability >= 0.5 and likeliest not in self.keep else "language_unsure"
+
+    def rate(self, words: str) -> tuple[float, str, float]:
+        """Return the probability of the kept languages together, the likeliest language and its own probability."""
         ranked = load_model().rank(words)
         kept = sum(probability for code, probability in ranked if code in self.keep)
         others = 1 - kept
         weight = max(len(ranked) - len(self.keep), 1) / len(self.keep)  # gives the kept languages half of the prior
-        if kept * weight >= self.min_probability * (kept * weight + others):
-            return None
-        likeliest, probability = ranked[0]
-        return f"language_{likeliest}" if probability >= 0.5 and likeliest not in self.keep else "language_unsure"
+        return kept * weight / (kept * weight + others), *ranked[0]
 
 
 @cache
@@ -76,11 +85,11 @@ def load_model() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def excerpt(text: str) -> str:
-    """Return the words of a text or, of a longer one, those of excerpts spread over it."""
-    if len(text) > EXCERPTS * EXCERPT_CHARS:
-        step = (len(text) - EXCERPT_CHARS) // (EXCERPTS - 1)
-        text = " ".join(text[start : start + EXCERPT_CHARS] for start in range(0, EXCERPTS * step, step))
+def excerpt(text: str, chars: int = EXCERPT_CHARS) -> str:
+    """Return the words of a text or, of a longer one, those of excerpts of so many characters spread over it."""
+    if len(text) > EXCERPTS * chars:
+        step = (len(text) - chars) // (EXCERPTS - 1)
+        text = " ".join(text[start : start + chars] for start in range(0, EXCERPTS * step, step))
     words = NOT_LETTERS.sub(" ", text)
     capitals = sum(map(str.isupper, words))
     return words.lower() if capitals > len(words) / 3 else words

@@ -6,19 +6,20 @@ the whole pipeline with each task.
 """
 
 import os
+import resource
 import signal
 import sys
 import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from copy import deepcopy
 from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.dedup import exact_dedup
 from loguru import logger
 
 from recipe_config import Data, RecipeError
@@ -40,7 +41,7 @@ class TaskRunner:
         if self.is_rank_completed(rank):
             return
         logger.disable("datatrove")
-        exact_dedup.tqdm = lambda rows, **_: rows
+        raise_open_files()
         documents = None
         for step in self.pipeline:
             # A step has counters, so each task gets a copy; a function has none and may hold a large index.
@@ -49,6 +50,13 @@ class TaskRunner:
         if documents:
             deque(documents, maxlen=0)
         self.mark_rank_as_completed(rank)
+
+
+def raise_open_files() -> None:
+    """Let this process open as many files as it may: near-duplicates take one a bucket, Arrow and Ray some more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # where the system's own limit is lower than the one it states
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class LocalExecutor(TaskRunner, LocalPipelineExecutor):

@@ -24,13 +24,11 @@ task finds the clusters in some minutes, with about 250 bytes for each document 
 other tasks take some MB, whatever the length of a document.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import xxhash
 from datatrove.data import Document
 from scipy.sparse import coo_array
@@ -38,10 +36,9 @@ from scipy.sparse.csgraph import connected_components
 
 from atomic_files import read_record
 from corpus.accounting import Tally
-from corpus.benchmark_overlap import BASE, ngram_hashes
-from corpus.document_families import WORD
-from corpus.document_files import PLACES
+from corpus.document_files import PLACES, read_columns
 from corpus.dropped_samples import Samples, no_samples
+from corpus.words import BASE, mix, ngram_hashes, word_hashes
 from recipe_config import NearDuplicates, RecipeError
 
 
@@ -50,11 +47,11 @@ EARLIER = 0  # priority before every source of the recipe
 EARLIER_TASKS = 64
 RECORD = np.dtype([("id", "S32"), ("bytes", "<u8"), ("priority", "<u2")])
 HIGHEST = np.iinfo(np.uint64).max
-# A block may end inside a word, which changes 5 of about 170,000 n-grams.
-BLOCK_CHARACTERS = 1 << 20
-# So many n-grams' permutations fit into a core's cache.
-CHUNK_NGRAMS = 512
-MAX_CACHED_WORDS = 1 << 20
+# A block may end inside a word, which changes 5 of about 10,000 n-grams. It fits into a core's cache.
+BLOCK_CHARACTERS = 1 << 16
+# Of a text of fewer n-grams all permutations are computed together; of a longer one, one after the other, which is
+# twice as fast but has the cost of its calls.
+FEW_NGRAMS = 1000
 
 
 def list_earlier_documents(folders: list[str]) -> list[Path]:
@@ -125,21 +122,11 @@ def find_near_duplicates(
     return [partial(drop, reason=reason) for reason in reasons]
 
 
-class WordHashes(dict):
-    """Map a word to a uint64, without its case and accents."""
-
-    def __missing__(self, word: str) -> int:
-        plain = word.casefold()
-        if not plain.isascii():
-            plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-        self[word] = number = xxhash.xxh64_intdigest(plain)
-        return number
-
-
 class MinHash:
     """Compute signatures of texts: one number a bucket, equal if all hashes of the bucket are equal.
 
-    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed.
+    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed. Modulo 2^32
+    would be twice as fast, and find several times the pairs of low similarity that the formula does.
     """
 
     def __init__(self, settings: NearDuplicates):
@@ -149,16 +136,21 @@ class MinHash:
         self.factors = draw.randint(0, HIGHEST, size=count, dtype=np.uint64) | np.uint64(1)
         self.terms = draw.randint(0, HIGHEST, size=count, dtype=np.uint64)
         self.powers = np.multiply.accumulate(np.full(settings.hashes_per_bucket, BASE))
-        self.words = WordHashes()
 
     def signature(self, text: str) -> np.ndarray:
         """Return the signature, (num_buckets,) uint64."""
         lowest = np.full(len(self.factors), HIGHEST)
         for ngrams in self.ngrams(text):
-            for start in range(0, len(ngrams), CHUNK_NGRAMS):
-                permuted = ngrams[start : start + CHUNK_NGRAMS, None] * self.factors
-                permuted += self.terms
-                np.minimum(lowest, permuted.min(axis=0), out=lowest)
+            if len(ngrams) < FEW_NGRAMS:
+                permuted = self.factors[:, None] * ngrams
+                permuted += self.terms[:, None]
+                np.minimum(lowest, permuted.min(axis=1), out=lowest)
+                continue
+            permuted = np.empty_like(ngrams)
+            for place, (factor, term) in enumerate(zip(self.factors, self.terms, strict=True)):
+                np.multiply(ngrams, factor, out=permuted)
+                permuted += term
+                lowest[place] = min(lowest[place], permuted.min())
         # Combined as the words of an n-gram are: different hashes give equal numbers in 1 of 2^64 cases.
         return lowest.reshape(self.num_buckets, -1) @ self.powers
 
@@ -166,25 +158,14 @@ class MinHash:
         """Yield the uint64 hashes of all n-grams, at least one, block by block."""
         waiting, complete = np.zeros(0, dtype=np.uint64), False
         for start in range(0, len(text), BLOCK_CHARACTERS):
-            found = WORD.findall(text[start : start + BLOCK_CHARACTERS])
-            hashes = np.fromiter(map(self.words.__getitem__, found), dtype=np.uint64, count=len(found))
-            words = np.concatenate([waiting, hashes])
+            words = np.concatenate([waiting, word_hashes(text[start : start + BLOCK_CHARACTERS])])
             if len(words) >= self.n_grams:
                 yield mix(ngram_hashes(words, self.n_grams))
                 complete = True
             waiting = words[max(0, len(words) - self.n_grams + 1) :]
-            if len(self.words) > MAX_CACHED_WORDS:
-                self.words.clear()
         if not complete:
             whole = waiting if len(waiting) else np.array([xxhash.xxh64_intdigest(text)], dtype=np.uint64)
             yield mix(ngram_hashes(whole, self.n_grams))
-
-
-def mix(hashes: np.ndarray) -> np.ndarray:
-    """Mix the bits of each hash: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
 
 
 class SignatureWriter:
@@ -194,23 +175,22 @@ class SignatureWriter:
     """
 
     def __init__(self, folder: Path, rank: int, minhash: MinHash):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.minhash = minhash
-        self.records = (folder / f"{rank:05d}.documents").open("wb")
-        self.buckets = [(folder / f"{rank:05d}.{bucket:03d}").open("wb") for bucket in range(minhash.num_buckets)]
+        self.folder, self.rank, self.minhash = folder, rank, minhash
+        self.records, self.signatures = [], []
 
     def write(self, text: str, document_id: str, priority: int) -> None:
-        record = np.array((document_id.encode(), len(text.encode()), priority), dtype=RECORD)
-        self.records.write(record.tobytes())
-        for file, number in zip(self.buckets, self.minhash.signature(text), strict=True):
-            file.write(number.tobytes())
+        self.records.append((document_id.encode(), len(text.encode()), priority))
+        self.signatures.append(self.minhash.signature(text))
 
     def __enter__(self) -> "SignatureWriter":
         return self
 
     def __exit__(self, *error) -> None:
-        for file in (self.records, *self.buckets):
-            file.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.array(self.records, dtype=RECORD).tofile(self.folder / f"{self.rank:05d}.documents")
+        signatures = np.array(self.signatures, dtype="<u8").reshape(-1, self.minhash.num_buckets)
+        for bucket in range(self.minhash.num_buckets):
+            np.ascontiguousarray(signatures[:, bucket]).tofile(self.folder / f"{self.rank:05d}.{bucket:03d}")
 
 
 def sign_documents(
@@ -226,9 +206,8 @@ def sign_earlier(
 ) -> None:
     with SignatureWriter(folder, rank, minhash) as writer:
         for file in parts[rank]:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=64):
-                for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
-                    writer.write(text, document, EARLIER)
+            for row in read_columns(file, ["id", "text"]):
+                writer.write(row["text"], row["id"], EARLIER)
 
 
 def signature_files(folder: Path, suffix: str) -> list[Path]:

@@ -38,7 +38,10 @@ class TaskProgress:
         self.noted_at = time.monotonic()
 
     def add(self, amount: int) -> None:
-        self.done += amount
+        self.move_to(self.done + amount)
+
+    def move_to(self, done: int) -> None:
+        self.done = done
         if time.monotonic() - self.noted_at >= NOTE_SECONDS:
             self.note()
 

@@ -7,35 +7,37 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
+import numpy as np
 from datatrove.data import Document
 from huggingface_hub import HfApi
 
 from atomic_files import write_json
-from corpus.accounting import Tally
-from corpus.document_files import document_id
+from corpus.accounting import Tally, sum_counts
+from corpus.document_files import Place, PlaceWriter, document_id, write_documents
 from corpus.dropped_samples import KEPT, Samples, hide
 from corpus.language import LanguageFilter
 from corpus.pages import move_starts
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
+from corpus.reading_plan import ReadingPlan, read_units, write_tasks
 from corpus.rule_marks import explain_language, explain_quality
 from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
 from sources.dates import document_date
-from sources.readers import Unreadable, read_unit
+from sources.readers import Unreadable, read_unit, rows_before
 from sources.row_text import describe_fields
 from sources.separators import count_markers
-from sources.units import Listing, Unit, is_hub_dataset, named_errors
+from sources.units import Unit, is_hub_dataset, named_errors
 
 
-# A source is read by one task for each BYTES_PER_TASK but at least this many, and at most one a file.
-MIN_TASKS_PER_SOURCE = 8
-BYTES_PER_TASK = 1 << 30
+SLOTS = 1 << 16  # of the first 16 bits of a document's id
 TITLE_CHARACTERS = 200
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -59,18 +61,6 @@ def pin_revisions(data: Data, note: Path) -> Data:
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, commits)
     return data.model_copy(update={"sources": sources})
-
-
-def plan_parts(sources: list[Source], listings: dict[str, Listing]) -> list[tuple[Source, list[Unit]]]:
-    """Divide each source into parts, one a task, by the number and the size of its files alone."""
-    parts = []
-    for source in sources:
-        units = listings[source.name].units
-        wanted = max(MIN_TASKS_PER_SOURCE, sum(unit.size_bytes for unit in units) // BYTES_PER_TASK)
-        # A limit on the bytes of a source needs one counter, so one task reads the whole source.
-        tasks = 1 if source.max_bytes else min(wanted, len(units))
-        parts += [(source, units[task::tasks]) for task in range(tasks)]
-    return parts
 
 
 def load_extract_text(path: str) -> Callable[[dict, str], str | None]:
@@ -190,20 +180,74 @@ class DocumentPipeline:
         samples.add(source, reason, identity, shown, marks, note=note, place=place, **before)
 
 
-def read_part(
-    documents, rank: int, world_size: int, data: Data, parts, work: Path, new_samples: Callable[[str, int], Samples]
+def read_sources(
+    run: Callable, data: Data, plan: ReadingPlan, work: Path, new_samples: Callable[[str, int], Samples]
+) -> None:
+    """Read every source to work/read, those with max_bytes in rounds, until they have as much text as that.
+
+    Args:
+        run: run(name, pipeline, tasks=..., total_bytes=...) of `prepare`.
+        data: settings of the recipe, with pinned revisions.
+        plan: of the units of all sources.
+        work: folder for the files that this and the later passes exchange.
+        new_samples: new_samples(step, task) returns the Samples of a task.
+    """
+    first_task, number = 0, 1
+    while tasks := plan.next_round(text_read(work / "counts")):
+        name = "read" if number == 1 else f"read, round {number}"
+        write_tasks(work / "tasks", first_task, tasks)
+        read = partial(read_task, data=data, work=work, first_task=first_task, new_samples=new_samples)
+        read = partial(read, notes=work / "logs" / name / "progress")
+        write = partial(write_documents, folder=work / "read", first_task=first_task)
+        units = [unit for task in tasks for unit in task.units]
+        total_bytes = sum(unit.range_bytes for unit in units) if all(unit.is_sized for unit in units) else None
+        run(name, [read, write], tasks=len(tasks), total_bytes=total_bytes)
+        first_task, number = first_task + len(tasks), number + 1
+
+
+def text_read(counts: Path) -> dict[str, int]:
+    """Return source -> bytes of text read so far."""
+    read = sum_counts(counts, "read")
+    return {label.rpartition("/")[0]: int(n[1]) for label, n in read.items() if label.endswith("/read")}
+
+
+def find_surplus(data: Data, work: Path) -> dict[str, str]:
+    """Return, of each source with more text than its max_bytes, the lowest document id that is too much.
+
+    Documents of lower ids have at least max_bytes, and at most a 65,536th of the source or one document more.
+    """
+    surplus = {}
+    for source in data.sources:
+        if source.max_bytes is not None:
+            slots = [np.load(file) for file in (work / "slots" / source.name).glob("*.npy")]
+            last = int(np.searchsorted(np.cumsum(np.sum(slots, axis=0)), source.max_bytes))
+            if last + 1 < SLOTS:
+                surplus[source.name] = f"{last + 1:04x}"
+    return surplus
+
+
+def read_task(
+    documents,
+    rank: int,
+    world_size: int,
+    data: Data,
+    work: Path,
+    first_task: int,
+    new_samples: Callable[[str, int], Samples],
+    notes: Path,
 ) -> Iterator[Document]:
-    """Yield the documents of one part of a source; count every example as read, or as dropped for a reason."""
-    source, units = parts[rank]
+    """Yield the documents of one task; count every example as read, or as dropped for a reason."""
+    task = first_task + rank
+    name, units = read_units(work / "tasks", task)
+    source = next(source for source in data.sources if source.name == name)
     extract_text, pipeline = load_extract_text(data.extract_text), DocumentPipeline(data)
     redact = load_redact(data.extract_text)
-    progress = TaskProgress(work / "logs" / "read" / "progress", rank)
-    tally, samples = Tally(work / "counts", "read", rank, source.name), new_samples("read", rank)
-    quarantine = work / "quarantine" / f"{rank:05d}.jsonl"
+    tally, samples = Tally(work / "counts", "read", task, source.name), new_samples("read", task)
+    progress = TaskProgress(notes, rank)
+    places, slots = PlaceWriter(work / "places", task), np.zeros(SLOTS, dtype=np.int64)
+    quarantine = work / "quarantine" / f"{task:05d}.jsonl"
     quarantine.parent.mkdir(parents=True, exist_ok=True)
-    places = work / "places" / f"{rank:05d}.jsonl"
-    places.parent.mkdir(parents=True, exist_ok=True)
-    with quarantine.open("w", encoding="utf-8") as quarantined, places.open("w", encoding="utf-8") as placed:
+    with quarantine.open("w", encoding="utf-8") as quarantined:
 
         def set_aside(example: Unreadable) -> None:
             tally.add("dropped:unreadable", example.size_bytes)
@@ -211,8 +255,8 @@ def read_part(
             entry = {"source": source.name, "position": example.position, "reason": example.reason}
             quarantined.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-        for unit, row_number, example in read_examples(source, units, tally, progress):
-            row, place = example, f"{unit.name}:{row_number}"
+        for unit, place, where, example in read_examples(source, units, tally, places, progress):
+            row = example
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
                     tally.documents[f"converted:{encoding}"] += 1
@@ -223,10 +267,8 @@ def read_part(
             raw, date = example
             text = normalised = pipeline.normalise(raw)
             hook = redact and partial(call_redact, redact, source=source, unit=unit)
-            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=place, redact=hook)
+            sample = partial(pipeline.sample, samples, source.name, raw=raw, text=normalised, place=where, redact=hook)
             num_bytes = len(text.encode())
-            if not unit.size_bytes:
-                progress.add(num_bytes)
             text, reason = pipeline.filter(text)
             if reason is not None:
                 tally.add(f"dropped:{reason}", num_bytes)
@@ -256,9 +298,14 @@ def read_part(
                 tally.num_bytes[f"marker:{marker}"] += number
             tally.add("read", len(text.encode()))
             document = Document(text=text, id=document_id(text), metadata={"source": source.name, "date": date})
-            placed.write(json.dumps([document.id, unit.name, row_number, *describe_document(row, text)]) + "\n")
+            places.write(document.id, place, *describe_document(row, text))
+            slots[int(document.id[:4], 16)] += len(text.encode())
             sample(KEPT, kept=document)
             yield document
+    places.close()
+    if source.max_bytes is not None:
+        (work / "slots" / source.name).mkdir(parents=True, exist_ok=True)
+        np.save(work / "slots" / source.name / f"{task:05d}.npy", slots)
     progress.note()
     samples.write()
     tally.write()
@@ -315,11 +362,32 @@ def call_redact(
     return redacted
 
 
-def read_examples(source: Source, units: list[Unit], tally: Tally, progress: TaskProgress) -> Iterator[tuple]:
-    """Yield (unit, row from 1 on, example) until the source's max_bytes of documents have been read."""
-    for unit in units:
-        for row, example in enumerate(read_unit(source, unit), start=1):
-            if source.max_bytes and tally.num_bytes["read"] >= source.max_bytes:
-                return
-            yield unit, row, example
-        progress.add(unit.size_bytes)
+def read_examples(
+    source: Source, units: list[Unit], tally: Tally, places: PlaceWriter, progress: TaskProgress
+) -> Iterator[tuple]:
+    """Yield (unit, place, place to show, example); of one unit at most the source's max_bytes of text.
+
+    The rows of a range count from its file's first where that is known without reading it. Otherwise `places` gets how
+    many rows the range has or, where some ranges are not read, the place names the range.
+    """
+    for number, unit in enumerate(units):
+        before, done, opened = tally.num_bytes["read"], progress.done, []
+        first, all_are_read = rows_before(source, unit), source.max_bytes is None
+        path, row = unit.name if first is not None or all_are_read else unit.place, first or 0
+        shown = unit.name if first is not None else unit.place
+        for example in read_unit(source, unit, opened.append):
+            if source.max_bytes and tally.num_bytes["read"] - before >= source.max_bytes:
+                break
+            row += 1
+            progress.move_to(done + bytes_read(opened, unit))
+            yield unit, Place(path, number, row), f"{shown}:{row}", example
+        if unit.stop is not None and all_are_read and (first is None or not unit.start):
+            places.ranges[number] = [unit.name, row]
+        progress.move_to(done + unit.range_bytes)
+
+
+def bytes_read(opened: list[BinaryIO], unit: Unit) -> int:
+    """Return how many of a unit's own bytes have been read, by the stream that was opened last."""
+    with suppress(ValueError, IndexError):  # it is closed; none was opened
+        return min(max(opened[-1].tell() - unit.start, 0), unit.range_bytes)
+    return 0

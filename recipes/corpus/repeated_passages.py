@@ -32,9 +32,9 @@ import xxhash
 from datatrove.data import Document
 
 from corpus.accounting import Tally
-from corpus.document_families import WORD
 from corpus.document_files import document_id
 from corpus.dropped_samples import PASSAGES_REMOVED, Samples, no_samples
+from corpus.words import WORD
 from recipe_config import RepeatedPassages
 
 
@@ -142,20 +142,21 @@ def count_passages(documents, rank: int, world_size: int, folder: Path, settings
 def choose_passages(documents, rank: int, world_size: int, folder: Path, min_documents: int) -> None:
     """Write the hashes (uint64, ascending) of the passages in at least min_documents, and counts of the most frequent.
 
-    The runs are merged in ranges of about HASHES_IN_MEMORY hashes, so memory does not grow with the corpus.
+    The runs are merged in ranges of about HASHES_IN_MEMORY hashes, so memory does not grow with the corpus. One
+    file is open at a time: there may be more runs than files that a process may open.
     """
-    runs = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.hashes.npy"))]
-    counts = [np.load(file, mmap_mode="r") for file in sorted((folder / "runs").glob("*.documents.npy"))]
-    ranges = sum(map(len, runs)) // HASHES_IN_MEMORY + 1
+    runs = sorted((folder / "runs").glob("*.hashes.npy"))
+    counts = sorted((folder / "runs").glob("*.documents.npy"))
+    ranges = sum(len(np.load(run, mmap_mode="r")) for run in runs) // HASHES_IN_MEMORY + 1
     inner = np.array([(number << 64) // ranges for number in range(1, ranges)], dtype=np.uint64)
-    bounds = [[0, *np.searchsorted(run, inner), len(run)] for run in runs]
+    bounds = [[0, *np.searchsorted(np.load(run, mmap_mode="r"), inner), None] for run in runs]
     repeated, repeated_in = [], []
     for number in range(ranges):
         parts = [slice(*bound[number : number + 2]) for bound in bounds]
-        hashes = np.concatenate([run[part] for run, part in zip(runs, parts, strict=True)])
+        hashes = np.concatenate([read_slice(run, part) for run, part in zip(runs, parts, strict=True)])
         order = np.argsort(hashes)
         hashes, first = np.unique(hashes[order], return_index=True)
-        weights = np.concatenate([count[part] for count, part in zip(counts, parts, strict=True)])
+        weights = np.concatenate([read_slice(count, part) for count, part in zip(counts, parts, strict=True)])
         in_documents = np.add.reduceat(weights[order], first)
         repeated.append(hashes[in_documents >= min_documents])
         repeated_in.append(in_documents[in_documents >= min_documents])
@@ -164,6 +165,10 @@ def choose_passages(documents, rank: int, world_size: int, folder: Path, min_doc
     most = np.lexsort((hashes, -in_documents))[:LISTED_PASSAGES]
     listed = [[int(hashes[place]), int(in_documents[place])] for place in most]
     (folder / "listed.json").write_text(json.dumps(listed))
+
+
+def read_slice(file: Path, part: slice) -> np.ndarray:
+    return np.array(np.load(file, mmap_mode="r")[part])
 
 
 def remove_passages(

@@ -9,9 +9,9 @@ from datatrove.pipeline.filters.c4_filters import POLICY_SUBSTRINGS
 from datatrove.pipeline.filters.gopher_quality_filter import STOP_WORDS
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 
-from corpus.document_families import WORD
 from corpus.language import excerpt, load_model
 from corpus.text_quality import RULES, SHORT_LINE_CHARS, QualityFilter
+from corpus.words import WORD
 
 
 # A longer text is marked only so far.
@@ -36,7 +36,7 @@ FORMS = {
 
 def explain_quality(rule: str, text: str, quality: QualityFilter) -> tuple[list[tuple[int, int, str]], str]:
     """Return (start, end, rule) of what a rule counts in a text, and its measured value and threshold in words."""
-    known, limit, measured = RULES[rule], quality.limits[rule], quality.measure(text)[1][rule]
+    known, limit, measured = RULES[rule], quality.limits[rule], quality.measure(text)[1][rule]()
     side = "at least" if "_min_" in rule else "at most"
     unit = "" if known.unit == "fraction" else f" {known.unit}"
     note = f"{known.meaning}: {measured:.3g}{unit}, where the profile allows {side} {limit:g}"

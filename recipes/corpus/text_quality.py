@@ -29,8 +29,9 @@ here words are numbered and the numbers sorted, which is six times as fast (test
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -40,7 +41,7 @@ from datatrove.pipeline.filters.gopher_quality_filter import STOP_WORDS
 from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 
-from corpus.document_families import WORD
+from corpus.words import WORD
 from recipe_config import RecipeError
 
 
@@ -109,6 +110,13 @@ ASCII = bytes(range(128))
 ASCII_WORDS_APART = bytes(i if i >= 128 or chr(i).isalnum() or chr(i) == "_" else 32 for i in range(256))
 
 
+class NgramLimits(NamedTuple):
+    """The lowest thresholds on the most frequent n-grams of 2 to 4 words, and on repeated ones of 5 to 10."""
+
+    top: float
+    repeated: float
+
+
 class QualityFilter:
     """Apply the rules of a profile, with the thresholds that a recipe overrides.
 
@@ -136,27 +144,31 @@ class QualityFilter:
         used = {name: limit for name, limit in limits.items() if limit is not False}
         self.cuts = {name: limit for name, limit in used.items() if "_cut_" in name}
         self.limits = {name: limit for name, limit in used.items() if "_cut_" not in name}
-        self.lowest_repeated_limit = min(self.limits.get(f"gopher_max_repeated_{n}_grams", 1) for n in range(5, 11))
+        self.ngram_limits = NgramLimits(
+            min(self.limits.get(f"gopher_max_top_{n}_gram", 1) for n in range(2, 5)),
+            min(self.limits.get(f"gopher_max_repeated_{n}_grams", 1) for n in range(5, 11)),
+        )
 
     def apply(self, text: str) -> tuple[str, str | None]:
         """Return the text without removed lines, and the first rule that it breaks or None."""
-        kept, measured = self.measure(text)
+        kept, measures = self.measure(text)
         for name, limit in self.limits.items():
-            if measured[name] < limit if "_min_" in name else measured[name] > limit:
+            measured = measures[name]()
+            if measured < limit if "_min_" in name else measured > limit:
                 return text, name
         return kept, None
 
-    def measure(self, text: str) -> tuple[str, dict[str, float]]:
-        """Return the text without removed lines, and rule -> measured value."""
+    def measure(self, text: str) -> tuple[str, dict[str, Callable[[], float]]]:
+        """Return the text without removed lines, and rule -> function that measures it."""
         measured_text = text[:MEASURED_CHARS]
         words = split_words(measured_text)
-        measured = measure_words(measured_text, words, self.lowest_repeated_limit)
+        measures = measure_words(measured_text, words, self.ngram_limits)
         kept = text
         if self.cuts:
             kept = cut_lines(text, self.cuts)
             measured_text = kept[:MEASURED_CHARS]
             words = split_words(measured_text)
-        return kept, measured | measure_lines(measured_text, len(words))
+        return kept, measures | measure_lines(measured_text, len(words))
 
 
 def explain_override(name: str, value: float | bool) -> str | None:
@@ -186,39 +198,55 @@ def split_words(text: str) -> list[str]:
     return text.encode().translate(ASCII_WORDS_APART).decode().split()
 
 
-def measure_words(text: str, words: list[str], lowest_repeated_limit: float) -> dict[str, float]:
-    """Return rule -> measured value for Gopher's rules and for domain_min_common_words."""
+def measure_words(text: str, words: list[str], limits: NgramLimits) -> dict[str, Callable[[], float]]:
+    """Return rule -> function that measures it, for Gopher's rules and for domain_min_common_words."""
     counts = Counter(words)
     odd = [word for word in counts if not word.isalpha()]
     marks = [word for word in odd if not word.isalnum() and PUNCTUATION_SET.issuperset(word)]
-    num_words = len(words) - sum(counts[word] for word in marks)
-    num_word_chars = sum(map(len, words)) - sum(counts[word] * len(word) for word in marks)
-    num_letterless = sum(counts[word] for word in odd if not any(map(str.isalpha, word)))
-    num_common = sum(counts[word] for word in odd if any(map(str.isdigit, word)))
-    num_common += sum(counts[word] for word in COMMON if word in counts)
-    lines = text.splitlines()
-    num_ellipses = sum(map(text.count, ELLIPSES))
-    ellipsis_lines = [line for line in lines if line.rstrip().endswith(ELLIPSES)] if num_ellipses else []
-    each_word, each_line = max(len(words), 1), max(len(lines), 1)
-    return measure_repetition(text, words, counts, lowest_repeated_limit) | {
-        "gopher_min_words": num_words,
-        "gopher_max_words": num_words,
-        "gopher_min_mean_word_length": num_word_chars / max(num_words, 1),
-        "gopher_max_mean_word_length": num_word_chars / max(num_words, 1),
-        "gopher_max_hashes": text.count("#") / each_word,
-        "gopher_max_ellipses": num_ellipses / each_word,
-        "gopher_max_bullet_lines": sum([line.lstrip().startswith(BULLETS) for line in lines]) / each_line,
-        "gopher_max_ellipsis_lines": len(ellipsis_lines) / each_line,
-        "gopher_min_alphabetic_words": (len(words) - num_letterless) / each_word,
-        "gopher_min_stop_words": sum(word in counts for word in STOP_WORDS),
-        "domain_min_common_words": num_common / each_word,
+    num_words = len(words) - sum([counts[word] for word in marks])
+    num_word_chars = sum(map(len, words)) - sum([counts[word] * len(word) for word in marks])
+    each_word = max(len(words), 1)
+
+    @cache
+    def lines() -> list[str]:
+        return text.splitlines()
+
+    def per_line(count: int) -> float:
+        return count / max(len(lines()), 1)
+
+    @cache
+    def ellipses() -> int:
+        return sum(map(text.count, ELLIPSES))
+
+    def ellipsis_lines() -> int:
+        return sum([line.rstrip().endswith(ELLIPSES) for line in lines()]) if ellipses() else 0
+
+    def letterless() -> int:
+        return sum([counts[word] for word in odd if not any(map(str.isalpha, word))])
+
+    def common() -> int:
+        numbers = sum([counts[word] for word in odd if any(map(str.isdigit, word))])
+        return numbers + sum([counts[word] for word in COMMON if word in counts])
+
+    return measure_repetition(text, words, counts, limits) | {
+        "gopher_min_words": lambda: num_words,
+        "gopher_max_words": lambda: num_words,
+        "gopher_min_mean_word_length": lambda: num_word_chars / max(num_words, 1),
+        "gopher_max_mean_word_length": lambda: num_word_chars / max(num_words, 1),
+        "gopher_max_hashes": lambda: text.count("#") / each_word,
+        "gopher_max_ellipses": lambda: ellipses() / each_word,
+        "gopher_max_bullet_lines": lambda: per_line(sum([line.lstrip().startswith(BULLETS) for line in lines()])),
+        "gopher_max_ellipsis_lines": lambda: per_line(ellipsis_lines()),
+        "gopher_min_alphabetic_words": lambda: (len(words) - letterless()) / each_word,
+        "gopher_min_stop_words": lambda: sum([word in counts for word in STOP_WORDS]),
+        "domain_min_common_words": lambda: common() / each_word,
     }
 
 
 def measure_repetition(
-    text: str, words: list[str], vocabulary: Iterable[str], lowest_repeated_limit: float
-) -> dict[str, float]:
-    """Return rule -> measured value for Gopher's rules on repetition.
+    text: str, words: list[str], counts: Counter, limits: NgramLimits
+) -> dict[str, Callable[[], float]]:
+    """Return rule -> function that measures it, for Gopher's rules on repetition.
 
     For example, in "a b a b a b" the 2-gram "a b" occurs three times and "b a" twice. The most frequent is "a b": 3
     characters each time with its space, so gopher_max_top_2_gram is 3 * 3 / 11.
@@ -226,20 +254,44 @@ def measure_repetition(
     Args:
         text: a document.
         words: its words.
-        vocabulary: its distinct words.
-        lowest_repeated_limit: the lowest threshold on repeated n-grams of 5 to 10 words. If an upper bound of what
-            they cover, as a fraction of the text, is no higher, the bound is returned for the rest: no rule is broken.
+        counts: of its distinct words.
+        limits: the lowest thresholds. If an upper bound of what n-grams cover, as a fraction of the text, is no
+            higher, the bound is returned for all of them: no rule is broken.
     """
-    measured: dict[str, float] = {}
     num_chars = max(len(text), 1)
-    paragraphs = [part.lstrip("\n") for part in text.split("\n\n")]
-    for name, parts in (("paragraph", paragraphs), ("line", text.split("\n"))):
-        parts = [part for part in parts if part]
-        repeated, repeated_chars = find_duplicates(parts)
-        measured[f"gopher_max_repeated_{name}s"] = repeated / max(len(parts), 1)
-        measured[f"gopher_max_repeated_{name}_chars"] = repeated_chars / num_chars
 
-    numbering = dict(zip(vocabulary, count(), strict=False))
+    @cache
+    def repeated_parts(separator: str) -> tuple[float, float]:
+        """Return the fractions of the parts, and of the characters, that are in repeated parts."""
+        parts = [part for part in (part.lstrip("\n") for part in text.split(separator)) if part]
+        repeated, repeated_chars = find_duplicates(parts)
+        return repeated / max(len(parts), 1), repeated_chars / num_chars
+
+    @cache
+    def ngrams() -> dict[str, float]:
+        return measure_ngrams(num_chars, words, counts, limits)
+
+    parts = {
+        f"gopher_max_repeated_{name}{measure}": lambda separator=separator, place=place: repeated_parts(separator)[
+            place
+        ]
+        for name, separator in (("paragraph", "\n\n"), ("line", "\n"))
+        for place, measure in enumerate(("s", "_chars"))
+    }
+    names = [f"gopher_max_top_{n}_gram" for n in range(2, 5)]
+    names += [f"gopher_max_repeated_{n}_grams" for n in range(5, 11)]
+    return parts | {name: lambda name=name: ngrams()[name] for name in names}
+
+
+def measure_ngrams(num_chars: int, words: list[str], counts: Counter, limits: NgramLimits) -> dict[str, float]:
+    """Return the measured values of the rules on repeated n-grams; arguments as in measure_repetition."""
+    measured: dict[str, float] = {}
+    # An n-gram is no more frequent than each of its words.
+    top_at_most = 4 * max([times * (len(word) + 1) for word, times in counts.items()], default=0) / num_chars
+    are_bounded = top_at_most <= limits.top
+    if are_bounded:
+        measured |= {f"gopher_max_top_{n}_gram": top_at_most for n in range(2, 5)}
+    numbering = dict(zip(counts, count(), strict=False))
     numbers = np.fromiter(map(numbering.__getitem__, words), np.int64, len(words))
     lengths = np.fromiter(map(len, numbering), np.int64, len(numbering))[numbers]
     starts = np.concatenate(([0], lengths.cumsum()))  # of the words, in characters, separators not counted
@@ -250,7 +302,7 @@ def measure_repetition(
     positions, grams = np.arange(len(words)), numbers[: len(words)]
     for n in range(2, 11):
         positions, grams = keep_recurring(positions, grams * base + numbers[positions + (n - 1)])
-        if n <= 4:
+        if n <= 4 and not are_bounded:
             most, first = 1, 0
             if len(grams):
                 times = np.bincount(grams)
@@ -259,13 +311,15 @@ def measure_repetition(
             top_chars = most * (starts[first + n] - starts[first] + n - 1) if n <= len(words) else 0
             measured[f"gopher_max_top_{n}_gram"] = top_chars / num_chars
             continue
-        # A repeated (n+1)-gram contains a repeated n-gram, so a small n-gram count bounds all longer ones.
+        # A repeated (n+1)-gram contains repeated n-grams, so what these cover bounds all longer ones.
         covered = np.zeros(len(words), bool)
         for k in range(n):
             covered[positions + k] = True
         at_most = lengths[covered].sum() / num_chars
-        if at_most <= lowest_repeated_limit:
-            return measured | {f"gopher_max_repeated_{longer}_grams": at_most for longer in range(n, 11)}
+        if at_most <= limits.repeated:
+            return measured | {f"gopher_max_repeated_{longer}_grams": at_most for longer in range(max(n, 5), 11)}
+        if n <= 4:
+            continue
         repeated = find_repeated(positions, grams, n)
         measured[f"gopher_max_repeated_{n}_grams"] = (starts[repeated + n] - starts[repeated]).sum() / num_chars
     return measured
@@ -316,18 +370,31 @@ def cut_lines(text: str, cuts: Mapping[str, float]) -> str:
     return "\n".join(kept).strip()
 
 
-def measure_lines(text: str, num_words: int) -> dict[str, float]:
-    """Return rule -> measured value for C4's and FineWeb's rules and for domain_max_policy_phrases."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    num_newlines, lower = text.count("\n"), text.lower()
-    each_line, each_word = max(len(lines), 1), max(num_words, 1)
+def measure_lines(text: str, num_words: int) -> dict[str, Callable[[], float]]:
+    """Return rule -> function that measures it, for C4's and FineWeb's rules and for domain_max_policy_phrases."""
+    each_word = max(num_words, 1)
+
+    @cache
+    def lines() -> list[str]:
+        return [line for line in text.split("\n") if line.strip()]
+
+    @cache
+    def lower() -> str:
+        return text.lower()
+
+    def per_line(count: int) -> float:
+        return count / max(len(lines()), 1)
+
+    def repeated_chars() -> float:
+        return find_duplicates(lines())[1] / max(len(text) - text.count("\n"), 1)
+
     return {
-        "c4_max_lorem_ipsum": lower.count("lorem ipsum"),
-        "c4_max_curly_brackets": text.count("{") / each_word,
-        "c4_min_sentences": len(lines) + sum(1 for _ in SENTENCE_END.finditer(text)),
-        "fineweb_min_punctuated_lines": sum([line.endswith(TERMINALS) for line in lines]) / each_line,
-        "fineweb_max_short_lines": sum([len(line) <= SHORT_LINE_CHARS for line in lines]) / each_line,
-        "fineweb_max_repeated_line_chars": find_duplicates(lines)[1] / max(len(text) - num_newlines, 1),
-        "fineweb_max_newlines": num_newlines / each_word,
-        "domain_max_policy_phrases": sum(map(lower.count, POLICY_SUBSTRINGS)) / each_word,
+        "c4_max_lorem_ipsum": lambda: lower().count("lorem ipsum"),
+        "c4_max_curly_brackets": lambda: text.count("{") / each_word,
+        "c4_min_sentences": lambda: len(lines()) + sum(1 for _ in SENTENCE_END.finditer(text)),
+        "fineweb_min_punctuated_lines": lambda: per_line(sum([line.endswith(TERMINALS) for line in lines()])),
+        "fineweb_max_short_lines": lambda: per_line(sum([len(line) <= SHORT_LINE_CHARS for line in lines()])),
+        "fineweb_max_repeated_line_chars": repeated_chars,
+        "fineweb_max_newlines": lambda: text.count("\n") / each_word,
+        "domain_max_policy_phrases": lambda: sum(map(lower().count, POLICY_SUBSTRINGS)) / each_word,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from corpus.document_files import PLACES
+from corpus.document_files import PLACES, read_columns
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture
 from mixture.shards import Location, TokenShards
@@ -146,9 +146,8 @@ def find_passage(run: Path, passage: str) -> Iterator[dict]:
     wanted = " ".join(passage.split()).lower()
     with_spaces = re.compile(r"\s+".join(map(re.escape, passage.split())), re.IGNORECASE)
     for path in sorted((run / "documents").glob("*/*/*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(1000, columns=["id", "text"]):
-            for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
-                if wanted in " ".join(text.split()).lower():
-                    first = with_spaces.search(text)
-                    entry = {"document": document, "source": path.parent.name, "split": path.parent.parent.name}
-                    yield entry | {"position": first and first.start()}
+        for row in read_columns(path, ["id", "text"]):
+            if wanted in " ".join(row["text"].split()).lower():
+                first = with_spaces.search(row["text"])
+                entry = {"document": row["id"], "source": path.parent.name, "split": path.parent.parent.name}
+                yield entry | {"position": first and first.start()}

@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.attention import activate_flash_attention_impl
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from model import document_attention
+from model.families import shortest_window
 from recipe_config import RecipeError, Training
 
 
@@ -23,26 +24,43 @@ WITHOUT_MASK = ("varlen", "sdpa_causal")
 WIDEST_HEAD = 256  # that FlashAttention 2 and 3 have a kernel for
 
 
-def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: Accelerator) -> None:
+def choose_attention(
+    model: PreTrainedModel, training: Training, accelerator: Accelerator, longest: int | None = None
+) -> None:
     """Set the attention function of training.attn_implementation.
+
+    Args:
+        model: on any device.
+        training: the settings to train with.
+        accelerator: of the run.
+        longest: sequence length of the longest phase; None: training.sequence_length.
 
     Raises: RecipeError: it does not run on this machine; the message names one that does.
     """
     wanted, device = training.attn_implementation, accelerator.device.type
-    problem = why_not_varlen(model.config, accelerator)
+    longest = longest or training.sequence_length
+    window, cap = shortest_window(model.config), getattr(model.config, "attn_logit_softcapping", None)
+    slides = window is not None and window < longest
+    problem = why_not_varlen(model.config, accelerator, longest)
     if wanted == "auto":
         long = training.document_masking and training.sequence_length >= LONG_ON_CPU
-        wanted = "varlen" if problem is None and (device == "cuda" or long) else "sdpa"
+        varlen = problem is None and (device == "cuda" or long)
+        wanted = "varlen" if varlen else "sdpa" if cap is None else "eager"
+    if wanted == "sdpa" and cap is not None:
+        raise RecipeError(
+            "training.attn_implementation=sdpa has no soft-capped attention, which this model was trained with; use "
+            "auto, which takes transformers' plain attention, or flex_attention on a GPU"
+        )
     if wanted == "flex_attention" and device == "cpu":
         raise RecipeError("training.attn_implementation=flex_attention needs a GPU and this is cpu; use auto")
     if wanted == "varlen":
         if problem is not None:
-            raise RecipeError(f"training.attn_implementation=varlen {problem}; use auto, which takes sdpa here")
+            raise RecipeError(f"training.attn_implementation=varlen {problem}; use auto, which takes another here")
         if device == "cuda":
             use_newest_flash_attention(accelerator.device)
         document_attention.register()
         wanted = document_attention.NAME
-    elif wanted == "sdpa" and not training.document_masking:
+    elif wanted == "sdpa" and not training.document_masking and not slides:
         # Under torch.compile transformers builds the mask of document borders even if there are none. For a function
         # that it does not know it builds no mask, and SDPA's causal kernel skips the half above the diagonal.
         AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
@@ -50,11 +68,16 @@ def choose_attention(model: LlamaForCausalLM, training: Training, accelerator: A
     model.set_attn_implementation(wanted)
 
 
-def why_not_varlen(config: LlamaConfig, accelerator: Accelerator) -> str | None:
+def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator, longest: int) -> str | None:
     """Return why the variable-length kernel cannot train a model on this machine; None if it can."""
     device = accelerator.device
-    if config.attention_dropout:
-        return f"has no dropout, and model.attention_dropout is {config.attention_dropout:g}"
+    if dropout := getattr(config, "attention_dropout", 0.0):
+        return f"has no dropout, and model.attention_dropout is {dropout:g}"
+    window = shortest_window(config)
+    if window is not None and window < longest:
+        return f"has no sliding window, and some layers see {window} tokens of the sequences of {longest}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "has no soft-capped attention, which this model was trained with"
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.hip:
@@ -63,8 +86,9 @@ def why_not_varlen(config: LlamaConfig, accelerator: Accelerator) -> str | None:
         return f"computes in bf16 or fp16, and mixed_precision is {accelerator.mixed_precision}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"needs an Ampere GPU or a newer one, and this is {torch.cuda.get_device_name(device)}"
-    if config.head_dim > WIDEST_HEAD or config.head_dim % 8:
-        return f"takes heads of a multiple of 8 up to {WIDEST_HEAD}, and the model's are {config.head_dim} wide"
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if width > WIDEST_HEAD or width % 8:
+        return f"takes heads of a multiple of 8 up to {WIDEST_HEAD}, and the model's are {width} wide"
     return None
 
 
@@ -84,7 +108,7 @@ def use_newest_flash_attention(device: torch.device) -> None:
         ) from error
 
 
-def is_causal(model: LlamaForCausalLM) -> bool:
+def is_causal(model: PreTrainedModel) -> bool:
     """Return whether the model's attention function skips what lies above the diagonal; with a mask, SDPA does not."""
     return model.config._attn_implementation not in ("sdpa", "eager")
 

@@ -19,11 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixture.labels import IGNORED_LABEL
+from model.families import capped
 from planning.memory import rows_per_chunk
 
 
 def chunked_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0, compiled: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float = 0.0,
+    compiled: bool = False,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss of all labels that are not IGNORED_LABEL.
 
@@ -33,6 +39,7 @@ def chunked_loss(
         labels: int64, (num_tokens,).
         z_loss: coefficient of the squared log-sum-exp (PaLM, https://huggingface.co/papers/2204.02311, section 5).
         compiled: run the step from logits to the loss and its gradient through torch.compile.
+        cap: of families.softcap.
 
     Returns:
         The loss to minimise, nats + z_loss * log-sum-exp squared; and the nats alone. Both fp32, 0-dim.
@@ -42,13 +49,13 @@ def chunked_loss(
     if not torch.is_grad_enabled():
         with torch.autocast(device, enabled=False):
             nats, squared_log_sum_exps = project_and_score(
-                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, None, None
+                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, cap, None, None
             )
         return nats + z_loss * squared_log_sum_exps, nats
-    return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, dtype)
+    return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, cap, dtype)
 
 
-def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None) -> Tensor:
     """Return each row's nats of its label, 0 for IGNORED_LABEL, and its likeliest token: fp32, (2, num_rows).
 
     Not for training. fp32 holds token ids exactly up to 2 ** 24.
@@ -56,7 +63,7 @@ def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     scores = []
     rows = rows_per_chunk(len(weight), hidden.device.type)
     for hidden_chunk, labels_chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
-        logits = F.linear(hidden_chunk, weight).float()
+        logits = capped(F.linear(hidden_chunk, weight).float(), cap)
         nats = F.cross_entropy(logits, labels_chunk, ignore_index=IGNORED_LABEL, reduction="none")
         scores.append(torch.stack([nats, logits.argmax(-1).float()]))
     return torch.cat(scores, 1)
@@ -66,13 +73,13 @@ class ChunkedLoss(torch.autograd.Function):
     """Compute the gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, z_loss, compiled, dtype):
+    def forward(ctx, hidden, weight, labels, z_loss, compiled, cap, dtype):
         hidden_gradient = torch.empty_like(hidden, dtype=dtype) if ctx.needs_input_grad[0] else None
         # Accumulated in fp32, whatever the products' precision.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             nats, squared_log_sum_exps = project_and_score(
-                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, hidden_gradient, weight_gradient
+                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, cap, hidden_gradient, weight_gradient
             )
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -85,7 +92,7 @@ class ChunkedLoss(torch.autograd.Function):
             None if gradient is None else scale(gradient, upstream, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def scale(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,6 +107,7 @@ def project_and_score(
     labels: Tensor,
     z_loss: float,
     compiled: bool,
+    cap: float | None,
     hidden_gradient: Tensor | None,
     weight_gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -120,7 +128,7 @@ def project_and_score(
         chunk = slice(start, start + rows)
         hidden_chunk, labels_chunk = hidden[chunk], labels[chunk]
         logits = torch.mm(hidden_chunk, weight.T, out=buffer[: len(hidden_chunk)])
-        chunk_nats, chunk_squares, label_slope = score(logits, labels_chunk, z_loss, with_gradient)
+        chunk_nats, chunk_squares, label_slope = score(logits, labels_chunk, z_loss, with_gradient, cap)
         nats, squared_log_sum_exps = nats + chunk_nats, squared_log_sum_exps + chunk_squares
         if with_gradient:
             slope = logits.scatter_(1, labels_chunk.clamp(min=0)[:, None], label_slope)
@@ -136,14 +144,14 @@ def project_and_score(
 
 
 def score_chunk(
-    logits: Tensor, labels: Tensor, z_loss: float, with_gradient: bool
+    logits: Tensor, labels: Tensor, z_loss: float, with_gradient: bool, cap: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the sums of nats and of squared log-sum-exps of some rows, and the slopes of the labels' logits.
 
     With the gradient, each logit is overwritten by its slope, except those of the labels. Their slopes are returned,
     (rows, 1): writing them afterwards is cheaper than testing each logit for being a label's.
     """
-    exact = logits.float()  # (rows, vocab_size)
+    exact = capped(logits.float(), cap)  # (rows, vocab_size)
     log_sum_exp = exact.logsumexp(-1)
     scored = labels != IGNORED_LABEL
     label_logit = exact.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
@@ -154,7 +162,11 @@ def score_chunk(
     # d nats = softmax - one-hot;  d log_sum_exp ** 2 = 2 log_sum_exp softmax.
     factor = torch.where(scored, 1 + 2 * z_loss * log_sum_exp, 0.0)
     label_slope = (label_logit - log_sum_exp).exp() * factor - scored.float()
-    logits.copy_((exact - log_sum_exp[:, None]).exp() * factor[:, None])
+    slope = (exact - log_sum_exp[:, None]).exp() * factor[:, None]
+    if cap is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap) ** 2
+        slope = slope * (1 - (exact / cap).square())
+        label_slope = label_slope * (1 - (label_logit / cap).square())
+    logits.copy_(slope)
     return nats, squared_log_sum_exps, label_slope[:, None].to(logits.dtype)
 
 

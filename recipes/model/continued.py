@@ -12,13 +12,17 @@ the model was trained with. A source of general text with a share keeps the mode
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
+from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from recipe_config import Lora, Model, RecipeError, refuse_missing_folder
+from model.families import DROPOUTS, PLAIN_FEED_FORWARD, projections, refuse_other_families
+from recipe_config import Lora, Model, Phase, RecipeError, refuse_missing_folder
 from vocabulary.tokenizer_extension import extend_embeddings
 
 
@@ -26,8 +30,12 @@ NEW_TOKENS = "new_entries.json"  # in the tokenizer folder: id of a new token ->
 
 
 def load_model(
-    settings: Model, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, sequence_length: int
-) -> LlamaForCausalLM:
+    settings: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_folder: Path,
+    sequence_length: int,
+    phases: Sequence[Phase] = (),
+) -> PreTrainedModel:
     """Load the model to continue from, in fp32, with rows for new tokens and with the recipe's adapters.
 
     Args:
@@ -35,10 +43,11 @@ def load_model(
         tokenizer: of the run: the model's own, or extended.
         tokenizer_folder: its folder, with NEW_TOKENS if it was extended.
         sequence_length: of training (tokens).
+        phases: of the recipe, which may have longer sequences.
 
-    Raises: RecipeError: not a Llama, weights missing or left over, too short a context, or no such projection.
+    Raises: RecipeError: see load_config and load_weights; or the layers lack a projection of model.lora.targets.
     """
-    model = load_weights(settings, load_config(settings, sequence_length))
+    model = load_weights(settings, load_config(settings, sequence_length, phases))
     extended = tokenizer_folder / NEW_TOKENS
     if extended.exists():
         pieces = json.loads(extended.read_text(encoding="utf-8"))
@@ -52,36 +61,61 @@ def load_model(
     return model.train()
 
 
-def load_config(settings: Model, sequence_length: int) -> LlamaConfig:
+def load_config(settings: Model, sequence_length: int, phases: Sequence[Phase] = ()) -> PreTrainedConfig:
     """Load the config of the model to continue from.
 
-    Raises: RecipeError: it cannot be loaded, is not a Llama's, or allows fewer tokens than a sequence has.
+    Raises: RecipeError: it cannot be loaded, is of no known family, or allows fewer tokens than a sequence has.
     """
     where = key_and_value(settings)
     refuse_missing_folder("model.from_pretrained", settings.from_pretrained)
     try:
         config = AutoConfig.from_pretrained(settings.from_pretrained, **pinned(settings))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{where}: cannot be loaded: {error}") from error
-    if config.model_type != "llama":
-        raise RecipeError(f"{where} is of type {config.model_type!r}; only llama can be trained: choose a Llama model")
+        raise RecipeError(f"{where}: cannot be loaded: {error}{advice(settings, error)}") from error
+    refuse_other_families(config, where)
     if config.max_position_embeddings < sequence_length:
         raise RecipeError(
             f"{where} was made for {config.max_position_embeddings} tokens, which is less than "
             f"training.sequence_length={sequence_length}; lower that"
         )
-    config.attention_dropout = 0.0
+    if not has_plain_rotation(config):
+        for phase in phases:
+            if phase.rope_parameters is not None or (phase.sequence_length or 0) > config.max_position_embeddings:
+                raise RecipeError(
+                    f"{where}, of type {config.model_type}, has positions that no phase can stretch beyond "
+                    f"{config.max_position_embeddings} tokens; leave rope_parameters of data.phases out and shorten "
+                    "its sequences, or choose another model"
+                )
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    if hasattr(config, "auto_map"):  # of code that is neither run nor published
+        del config.auto_map
     return config
 
 
-def load_weights(settings: Model, config: LlamaConfig) -> LlamaForCausalLM:
+def has_plain_rotation(config: PreTrainedConfig) -> bool:
+    """Return whether positions are rotations of one kind: not learned (GPT-2), nor different between layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return "rope_theta" in parameters
+
+
+def advice(settings: Model, error: Exception) -> str:
+    """Return what to do about an error of the Hub."""
+    if isinstance(error.__cause__, GatedRepoError):
+        place = f"https://huggingface.co/{settings.from_pretrained}"
+        return f"; accept its terms on {place}, then run `hf auth login` or set HF_TOKEN"
+    return ""
+
+
+def load_weights(settings: Model, config: PreTrainedConfig) -> PreTrainedModel:
     """Load the weights of the model to continue from, in fp32.
 
     Raises: RecipeError: they cannot be loaded, or are not exactly the tensors of the config.
     """
     where = key_and_value(settings)
     try:
-        model, report = LlamaForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             settings.from_pretrained,
             config=config,
             dtype="float32",
@@ -96,10 +130,16 @@ def load_weights(settings: Model, config: LlamaConfig) -> LlamaForCausalLM:
     if wrong:
         found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items())
         raise RecipeError(f"{where} does not fit its config.json: {found}; download it again")
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if config.tie_word_embeddings and not tied:
+        raise RecipeError(
+            f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of "
+            "their own; set it to false in a copy of the folder"
+        )
     return model
 
 
-def refuse_missing_rows(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
+def refuse_missing_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
     """Refuse a model with fewer rows than its tokenizer has tokens."""
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
@@ -117,7 +157,13 @@ def pinned(settings: Model) -> dict:
     return {"revision": settings.revision, "trust_remote_code": False}
 
 
-def with_shape_of(settings: Model, config: LlamaConfig) -> Model:
+class PlainModel(Model):
+    """The shape of a model with plain feed-forward layers."""
+
+    plain: ClassVar[bool] = True
+
+
+def with_shape_of(settings: Model, config: PreTrainedConfig) -> Model:
     """Return the recipe's model section with the shape of the model that was loaded, if one was.
 
     recipe.yaml of the run shows this shape.
@@ -126,8 +172,12 @@ def with_shape_of(settings: Model, config: LlamaConfig) -> Model:
         return settings
     not_of_shape = {"from_pretrained", "revision", "lora", "rope_theta", "scaled_residual_init"}
     names = type(settings).model_fields.keys() - not_of_shape
-    shape = {name: getattr(config, name) for name in names}
-    return settings.model_copy(update=shape | {"rope_theta": float(config.rope_parameters["rope_theta"])})
+    shape = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    shape.setdefault("intermediate_size", 4 * config.hidden_size)  # GPT-2's config leaves it out
+    if has_plain_rotation(config):
+        shape["rope_theta"] = float(config.rope_parameters["rope_theta"])
+    kind = PlainModel if config.model_type in PLAIN_FEED_FORWARD else type(settings)
+    return kind.model_construct(**dict(settings) | shape)
 
 
 def lora_config(settings: Lora) -> LoraConfig:
@@ -135,19 +185,19 @@ def lora_config(settings: Lora) -> LoraConfig:
     return LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(settings.targets))
 
 
-def add_adapters(model: LlamaForCausalLM, settings: Lora) -> None:
+def add_adapters(model: PreTrainedModel, settings: Lora) -> None:
     """Add adapters to the targets and freeze everything else. Until they are trained, the model computes the same.
 
     Raises: RecipeError: the layers have no such projection.
     """
-    present = {name.rpartition(".")[2] for name, _ in model.model.layers.named_modules() if name.endswith("_proj")}
+    present = {name.rpartition(".")[2] for name in projections(model)}
     unknown = sorted(set(settings.targets) - present)
     if unknown:
         raise RecipeError(f"model.lora.targets: no {', '.join(unknown)}; the layers have {', '.join(sorted(present))}")
     inject_adapter_in_model(lora_config(settings), model)
 
 
-def merge_adapters(model: LlamaForCausalLM) -> None:
+def merge_adapters(model: PreTrainedModel) -> None:
     """Add each adapter's product to its weight and remove the adapter; without adapters, only unfreeze the model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):

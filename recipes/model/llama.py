@@ -5,8 +5,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from recipe_config import Recipe, Training
 
@@ -38,7 +37,7 @@ class ContextWindow:
 
     Attributes:
         sequence_length: tokens of a training sequence.
-        max_position_embeddings, rope_parameters: LlamaConfig's fields.
+        max_position_embeddings, rope_parameters: the config's fields; the latter is empty where positions are learned.
     """
 
     sequence_length: int
@@ -46,28 +45,31 @@ class ContextWindow:
     rope_parameters: dict
 
     @staticmethod
-    def of(model: LlamaForCausalLM, training: Training) -> "ContextWindow":
+    def of(model: PreTrainedModel, training: Training) -> "ContextWindow":
         """Return the context window of a model before the first phase."""
         config = model.config
-        return ContextWindow(training.sequence_length, config.max_position_embeddings, dict(config.rope_parameters))
+        rope_parameters = dict(getattr(config, "rope_parameters", None) or {})
+        return ContextWindow(training.sequence_length, config.max_position_embeddings, rope_parameters)
 
     def in_phase(self, phase: dict) -> "ContextWindow":
         """Return the context window of a phase, an item of mixture.phases.schedule_phases."""
         length = phase.get("sequence_length", self.sequence_length)
         rope_parameters = phase.get("rope_parameters", self.rope_parameters)
+        if rotated := self.rope_parameters.get("partial_rotary_factor"):  # part of the shape, unlike the others
+            rope_parameters = rope_parameters | {"partial_rotary_factor": rotated}
         return ContextWindow(length, max(length, self.max_position_embeddings), rope_parameters)
 
-    def apply(self, model: LlamaForCausalLM) -> None:
+    def apply(self, model: PreTrainedModel) -> None:
         """Set this window in a model and in its config, which the export carries."""
         config = model.config
         config.max_position_embeddings = self.max_position_embeddings
-        if config.rope_parameters != self.rope_parameters:
+        if self.rope_parameters and config.rope_parameters != self.rope_parameters:
             config.rope_parameters = dict(self.rope_parameters)
-            device = model.model.rotary_emb.inv_freq.device
-            model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+            rotary = model.base_model.rotary_emb
+            model.base_model.rotary_emb = type(rotary)(config).to(rotary.inv_freq.device)
 
 
-def count_module_parameters(model: LlamaForCausalLM) -> dict[str, int]:
+def count_module_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Count the parameters of a built model, adapters included.
 
     planning.model_shape.count_parameters counts those of a shape, by part.

@@ -6,7 +6,7 @@ BloombergGPT's first failure stayed invisible in the loss for days; the gain of 
 
 | key | value |
 |---|---|
-| `probe/first_norm_gain_{mean,min,max}` | gain of the first layer's input norm |
+| `probe/first_norm_gain_{mean,min,max}` | gain of the first layer's first norm |
 | `probe/logit_rms`, `probe/logit_max` | root mean square and largest absolute value of the logits |
 | `probe/attention_entropy_{min,mean}` | mean entropy of a layer's attention, nats: lowest layer, mean of all layers |
 | `probe/attention_max` | each position's largest attention weight, averaged over a layer: highest layer |
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mixture.batches import document_positions
 from mixture.order import TokenMixture
 from model.attention import eager
+from model.families import attention, down_projection, first_norm, layers, logits
 
 
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # few, since eager attention holds all weights of a layer
@@ -54,12 +55,12 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         seen["greatest"].append(weights.amax(-1).mean())
 
     def watch_units(module, inputs) -> None:
-        units = inputs[0].float().abs().amax((0, 1))  # of down_proj: (intermediate_size,)
+        units = inputs[0].float().abs().flatten(0, -2).amax(0)  # (intermediate_size,)
         seen["alive"].append((units > DEAD_UNIT * units.square().mean().sqrt()).float().mean())
 
     def watch_logits(module, _, output) -> None:
-        logits = torch.nn.functional.linear(output, language_model.lm_head.weight.to(output.dtype))
-        seen["logits"].append(torch.stack([rms(logits), logits.float().abs().max()]))
+        scores = logits(language_model, output.last_hidden_state)
+        seen["logits"].append(torch.stack([rms(scores), scores.float().abs().max()]))
 
     def watch_hidden(module, _, output) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -69,12 +70,11 @@ def probe(model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Ten
         # Under FSDP2 a process holds the whole weight only during the forward pass.
         seen["gain"] = [module.weight.to(torch.float32, copy=True)]
 
-    layers = language_model.model.layers
-    hooks = [language_model.model.norm.register_forward_hook(watch_logits)]  # the loss computes logits in chunks only
-    hooks.append(layers[0].input_layernorm.register_forward_pre_hook(watch_gain))
-    for layer in layers:
-        hooks.append(layer.self_attn.register_forward_hook(watch_attention))
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(watch_units))
+    hooks = [language_model.base_model.register_forward_hook(watch_logits)]  # the loss computes logits in chunks only
+    hooks.append(first_norm(layers(language_model)[0]).register_forward_pre_hook(watch_gain))
+    for layer in layers(language_model):
+        hooks.append(attention(layer).register_forward_hook(watch_attention))
+        hooks.append(down_projection(layer).register_forward_pre_hook(watch_units))
         hooks.append(layer.register_forward_hook(watch_hidden))
     model.eval()
     try:

@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixture.document_borders import cumulative_lengths as count_lengths
 from model import document_attention
 from model.attention import WITHOUT_MASK, choose_attention
 from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
+from model.families import layers, scale_down, softcap
 from model.llama import build_model
 from recipe_config import Recipe, Training
 from vocabulary.document_ends import set_document_ends
@@ -36,7 +37,7 @@ class SummedLoss(nn.Module):
 
     def __init__(
         self,
-        language_model: LlamaForCausalLM,
+        language_model: PreTrainedModel,
         compiled: bool,
         *,
         by_layer: bool = False,
@@ -46,11 +47,11 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
-        body = language_model.model
         if compiled and by_layer:
             # It would divide graphs at DDP's buckets; a layer's gradients are ready with its own graph.
             torch._dynamo.config.optimize_ddp = False
-        for module in (body.layers if by_layer else [body]) if compiled else []:
+        parts = layers(language_model) if by_layer else [language_model.base_model]
+        for module in parts if compiled else []:
             module.compile(dynamic=False)
 
     def forward(
@@ -72,11 +73,12 @@ class SummedLoss(nn.Module):
             cumulative_lengths: of mixture.document_borders, for attention without a mask. None: counted here, for
                 which a GPU has to be waited for.
         """
-        hidden = self.hidden_states(input_ids, position_ids, cumulative_lengths)
-        weight = self.language_model.lm_head.weight
+        hidden = self.hidden_states(input_ids, position_ids, cumulative_lengths).flatten(0, 1)
+        weight, config = self.language_model.get_output_embeddings().weight, self.language_model.config
+        hidden, cap = scale_down(hidden, config), softcap(config)
         if by_token:
-            return token_scores(hidden.flatten(0, 1), weight, labels.flatten()).view(2, *labels.shape)
-        return torch.stack(chunked_loss(hidden.flatten(0, 1), weight, labels.flatten(), self.z_loss, self.compiled))
+            return token_scores(hidden, weight, labels.flatten(), cap).view(2, *labels.shape)
+        return torch.stack(chunked_loss(hidden, weight, labels.flatten(), self.z_loss, self.compiled, cap))
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, cumulative_lengths: Tensor | None = None
@@ -95,7 +97,7 @@ class SummedLoss(nn.Module):
         # transformers reads the borders of documents off position_ids only without a cache and without an attention
         # mask; with either, documents would see each other.
         position_ids = position_ids if self.document_masking else None
-        body = self.language_model.model
+        body = self.language_model.base_model
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **borders).last_hidden_state
 
 
@@ -111,9 +113,12 @@ def build_summed_loss(
     if recipe.model.from_pretrained is None:
         language_model = build_model(recipe, len(tokenizer))
     else:
-        language_model = load_model(recipe.model, tokenizer, tokenizer_folder, training.sequence_length)
+        language_model = load_model(
+            recipe.model, tokenizer, tokenizer_folder, training.sequence_length, recipe.data.phases
+        )
     set_document_ends(language_model, tokenizer)
-    choose_attention(language_model, training, accelerator)
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    choose_attention(language_model, training, accelerator, longest)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
     # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.

@@ -20,7 +20,7 @@ GROUPED_QUERY_HEADS = 8
 
 
 def count_parameters(model: Model, vocab_size: int) -> dict[str, int]:
-    """Count a Llama model's parameters by part and under each convention of scaling_laws.py.
+    """Count a model's parameters by part and under each convention of scaling_laws.py.
 
     Returns: embedding, projection (0 where it is the embedding), attention, feed_forward, norms; and total,
         non_embedding, multiplying, non_vocabulary.
@@ -33,6 +33,8 @@ def count_parameters(model: Model, vocab_size: int) -> dict[str, int]:
         key_value_width=(model.num_key_value_heads or model.num_attention_heads) * head_dim(model),
         vocab_size=vocab_size,
         tied=model.tie_word_embeddings,
+        gated=not model.plain,
+        biased=model.plain,
     )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # by itself it draws with Agg, which needs no display
 from tokenizers import Tokenizer
@@ -13,6 +14,7 @@ from planning.charts import COLORS, save
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from planning.scaling_laws import optimal_vocab_size
 from recipe_config import Model, Recipe
+from vocabulary.bulk_encoding import encode_all
 
 
 MIN_SIZE = 512  # below it there is little but the 256 bytes
@@ -47,8 +49,12 @@ def measure(tokenizer: Tokenizer, texts: dict[str, list[str]], shares: dict[str,
         model; flops_per_byte of training on the mixture; context_bytes, the text that sequence_length tokens hold.
     """
     tokens_per_byte, by_domain = {}, {}
+    names = [source.name for source in recipe.data.sources]
+    _, ends = encode_all([text for name in names for text in texts[name]], tokenizer)
+    last = np.cumsum([len(texts[name]) for name in names])
+    num_tokens_of = dict(zip(names, np.diff(np.append(0, ends)[last], prepend=0).tolist(), strict=True))
     for source in recipe.data.sources:
-        num_tokens = sum(len(one.ids) for one in tokenizer.encode_batch_fast(texts[source.name], False))
+        num_tokens = num_tokens_of[source.name]
         num_bytes = sum(len(text.encode()) for text in texts[source.name])
         tokens_per_byte[source.name] = num_tokens / num_bytes
         tokens, total = by_domain.get(source.label, (0, 0))

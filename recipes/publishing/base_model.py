@@ -35,7 +35,7 @@ def find_base(recipe: Recipe) -> Base | None:
     if base is None:
         return None
     name = public_name(base)
-    return Base(name, is_hub_id(base), revision, read_licence(base, revision))
+    return Base(name, is_hub_id(base), revision, read_licence(base, revision) or inherited_licence(base))
 
 
 def public_name(place: str) -> str:
@@ -45,6 +45,16 @@ def public_name(place: str) -> str:
 
 def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not Path(place).exists()
+
+
+def inherited_licence(place: str) -> str | None:
+    """Return the licence of what another run of these recipes, whose model this is, was continued from."""
+    try:
+        recipe = YAML(typ="safe", pure=True).load((Path(place).parent / "recipe.yaml").read_text(encoding="utf-8"))
+        base, revision = recipe["model"]["from_pretrained"], recipe["model"].get("revision")
+    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+        return None
+    return (read_licence(base, revision) or inherited_licence(base)) if base else None
 
 
 def read_licence(place: str, revision: str | None) -> str | None:

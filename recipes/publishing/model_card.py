@@ -12,12 +12,13 @@ from math import prod
 from pathlib import Path
 from textwrap import shorten
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from atomic_files import file_sha256, read_json_lines
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import searched_kinds
+from publishing.base_licence import terms_of
 from publishing.base_model import Base, public_name
 from publishing.notice import SHOWN_PACKAGES
 from publishing.release_checks import read_tensor_shapes
@@ -35,6 +36,7 @@ RECORDS = (
     "plan",
     "environment",
     "audit",
+    "gguf",
 )
 MOST_TASKS = 10  # a larger group is listed by its average only
 PROMPT = "In general, the"
@@ -63,11 +65,12 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
     events = read_json_lines(folder / "chronicle.jsonl")
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
+    shape = describe_shape(folder)
     tokenizer = describe_tokenizer(recipe, folder, files["config"], files["tokenizer_report"])
     strictest = strictest_licence(recipe)
     card = render_card(
         Path(__file__).with_suffix(".md"),
-        describe_for_hub(recipe, title, files["results"], base),
+        describe_for_hub(recipe, title, files["results"], base, shape["type"]),
         title=title,
         recipe=recipe,
         figures=sorted(path.stem for path in folder.glob("figures/*.png")),
@@ -79,8 +82,12 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         overlap_groups=OVERLAP_GROUPS,
         against=compare_with_baseline,
         folded=(folded := fold_tasks(files["results"])),
+        scored=first_scores(files["results"], folded),
+        public_name=public_name,
         checked=sum_checked(files["decontamination"], folded),
         base=base,
+        terms=terms_of(base.licence) if base else None,
+        shape=shape,
         tokenizer=tokenizer,
         num_parameters=sum(prod(shape) for path in weights for shape in read_tensor_shapes(path).values()),
         recipe_path=f"{title}/recipe.yaml" if recipe.hub.repo_id else "recipe.yaml",
@@ -105,6 +112,16 @@ def fold_tasks(results: dict | None) -> dict[str, str]:
     sizes = Counter(group for task in tasks.values() for group in task.get("groups", []))
     largest = {name: max(task.get("groups", []), key=sizes.get, default=None) for name, task in tasks.items()}
     return {name: group for name, group in largest.items() if sizes[group] > MOST_TASKS}
+
+
+def first_scores(results: dict | None, folded: dict[str, str]) -> dict[str, float]:
+    """Return the first score of each task and the mean of each group, without tasks that a group stands for."""
+    if results is None:
+        return {}
+    tasks = {name: task for name, task in results["tasks"].items() if name not in folded}
+    scores = {name: task["metrics"][task.get("score") or next(iter(task["metrics"]))] for name, task in tasks.items()}
+    scores |= results.get("groups", {})
+    return {name: score["value"] for name, score in scores.items()}
 
 
 def compare_with_baseline(score: dict, chance: float | None = None) -> dict[str, str]:
@@ -149,13 +166,31 @@ def version_of(environment: dict, package: str) -> str | None:
     return (environment["packages"].get(package) or "").partition("+")[0] or None
 
 
+def describe_shape(folder: Path) -> dict:
+    """Return the shape of a release's model, whatever its family's config calls the parts."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    heads, architecture = config.num_attention_heads, (config.architectures or [config.model_type])[0]
+    return {
+        "type": config.model_type,
+        "family": "Llama-style" if config.model_type == "llama" else architecture.removesuffix("ForCausalLM"),
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "feed_forward": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        "heads": heads,
+        "head_width": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "tied": config.tie_word_embeddings,
+        "context": config.max_position_embeddings,
+    }
+
+
 def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict) -> dict:
     """Return facts about a release's tokenizer.
 
-    Returns: {"algorithm": BPE or Unigram, "taken": name of the model it is from or None, "new_tokens": how many were
-        added to that one, "names": {name in tokenizer_report.json: name in the card}, "start": the token that every
-        document starts with in training, "adds": None, "start" or "other": what encoding puts before a text,
-        "prompt": a prompt as in training, "has_chat_template": bool}
+    Returns: {"algorithm": BPE or Unigram, "spelling": how it spells bytes, "taken": name of the model it is from or
+        None, "new_tokens": how many were added to that one, "names": {name in tokenizer_report.json: name in the
+        card}, "start": the token that every document starts with in training, "adds": None, "start" or "other": what
+        encoding puts before a text, "prompt": a prompt as in training, "has_chat_template": bool}
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     start = tokenizer.convert_ids_to_tokens(config["bos_token_id"])
@@ -169,25 +204,29 @@ def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict)
     if taken and recipe.tokenizer.extend_by:
         names |= {"domain tokenizer": "extended tokenizer", "general tokenizer": f"tokenizer of {taken}"}
     return {
-        "algorithm": json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"],
+        "algorithm": (model := json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"])["type"],
+        "spelling": "SentencePiece-style, with a token for each single byte,"
+        if model.get("byte_fallback")
+        else "Byte-level",
         "taken": taken,
         "new_tokens": recipe.tokenizer.extend_by if taken else None,
         "names": names,
         "start": start,
         "adds": adds,
+        "plain_prompt": PROMPT,
         "prompt": PROMPT if adds == "start" else f"{start}{PROMPT}",
         "has_chat_template": tokenizer.chat_template is not None,
     }
 
 
-def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Base | None) -> dict:
+def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Base | None, kind: str) -> dict:
     """Return the card's front matter, by which the Hub shows, filters and compares models."""
     data = {
         "license": recipe.hub.license,
         "language": recipe.hub.language,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["pretraining", *dict.fromkeys(source.label for source in recipe.data.sources), "llama"],
+        "tags": ["pretraining", *dict.fromkeys(source.label for source in recipe.data.sources), kind],
     }
     if base and base.is_on_hub:
         data["base_model"] = base.name

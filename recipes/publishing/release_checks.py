@@ -12,59 +12,126 @@ import re
 import socket
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import get_token
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from recipe_config import RecipeError
 
 
+GAP = rb"[\\\"']{0,4}\s{0,4}[:=]\s{0,4}[\\\"']{0,4}"  # between a name and its value, in JSON, YAML, a shell and Python
+# Kind -> the literals that such a secret begins with, and its pattern. The literals are searched for first: that is
+# many times as fast as a regular expression without a fixed beginning.
 SECRETS = {
-    "a Hugging Face token": rb"hf_(?:[a-z]+_)?[A-Za-z0-9]{20,}",
-    "an AWS access key": rb"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])",
-    "a Google API key": rb"AIza[0-9A-Za-z_-]{35}",
-    "a GitHub token": rb"gh[oprsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}",
-    "a Slack token": rb"xox[abeoprs]-[0-9A-Za-z-]{20,}",
-    "an Azure storage key": rb"AccountKey=[A-Za-z0-9+/]{80,}={0,2}",
-    "an API key": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY",
-    "a password in a URL": rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
+    "a Hugging Face token": ((b"hf_",), rb"hf_(?:[a-z]+_)?[A-Za-z0-9]{20,}"),
+    "an AWS access key": ((b"AKIA", b"ASIA"), rb"A[KS]IA[0-9A-Z]{16}(?![0-9A-Za-z])"),
+    "an AWS secret key": (
+        (b"secret", b"Secret", b"SECRET"),
+        rb"(?i)secret[_-]?(?:access[_-]?)?key" + GAP + rb"[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
+    ),
+    "a Google API key": ((b"AIza",), rb"AIza[0-9A-Za-z_-]{35}"),
+    "a Google client secret": ((b"GOCSPX-",), rb"GOCSPX-[A-Za-z0-9_-]{24,}"),
+    "a Google access token": ((b"ya29.",), rb"ya29\.[A-Za-z0-9_-]{20,}"),
+    "a GitHub token": ((b"gh", b"github_pat_"), rb"gh[oprsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}"),
+    "a GitLab token": ((b"gl",), rb"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat|ffct)-[A-Za-z0-9_.-]{20,}"),
+    "an npm token": ((b"npm_",), rb"npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])"),
+    "a Stripe key": (
+        (b"sk_", b"rk_", b"whsec_"),
+        rb"(?<![A-Za-z0-9])(?:[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/]{24,})",
+    ),
+    "a Weights & Biases key": (
+        (b"wandb", b"WANDB"),
+        rb"wandb_v1_[A-Za-z0-9_]{20,}|(?i:wandb(?:_?api_?key"
+        + GAP
+        + rb"|\.login\([^)\n]{0,40}?|\.ai\s[^@]{0,80}?password\s+)"
+        rb"[\"']?[0-9a-f]{40})(?![0-9A-Za-z])",
+    ),
+    "a Slack token": ((b"xox", b"xapp-"), rb"(?:xox[abeoprs]|xapp)-[0-9A-Za-z-]{20,}"),
+    "a Slack webhook": (
+        (b"hooks.slack.com/",),
+        rb"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/]{30,}",
+    ),
+    "an Azure storage key": ((b"AccountKey=",), rb"AccountKey=[A-Za-z0-9+/]{80,}={0,2}"),
+    "an Azure shared access signature": ((b"sig=",), rb"sig=[A-Za-z0-9%+/]{43,}?(?:%3[dD]|=)"),
+    "a JSON web token": ((b"eyJ",), rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
+    # A digit among capital and small letters: a law's "bearer" has words and addresses after it.
+    "a Bearer token": (
+        (b"earer", b"EARER"),
+        rb"(?i:earer)\s{1,4}(?=[^\s0-9]*[0-9])(?=[^\sA-Z]*[A-Z])(?=[^\sa-z]*[a-z])[A-Za-z0-9._~+/-]{24,}",
+    ),
+    "a password in an Authorization header": (
+        (b"uthorization", b"UTHORIZATION"),
+        rb"(?i:uthorization" + GAP + rb"(?:bearer|basic|token)\s{1,4})(?=[^\s0-9]*[0-9])[A-Za-z0-9._~+/=-]{16,}",
+    ),
+    "an API key": ((b"sk-",), rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}"),
+    "a private key": ((b"-----BEGIN ",), rb"-----BEGIN [A-Z ]*PRIVATE KEY"),
+    "a password in a URL": (
+        (b"://",),
+        rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
+    ),
 }
 # Environment variables whose value is always a secret.
-SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY")
+SECRET_VARIABLE = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|WEBHOOK|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|(^|_)(PASS|PWD|KEYS?|AUTH|DSN)$"
+)
 MIN_SECRET_CHARACTERS = 12
 # Names that do not identify anyone and occur in many files.
 COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost", "work", "home"}
 # The first bytes of a file with this suffix; a pickle or an archive under another name is refused.
-BEGINNINGS = {".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
+BEGINNINGS = {".gguf": b"GGUF", ".png": b"\x89PNG\r\n\x1a\n", ".parquet": b"PAR1"}
 TEXT = {".json", ".jsonl", ".md", ".yaml", ".py", ".html", ".jinja", ""}
 
 
-def secret_patterns(public_names: set[str]) -> dict[str, re.Pattern]:
-    """Return patterns that no released file may match, by kind: credentials, and names of the user and the machine.
+class Secret(NamedTuple):
+    """What is searched for: `pattern` where one of `literals` begins."""
+
+    literals: tuple[bytes, ...]
+    pattern: re.Pattern
+
+    def find(self, content: bytes | mmap.mmap, end: int) -> int | None:
+        """Return where the first one begins before `end`; None if there is none."""
+        for literal in self.literals:
+            start = content.find(literal, 0, end)
+            while start >= 0:
+                if self.pattern.match(content, start, end):
+                    return start
+                start = content.find(literal, start + 1, end)
+        return None
+
+
+def all_secrets(public_names: set[str]) -> dict[str, Secret]:
+    """Return what no released file may contain, by kind: credentials, and names of the user and the machine.
 
     Args: public_names: names of the user that may appear, such as the owner of the repository.
     """
-    patterns = {kind: re.compile(pattern) for kind, pattern in SECRETS.items()}
+    secrets = {kind: Secret(literals, re.compile(pattern)) for kind, (literals, pattern) in SECRETS.items()}
     values = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
     values["HF_TOKEN"] = get_token() or ""
     for name, value in values.items():
         if len(value) >= MIN_SECRET_CHARACTERS and not os.path.exists(value):
-            patterns[f"the value of {name}"] = re.compile(re.escape(value.encode()))
+            written = tuple({value.encode(errors="surrogateescape"), json.dumps(value)[1:-1].encode()})
+            secrets[f"the value of {name}"] = Secret(written, re.compile(b"|".join(map(re.escape, written))))
     if home := home_folder():
         # A path of one part, such as /root, may occur alone in a tokenizer's vocabulary.
         follows = rb"(?![\w-])" if home.count("/") > 1 else rb"/"
-        patterns["the path of your home folder"] = re.compile(rb"(?<!\w)" + re.escape(home.encode()) + follows)
+        literal = home.encode()
+        secrets["the path of your home folder"] = Secret(
+            (literal,), re.compile(rb"(?<!\w)" + re.escape(literal) + follows)
+        )
     for kind, name in {"your user name": user_name(), "this machine's name": socket.gethostname()}.items():
         if len(name) < 4 or name.lower() in COMMON_NAMES | public_names:
             continue
         escaped = re.escape(name.encode())
         if name.isalpha():  # a vocabulary may contain the word, so only as part of a path or an address
-            patterns[kind] = re.compile(rb"[/\\@]" + escaped + rb"(?=[/\\:.\s\"'])|(?<![\w.-])" + escaped + rb"@\w")
+            pattern = rb"(?<=[/\\@])" + escaped + rb"(?=[/\\:.\s\"'])|(?<![\w.-])" + escaped + rb"@\w"
         else:
-            patterns[kind] = re.compile(rb"(?<![\w.-])" + escaped + rb"(?![\w-])")
-    return patterns
+            pattern = rb"(?<![\w.-])" + escaped + rb"(?![\w-])"
+        secrets[kind] = Secret((name.encode(),), re.compile(pattern))
+    return secrets
 
 
 def home_folder() -> str | None:
@@ -84,28 +151,35 @@ def user_name() -> str:
 
 
 def refuse_secrets(folder: Path, public_names: set[str]) -> None:
-    """Search every byte of a folder. Raises: RecipeError: it names files and kinds, never the secret itself."""
-    patterns, problems = secret_patterns(public_names), []
+    """Search every byte of a folder, but of weights only the header.
+
+    Raises: RecipeError: it names files and kinds, never the secret itself.
+    """
+    secrets, problems = all_secrets(public_names), []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for kind, pattern in patterns.items():
-                if found := pattern.search(content):
+            end = len(content)
+            if path.suffix == ".safetensors":
+                end = min(end, 8 + int.from_bytes(content[:8], "little"))
+            for kind, secret in secrets.items():
+                if (start := secret.find(content, end)) is not None:
                     name = path.relative_to(folder)
-                    problems.append(f"{name}, byte {found.start()}: looks like {kind}; take it out of the run's files")
-                del found  # it keeps the mapping open
+                    problems.append(f"{name}, byte {start}: looks like {kind}; take it out of the run's files")
     if problems:
         raise RecipeError(*problems)
 
 
 def refuse_secrets_in_text(texts: list[str], ids: list[str], where: str, public_names: set[str]) -> None:
     """Search the text of documents, since their files are compressed. Raises: RecipeError: it names the documents."""
-    patterns = secret_patterns(public_names)
-    problems = [
-        f"{where}, document {document}: looks like {kind}; add it to data.skip.documents, or do not publish the text"
-        for text, document in zip(texts, ids, strict=True)
-        for kind, pattern in patterns.items()
-        if pattern.search(text.encode())
-    ]
+    secrets, problems = all_secrets(public_names), []
+    for text, document in zip(texts, ids, strict=True):
+        content = text.encode()
+        problems += [
+            f"{where}, document {document}: looks like {kind}; "
+            "add it to data.skip.documents, or do not publish the text"
+            for kind, secret in secrets.items()
+            if secret.find(content, len(content)) is not None
+        ]
     if problems:
         raise RecipeError(*problems[:20])
 
@@ -176,9 +250,11 @@ def check_tensors(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = model.state_dict()
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)  # the embedding, which is saved once
+        weights.pop("lm_head.weight", None)  # the embedding, which is saved once
+    # Under the names of the files, which differ from the model's for GPT-NeoX.
+    expected = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, weights).items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         found |= read_tensor_shapes(path)

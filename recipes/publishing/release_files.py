@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, save_torch_state_dict
@@ -18,7 +19,9 @@ from safetensors import safe_open
 
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
+from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
+from publishing.gguf_file import build_gguf, gguf_bytes, refuse_unwritable
 from publishing.leak_limits import read_audit, refuse_leaks
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
@@ -29,6 +32,7 @@ from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
 from run_folder import new_output, require
 from stages import ROOT, output_folder
+from vocabulary.tokenizer_training import read_texts
 
 
 # The allow-list: file in the run folder -> name in the release. Model files and figures keep their names.
@@ -129,27 +133,38 @@ def build_release(recipe: Recipe) -> list[str]:
 
     Returns: notes on what was left out, and why.
     """
+    base = find_base(recipe)
+    refuse_licence(recipe, base)
     files, notes = collect(recipe)
     refuse_leaks(recipe)
+    model, kinds = output_folder(recipe, "pretrain"), recipe.hub.gguf or []
+    if kinds:
+        refuse_unwritable(model)
     redact = sample_redactor(recipe)
     with new_output(recipe, "publish") as folder:
         empty(folder)
-        refuse_full_disk(folder, sum(path.stat().st_size for path in files.values()))
+        num_bytes = sum(path.stat().st_size for path in files.values())
+        refuse_full_disk(folder, num_bytes + gguf_bytes(model, kinds))
         copy_files(recipe, files, folder)
         notes += redact_samples(folder, redact)
-        write_weights(output_folder(recipe, "pretrain"), folder, recipe.hub.max_shard_size)
-        shown, base = shorten_paths(recipe), find_base(recipe)
+        write_weights(model, folder, recipe.hub.max_shard_size)
+        shown = shorten_paths(recipe)
         write_recipe(shown, folder / "recipe.yaml")
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
         # Without text of the sources; hub.dataset_text publishes that.
         (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
         write_notice(shown, folder, base)
         write_eval_results(folder)
+        if kinds:
+            sources = [source.name for source in recipe.data.sources]
+            documents = output_folder(recipe, "prepare")
+            held_out = [read_texts(documents, "validation", source) for source in sources]
+            build_gguf(shown, folder, chain.from_iterable(held_out))
         if recipe.hub.tensorboard:
             write_tensorboard_log(folder)
         write_card(shown, folder, base)
         seal(recipe, folder)
-        check_model(folder, output_folder(recipe, "pretrain"))
+        check_model(folder, model)
     return notes
 
 

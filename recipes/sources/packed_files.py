@@ -9,7 +9,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import BinaryIO
@@ -90,23 +90,44 @@ def open_archive(path: str, modified_ns: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def read_tar(path: str) -> Iterator[tuple[str, int, BinaryIO]]:
+def read_tar(
+    path: str, start: int = 0, stop: int | None = None, opened: Callable[[BinaryIO], object] = lambda stream: None
+) -> Iterator[tuple[str, int, BinaryIO]]:
     """Yield name, size and content of the files in a tar, in its order; a content can be read until the next one.
 
     Links, devices and folders are not yielded.
+
+    Args:
+        path: of the tar.
+        start: byte of the first member; another than 0 only of a tar that is not compressed.
+        stop: members that begin here or later are left out.
+        opened: gets the stream of the tar's own bytes.
     """
-    with ExitStack() as opened:
-        stream = unpack(opened.enter_context(open(path, "rb")), path, opened)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+    for member, content in read_members(path, start, opened):
+        if stop is not None and start + member.offset >= stop:
+            return
+        if member.isreg():
+            yield member.name, member.size, content
+
+
+def read_members(
+    path: str, start: int, opened: Callable[[BinaryIO], object]
+) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
+    """Yield the members of a tar from a byte on; their offsets are from there."""
+    with ExitStack() as open_files:
+        packed = open_files.enter_context(open(path, "rb"))
+        packed.seek(start)
+        opened(packed)
+        with tarfile.open(fileobj=unpack(packed, path, open_files), mode="r|") as archive:
             for member in archive:
-                if member.isreg():
-                    yield member.name, member.size, archive.extractfile(member)
+                yield member, archive.extractfile(member) if member.isreg() else None
 
 
 @lru_cache(maxsize=64)
-def list_tar(path: str, modified_ns: int) -> list[tuple[str, int]]:
-    """Return name and size of the files in a tar, which is read to its end for them."""
-    return [(name, size) for name, size, _ in read_tar(path)]
+def list_tar(path: str, modified_ns: int) -> list[tuple[str, int, int]]:
+    """Return name, size and first byte of the files in a tar, which is read to its end for them."""
+    members = read_members(path, 0, lambda stream: None)
+    return [(member.name, member.size, member.offset) for member, _ in members if member.isreg()]
 
 
 def list_zip(path: str) -> list[tuple[str, int]]:

@@ -8,6 +8,8 @@ document_separator divides it (separators.py). Each example has the name of its 
 what a text was converted from if it was not UTF-8 (text_encoding.py). A text that looks like a date or a number stays
 a text.
 
+A unit can be a range of bytes of a file (ranges.py): then it yields the lines or row groups that start in it.
+
 Data that cannot be read is yielded as an `Unreadable`, never dropped silently: the line of JSON lines, the row or the
 rest of the row group of Parquet, the rest of a compressed file, otherwise the file. A failed connection is not damage:
 the file systems retry for a limited time, then reading ends with an error.
@@ -25,16 +27,18 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import BinaryIO
 
 import fsspec
@@ -79,15 +83,25 @@ class Unreadable:
     size_bytes: int
 
 
-def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
-    """Yield the examples of one unit, and an `Unreadable` for each damaged part of it."""
+def read_unit(
+    source: Source, unit: Unit, opened: Callable[[BinaryIO], object] = lambda stream: None
+) -> Iterator[dict | Unreadable]:
+    """Yield the examples of one unit, and an `Unreadable` for each damaged part of it.
+
+    Args:
+        source: of the unit.
+        unit: to read.
+        opened: gets each stream of the file's own bytes that is opened, whose position says how much has been read.
+    """
     if unit.by_datasets:
         examples = set_texts(read_with_datasets(source, unit), unit.name, source)
         examples = split_rows(examples, source) if source.document_separator else examples
     elif is_tar(unit):
-        examples = read_tar_unit(source, unit)
+        examples = read_tar_unit(source, unit, opened)
+    elif unit.stop is not None:
+        examples = read_range(source, unit, opened)
     else:
-        examples = read_file(partial(open_unit, unit), unit.name, source)
+        examples = read_file(partial(open_unit, unit, opened), unit.name, source)
     number = 0
     with named_errors(source):
         while True:
@@ -97,7 +111,7 @@ def read_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
             except Exception as error:
                 if not is_damage(error, DAMAGED_FOR_DATASETS if unit.by_datasets else DAMAGED):
                     raise
-                yield Unreadable(f"{unit.name}: row {number}", describe_damage(error), unit.size_bytes)
+                yield Unreadable(f"{unit.place}: row {number}", describe_damage(error), unit.range_bytes)
                 return
             if example is None:
                 return
@@ -140,47 +154,48 @@ def read_with_datasets(source: Source, unit: Unit) -> Iterator[dict | Unreadable
 
 
 @contextmanager
-def open_unit(unit: Unit) -> Iterator[BinaryIO]:
+def open_unit(unit: Unit, opened: Callable[[BinaryIO], object]) -> Iterator[BinaryIO]:
     """Open a file or a member of an archive, unpacked."""
-    with ExitStack() as opened:
+    with ExitStack() as open_files:
         if unit.member:
             try:
-                stream = opened.enter_context(
+                stream = open_files.enter_context(
                     open_archive(unit.path, os.stat(unit.path).st_mtime_ns).open(unit.member)
                 )
             except RuntimeError as error:  # encrypted, or an unknown compression
                 raise zipfile.BadZipFile(str(error)) from error
         elif "://" in unit.path:
-            remote = opened.enter_context(fsspec.open(unit.path, "rb"))
+            remote = open_files.enter_context(fsspec.open(unit.path, "rb"))
             stream = io.BufferedReader(WholeFile(remote, unit.size_bytes), 1 << 20)
         else:
-            stream = opened.enter_context(open(unit.path, "rb"))
-        yield unpack(stream, unit.name, opened)
+            stream = open_files.enter_context(open(unit.path, "rb"))
+        opened(stream)
+        yield unpack(stream, unit.name, open_files)
 
 
 def is_tar(unit: Unit) -> bool:
     return suffix(unit.name) == ".tar" and not unit.member and "://" not in unit.path
 
 
-def read_tar_unit(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
+def read_tar_unit(source: Source, unit: Unit, opened: Callable[[BinaryIO], object]) -> Iterator[dict | Unreadable]:
     """Yield the examples of the members of a tar, in its order, each with the path of its member.
 
     A member is copied first, since a tar can be read forwards only: to memory, or a large one to a temporary file.
     """
     is_match = matching_members(source) if unit.path == source.path else None
     largest = MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
-    for member, size_bytes, content in read_tar(unit.path):
+    for member, size_bytes, content in read_tar(unit.path, unit.start, unit.stop, opened):
         if why_left_out(source, member, is_match) is not None:
             continue
         name = f"{unit.name}/{member}".encode(errors="backslashreplace").decode()
         if size_bytes > largest:
             yield Unreadable(name, f"unpacks to {size_bytes:,} bytes, from a tar of {unit.size_bytes:,}", size_bytes)
             continue
-        with ExitStack() as opened:
+        with ExitStack() as copies:
             if size_bytes <= COPIED_BYTES:
                 fresh = partial(io.BytesIO, content.read())
             else:
-                copied = opened.enter_context(tempfile.NamedTemporaryFile())
+                copied = copies.enter_context(tempfile.NamedTemporaryFile())
                 shutil.copyfileobj(content, copied, 1 << 20)
                 copied.flush()
                 fresh = partial(open, copied.name, "rb")
@@ -256,6 +271,25 @@ def read_file(
             yield decode_file(read_bounded(stream), name)
 
 
+def read_range(source: Source, unit: Unit, opened: Callable[[BinaryIO], object]) -> Iterator[dict | Unreadable]:
+    """Yield the rows that begin in a unit's range of bytes."""
+    rows = read_rows(partial(open_unit, unit, opened), unit.place, suffix(unit.name), (unit.start, unit.stop))
+    examples = set_texts(rows, unit.place, source)
+    return split_rows(examples, source) if source.document_separator else examples
+
+
+def rows_before(source: Source, unit: Unit) -> int | None:
+    """Return how many examples of a file come before a unit's range; None where only reading them tells."""
+    if not unit.start:
+        return 0
+    if suffix(unit.name) != ".parquet" or source.document_separator:
+        return None
+    with open_unit(unit, lambda stream: None) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+        earlier = groups_in(metadata, unit.size_bytes, 0, unit.start)
+        return sum(metadata.row_group(index).num_rows for index in earlier)
+
+
 def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> dict | Unreadable:
     """Return a document of Word, PDF or another format as an example, or why it has no text."""
     answer, size_bytes = convert_file(opener, name)
@@ -264,9 +298,16 @@ def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: 
 
 
 def read_rows(
-    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, kind: str
+    opener: Callable[[], AbstractContextManager[BinaryIO]],
+    name: str,
+    kind: str,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[dict | Unreadable]:
-    """Yield the rows of a file of the given kind."""
+    """Yield the rows of a file of the given kind, or those that begin in a range of its bytes.
+
+    A file that turns out to have no ranges is read whole with its first one: a single JSON value, JSON lines in
+    UTF-16, a server that sends files from their start only.
+    """
     if kind == ".json" and holds_json_lines(opener):
         kind = ".jsonl"
     if kind in COLUMNS:
@@ -277,15 +318,20 @@ def read_rows(
             return
     with opener() as stream:
         if kind == ".parquet":
-            yield from read_parquet(stream, name)
+            yield from read_parquet(stream, name, span)
         elif kind == ".arrow":
             yield from read_arrow(stream, name)
         elif kind in COLUMNS:
             yield from read_columns(recode(stream, encoding.name), name, kind)
         elif kind == ".json":
-            yield from read_json(as_utf8(stream), name)
+            if span is None or not span[0]:
+                yield from read_json(as_utf8(stream), name)
         else:
-            yield from read_json_lines(as_utf8(stream), name)
+            lines = as_utf8(stream)
+            if span is not None and lines is stream and stream.seekable():
+                yield from read_json_lines(stream, name, *span)
+            elif span is None or not span[0]:
+                yield from read_json_lines(lines, name)
 
 
 def set_texts(examples: Iterator[dict | Unreadable], name: str, source: Source) -> Iterator[dict | Unreadable]:
@@ -376,9 +422,20 @@ def read_bounded(stream: BinaryIO) -> bytearray:
     return content
 
 
-def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    number = 0
-    while line := stream.readline(MAX_ROW_BYTES + 1):
+def read_json_lines(
+    stream: BinaryIO, name: str, start: int = 0, stop: float = math.inf
+) -> Iterator[dict | Unreadable]:
+    """Yield the rows of the lines that begin from byte `start` to before byte `stop`."""
+    number, position = 0, start
+    if start:
+        position = stream.seek(start - 1)
+        begun = True  # the line that holds the byte before the range, and may end with it
+        while begun:
+            rest = stream.readline(1 << 20)
+            position += len(rest)
+            begun = rest and not rest.endswith(b"\n")
+    while position < stop and (line := stream.readline(MAX_ROW_BYTES + 1)):
+        position += len(line)
         number += 1
         too_long = len(line) > MAX_ROW_BYTES and not line.endswith(b"\n")
         if not line.isspace():
@@ -387,6 +444,7 @@ def read_json_lines(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
             yield row
         while too_long:
             rest = stream.readline(1 << 20)
+            position += len(rest)
             too_long = rest and not rest.endswith(b"\n")
 
 
@@ -446,22 +504,35 @@ def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
         yield check_row(row, f"{name}: row {number}", 0)
 
 
-def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
+def read_parquet(stream: BinaryIO, name: str, span: tuple[int, int] | None = None) -> Iterator[dict | Unreadable]:
     """Yield the rows; for a damaged row group those before the damage, then continue with the next group.
+
+    With a span, only those of the row groups that begin in it; what is wrong with the whole file is for the first one.
 
     A page is unpacked as a whole, to a size that only its header has. Writers end a page at 1 MB, but check its size
     only every 1,024 rows. Larger pages are refused only in a file with a compression ratio that text never reaches,
     because a file with many long documents has such pages too.
     """
     size_bytes = stream.seek(0, io.SEEK_END)
-    file = pq.ParquetFile(stream, buffer_size=1 << 20, page_checksum_verification=True)
+    try:
+        file = pq.ParquetFile(stream, buffer_size=1 << 20, page_checksum_verification=True)
+    except Exception as error:
+        if span and span[0] and is_damage(error):
+            return
+        raise
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     suspicious = sum(group.total_byte_size for group in groups) > MAX_COMPRESSION_RATIO * size_bytes
-    if (promised := file.metadata.num_rows) != (listed := sum(group.num_rows for group in groups)):
+    start, stop = span or (0, size_bytes)
+    chosen = groups_in(file.metadata, size_bytes, start, stop)
+    promised, listed = file.metadata.num_rows, sum(group.num_rows for group in groups)
+    if start == 0 and promised != listed:
         yield Unreadable(name, f"damaged or cut short: {promised:,} rows, of which {listed:,} are listed", 0)
     number = 0
     for index, group in enumerate(groups):
         last = number + group.num_rows
+        if index not in chosen:
+            number = last
+            continue
         page_bytes = int(group.total_byte_size * min(1, 1024 / max(group.num_rows, 1)))
         if suspicious and page_bytes > MAX_ROW_BYTES:
             reason = f"unpacks to pages of {page_bytes:,} bytes, from a file of {size_bytes:,}"
@@ -480,6 +551,18 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
                 raise
             yield Unreadable(f"{name}: rows {number + 1} to {last}", describe_damage(error), group.total_byte_size)
         number = last
+
+
+def groups_in(metadata: pq.FileMetaData, size_bytes: int, start: int, stop: int) -> range:
+    """Return the row groups that begin in a range of a file's bytes.
+
+    Each begins after the earlier ones' part of the file. Where its pages are, damaged metadata can't be asked: Arrow
+    ends the process.
+    """
+    sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
+    before = [size * size_bytes // max(sum(sizes), 1) for size in accumulate(sizes, initial=0)]
+    starts = [min(start, size_bytes - 1) for start in before[:-1]]
+    return range(bisect_left(starts, start), bisect_left(starts, stop))
 
 
 def read_arrow(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:

@@ -32,16 +32,17 @@ from sources.packed_files import DAMAGED_PACKING, list_tar, list_zip
 ONCE_FULLY_HASHED_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
-    """A file, a URL, a member of a zip or a whole tar.
+    """A file, a URL, a member of a zip or a whole tar; or a range of bytes of one (ranges.py).
 
     Attributes:
         path: of the file or the archive, or the URL; a data file of a Hub dataset has an hf:// URL.
         member: name in a zip, or empty.
-        size_bytes: 0 if unknown.
+        size_bytes: of the whole file, 0 if unknown.
         by_datasets: whether only the library `datasets` can read it.
         in_folder: whether it is a member of a zip in a folder: then its name starts with the zip's.
+        start, stop: the range of bytes that is read; stop is None for a whole file.
     """
 
     path: str
@@ -49,6 +50,8 @@ class Unit:
     size_bytes: int = 0
     by_datasets: bool = False
     in_folder: bool = False
+    start: int = 0
+    stop: int | None = None
 
     @property
     def sort_key(self) -> bytes:
@@ -63,6 +66,21 @@ class Unit:
     def name(self) -> str:
         """Return the name used in positions; bytes of a file name that are not UTF-8 are escaped."""
         return self.sort_key.decode(errors="backslashreplace")
+
+    @property
+    def place(self) -> str:
+        """Return the name, and where a range begins that is not a file's first."""
+        return f"{self.name} from byte {self.start}" if self.start else self.name
+
+    @property
+    def is_sized(self) -> bool:
+        """Return whether the size is known; a local file of 0 bytes is empty."""
+        return bool(self.size_bytes) or "://" not in self.path
+
+    @property
+    def range_bytes(self) -> int:
+        """Return how many bytes are read, 0 if unknown."""
+        return self.size_bytes if self.stop is None else self.stop - self.start
 
 
 @dataclass
@@ -216,7 +234,8 @@ def list_archive(source: Source, inventory: Inventory, path: str, in_folder: boo
     """
     is_match = None if in_folder else matching_members(source)
     is_tar = suffix(path) == ".tar"
-    members = list_tar(path, os.stat(path).st_mtime_ns) if is_tar else list_zip(path)
+    in_tar = list_tar(path, os.stat(path).st_mtime_ns) if is_tar else []
+    members = [(name, size_bytes) for name, size_bytes, _ in in_tar] if is_tar else list_zip(path)
     taken = [
         Unit(path, name, size_bytes, in_folder=in_folder)
         for name, size_bytes in members

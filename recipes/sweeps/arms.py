@@ -11,7 +11,7 @@ from pydantic import Field
 from planning.model_shape import count_parameters
 from recipe_config import Name, Positive, PositiveFloat, Recipe, RecipeError, Section
 from recipe_loading import merge, validate
-from sweeps.runs import Run, hash_settings, read_experiment
+from sweeps.runs import Run, hash_settings, read_experiment, state_pretokenization
 
 
 BASE_PREFIX = "base:"  # `from_pretrained: base:general` is the model of the base `general`
@@ -76,7 +76,8 @@ class ArmRun(Run):
     def key(self) -> str:
         """The key of its row: the hash of what is stated of the recipe, which names its base by folder and key."""
         not_deciding = {"run": {"output_dir"}, "hub": True, "plan": True}
-        return hash_settings(self.recipe.model_dump(exclude_unset=True, exclude=not_deciding))
+        stated = self.recipe.model_dump(exclude_unset=True, exclude=not_deciding)
+        return hash_settings(state_pretokenization(stated, self.recipe))
 
 
 def load_experiment(path: Path) -> tuple[Experiment, dict[str, ArmRun], list[ArmRun]]:

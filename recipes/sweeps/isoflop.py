@@ -14,7 +14,7 @@ from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, olmo_rule
 from recipe_config import Model, Positive, PositiveFloat, RecipeError, Section
 from recipe_loading import validate
 from sweeps.isoflop_fit import PARAMETER_COUNTS
-from sweeps.runs import Run, hash_settings, read_experiment
+from sweeps.runs import Run, hash_settings, read_experiment, state_pretokenization
 
 
 MAX_MICRO_BATCH_TOKENS = 8_192  # on one device; enough to keep a processor busy with a small model
@@ -84,6 +84,7 @@ class IsoflopRun(Run):
     def key(self, tokens: dict[str, str]) -> str:
         """Return the key of the run's row; `tokens` as of hash_tokens."""
         stated = self.recipe.model_dump(exclude_defaults=True, include={"model", "training", "tokenizer"})
+        stated = state_pretokenization(stated, self.recipe)
         return hash_settings({"recipe": stated, "seed": self.recipe.run.seed, "tokens": tokens})
 
 

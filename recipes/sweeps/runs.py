@@ -58,6 +58,17 @@ def hash_settings(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def state_pretokenization(stated: dict, recipe: Recipe) -> dict:
+    """Return the stated settings of a run with its pre-tokenization, unless that is gpt4, which was once the default.
+
+    So a row made before names no other tokenizer than it did.
+    """
+    tokenizer = {key: value for key, value in stated.get("tokenizer", {}).items() if key != "pretokenization"}
+    if recipe.tokenizer.pretokenization != "gpt4":
+        tokenizer["pretokenization"] = recipe.tokenizer.pretokenization
+    return {**stated, **({"tokenizer": tokenizer} if tokenizer else {})}
+
+
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """Return the parser of an experiment's command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

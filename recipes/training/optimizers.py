@@ -8,6 +8,7 @@ device to read the flag.
 import torch
 from torch import Tensor
 
+from model.families import layers
 from model.summed_loss import SummedLoss
 from recipe_config import Training
 from training.muon import ShardedMuon
@@ -16,7 +17,8 @@ from training.muon import ShardedMuon
 def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.Optimizer]:
     """Build AdamW, or Muon for the layers' matrices and AdamW for the rest."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    in_layers = {name for name, parameter in named.items() if ".layers." in name and parameter.ndim == 2}
+    inside = {id(parameter) for parameter in layers(model.language_model).parameters()}
+    in_layers = {name for name, parameter in named.items() if id(parameter) in inside and parameter.ndim == 2}
     muon = in_layers if training.optimizer == "muon" else set()
     decayed = [parameter for name, parameter in named.items() if name not in muon and parameter.ndim == 2]
     gains = [parameter for name, parameter in named.items() if parameter.ndim < 2]

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from model.families import layers
 from model.summed_loss import SummedLoss
 from recipe_config import RecipeError, Training
 
@@ -69,6 +70,13 @@ def round_as_one_process(model: SummedLoss, accelerator: Accelerator) -> None:
     embedding = model.language_model.get_input_embeddings()
     embedding.register_forward_hook(lambda module, inputs, hidden: hidden.float())
     model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+
+
+def wrap_layers(model: SummedLoss, accelerator: Accelerator) -> None:
+    """Set FSDP2 to gather this model layer by layer, whatever the class that the configuration file names."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        classes = {type(layer).__name__ for layer in layers(model.language_model)}
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes)
 
 
 def memory_strategy(accelerator: Accelerator) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from mixture.batches import MicroBatches, document_positions
 from mixture.labels import IGNORED_LABEL
 from mixture.phases import make_mixture, schedule_phases
 from model.continued import with_shape_of
+from model.llama import count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from planning.devices import stated_utilisation
 from planning.memory import memory_by_part
@@ -95,7 +96,9 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     model.to(accelerator.device).eval()  # without dropout, so that the same batch gives the same loss
     optimizers = build_optimizers(model, training)
 
-    plan = describe_plan(recipe, training, phases, len(tokenizer), micro_steps, accelerator)
+    rows = model.language_model.get_input_embeddings().num_embeddings
+    plan = describe_plan(recipe, training, phases, rows, micro_steps, accelerator)
+    count_exactly(plan["parameters"], model)
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
     plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": inputs.notes}
     setup = Setup(recipe.model, training, tokenizer, batches, rates, model, optimizers, accelerator)
@@ -167,6 +170,14 @@ def describe_plan(
         "learning_rate_steps": sorted({max(1, round(last * tenth / 9)) for tenth in range(10)}),
         "compiled": compiled,
     }
+
+
+def count_exactly(counts: dict[str, int], model: SummedLoss) -> None:
+    """Add what the shape of a continued model does not have, its other norms and biases, to the norms."""
+    counted = count_module_parameters(model.language_model)
+    total = counted["total"] - counted["adapters"]
+    counts["norms"] += total - counts["total"]
+    counts["total"] = total
 
 
 def run_checks(setup: Setup) -> list[dict]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from vocabulary.pretokenization import byte_level
+from vocabulary.pretokenization import byte_level, training_splitter
 from vocabulary.special_tokens import (
     END_OF_TEXT,
     byte_level_tokenizer,
@@ -49,7 +49,7 @@ def train_bpe(
     """
     check_special_tokens(special_tokens, num_reserved, vocab_size, style)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = byte_level(style)
+    tokenizer.pre_tokenizer = byte_level(training_splitter(style))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - num_reserved,
         min_frequency=min_frequency,

@@ -5,11 +5,13 @@ One token may do both. Then it stands once between two documents."""
 
 import json
 from pathlib import Path
-from typing import NamedTuple
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, NamedTuple
 
 from recipe_config import RecipeError
+
+
+if TYPE_CHECKING:  # it takes seconds to import, and tokenizing needs none of it
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class DocumentEnds(NamedTuple):
@@ -34,7 +36,7 @@ def document_ends(folder: Path) -> DocumentEnds:
     return DocumentEnds(*(token if isinstance(token, str) else token["content"] for token in tokens))
 
 
-def settle_document_ends(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def settle_document_ends(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
     """Give a tokenizer without a bos token its eos token for one, so that every later reader begins a document alike.
 
     Raises: RecipeError: it has no eos token, or encoding puts another token than bos around a text.
@@ -50,13 +52,13 @@ def settle_document_ends(tokenizer: PreTrainedTokenizerBase, where: str) -> None
         )
 
 
-def adds_at_most_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_at_most_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether encoding puts nothing around a text but the token that begins a document."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     return tokenizer("a")["input_ids"] in (plain, [tokenizer.bos_token_id, *plain])
 
 
-def set_document_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_document_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Write the tokens that begin and end a document into a model's config and generation config."""
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

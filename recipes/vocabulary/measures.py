@@ -4,7 +4,7 @@
 How it is counted
 - Bytes are UTF-8 bytes of the text before any normalisation. Tokens that a tokenizer adds around a text (bos, eos) are
   not counted.
-- A word is a word of corpus/document_families.py without a digit. Its tokens are those that hold a part of it. It is
+- A word is a word of corpus/words.py without a digit. Its tokens are those that hold a part of it. It is
   split when there are two or more.
 - A token with a digit holds a part of a number. The pre-tokenization decides how many there are.
 - A term is read in a sentence, after "the ", and at the start of a text. Its tokens are those that hold a part of it
@@ -23,8 +23,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from corpus.document_families import WORD
+from corpus.words import WORD
 from recipe_config import RecipeError
+from vocabulary.bulk_encoding import encode_all
 
 
 MAX_SPEED_BYTES = 1_000_000
@@ -218,11 +219,8 @@ def number_cuts(tokenizer: Tokenizer) -> dict:
 def usage(tokenizer: Tokenizer, sample: dict[str, list[str]]) -> dict:
     """Count the tokens that training text never uses, or uses fewer than MIN_OCCURRENCES times, without added ones."""
     vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
-    counts = np.zeros(max(vocabulary) + 1, dtype=np.int64)
-    for texts in sample.values():
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int64)
-        counts += np.bincount(ids, minlength=len(counts))
+    ids, _ = encode_all(list(chain.from_iterable(sample.values())), tokenizer)
+    counts = np.bincount(ids, minlength=max(vocabulary) + 1)
     entries = sorted(vocabulary.keys() - tokenizer.get_added_tokens_decoder().keys())
     single_bytes = byte_tokens(tokenizer)
     never = [index for index in entries if not counts[index]]

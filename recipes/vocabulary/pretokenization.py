@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-tokenization: where a text is split before its tokens are found; no token crosses a split.
 
-The split is a regular expression in tokenizer.json, so AutoTokenizer needs no code of ours. All three styles share
-three properties. Nothing is lost, since a piece is encoded as its UTF-8 bytes. Each digit is a piece, so that amounts
-and section numbers are always split the same way. No piece has more than MAX_CHARACTERS + 2 characters: longer ones,
-from text without spaces such as a hash, a table or a DNA sequence, would take time quadratic in their length.
+The split is a regular expression in tokenizer.json, so AutoTokenizer needs no code of ours. All styles share two
+properties. Nothing is lost, since a piece is encoded as its UTF-8 bytes. Each digit is a piece, so that amounts and
+section numbers are always split the same way.
+
+`qwen2` and `qwen35` are the expressions of Qwen2 and Qwen3.5, letter for letter, which llama.cpp, Ollama and other
+programs know by these names. The others are read by `tokenizers` and transformers alone, so they have no GGUF file.
+
+Text without spaces, such as a hash, a table or a DNA sequence, is one piece of any length for these two. Encoding it
+takes time near linear in its length, but training would take time quadratic in it. So a tokenizer is trained on pieces
+of at most MAX_TRAINED_CHARACTERS, and longer ones are split. The other styles split them in the expression itself.
 """
 
 from tokenizers import Regex, pre_tokenizers
@@ -17,10 +23,21 @@ HIDDEN = [value for value in range(256) if value not in VISIBLE]
 VALUES = {chr(value): value for value in VISIBLE} | {chr(256 + rank): value for rank, value in enumerate(HIDDEN)}
 CHARACTERS = {value: character for character, value in VALUES.items()}
 MAX_CHARACTERS = 64
+MAX_TRAINED_CHARACTERS = MAX_CHARACTERS + 2
 LETTERS = r"\p{L}\p{M}"
 # One run of white space: up to its last line end, then all but the space that belongs to the next word.
 WHITE_SPACE = rf"\s{{0,{MAX_CHARACTERS - 1}}}[\r\n]|\s{{1,{MAX_CHARACTERS}}}(?!\S)|\s{{1,{MAX_CHARACTERS}}}"
+QWEN_WHITE_SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {
+    # As gpt4, but a combining mark (\p{M}), as in decomposed accents, Thai and Devanagari, splits a word.
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + QWEN_WHITE_SPACE
+    ),
+    # Marks belong to words.
+    "qwen35": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+        + QWEN_WHITE_SPACE
+    ),
     # GPT-4's pattern with single digits: a word with one character before it (a space, a quote, a bracket), English
     # contractions, punctuation with the line end after it.
     "gpt4": (
@@ -47,10 +64,14 @@ def splitter(style: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(PATTERNS[style]), behavior="isolated")
 
 
-def byte_level(style: str) -> pre_tokenizers.PreTokenizer:
+def training_splitter(style: str) -> pre_tokenizers.PreTokenizer:
+    """Return the splitter for training, which also splits pieces of more than MAX_TRAINED_CHARACTERS."""
+    return pre_tokenizers.Sequence([splitter(style), pre_tokenizers.FixedLength(MAX_TRAINED_CHARACTERS)])
+
+
+def byte_level(split: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:
     """Return the pre-tokenizer that also spells each byte of a piece as one printable character."""
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([splitter(style), to_bytes])
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def as_characters(token: bytes) -> str:

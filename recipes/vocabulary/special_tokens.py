@@ -62,7 +62,7 @@ def check_size(reached: int, vocab_size: int, reason: str, pad: bool) -> int:
 def byte_level_tokenizer(model: models.Model, style: str, special_tokens: Sequence[str]) -> Tokenizer:
     """Return the tokenizer of a model whose tokens are spelled in byte characters and include special_tokens."""
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = byte_level(style)
+    tokenizer.pre_tokenizer = byte_level(splitter(style))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
     return tokenizer

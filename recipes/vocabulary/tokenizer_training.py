@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a recipe's tokenizer on a sample of its documents, drawn by the sources' shares."""
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from corpus.document_files import texts
 from corpus.local_executor import available_cores
 from recipe_config import Recipe
 from vocabulary.byte_level_bpe import train_bpe
@@ -22,15 +23,25 @@ SAMPLE_SEED = 0  # not run.seed: models of different seeds share one tokenizer
 
 def read_texts(documents: Path, split: str, source: str) -> Iterator[str]:
     """Yield the texts of a split of a source, file by file."""
-    for file in sorted((documents / split / source).glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["text"], batch_size=64):
-            yield from batch["text"].to_pylist()
+    return texts(documents / split / source)
 
 
-def sample_sizes(recipe: Recipe, shares: dict[str, float]) -> dict[str, int]:
-    """Return how many bytes of each source with a share are in the sample of tokenizer.max_train_bytes."""
+def training_bytes(documents: Path) -> dict[str, int]:
+    """Return source -> bytes of its training split."""
+    stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
+    return {name: entry["kept"]["train"]["bytes"] for name, entry in stats.items()}
+
+
+def sample_sizes(recipe: Recipe, shares: dict[str, float], available: dict[str, int]) -> dict[str, int]:
+    """Return how many bytes of each source with a share are in the sample: as many as the shares and the text allow.
+
+    It has tokenizer.max_train_bytes, or fewer where a source has too little text for its share of them: more of the
+    others would be another mixture than the model is trained on.
+    """
     total = sum(shares.values())
-    return {source: int(recipe.tokenizer.max_train_bytes * share / total) for source, share in shares.items() if share}
+    fractions = {source: share / total for source, share in shares.items() if share and available[source]}
+    sample = min([recipe.tokenizer.max_train_bytes, *(available[name] / part for name, part in fractions.items())])
+    return {name: min(round(sample * part), available[name]) for name, part in fractions.items()}
 
 
 def train_tokenizer(
@@ -49,7 +60,7 @@ def train_tokenizer(
     Raises: RecipeError: the text is too small for the size and `pad` is not set; a special token could be text.
     """
     settings = recipe.tokenizer
-    sizes = sample_sizes(recipe, shares)
+    sizes = sample_sizes(recipe, shares, training_bytes(documents))
     options = {"max_token_bytes": settings.max_token_bytes, "special_tokens": settings.special_tokens}
     options |= {"num_reserved": settings.num_reserved_tokens, "pad": pad}
 
@@ -71,8 +82,7 @@ def train_tokenizer(
         with tempfile.TemporaryDirectory(prefix=".chunks.", dir=recipe.run.output_dir) as folder:
             chunks = {}
             for source, size_bytes in sizes.items():
-                available = sum(len(text.encode()) for text in read_texts(documents, "train", source))
-                num_chunks = max(1, round(min(size_bytes, available) / settings.chunk_bytes))
+                num_chunks = max(1, round(size_bytes / settings.chunk_bytes))
                 chunks[source] = write_chunks(counted(sample(source)), num_chunks, Path(folder) / source, SAMPLE_SEED)
             workers = recipe.data.workers or available_cores()
             return train_unigram(chunks, settings.pretokenization, vocab_size, workers=workers, **options)

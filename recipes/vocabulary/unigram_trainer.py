@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from vocabulary.pretokenization import splitter
+from vocabulary.pretokenization import training_splitter
 from vocabulary.special_tokens import BYTES
 from vocabulary.unigram_lattice import Lattice, Level, Nodes, substrings
 
@@ -29,7 +29,7 @@ RARER = 50
 
 def count_words(texts: Iterable[str], style: str) -> Counter[bytes]:
     """Return how often each piece of the pre-tokenization `style` occurs in the texts."""
-    pre_tokenizer, counts = splitter(style), Counter()
+    pre_tokenizer, counts = training_splitter(style), Counter()
     for text in texts:
         counts.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
     return Counter({piece.encode(): count for piece, count in counts.items()})

@@ -5,7 +5,8 @@
 
 FOLDER holds JSON lines, at any depth; those with `text` are taken. To get to a size its documents are written over and
 over, each time with 3 words in 10 replaced by others of the corpus, so that they are no near-duplicates of each other.
-The recipe is custom/base.yaml, and --section.key=value overrides it.
+The recipe is custom/base.yaml, and --section.key=value overrides it. --against names other checkouts of this
+repository, which run each stage in turn with this one, in run folders of their own.
 
 Prints a table with a row a stage, and one a pipeline in it. Seconds are wall-clock; CPU seconds are those of all the
 processes of the stage, which other work on the machine moves less, and the rate a core is by these. Memory is the
@@ -85,11 +86,11 @@ def watch(process: subprocess.Popen, samples: list[tuple[float, float, int]]) ->
         time.sleep(SAMPLE_SECONDS)
 
 
-def measure(stage: str, arguments: list[str]) -> dict[str, tuple[float, float, int]]:
+def measure(stage: str, arguments: list[str], checkout: Path) -> dict[str, tuple[float, float, int]]:
     """Run a stage; return seconds, CPU seconds and peak bytes of memory of the whole and of each pipeline in it."""
     samples = [(time.monotonic(), 0.0, 0)]
     command = [sys.executable, "-c", TIMED, stage, *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     watcher = threading.Thread(target=watch, args=(process, samples))
     watcher.start()
     output, errors = process.communicate()
@@ -111,27 +112,31 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--against", type=Path, nargs="*", default=[], help="other checkouts of this repository")
     # argparse takes an unknown option with a space in its value for a file name, so overrides are taken out before.
     overrides = [argument for argument in sys.argv[1:] if re.match(r"--\w+\.", argument)]
     options = parser.parse_args([argument for argument in sys.argv[1:] if argument not in overrides])
     rows = (json.loads(line) for file in sorted(options.folder.rglob("*.jsonl")) for line in file.open("rb"))
     texts = [row["text"] for row in rows if "text" in row]
-    print("| MB | workers | stage or step | seconds | CPU seconds | MB/s | MB/s a core | peak MiB |")
-    print("|--:|--:|---|--:|--:|--:|--:|--:|")
+    checkouts = [ROOT, *options.against]
+    print("| checkout | MB | workers | stage or step | seconds | CPU seconds | MB/s | MB/s a core | peak MiB |")
+    print("|---|--:|--:|---|--:|--:|--:|--:|--:|")
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "texts").mkdir()
             write_corpus(Path(folder) / "texts", texts, megabytes)
             for workers in options.workers:
-                output_dir = Path(folder) / f"run{workers}"
-                arguments = ["--config", "recipes/custom/base.yaml", f"--run.output_dir={output_dir}"]
-                source = [{"name": "text", "path": str(Path(folder) / "texts")}]
-                arguments += [f"--data.sources={json.dumps(source)}", f"--data.workers={workers}", *overrides]
+                source = json.dumps([{"name": "text", "path": str(Path(folder) / "texts")}])
+                arguments = ["--config", "recipes/custom/base.yaml", f"--data.sources={source}"]
+                arguments += [f"--data.workers={workers}", *overrides]
                 for stage in STAGES:
-                    for name, (seconds, cpu_seconds, num_bytes) in measure(stage, arguments).items():
-                        row = [megabytes, workers, name, f"{seconds:.1f}", f"{cpu_seconds:.1f}"]
-                        row += [f"{megabytes / seconds:.2f}", f"{megabytes / max(cpu_seconds, 0.01):.2f}"]
-                        print(f"| {' | '.join(map(str, row))} | {num_bytes / 2**20:.0f} |", flush=True)
+                    for number, checkout in enumerate(checkouts):
+                        run = f"--run.output_dir={folder}/run{workers}-{number}"
+                        for name, measured in measure(stage, [*arguments, run], checkout).items():
+                            seconds, cpu_seconds, num_bytes = measured
+                            row = [checkout.name, megabytes, workers, name, f"{seconds:.1f}", f"{cpu_seconds:.1f}"]
+                            row += [f"{megabytes / seconds:.2f}", f"{megabytes / max(cpu_seconds, 0.01):.2f}"]
+                            print(f"| {' | '.join(map(str, row))} | {num_bytes / 2**20:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from loguru import logger
 
 from corpus.accounting import sum_counts
-from corpus.document_families import WORD
 from corpus.document_files import document_id
 from corpus.near_duplicates import RECORD, MinHash, choose_documents, find_near_duplicates, pair_documents
 from corpus.repeated_passages import find_repeated_passages, summarise
+from corpus.words import WORD
 from recipe_config import NearDuplicates, RepeatedPassages
 
 

@@ -75,7 +75,7 @@ def train(options: argparse.Namespace, sample: dict[str, Iterator[str]]) -> Call
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from vocabulary.byte_level_bpe import train_bpe
-    from vocabulary.pretokenization import byte_level
+    from vocabulary.pretokenization import byte_level, splitter
     from vocabulary.split_and_merge import train_unigram
     from vocabulary.training_sample import write_chunks
 
@@ -120,7 +120,7 @@ def train(options: argparse.Namespace, sample: dict[str, Iterator[str]]) -> Call
         tokenizer = train_bpe(everything, style, size, max_token_bytes=options.max_token_bytes)
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer, tokenizer.decoder = byte_level(style), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = byte_level(splitter(style)), decoders.ByteLevel()
         trainer = trainers.UnigramTrainer(
             vocab_size=size,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -2,7 +2,9 @@
 """Held-out text: chosen by content, by family and by date, whatever the order, in bounded memory."""
 
 import random
+import tracemalloc
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from datatrove.data import Document
 from tiny_run import make_text
 
 from corpus import held_out
+from corpus.document_families import find_families, word_ngrams
 from corpus.document_files import document_id, write_documents
 from corpus.held_out import NOTE, choose_held_out, describe_dates, is_future, lowest_training_ids, note_documents
 from recipe_config import Data, RecipeError, Splits
@@ -165,3 +168,36 @@ def test_dates_are_described_by_source(tmp_path, documents):
 def test_a_task_without_documents_notes_nothing(tmp_path):
     assert list(note_documents([], 0, 1, tmp_path, ["law"])) == []
     assert np.load(tmp_path / "00000.npy").dtype == NOTE
+
+
+def related_texts(choose: random.Random, count: int, shared: list[str]) -> list[str]:
+    """Return texts of made-up words that all hold the same sentence."""
+    own = [[f"w{choose.getrandbits(40):x}" for _ in range(60)] for _ in range(count)]
+    return [" ".join(words[:30] + shared + words[30:]) for words in own]
+
+
+def test_families_are_the_components_of_all_related_pairs():
+    choose = random.Random(0)
+    texts = related_texts(choose, 60, [f"common{number}" for number in range(20)])
+    for number in range(0, 60, 3):  # versions of one another: each begins with the first half of the one before
+        texts.append(" ".join(texts[number].split()[:40] + texts[-1].split()[:45]))
+    ngrams = [set(word_ngrams(text).tolist()) for text in texts]
+    expected = list(range(len(texts)))
+    for first, second in combinations(range(len(texts)), 2):
+        smaller = min(len(ngrams[first]), len(ngrams[second]))
+        if len(ngrams[first] & ngrams[second]) >= 0.3 * smaller:
+            old, new = expected[second], expected[first]
+            expected = [new if label == old else label for label in expected]
+    found = find_families(texts, 0.3).tolist()
+    assert len(set(zip(found, expected, strict=True))) == len(set(found)) == len(set(expected)) < 70
+
+
+def test_documents_that_share_one_sentence_take_memory_in_proportion_to_their_number():
+    peaks = []
+    for count in (500, 2000):
+        texts = related_texts(random.Random(1), count, [f"common{number}" for number in range(20)])
+        tracemalloc.start()
+        assert len(set(find_families(texts, 0.3).tolist())) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 6 * peaks[0], "four times the documents took more than six times the memory"

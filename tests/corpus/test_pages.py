@@ -3,7 +3,7 @@
 
 from tiny_run import make_text
 
-from corpus.document_files import write_places
+from corpus.document_files import Place, PlaceWriter, write_places
 from corpus.pages import move_starts, page_of
 
 
@@ -35,12 +35,14 @@ def test_a_place_is_on_the_last_page_that_begins_before_it():
     assert page_of(None, 5) is None and page_of([], 5) is None
 
 
-def test_places_of_an_earlier_run_have_neither_title_nor_pages(tmp_path):
+def test_titles_and_pages_are_noted_where_they_are_known_and_pages_not_of_a_text_that_lost_passages(tmp_path):
     import pyarrow.parquet as pq
 
-    (tmp_path / "places").mkdir()
-    lines = ['["a", "x.pdf", 1]', '["b", "y.pdf", 1, "Lease", [0, 7]]', '["c", "z.pdf", 1, null, [0, 7]]']
-    (tmp_path / "places" / "0.jsonl").write_text("\n".join(lines) + "\n")
+    places = PlaceWriter(tmp_path / "places", 0)
+    places.write("a", Place("x.pdf", 0, 1), None, None)
+    places.write("b", Place("y.pdf", 1, 1), "Lease", [0, 7])
+    places.write("c", Place("z.pdf", 2, 1), None, [0, 7])
+    places.close()
     write_places(tmp_path / "places", {"c": "d"}, tmp_path / "places.parquet")
     rows = pq.read_table(tmp_path / "places.parquet").to_pylist()
     assert [(row["id"], row["title"], row["page_starts"]) for row in rows] == [

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,10 +25,11 @@ from tiny_run import RECIPES, ROOT, TinyRun, write_tiny_texts
 
 import prepare_data
 from atomic_files import read_record
-from corpus import slurm_executor
+from corpus import reading_plan, slurm_executor
 from corpus.pipeline_executor import TaskProgress, check_executor, run_pipeline
 from corpus.slurm_executor import SlurmExecutor
 from recipe_config import Data, RecipeError, Slurm, Source
+from sources import ranges
 
 
 TASKS = 3
@@ -431,3 +434,79 @@ def test_prepare_and_tokenize_started_as_scripts_give_on_ray_what_they_give_here
     for output in ("documents", "tokens"):
         records = [read_record(run.output_dir / output) for run in (tokenized_run, there)]
         assert records[0]["files"] == records[1]["files"], output
+
+
+SIXTEEN = 16
+
+
+@pytest.fixture
+def one_source(tmp_path, monkeypatch) -> Callable[[str], TinyRun]:
+    """A function that names a run of one JSON lines file, which is read in SIXTEEN ranges, one a task."""
+    write_tiny_texts(tmp_path / "texts")
+    law = tmp_path / "texts" / "law.jsonl"
+    monkeypatch.setattr(ranges, "RANGE_BYTES", -(-law.stat().st_size // SIXTEEN))
+    monkeypatch.setattr(reading_plan, "MIN_TASKS_PER_SOURCE", SIXTEEN)
+    return lambda name: TinyRun(tmp_path / "texts", tmp_path / name)
+
+
+def prepared(run: TinyRun, *overrides: str) -> dict:
+    source = [{"name": "law", "path": str(run.texts / "law.jsonl")}]
+    prepare_data.main(run.argv(f"--data.sources={json.dumps(source)}", *overrides))
+    return read_record(run.output_dir / "documents")["files"]
+
+
+@pytest.mark.long
+def test_elements_that_die_and_time_out_stop_the_command_and_the_next_does_what_is_missing(
+    one_source, slurm, monkeypatch
+):
+    expected = prepared(one_source("here"))
+    there, attempts = one_source("there"), 0
+    on_slurm = ["--data.executor=slurm", "--data.workers=4", "--data.slurm={partition: cpu}"]
+    for ends in ("killed 3", "timeout 7", "requeued 2"):
+        (slurm / "ends").write_text(ends)
+        with pytest.raises(RecipeError, match="OUT_OF_MEMORY|TIMEOUT|NODE_FAIL"):
+            prepared(there, *on_slurm)
+        attempts += 1
+        done = list(there.output_dir.glob(".documents.*.tmp/work/logs/read/completions/*"))
+        assert len(done) < SIXTEEN, "not all tasks had ended when the element did"
+    assert prepared(there, *on_slurm) == expected and attempts == 3
+
+
+@pytest.fixture
+def two_nodes():
+    """A Ray cluster of two nodes with two cores each; the second can be removed."""
+    pytest.importorskip("ray", reason="needs Ray, which is not in requirements.txt: pip install ray==2.60.0")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster, cluster.add_node(num_cpus=2)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_of_a_ray_cluster_that_dies_in_the_middle_changes_no_byte(one_source, two_nodes, monkeypatch):
+    import ray
+
+    cluster, node = two_nodes
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    expected = prepared(one_source("here"))
+    there = one_source("there")
+
+    left = []
+
+    def remove_in_the_middle() -> None:
+        def done() -> int:
+            return len(list(there.output_dir.glob(".documents.*.tmp/work/logs/read/completions/*")))
+
+        until(lambda: done() >= 2, 120)
+        cluster.remove_node(node, allow_graceful=False)
+        left.append(SIXTEEN - done())
+
+    remover = threading.Thread(target=remove_in_the_middle)
+    remover.start()
+    found = prepared(there, "--data.executor=ray")
+    remover.join()
+    assert found == expected and left[0] > 0, "the node was removed after its work"
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)

@@ -53,7 +53,7 @@ def prepare(folder, *overrides: str) -> TinyRun:
     (folder / "items").mkdir()
     (folder / "items" / "mine.jsonl").write_text(json.dumps(item) + "\n")
     settings = {
-        "near_duplicates": {"num_buckets": 3, "hashes_per_bucket": 4},
+        "near_duplicates": {"num_buckets": 3, "hashes_per_bucket": 6},
         "languages": {"keep": ["en"]},
         "quality": {"overrides": {"gopher_max_repeated_10_grams": False}},
         "repeated_passages": {"min_documents": 5},

@@ -20,10 +20,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from corpus.document_families import WORD
 from corpus.language import LanguageFilter
 from corpus.text_normalisation import normalise
 from corpus.text_quality import RULES, SENTENCE_END, QualityFilter, split_words
+from corpus.words import WORD
 from recipe_config import Languages, Quality, RecipeError
 
 
@@ -507,6 +507,16 @@ def test_a_foreign_title_does_not_decide_and_a_long_text_is_read_to_its_end():
     )
     assert LanguageFilter(["en"]).refuse(french + PROSE * 20) is None
     assert LanguageFilter(["en"]).refuse(PROSE + french * 20) == "language_fr"
+
+
+def test_beginnings_without_doubt_are_enough_and_any_doubt_takes_the_whole_excerpts(monkeypatch):
+    rated = []
+    languages = LanguageFilter(["en"])
+    rate = languages.rate
+    monkeypatch.setattr(languages, "rate", lambda words: rated.append(len(words)) or rate(words))
+    assert languages.refuse(PROSE * 5) is None and len(rated) == 1 and rated[0] < 300
+    french = "Le tribunal a rejeté la demande du locataire, qui devra payer les frais de la procédure. "
+    assert languages.refuse(french * 20) == "language_fr" and len(rated) == 3 and rated[2] > 800
 
 
 def test_a_higher_probability_refuses_what_is_between_languages():

@@ -815,6 +815,24 @@ def test_baselines_and_parts_of_groups_stand_in_the_tables(run_folder):
     ]
 
 
+def test_the_first_screen_and_the_summary_say_whether_a_model_that_exists_is_better(tmp_path):
+    write_run(tmp_path)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    context = results["settings"]["context_length"]
+    for folder, length, bits in (("small", context, 0.85), ("small--long", 8192, 0.80)):
+        other = json.loads(json.dumps(results)) | {"model": "org/small"}
+        other["settings"]["context_length"] = length
+        for entry in other["bits_per_byte"]["sources"].values():
+            entry["bits_per_byte"] = bits
+        (tmp_path / "eval" / "baselines" / folder).mkdir(parents=True)
+        (tmp_path / "eval" / "baselines" / folder / "results.json").write_text(json.dumps(other))
+    main([str(tmp_path)])
+    page, summary = ((tmp_path / name).read_text() for name in ("report.html", "summary.txt"))
+    screen = page[page.index('<section id="overview">') : page.index("</section>")]
+    for text in (screen, re.sub(r"\s+", " ", summary)):
+        assert "It does not yet beat org/small (0.85), org/small, 8,192 tokens (0.80)" in text
+
+
 def test_tables_keep_their_columns_under_one_another():
     lines = table(["source", "bytes"], [["a", "1,000"], ["longer name", "5"]])
     assert lines == ["source       bytes", "-----------  -----", "a            1,000", "longer name      5"]

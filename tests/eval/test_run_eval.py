@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -491,6 +492,52 @@ def test_later_text_is_scored_by_month_and_baselines_beside(model_folder, tmp_pa
     }
     (other,) = (tmp_path / "eval/baselines").glob("*/results.json")
     assert json.loads(other.read_text())["bits_per_byte"] == results["bits_per_byte"]
+
+
+def test_a_baseline_is_scored_with_both_contexts_and_once_for_its_weights(
+    model_folder, model, documents, tmp_path, monkeypatch
+):
+    torch.manual_seed(1)
+    shutil.copytree(model_folder, tmp_path / "other")
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "other")
+    scored, original = [], held_out_scores.score_documents
+
+    def spy(model, *rest, **options):
+        scored.append(Path(model.name_or_path).name)
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(held_out_scores, "score_documents", spy)
+    command = ["--model", str(model_folder), "--documents", str(documents), "--context_length", "32"]
+    command += ["--own_contexts", "--baseline_scores", str(tmp_path / "kept"), "--baselines", str(tmp_path / "other")]
+    longest = model.config.max_position_embeddings
+
+    main([*command, "--output", str(tmp_path / "first")])
+    first = json.loads((tmp_path / "first/results.json").read_text())
+    contexts = {name: entry["context_length"] for name, entry in first["baselines"].items()}
+    assert contexts == {"other": 32, f"other--{longest}-tokens": longest}
+    assert "other" in scored and model_folder.name in scored
+    for name, entry in first["baselines"].items():
+        own = json.loads((tmp_path / "first/baselines" / name / "results.json").read_text())
+        sources = own["bits_per_byte"]["sources"]
+        assert entry["bits_per_byte"] == {source: each["bits_per_byte"] for source, each in sources.items()}
+        assert entry["model_sha256"] == own["model_sha256"] != first["model_sha256"]
+
+    scored.clear()
+    main([*command, "--output", str(tmp_path / "second")])
+    assert json.loads((tmp_path / "second/results.json").read_text()) == first
+    assert "other" not in scored and model_folder.name in scored, "its scores were kept, the model's were not"
+
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "other")  # other weights under the same name
+    main([*command, "--output", str(tmp_path / "third")])
+    third = json.loads((tmp_path / "third/results.json").read_text())
+    assert "other" in scored and third["baselines"]["other"] != first["baselines"]["other"]
+
+
+def test_a_baseline_of_the_hub_may_name_a_revision(tmp_path, monkeypatch):
+    assert run_eval.named_revision("owner/model@v1.0") == ("owner/model", "v1.0")
+    assert run_eval.named_revision("owner/model") == ("owner/model", None)
+    (tmp_path / "a@b").mkdir()
+    assert run_eval.named_revision(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
 
 
 def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_twice(model_folder, model, tmp_path):

@@ -23,13 +23,14 @@ from mixture.batches import MicroBatches, document_positions, read_batches
 from mixture.labels import IGNORED_LABEL
 from mixture.order import PATTERN_LENGTH, TokenMixture, interleave
 from mixture.permutation import permute
-from mixture.shard_writer import encode, load_tokenizer, split_at_lines, token_dtype, write_shard
+from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from stages import tokenizer_settings
+from vocabulary.bulk_encoding import encode, split_at_lines
 from vocabulary.tokenizer_training import SAMPLE_SEED, read_texts
 from vocabulary.training_sample import draw_sample
 
@@ -150,7 +151,7 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
 
 
-def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole(tiny_run):
+def test_a_source_with_too_little_text_shrinks_the_sample_to_its_shares_and_the_report_has_its_bytes(tiny_run):
     train_tokenizer.main(tiny_run.argv("--tokenizer.max_train_bytes=100_000", "--overwrite"))
     report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
     documents = tiny_run.output_dir / "documents"
@@ -161,6 +162,7 @@ def test_the_report_has_the_bytes_of_the_sample_in_which_a_small_source_is_whole
         source for source, size_bytes in report["sample_bytes"].items() if size_bytes == report["train_bytes"][source]
     ]
     assert len(whole) == 1 and sum(report["sample_bytes"].values()) < 100_000, report
+    assert report["sample_bytes"]["law"] / sum(report["sample_bytes"].values()) == pytest.approx(0.6, abs=1e-4)
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):
@@ -199,6 +201,20 @@ def test_a_list_of_terms_and_other_tokenizers_are_measured_beside_it(tiny_run, t
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(RecipeError, match=r"tokenizer.terms_file: .*/none.txt is missing"):
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.terms_file={tmp_path}/none.txt", "--overwrite"))
+
+
+def test_a_run_with_a_tokenizer_keeps_its_pre_tokenization_unless_the_recipe_names_another(tiny_run, capsys):
+    record_file = tiny_run.output_dir / "tokenizer" / "stage.json"
+    record = json.loads(record_file.read_text())
+    record["settings"]["pretokenization"] = "gpt4"  # the default of runs made before
+    record_file.write_text(json.dumps(record))
+    train_tokenizer.main(tiny_run.argv())
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match='pretokenization was "gpt4", is "qwen2"'):
+        train_tokenizer.main(tiny_run.argv("--tokenizer.pretokenization=qwen2"))
+    shutil.rmtree(tiny_run.output_dir / "tokenizer")
+    train_tokenizer.main(tiny_run.argv())
+    assert json.loads(record_file.read_text())["settings"]["pretokenization"] == "qwen2"
 
 
 def test_unigram_by_split_and_merge_is_a_choice(tiny_run):
@@ -244,7 +260,7 @@ def test_control_tokens_in_a_document_are_text(tokenized_run):
 
 
 def test_a_long_document_is_encoded_piece_by_piece_at_line_ends(monkeypatch):
-    monkeypatch.setattr("mixture.shard_writer.MAX_PIECE_CHARACTERS", 10)
+    monkeypatch.setattr("vocabulary.bulk_encoding.MAX_PIECE_CHARACTERS", 10)
     assert list(split_at_lines("ab\ncdefg\nhijklmnopqrstuv")) == ["ab\ncdefg\n", "hijklmnopq", "rstuv"]
     text = make_text(1)
     assert "".join(split_at_lines(text)) == text

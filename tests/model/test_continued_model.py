@@ -190,7 +190,7 @@ def test_a_model_that_does_not_fit_its_config_is_refused_with_the_tensors(base, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "is of type 'gpt2'; only llama can be trained"),
+        ({"model_type": "bloom"}, "is of type 'bloom'; choose a model of one of: Llama, Mistral, Qwen2, Qwen3"),
         ({"max_position_embeddings": 16}, "was made for 16 tokens, which is less than training.sequence_length=32"),
         ({"intermediate_size": 48}, "does not fit its config.json: mismatched keys"),
     ],

@@ -9,7 +9,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 from tiny_run import RECIPES, ROOT, make_text
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig
 
 import new_recipe
 from plan_run import make_plan
@@ -89,9 +89,9 @@ def test_a_folder_without_text_is_refused(make, tmp_path):
 
 
 def test_a_model_of_another_kind_is_refused(make, tmp_path):
-    GPT2Config().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(RecipeError, match="gpt2' is of type 'gpt2'; choose one of type llama"):
-        make("--model", str(tmp_path / "gpt2"))
+    BloomConfig().save_pretrained(tmp_path / "bloom")
+    with pytest.raises(RecipeError, match="bloom' is of type 'bloom'; choose a model of one of: Llama, "):
+        make("--model", str(tmp_path / "bloom"))
 
 
 def test_all_problems_are_listed_at_once(make):

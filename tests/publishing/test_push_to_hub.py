@@ -29,8 +29,9 @@ from mini_hub import ask_hub, git_oid, hub_environment, start_hub
 from ruamel.yaml import YAML
 from run_file_keys import unknown_keys
 from safetensors.torch import load_file, save_file
+from small_models import FAMILY_CONFIGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import TinyRun
+from tiny_run import ROOT, TinyRun
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -52,12 +53,13 @@ from provenance.audited_documents import AuditedDocument
 from provenance.leak_findings import describe_findings, describe_limits
 from provenance.leak_measures import Reading
 from publishing import base_model, release_checks, revision_queue
+from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
-from publishing.release_checks import refuse_odd_files, refuse_secrets
+from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
 from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision, take_weights
@@ -259,6 +261,34 @@ def test_the_files_written_by_hand_here_have_the_keys_that_the_stages_write(eval
     assert unknown_keys(workspace / "run", evaluated_run.output_dir, [*files, "eval/results.json"]) == {}
 
 
+def test_a_finished_run_is_released_with_gguf_files_that_the_card_explains(workspace, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="needs pip install gguf==0.19.0")
+    shutil.copytree(workspace / "run", tmp_path / "run")
+    argv = ["--config", str(workspace / "recipe.yaml"), f"--run.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(RecipeError, match="hub.gguf: .* has no merges"):
+        main([*argv, "--gguf", "f16"])
+
+    def merge_once(content: dict) -> None:
+        content["model"]["vocab"]["\u0120t"] = content["model"]["vocab"].pop("\u00ff")  # a byte that UTF-8 has not
+        content["model"]["merges"] = [["\u0120", "t"]]
+
+    rewrite(tmp_path / "run" / "model" / "tokenizer.json", merge_once)
+    record_stage(load(workspace, tmp_path / "run"), "pretrain")
+    for stage in ("evaluate", "report"):
+        record_stage(load(workspace, tmp_path / "run"), stage)
+    with pytest.raises(RecipeError, match="--gguf f16,q4: q4 is not f16 or q8_0"):
+        main([*argv, "--gguf", "f16,q4"])
+    main([*argv, "--gguf", "f16,q8_0"])
+    assert "--gguf f16,q8_0" in capsys.readouterr().out
+    release = tmp_path / "run" / "release"
+    assert {"run-f16.gguf", "run-q8_0.gguf", "Modelfile", "gguf.json"} <= read(release / "manifest.json")[
+        "files"
+    ].keys()
+    card = (release / "README.md").read_text()
+    assert "ollama create run -f Modelfile" in card and "llama-completion -m run-f16.gguf" in card
+    assert "| run-q8\\_0.gguf | q8\\_0 | transformers" in card and "every tensor" in card
+
+
 # Refusals
 
 
@@ -318,6 +348,70 @@ def test_a_secret_is_refused_by_kind_and_never_shown(recipe, kind, secret):
     assert not output_folder(recipe, "publish").exists()
 
 
+HEX, MIXED = "0123456789abcdef" * 3, "aB3dE6gH9jK2mN5pQ8rS1tU4vW7xY0zA" * 4
+FORMS = {  # in pieces, so that this file contains none
+    "a JSON web token": "eyJ" + MIXED[:20] + ".eyJ" + MIXED[:30] + "." + MIXED[:43],
+    "a GitLab token": "glp" + "at-" + MIXED[:20],
+    "an npm token": "npm" + "_" + MIXED[:36],
+    "a Stripe key": "sk" + "_live_" + MIXED[:24],
+    "a Weights & Biases key": ["WANDB_API" + f"_KEY={HEX[:40]}", "wandb" + f"_v1_{MIXED[:77]}"],
+    "a Slack webhook": "https://hooks.slack" + ".com/services/T00000000/B00000000/" + MIXED[:24],
+    "a Slack token": "xapp" + "-1-A0000000000-" + MIXED[:20],
+    "a Bearer token": "Authorized as Bea" + f"rer {MIXED[:32]}",
+    "a password in an Authorization header": "Author" + f"ization: Basic {MIXED[:24]}==",
+    "an Azure shared access signature": "https://x.blob.example/c?sv=2022&si" + f"g={MIXED[:43]}%3D&se=2030",
+    "a Google client secret": "GOC" + f"SPX-{MIXED[:28]}",
+    "a Google access token": "ya" + f"29.{MIXED[:60]}",
+    "an AWS secret key": ['"Secret' + f'AccessKey": "{MIXED[:38]}/+"', "aws_secret" + f"_access_key = {MIXED[:40]}"],
+}
+
+
+@pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind, f in FORMS.items() for form in np.atleast_1d(f)])
+def test_the_forms_of_services_are_found_in_files_and_in_json(tmp_path, kind, form):
+    (tmp_path / "chronicle.md").write_text(f"A line.\n{form}\n")
+    (tmp_path / "plan.json").write_text(json.dumps({"notes": json.dumps({"text": str(form)})}))
+    with pytest.raises(RecipeError) as refused:
+        refuse_secrets(tmp_path, set())
+    for name in ("chronicle.md", "plan.json"):
+        assert f"looks like {kind}; " in next(line for line in refused.value.problems if line.startswith(name))
+    with pytest.raises(RecipeError, match=f"document 7: looks like {kind}; "):
+        refuse_secrets_in_text([f"The log says {form}."], ["7"], "x.parquet", set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The bearer http://www.sec.gov/rules/final/33-8518.htm or the bearer of-the-instrument-registered-in-1999",
+        "Authorization: basic responsibilities of counsel; authorization = token classification",
+        "The secret key to the matter is 0123456789. Secret key: none",
+        "npm_config_registry, wandb 0.19.1, sk_learn_test_suite, npm_lifecycle_script_of_the_package_manager",
+        f"wandb/run-20240101 at revision {HEX[:40]}",
+        "data:image/png;base64," + MIXED * 4,
+    ],
+)
+def test_plain_text_gives_no_false_alarm(tmp_path, text):
+    (tmp_path / "chronicle.md").write_text(text)
+    refuse_secrets(tmp_path, set())
+
+
+def test_the_files_of_a_real_run_and_its_release_give_no_false_alarm(evaluated_run, tmp_path):
+    refuse_secrets(evaluated_run.output_dir, set())
+    run = evaluated_run.copy(tmp_path / "run")
+    (run.output_dir / "documents" / "decontamination.json").unlink()  # written by no stage here
+    overrides = run.argv("--training.sequence_length=128", "--hub.license=mit")[2:]
+    released = made(load_recipe([ROOT / "recipes" / "custom" / "base.yaml"], overrides))
+    assert {"training.json", "metrics.jsonl", "chronicle.jsonl", "recipe.yaml"} <= {p.name for p in released.iterdir()}
+
+
+def test_only_the_header_of_weights_is_searched(tmp_path):
+    noise = np.frombuffer(TOKEN.encode().ljust(40, b"x"), dtype=np.uint8)
+    save_file({"weight": torch.from_numpy(noise.copy())}, tmp_path / "model.safetensors")
+    refuse_secrets(tmp_path, set())
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={"note": TOKEN})
+    with pytest.raises(RecipeError, match="model.safetensors, byte .* a Hugging Face token"):
+        refuse_secrets(tmp_path, set())
+
+
 def test_a_secret_in_a_binary_file_is_found(recipe):
     with (Path(recipe.run.output_dir) / "figures" / "bits_per_byte.png").open("ab") as file:
         file.write(b"\0\xff" + TOKEN.encode() + b"\0")
@@ -349,7 +443,13 @@ def test_the_names_of_user_and_machine_are_not_published(tmp_path, monkeypatch, 
     refuse_secrets(tmp_path, {user, host})  # the name under which it is published
 
 
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WANDB_API_KEY", "MY_SECRET", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+        *("DB_PASS", "MY_CREDENTIAL", "OPENAI_KEY", "DB_PWD", "SLACK_WEBHOOK"),
+    ],
+)
 def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "correct horse battery")
     (tmp_path / "chronicle.md").write_text("logged in with correct horse battery")
@@ -962,6 +1062,119 @@ def test_the_licence_of_a_base_on_the_hub_is_read_from_its_card(workspace, tmp_p
     recipe.model.from_pretrained, recipe.model.revision = "org/base", "0" * 40
     licence = "gemma" if card_text and "gemma" in card_text else None
     assert find_base(recipe) == base_model.Base("org/base", True, "0" * 40, licence)
+
+
+def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, workspace, tmp_path):
+    shutil.copytree(release, tmp_path / "release")
+    results = read(tmp_path / "release" / "results.json")
+    sources, task = list(results["bits_per_byte"]["sources"]), next(iter(results["tasks"]))
+    other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
+    other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines={"org--small": other}))
+    found = card_of(release, tmp_path / "release", load(workspace))
+    table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
+    ours, theirs = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
+    assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
+
+
+def licensed(
+    tmp_path: Path, recipe: Recipe, licence: str | None, hub_license: str, repo_id: str | None = None
+) -> Recipe:
+    """Let a recipe continue a local model whose card states a licence."""
+    (tmp_path / "base").mkdir(exist_ok=True)
+    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: {licence}\n---\n" if licence else "# A model")
+    recipe.model.from_pretrained = str(tmp_path / "base")
+    recipe.hub.license, recipe.hub.repo_id = hub_license, repo_id
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("licence", "hub_license", "repo_id", "message"),
+    [
+        ("llama3.2", "apache-2.0", None, "whose licence is llama3.2; set hub.license: llama3.2 or, once"),
+        ("gemma", "mit", None, "whose licence is gemma; set hub.license: gemma or, once you know"),
+        ("cc-by-nc-4.0", "apache-2.0", None, "whose licence is cc-by-nc-4.0"),
+        ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
+        ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
+        ("llama3.1", "llama3.1", "me/Llama-legal", None),
+        ("llama2", "llama2", "me/tiny-legal", None),
+        ("gemma", "other", None, None),
+        ("apache-2.0", "cc-by-4.0", None, None),
+        ("mit", "other", "me/tiny-legal", None),
+        (None, "apache-2.0", None, None),  # of an own run
+    ],
+)
+def test_a_licence_or_a_name_that_contradicts_the_base_is_refused(
+    licence, hub_license, repo_id, message, workspace, tmp_path
+):
+    recipe = licensed(tmp_path, load(workspace), licence, hub_license, repo_id)
+    if message is None:
+        refuse_licence(recipe, find_base(recipe))
+        return
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        build_release(recipe)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        check_repositories(recipe)  # before training
+    recipe.hub.base_license = licence  # the user says that it may
+    refuse_licence(recipe, find_base(recipe))
+    recipe.hub.base_license = "bsd"
+    with pytest.raises(RecipeError, match=f"hub.base_license=bsd: the card of .* states {licence}; read that licence"):
+        refuse_licence(recipe, find_base(recipe))
+
+
+def test_a_base_on_the_hub_without_a_licence_is_refused_until_the_user_says_so(workspace):
+    recipe, base = load(workspace), base_model.Base("org/base", True, None, None)
+    with pytest.raises(RecipeError, match=r"hub.license=mit: the card of org/base states no licence"):
+        refuse_licence(recipe, base)
+    recipe.hub.base_license = "mit"
+    refuse_licence(recipe, base)
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("llama3.2", ('begin with "Llama"', "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright")),
+        ("llama2", ("acceptable use policy binds", "Llama 2 is licensed under the LLAMA 2 Community License")),
+        ("gemma", ("prohibited use policy", "Gemma is provided under and subject to the Gemma Terms of Use")),
+        ("apache-2.0", ("Keep its copyright and licence notices.", "states the licence apache-2.0")),
+    ],
+)
+def test_what_the_base_asks_for_is_in_the_card_and_in_the_notice(licence, expected, release, workspace, tmp_path):
+    recipe = licensed(tmp_path, load(workspace), licence, licence)
+    found = card_of(release, tmp_path / "release", recipe)
+    write_notice(recipe, tmp_path / "release", find_base(recipe))
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert expected[0] in found and all(phrase in notice for phrase in expected)
+
+
+def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "README.md").write_text("---\nlicense: gemma\n---\n")
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": str(tmp_path / "first")}}))
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(run / "model")
+    assert find_base(recipe).licence == "gemma"
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_the_card_of_each_family_shows_its_shape_and_its_tokenizer(family, release, workspace, tmp_path):
+    recipe = licensed(tmp_path, load(workspace), "mit", "mit")
+    shutil.copytree(release, tmp_path / "release")
+    config = AutoConfig.for_model(family, **FAMILY_CONFIGS[family] | {"bos_token_id": 0})
+    config.save_pretrained(tmp_path / "release")
+    rewrite(
+        tmp_path / "release" / "tokenizer_report.json",
+        lambda content: content.update(differs=["it puts no space before a text"]),
+    )
+    found = card_of(release, tmp_path / "release", recipe)
+    assert ("A Llama-style language model" in found) == (family == "llama")
+    assert "2 layers, width 32, feed-forward width " in found and "4 heads of width 8, " in found
+    assert family in metadata_load(tmp_path / "release" / "README.md")["tags"]
+    assert "It reads at most 64 tokens" in found
+    assert "the tokenizer of the local model base. Unlike the original, it puts no space before a text. UTF-8" in found
 
 
 def test_bit_for_bit_is_claimed_of_a_processor_only(release, workspace, card, tmp_path):

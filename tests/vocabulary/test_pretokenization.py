@@ -9,12 +9,13 @@ import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vocabulary.pretokenization import (
-    MAX_CHARACTERS,
+    MAX_TRAINED_CHARACTERS,
     PATTERNS,
     as_bytes,
     as_characters,
     byte_level,
     splitter,
+    training_splitter,
 )
 
 
@@ -57,14 +58,22 @@ def test_every_byte_has_one_character_and_back():
 def test_pieces_put_together_are_the_text(style):
     for text in [*TEXTS, *random_texts(), "", " "]:
         assert "".join(cut(style, text)) == text
-        characters = "".join(piece for piece, _ in byte_level(style).pre_tokenize_str(text))
+        characters = "".join(piece for piece, _ in byte_level(splitter(style)).pre_tokenize_str(text))
         assert as_bytes(characters) == text.encode()
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "\r\n", "-", "\u5b57", "\u0e01\u0e33", "a ", "\u0301", "\U0001f468"])
-def test_no_piece_is_longer_than_the_limit(style, unit):
-    assert max(map(len, cut(style, unit * 5000))) <= MAX_CHARACTERS + 2
+def test_no_piece_is_longer_in_training_than_the_limit(style, unit):
+    pieces = [piece for piece, _ in training_splitter(style).pre_tokenize_str(unit * 5000)]
+    assert max(map(len, pieces)) <= MAX_TRAINED_CHARACTERS and "".join(pieces) == unit * 5000
+
+
+@pytest.mark.parametrize("style", ["gpt4", "multiword", "neutral"])
+def test_the_styles_of_this_project_split_no_more_in_training_than_in_encoding(style):
+    for text in [*TEXTS, *random_texts(), "a" * 500, " \n" * 500, "- \r\n" * 200]:
+        pieces = [piece for piece, _ in training_splitter(style).pre_tokenize_str(text)]
+        assert pieces == cut(style, text)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -105,6 +114,19 @@ def test_multiword_splits_a_run_that_is_too_long_between_words():
     text = "the party of the first part and the party of the second part agree " * 5
     pieces = cut("multiword", text)
     assert len(pieces) > 5 and all(piece.startswith(" ") for piece in pieces[1:])
+
+
+@pytest.mark.parametrize("style", ["qwen2", "qwen35"])
+def test_the_styles_with_a_name_of_llama_cpp_are_the_published_ones(style):
+    text = "The heirs don't, see (a) 42\n\n  ok a\u0301b \u0e01\u0e33"
+    split = ["a\u0301b", " \u0e01\u0e33"] if style == "qwen35" else ["a", "\u0301b", " \u0e01\u0e33"]
+    split[0] = f" {split[0]}"
+    assert cut(style, text) == [
+        *("The", " heirs", " don", "'t", ",", " see", " (", "a", ")", " ", "4", "2", "\n\n", " ", " ok"),
+        *split,
+    ]
+    # One piece, however long: the expressions of others have no limit.
+    assert cut(style, "a" * 5000) == ["a" * 5000]
 
 
 def test_gpt4_keeps_a_word_with_the_space_before_it():

@@ -25,7 +25,7 @@ from vocabulary.unigram_lattice import Lattice, Nodes, substrings
 from vocabulary.unigram_trainer import by_length, count_words, learn_pieces, losses, piece_lattice
 
 
-STYLES = list(PATTERNS)
+STYLES = [style for style in PATTERNS if style not in ("qwen35", "gpt4")]  # near enough to qwen2
 LANGUAGES = [
     "\uc81c1\uc870 \uc774 \ubc95\uc740 \ubbfc\uc0ac\uc5d0 ",
     "\u79c1\u6a29\u306f\u3001\u516c\u5171\u306e\u798f\u7949",

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the licence of a base model asks of a model that was continued from it, and the refusal of what contradicts it.
+
+It names the usual terms and is no legal advice: the licence's own text decides.
+"""
+
+import re
+from dataclasses import dataclass
+
+from corpus.data_card import licence_kind
+from publishing.base_model import Base
+from recipe_config import Recipe, RecipeError
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a licence asks of whoever passes the model on.
+
+    Attributes:
+        asks: sentences.
+        notice: the line that a notice file must hold; None: none is prescribed.
+        name: what the model's name must begin with; None: anything.
+    """
+
+    asks: tuple[str, ...]
+    notice: str | None = None
+    name: str | None = None
+
+
+COPY = "Pass a copy of the licence on."
+USE_POLICY = "Its acceptable use policy binds every user."
+META = "Copyright (c) Meta Platforms, Inc. All Rights Reserved."
+
+
+def terms_of(licence: str | None) -> Terms | None:
+    """Return the known terms of a licence, as the Hub spells it; None: nothing is known here."""
+    name = plain(licence or "")
+    if name.startswith("gemma"):
+        return Terms(
+            (
+                COPY,
+                "Say which files were modified.",
+                "Bind every user to its prohibited use policy, in the terms of your own release too.",
+            ),
+            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        )
+    if found := re.match(r"(?:meta)?llama(\d)(\.\d)?", name):
+        major, version = found[1], found[1] + (found[2] or "")
+        called = "Meta Llama 3" if version == "3" else f"Llama {version}"
+        asks = [COPY, USE_POLICY]
+        if major == "2":
+            asks.append("It may not be used to improve models of other families.")
+            return Terms(tuple(asks), f"Llama 2 is licensed under the LLAMA 2 Community License, {META}")
+        begin = "Llama 3" if version == "3" else "Llama"
+        asks.append(f'Show "Built with {"Meta Llama 3" if version == "3" else "Llama"}" prominently.')
+        asks.append(f'Let the model\'s name begin with "{begin}".')
+        return Terms(tuple(asks), f"{called} is licensed under the {called} Community License, {META}", begin)
+    kind = licence_kind(licence)
+    if kind == "attribution":
+        return Terms(("Keep its copyright and licence notices.",))
+    return {
+        "public domain": Terms(()),
+        "share-alike": Terms(("A model made from it may have to be passed on under the same licence.",)),
+        "non-commercial": Terms(("Use it, and what is made from it, for non-commercial purposes only.",)),
+        "no derivatives": Terms(("It forbids to pass changed versions on.",)),
+    }.get(kind)
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def refuse_licence(recipe: Recipe, base: Base | None) -> None:
+    """Refuse a licence or a name of the release that contradicts the licence of its base.
+
+    hub.license `other` names no terms, so it contradicts none.
+
+    Raises: RecipeError: it says what would be compatible, and how to say that it is all the same.
+    """
+    if base is None or (base.licence is None and not base.is_on_hub):
+        return
+    stated, given = recipe.hub.base_license, recipe.hub.license
+    if stated is not None and stated == (base.licence or stated):
+        return
+    accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
+    problems = []
+    if stated is not None:
+        problems.append(f"hub.base_license={stated}: the card of {base.name} states {base.licence}; read that licence")
+    elif base.licence is None and given != "other":
+        problems.append(
+            f"hub.license={given}: the card of {base.name} states no licence, or could not be read; set hub.license: "
+            f"other {accept}"
+        )
+    elif base.licence is not None and not compatible(given, base.licence):
+        problems.append(
+            f"hub.license={given}: the model was continued from {base.name}, whose licence is {base.licence}; set "
+            f"hub.license: {base.licence} {accept}"
+        )
+    terms, name = terms_of(base.licence), (recipe.hub.repo_id or "").rpartition("/")[2]
+    if stated is None and terms and terms.name and name and not plain(name).startswith(plain(terms.name)):
+        problems.append(
+            f"hub.repo_id={recipe.hub.repo_id}: the licence {base.licence} of {base.name} asks that the name begins "
+            f'with "{terms.name}"; rename it {accept}'
+        )
+    if problems:
+        raise RecipeError(*problems)
+
+
+def compatible(given: str, licence: str) -> bool:
+    """Return whether a release under a licence, as the Hub spells it, may be made from a base under another."""
+    return given in (licence, "other") or licence_kind(licence) in ("attribution", "public domain")
