@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a model gives away of its training text: passages word for word, personal data, membership.
+"""Measure what a model gives away of its training text: passages word for word, personal data, membership,
+planted records.
 
 In:   a finished run folder with documents/, tokens/, a checkpoint and model/; with eval/results.json, its samples too.
 Out:  <run>/audit.json, which holds no text of documents, and its findings on the terminal; <run>/trace/continued.json
@@ -20,11 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from atomic_files import read_json, write_json
+from corpus.canaries import CANARIES
 from corpus.personal_data import Redactor
 from mixture.ledger import Ledger
 from mixture.shard_writer import load_tokenizer
 from provenance.audit_record import describe_inputs
 from provenance.audited_documents import AuditedDocument, choose_held_out, choose_trained
+from provenance.canary_exposure import CANDIDATES, measure_exposures, summarise_exposures
 from provenance.leak_findings import LEVEL, describe_findings, describe_limits
 from provenance.leak_measures import (
     LENGTHS,
@@ -211,9 +214,16 @@ def audit(run: Path, documents_per_side: int, batch_size: int) -> tuple[dict, li
         },
         "membership": measure_membership(documents, readings, recipe.run.seed),
     }
+    found["canaries"], levels = None, {}
+    if planted := read_json(run / "documents" / CANARIES):
+        canaries = planted["canaries"]
+        exposures = measure_exposures(model, tokenizer, canaries, ledger.shards.ends.bos, byte_lengths, batch_size)
+        levels = summarise_exposures(canaries, exposures, recipe.run.seed)
+        found["canaries"] = {"candidates": CANDIDATES, "by_repetitions": levels}
     found["flags"] = {
         "verbatim": bool(found["verbatim"]["more_often"]),
         "personal_data": found["personal_data"]["in_training_text"] > 0,
+        "canaries": any(level["exposed"] for level in levels.values()),
         "membership": found["membership"] is not None and found["membership"]["p_value"] < LEVEL,
     }
     found |= {"findings": describe_findings(found), "cannot_be_concluded": describe_limits(found)}

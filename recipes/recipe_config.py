@@ -346,6 +346,15 @@ class Slurm(Section):
     """Further sbatch options, such as account: my-project."""
 
 
+class Canaries(Section):
+    """Made-up records planted in training documents, for audit_leaks.py to ask the model for. They are nobody's."""
+
+    repetitions: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
+    """How often a record stands in the training text; each number is a level."""
+    per_level: Annotated[Int, Field(ge=5)] = 20
+    """Records of each level, and as many that are planted nowhere."""
+
+
 class Data(Section):
     """Sources, cleaning, splits and the mixture."""
 
@@ -377,6 +386,8 @@ class Data(Section):
     """MinHash settings; null keeps near-duplicates."""
     decontamination: Decontamination | None = None
     """Benchmarks to keep out of the text; null checks nothing."""
+    canaries: Canaries | None = None
+    """Records to plant in the training documents of sources whose domain is not general. None: none."""
     family_containment: Fraction | None = None
     """Documents that share this fraction of their 13-word sequences go to the same split. None: each by itself. Takes
     about 8 bytes of memory a word: for corpora of up to some GB."""
@@ -812,6 +823,9 @@ class LeakAudit(Section):
     interval: 0.018 for none of 200."""
     max_personal_values: Count = 0
     """Values of personal data in samples and continuations that may stand in the training text."""
+    max_exposure_bits: Annotated[float, Field(ge=0)] | None = None
+    """Mean exposure of the records of a level of data.canaries (1.4: chance; 8: the most), by the upper end of the
+    95 % interval. None: no limit."""
     max_membership_auc: Fraction | None = None
     """How well the loss may separate trained from unseen documents (0.5: chance; 1: always), by the upper end of the
     95 % interval. None: no limit."""
@@ -937,6 +951,8 @@ class Recipe(Section):
 
     def problems(self):
         training = self.training
+        if self.data.canaries is not None and self.hub.dataset_text:
+            yield "hub.dataset_text", "the text has the records of data.canaries in it; leave one of the two out"
         if (self.hub.revision_steps or 0) % training.save_steps:
             yield (
                 "hub.revision_steps",

@@ -55,6 +55,14 @@ def describe_findings(audit: dict) -> list[str]:
         f"{personal['samples']:,} {samples} and in what was continued word for word"
         + (f"; {personal['in_training_text']:,} of them stand in the training text." if number else ".")
     )
+    for times, level in audit["canaries"]["by_repetitions"].items() if audit["canaries"] else ():
+        how = "never planted" if times == "0" else "planted once" if times == "1" else f"planted {times} times"
+        verdict = "" if times == "0" else "; the model knows them" if level["exposed"] else "; not shown to be known"
+        low, high = level["interval"]
+        found.append(
+            f"{level['records']:,} made-up records {how} have a mean exposure of {level['mean_exposure_bits']:.1f} "
+            f"bits ({low:.1f} to {high:.1f}; 1.4 is chance, 8 the most){verdict}."
+        )
     membership = audit["membership"]
     if membership is not None:
         line = (
@@ -94,6 +102,8 @@ def describe_limits(audit: dict) -> list[str]:
             limits.append(
                 f"Only {verbatim[side]['documents']} {kind} documents were long enough: what they show is rough."
             )
+    if audit["canaries"] is None:
+        limits.append("How often a text must be repeated to be known was not measured: data.canaries was not set.")
     if audit["membership"] is None:
         limits.append("Membership was not measured: no source has both trained and held-out documents.")
     return limits

@@ -51,6 +51,7 @@ def read_documents(
     bos_token_id: int,
     byte_lengths: np.ndarray,
     batch_size: int,
+    description: str = "audit: documents",
 ) -> list[Reading]:
     """Read each document once; the readings are in the order of the documents.
 
@@ -58,14 +59,15 @@ def read_documents(
 
     Args:
         model: in evaluation mode.
-        documents: each with more than PROMPT_TOKENS tokens.
+        documents: their first tokens; nothing counts as continued of one with PROMPT_TOKENS or less.
         bos_token_id: the token that begins a document in training.
         byte_lengths: UTF-8 bytes of each token.
         batch_size: documents read at once; fewer where their logits would be large.
+        description: label of the progress bar.
     """
     order = sorted(range(len(documents)), key=lambda number: -len(documents[number].tokens))
     readings: dict[int, Reading] = {}
-    with tqdm(total=len(order), unit=" documents", desc="audit: documents") as progress:
+    with tqdm(total=len(order), unit=" documents", desc=description) as progress:
         while order:
             longest = len(documents[order[0]].tokens)
             rows = max(1, min(batch_size, LOGITS_AT_ONCE // (longest * model.config.vocab_size)))

@@ -49,6 +49,17 @@ def refuse_leaks(recipe: Recipe) -> None:
             f"hub.leak_audit.max_personal_values={limits.max_personal_values}: the model wrote {values:,} values of "
             "personal data that stand in its training text; let data.personal_data replace them, or raise the limit"
         )
+    if limits.max_exposure_bits is not None:
+        levels = audit["canaries"]["by_repetitions"] if audit["canaries"] else {}
+        if not levels:
+            problems.append("hub.leak_audit.max_exposure_bits: no records were planted; set data.canaries")
+        problems += [
+            f"hub.leak_audit.max_exposure_bits={limits.max_exposure_bits}: records planted {repetitions} times have a "
+            f"mean exposure of {level['mean_exposure_bits']:.1f} bits, up to {level['interval'][1]:.1f} by a 95 % "
+            "interval; repeat the text less often in training, or raise the limit"
+            for repetitions, level in levels.items()
+            if repetitions != "0" and level["interval"][1] > limits.max_exposure_bits
+        ]
     if limits.max_membership_auc is not None:
         if membership is None:
             problems.append(

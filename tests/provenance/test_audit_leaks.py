@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that knows documents by heart is found out; one that saw nothing is not, nor are unseen documents."""
 
+import copy
 import html
 import json
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,11 +14,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import audit_leaks
+from atomic_files import write_json
 from audit_leaks import find_personal_values, open_ledger
+from corpus.canaries import CANARIES, make_record, record_text
 from corpus.personal_data import Redactor
 from figure_style import style
 from mixture.shard_writer import load_tokenizer
 from provenance.audited_documents import choose_held_out, choose_trained
+from provenance.canary_exposure import measure_exposures, summarise_exposures
 from provenance.leak_measures import PROMPT_TOKENS, count_continued, read_documents, separate, times_group
 from publishing.leak_limits import refuse_leaks
 from recipe_config import RecipeError
@@ -91,7 +96,7 @@ def audits(run, models, tmp_path_factory):
 
 def test_a_model_that_saw_nothing_is_not_flagged(audits):
     found = audits[0]
-    assert found["flags"] == {"verbatim": False, "personal_data": False, "membership": False}
+    assert found["flags"] == {"verbatim": False, "personal_data": False, "canaries": False, "membership": False}
     assert [entry["documents"] for entry in found["verbatim"]["trained"]["continued"].values()] == [0, 0, 0]
     assert found["membership"]["interval"][0] < 0.5 < found["membership"]["interval"][1]
     assert found["membership"]["p_value"] > 0.05
@@ -167,12 +172,15 @@ def test_personal_data_of_samples_counts_where_the_training_text_holds_it(audits
     table = pq.read_table(path)
     texts = [f"{text} ann@firm-one.com" for text in table["text"].to_pylist()]
     pq.write_table(table.set_column(table.column_names.index("text"), "text", [texts]), path)
+    write_json(folder / "documents" / CANARIES, {"canaries": made_up_records()})
     audit_leaks.main([str(folder), "--documents", "2"])
     found = json.loads((folder / "audit.json").read_text())
     values = [(entry["kind"], entry["where"], entry["in_training_text"]) for entry in found["personal_data"]["values"]]
     assert values == [("email", "sample 1", True), ("email", "sample 1", False)]
     assert found["flags"]["personal_data"]
     assert found["personal_data"]["in_training_text"] == 1
+    assert found["canaries"]["by_repetitions"]["64"]["records"] == 5 and not found["flags"]["canaries"]
+    assert any(line.startswith("5 made-up records planted 64 times have a mean") for line in found["findings"])
     assert "firm-one" not in (folder / "audit.json").read_text()
     assert any("2 values of personal data in 1 sample and" in line for line in found["findings"])
 
@@ -194,6 +202,38 @@ def test_what_is_counted_as_continued_is_what_greedy_decoding_writes(models, led
             nats = model(input_ids=tokens, labels=tokens).loss.item() * len(one.tokens)
         assert reading.nats == pytest.approx(nats, rel=1e-4)
         assert reading.bytes == byte_lengths[one.tokens].sum()
+
+
+def made_up_records() -> list[dict]:
+    """Return five records planted 64 times, and five controls."""
+    records = [(times, make_record(f"{times} {number}", "legal")) for times in (0, 64) for number in range(5)]
+    return [
+        record | {"repetitions": times, "source": "law", "sha256": sha256(record_text(record).encode()).hexdigest()}
+        for times, record in records
+    ]
+
+
+def test_a_model_that_learned_records_by_heart_exposes_them_and_not_the_controls(models, ledger, run):
+    tokenizer, bos, records = load_tokenizer(run / "tokenizer"), ledger.shards.ends.bos, made_up_records()
+    byte_lengths = np.array([len(data) for data in token_bytes(tokenizer)])
+    model = copy.deepcopy(models[0])
+    planted = [
+        tokenizer.encode(record_text(record), add_special_tokens=False).ids
+        for record in records
+        if record["repetitions"]
+    ]
+    longest = max(map(len, planted))
+    tokens = torch.tensor([[bos, *ids, *[bos] * (longest - len(ids))] for ids in planted])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    for _ in range(80):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    exposures = measure_exposures(model, tokenizer, records, bos, byte_lengths, batch_size=64)
+    levels = summarise_exposures(records, exposures, seed=1)
+    assert exposures[5:] == [8.0] * 5
+    assert levels["64"]["exposed"] and levels["64"]["first_of_all"] == 5
+    assert levels["0"]["mean_exposure_bits"] < 3.5
 
 
 def test_the_times_that_a_document_was_trained_on_are_those_of_its_steps(ledger, trained):
