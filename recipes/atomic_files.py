@@ -16,6 +16,7 @@ from recipe_config import RecipeError
 
 RECORD = "stage.json"
 RECORD_FORMAT = 1
+CHECKSUM = "record_sha256"
 
 
 class StaleStageError(RecipeError):
@@ -38,6 +39,21 @@ def read_record(folder: Path) -> dict | None:
             f"{folder / RECORD} cannot be read. Restore it from a copy, or delete {folder} and run its stage again"
         )
     return record
+
+
+def with_checksum(record: dict) -> dict:
+    """Return a record with the hash of its content, so that verify_run.py sees a changed setting in it."""
+    return record | {CHECKSUM: checksum_of(record)}
+
+
+def checksum_of(record: dict) -> str:
+    content = {key: value for key, value in record.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_unchanged(record: dict) -> bool:
+    """Return whether a record has the content that it was written with; earlier versions wrote no checksum."""
+    return record.get(CHECKSUM, checksum_of(record)) == checksum_of(record)
 
 
 def discard(folder: Path) -> None:

@@ -93,8 +93,28 @@ def refuse_lone_process() -> None:
 
 def has_gpu() -> bool:
     """Return whether torch sees a GPU, asked in another process: importing torch here would take seconds."""
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    return ask_probe("torch sees a GPU", "import torch; print(torch.cuda.is_available())", "that you choose")
+
+
+def ask_probe(question: str, code: str, file: str) -> bool:
+    """Return what a line of Python prints in another process, True or False.
+
+    Args:
+        question: what is asked, for the message.
+        code: the line.
+        file: which launch file makes the question needless, for the message.
+
+    Raises: RecipeError: the process ended without an answer, which is not a no.
+    """
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    answer = ended.stdout.strip().rpartition("\n")[2]
+    if ended.returncode or answer not in ("True", "False"):
+        reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RecipeError(
+            f"whether {question} is not known: the process that was asked ended with status {ended.returncode} "
+            f"({reason}). Start again, or decide it by --accelerate_config with a file of accelerate_configs/ {file}"
+        )
+    return answer == "True"
 
 
 def device_files() -> list[str]:
@@ -147,19 +167,23 @@ def has_fast_bf16() -> bool:
     Its flags do not predict it: with AMX bf16 is many times faster; AVX512-BF16 alone ran at half the rate of fp32.
     """
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'recipes')!r}); from planning.devices import measure_products; "
-        "rates = measure_products(); sys.exit(rates['bf16'] <= rates['fp32'])"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        "from planning.devices import measure_products; "
+        "rates = measure_products(); print(rates['bf16'] > rates['fp32'])"
     )
-    return subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    return ask_probe("this processor is faster in bf16", code, "with mixed_precision: no")
 
 
-def launch_command(accelerate_config: Path | None, num_processes: str | None) -> list[str]:
+def launch_command(
+    accelerate_config: Path | None, num_processes: str | None, kept_precision: str | None = None
+) -> list[str]:
     """Return the `accelerate launch` command up to the script.
 
     Args:
         accelerate_config: launch file; None takes single_gpu.yaml or cpu.yaml, and plain options where there is no
             accelerate_configs/ folder.
         num_processes: overrides the file's number of processes; None keeps it.
+        kept_precision: that a processor has trained this run in so far, "bf16" or "no"; None measures the faster.
 
     Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores; or there
         is a GPU that torch cannot use.
@@ -179,7 +203,7 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
                     "accelerate_configs/ too, name a file with --accelerate_config, or move this one away"
                 )
             plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-            precision = "bf16" if on_gpu or has_fast_bf16() else "no"
+            precision = "bf16" if on_gpu else kept_precision or ("bf16" if has_fast_bf16() else "no")
             return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
     settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
     processes = int(num_processes or settings.get("num_processes") or 0)
@@ -201,9 +225,13 @@ def launch_command(accelerate_config: Path | None, num_processes: str | None) ->
     if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning
         command += ["--num_cpu_threads_per_process", str(max(1, os.cpu_count() // processes))]
     on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    if on_cpu and settings.get("mixed_precision") == "bf16" and not has_fast_bf16():
-        print("note: this processor is faster in fp32 than in bf16; training in fp32")
-        command += ["--mixed_precision", "no"]
+    if on_cpu and settings.get("mixed_precision") == "bf16":
+        if kept_precision == "no":
+            print("note: training continues in fp32, as it began")
+            command += ["--mixed_precision", "no"]
+        elif kept_precision is None and not has_fast_bf16():
+            print("note: this processor is faster in fp32 than in bf16; training in fp32")
+            command += ["--mixed_precision", "no"]
     return command
 
 

@@ -51,6 +51,7 @@ from corpus.reading_plan import ReadingPlan, estimate
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
+from run_files import record_run_files
 from run_folder import is_finished, new_output
 from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
@@ -186,6 +187,7 @@ def prepare(recipe: Recipe) -> dict:
         write_places(work / "places", renamed, output / PLACES)
         against = data.near_duplicates.against if data.near_duplicates else []
         write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
+        record_run_files(output.parent, (SAMPLES,))
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)

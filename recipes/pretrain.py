@@ -42,6 +42,7 @@ from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from run_files import OF_TRAINING, record_run_files
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -129,9 +130,12 @@ class Pretraining:
         """Return the state to train from, and the checkpoint that it and the weights come from, if any."""
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         state = resuming.fresh_state(recipe, self.training, self.text.shares)
+        attention = self.language_model.config._attn_implementation
+        computing = record.describe_computing(self.accelerator, self.training, self.compiled, attention)
         checkpoint, damaged = from_main(self.accelerator, lambda: resuming.choose_checkpoint(recipe))
         self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
+            resuming.follow_computing(state, computing)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
@@ -139,6 +143,7 @@ class Pretraining:
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
+        changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])
         text = f"from {checkpoint} on {num_processes} processes"
@@ -158,7 +163,8 @@ class Pretraining:
                 print(f"pretrain: note: {note}")
             print(describe_plan(self.accelerator, self.training, self.parameters, state, checkpoint))
             print(f"pretrain: {self.time_to_save}")
-            record.write_run_files(self.recipe, self.run)
+            record.write_run_files(self.recipe, self.run, state["computing"][-1])
+            record_run_files(self.run, ("recipe.yaml", "environment.json"))
             record.truncate_records(self.run, state["step"])
             resuming.set_aside_later(self.run / "checkpoints", state["step"])
 
@@ -333,7 +339,7 @@ class Pretraining:
         mixture = record.summarize_mixture(self.mixture, self.text.byte_lengths, state)
         summary = record.summarize(self.recipe.model, self.training, self.parameters, state)
         summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
-        summary |= {"phases": state["phases"], "mixture": mixture}
+        summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
             with new_output(self.recipe, "pretrain") as output:
@@ -385,6 +391,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
     status = RunStatus(run, is_main)
     with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as stack:
         status.begin()
+        if is_main:
+            record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
@@ -409,6 +417,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")
+        if is_main:
+            record_run_files(run, OF_TRAINING)
     return summary
 
 

@@ -20,6 +20,7 @@ from atomic_files import (
     hash_files,
     read_record,
     sync,
+    with_checksum,
     write_json,
 )
 from file_hashes import remembered_hashes
@@ -185,7 +186,7 @@ def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         sync(path)
     record = {"format": RECORD_FORMAT, "stage": name, **made_from, "sha256": hash_files(files), "files": files}
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, with_checksum(json.loads(json.dumps(record))))
 
 
 def record_stage(recipe: Recipe, name: str) -> None:

@@ -34,6 +34,7 @@ from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
+from run_files import OF_REPORT, record_run_files
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
@@ -120,6 +121,8 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
         run_script(name, command, run)
         if stage.arguments:
             record_stage(recipe, name)
+        if name == "report":
+            record_run_files(run, OF_REPORT)
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
@@ -159,6 +162,14 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
+def kept_precision(run: Path) -> str | None:
+    """Return the precision that a processor trained the checkpoints of a run in; None if there are none."""
+    computed = (read_json(run / "environment.json") or {}).get("computed")
+    on_processor = isinstance(computed, dict) and computed.get("threads") is not None
+    known = on_processor and computed.get("mixed_precision") in ("bf16", "no")
+    return computed["mixed_precision"] if known and any((run / "checkpoints").glob("step_*")) else None
+
+
 def activation() -> str | None:
     """Return the command after which `python` is this interpreter; None if it is already, or not of an environment."""
     if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV"):
@@ -181,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
-    launch = launch_command(chosen, options.num_processes) if chosen else None
+    kept = None if options.overwrite else kept_precision(run)
+    launch = launch_command(chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
@@ -198,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
             if name in ("pretrain", "evaluate"):
-                launch = launch or launch_command(None, None)
+                launch = launch or launch_command(None, None, kept)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return

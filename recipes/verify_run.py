@@ -2,8 +2,8 @@
 """Check a run folder, finished or running: every file against its recorded size and sha256.
 
 In:   a run folder; nothing else is needed, and nothing in it is changed.
-Out:  a line for each stage, each checkpoint, and the state of the training; the exit code is 1 if anything is damaged
-      or out of date.
+Out:  a line for each stage, each checkpoint, the files of the run folder itself and the state of the training, and one
+      for each damaged file; the exit code is 1 if anything is damaged or out of date.
 
     python recipes/verify_run.py runs/legal-quickstart
 
@@ -14,50 +14,95 @@ import argparse
 import sys
 from pathlib import Path
 
-from atomic_files import RECORD, StaleStageError, read_json, read_record
+from atomic_files import CHECKSUM, RECORD, StaleStageError, is_unchanged, read_json, read_record
 from recipe_loading import run_command
 from recovery.run_lock import is_held
 from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
+from run_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from run_folder import find_damaged_files, hash_input
 from stages import STAGES
 
 
-def check_stage(run: Path, name: str) -> tuple[str, bool]:
-    """Return the state of a stage's output in words, and whether it is in order."""
+RECORD_KEYS = {"format", "stage", "settings", "inputs", "once", "sha256", "files", CHECKSUM}
+
+
+def check_stage(run: Path, name: str) -> list[tuple[str, bool]]:
+    """Return the state of a stage's output in words, and whether it is in order: a line for each damaged file."""
     folder = run / STAGES[name].output
     if not folder.exists():
-        return "not there", True
+        return [("not there", True)]
     if not (folder / RECORD).exists():
-        return f"damaged: {RECORD} is missing", False
+        return [(f"damaged: {RECORD} is missing", False)]
     try:
         record = read_record(folder)
-    except StaleStageError:
-        return f"damaged: {RECORD} cannot be read", False
-    if damage := find_damaged_files(folder):
-        return f"damaged: {'; '.join(damage)}", False
+        damage = find_damaged_files(folder)
+        if not is_unchanged(record) or not record.keys() <= RECORD_KEYS:
+            damage.append(f"{RECORD} is not as its stage wrote it")
+        stale = [upstream for upstream in record["inputs"] if is_stale(run, record, upstream, name)]
+        text = f"ok, {len(record['files'])} files, {sum(file['bytes'] for file in record['files'].values()):,} bytes"
+        recorded = record["files"].keys()
+    except OSError as error:
+        return [(f"damaged: {error.filename} cannot be read: {error.strerror}", False)]
+    except (StaleStageError, KeyError, TypeError, ValueError, AttributeError):
+        return [(f"damaged: {RECORD} cannot be read", False)]
+    if damage:
+        return [(f"damaged: {problem}", False) for problem in damage]
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {RECORD}
-    unknown = [] if STAGES[name].files else sorted(present - record["files"].keys())
-    inputs = {upstream: read_record(run / STAGES[upstream].output) for upstream in record["inputs"]}
-    stale = [
-        upstream
-        for upstream, input_record in inputs.items()
-        if input_record is not None and hash_input(input_record, upstream, name) != record["inputs"][upstream]
-    ]
-    text = f"ok, {len(record['files'])} files, {sum(file['bytes'] for file in record['files'].values()):,} bytes"
+    unknown = [] if STAGES[name].files else sorted(present - recorded)
     text += f"; made from another output of {', '.join(stale)}" if stale else ""
     text += f"; not recorded: {', '.join(unknown[:3])}" if unknown else ""
-    return text, not stale
+    return [(text, not stale)]
+
+
+def is_stale(run: Path, record: dict, upstream: str, name: str) -> bool:
+    """Return whether a stage was made from another output of one before it; a damaged one has a line of its own."""
+    try:
+        input_record = read_record(run / STAGES[upstream].output)
+        return input_record is not None and hash_input(input_record, upstream, name) != record["inputs"][upstream]
+    except (StaleStageError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def check_checkpoint(run: Path, checkpoint: Path) -> list[tuple[str, bool]]:
+    """Return the state of a checkpoint, and of what metrics, samples and chronicle held when it was saved."""
+    manifest = read_json(checkpoint / "manifest.json")
+    # A manifest with `records` has a checksum too: without one, a bit of its name has changed.
+    if manifest is not None and not (is_unchanged(manifest) and ("records" not in manifest or CHECKSUM in manifest)):
+        return [("damaged: manifest.json is not as it was written", False)]
+    if problem := find_damage(checkpoint):
+        return [(f"damaged: {problem}", False)]
+    try:
+        found = {
+            name: find_difference(run / name, recorded, grows=True)
+            for name, recorded in manifest.get("records", {}).items()
+        }
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return [("damaged: manifest.json cannot be read", False)]
+    return [(f"{name} up to here: {problem}", False) for name, problem in found.items() if problem] or [("ok", True)]
+
+
+def check_run_files(run: Path) -> list[tuple[str, str, bool]]:
+    """Return a line for each damaged file of the run folder itself, one for those in order, one for the others."""
+    damaged, recorded = find_damaged_run_files(run), recorded_run_files(run)
+    lines = [(name, f"damaged: {problem}", False) for name, problem in damaged.items()]
+    whole = [name for name in recorded if name not in damaged] if RUN_FILES not in damaged else []
+    others = [name for name in ALL if name not in recorded and (run / name).exists()]
+    lines += [("run folder", f"ok, {', '.join(whole)}", True)] if whole else []
+    return [*lines, *([("run folder", f"not recorded: {', '.join(others)}", True)] if others else [])]
 
 
 def check_training(run: Path) -> tuple[str, bool]:
     """Return the state of the training in words, and whether it is in order."""
-    status = read_json(run / "status.json")
-    if status is None:
+    if not (run / "status.json").exists():
         return "not started", True
-    step = f"step {status.get('step', 0):,} of {status.get('max_steps', 0):,}"
-    if status["status"] == "running":
-        return (f"running, {step}", True) if is_held(run) else (f"was killed after the save at {step}", True)
-    return f"{status['status']} at {step}: {status['reason']}", status["status"] != "failed"
+    try:
+        status = read_json(run / "status.json")
+        step = f"step {status['step']:,} of {status['max_steps']:,}" if "step" in status else "step 0"
+        if status["status"] == "running":
+            return (f"running, {step}", True) if is_held(run) else (f"was killed after the save at {step}", True)
+        return f"{status['status']} at {step}: {status['reason']}", status["status"] != "failed"
+    except (KeyError, TypeError, ValueError):
+        return "damaged: status.json cannot be read", False
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,10 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     run = parser.parse_args(argv).run_folder
     if not run.is_dir():
         parser.error(f"{run}: no such folder")
-    lines = [(name, *check_stage(run, name)) for name in STAGES]
+    lines = [(name, *state) for name in STAGES for state in check_stage(run, name)]
     for step, checkpoint in sorted(list_checkpoints(run / "checkpoints")):
-        problem = find_damage(checkpoint)
-        lines.append((f"checkpoint {step:,}", problem or "ok", problem is None))
+        lines += [(f"checkpoint {step:,}", *state) for state in check_checkpoint(run, checkpoint)]
+    lines += check_run_files(run)
     lines += [
         (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")
     ]

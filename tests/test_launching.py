@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which device a launch takes: never the processor in silence where a GPU was asked for or is there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,45 @@ def test_without_a_launch_file_the_command_is_for_the_gpu_or_refused(machine, mo
     assert "single_gpu.yaml" in " ".join(launching.launch_command(None, None))
     machine(use_cpu="true", files=["/dev/kfd"])
     assert "cpu.yaml" in " ".join(launching.launch_command(None, None))
+
+
+@pytest.mark.parametrize(
+    ("probe", "question"), [("has_gpu", "torch sees a GPU"), ("has_fast_bf16", "this processor is faster in bf16")]
+)
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), 9)", "sys.exit(1)", "print('Tru')", "raise MemoryError('x')"])
+def test_a_probe_that_dies_is_an_error_and_not_an_answer(monkeypatch, probe, question, death):
+    run = subprocess.run
+
+    def dying(command, **settings):
+        return run([*command[:-1], f"import os, sys; {death}"], **settings)
+
+    monkeypatch.setattr(launching.subprocess, "run", dying)
+    ask = getattr(launching, probe)
+    with pytest.raises(RecipeError, match=f"whether {question} is not known.*Start again, or decide it by") as error:
+        getattr(ask, "__wrapped__", ask)()  # without its cache
+    assert ("status -9" in str(error.value)) == ("kill" in death) and ("MemoryError: x" in str(error.value)) == (
+        "Memory" in death
+    )
+
+
+def test_a_probe_answers():
+    assert launching.ask_probe("x", "print(True)", "") and not launching.ask_probe("x", "print(1); print(False)", "")
+
+
+def test_a_run_keeps_the_precision_that_its_checkpoints_were_computed_in(machine, monkeypatch, tmp_path):
+    machine(use_cpu="true")
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda: False)
+    (tmp_path / "environment.json").write_text(json.dumps({"computed": {"mixed_precision": "bf16", "threads": 2}}))
+    assert run_recipe.kept_precision(tmp_path) is None  # nothing was trained
+    (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
+    assert run_recipe.kept_precision(tmp_path) == "bf16"
+    for kept, options in ((None, ["no"]), ("bf16", []), ("no", ["no"])):
+        command = launching.launch_command(None, None, kept)
+        assert command[command.index("--mixed_precision") + 1 :][:1] == options if options else True
+        assert ("--mixed_precision" in command) == bool(options)
+    for other in ({"mixed_precision": "bf16", "threads": None}, {"mixed_precision": "x", "threads": 2}, [], None):
+        (tmp_path / "environment.json").write_text(json.dumps({"computed": other}))
+        assert run_recipe.kept_precision(tmp_path) is None
 
 
 def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason(tiny_run):

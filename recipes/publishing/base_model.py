@@ -12,6 +12,9 @@ from ruamel.yaml.error import YAMLError
 from recipe_config import Recipe
 
 
+MAX_CARD_DEPTH = 32  # thousands of brackets would be read for minutes
+
+
 @dataclass(frozen=True)
 class Base:
     """A model that training continued from.
@@ -64,8 +67,10 @@ def read_licence(place: str, revision: str | None) -> str | None:
             hf_hub_download(place, "README.md", revision=revision) if is_hub_id(place) else Path(place) / "README.md"
         )
         front_matter = re.match(r"---\n(.*?)\n---\n", Path(path).read_text(encoding="utf-8"), re.DOTALL)
-        data = YAML(typ="safe", pure=True).load(front_matter[1]) if front_matter else {}
-    except (OSError, ValueError, YAMLError):
+        yaml = YAML(typ="safe", pure=True)
+        yaml.max_depth = MAX_CARD_DEPTH
+        data = yaml.load(front_matter[1]) if front_matter else {}
+    except (OSError, ValueError, TypeError, YAMLError):
         return None
     licence = data.get("license") if isinstance(data, dict) else None
     return str(data.get("license_name") or licence) if licence else None

@@ -30,6 +30,7 @@ from publishing.release_checks import check_model, refuse_odd_files, refuse_secr
 from publishing.sample_redaction import redact_report, redact_results, sample_redactor
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
+from run_files import RUN_FILES, find_damaged_run_files
 from run_folder import new_output, require
 from stages import ROOT, output_folder
 from vocabulary.tokenizer_training import read_texts
@@ -70,7 +71,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     recorded = {}
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain"):
         recorded |= recorded_files(require(recipe, stage))
-    names, notes = dict(RECORDS), []
+    names, notes, damaged = dict(RECORDS), [], find_damaged_run_files(run)
     names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
     if (run / "audit.json").exists():
         audit, problem = read_audit(run)
@@ -92,6 +93,8 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
         names |= {f"figures/{p.name}": f"figures/{p.name}" for p in (run / "figures").iterdir() if p.name != RECORD}
 
     problems = []
+    if RUN_FILES in damaged:
+        problems.append(f"{run / RUN_FILES} {damaged[RUN_FILES]}; restore it from a copy")
     for relative in names:
         path, folder = run / relative, Path(relative).parent.name
         allowed = {"model": MODEL_FILE, "figures": FIGURE_FILE}.get(folder)
@@ -101,6 +104,8 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
             problems.append(f"{path} does not belong to a release; move it away")
         elif not path.is_file():
             problems.append(f"{path} is missing; run the stage that writes it again")
+        elif problem := damaged.get(relative):
+            problems.append(f"{path}: {problem}; restore it from a copy, or run the stage that writes it again")
         elif folder and path not in recorded:
             problems.append(f"{path} was not written by its stage; move it away, or run that stage again")
     files = {name: run / relative for relative, name in names.items()}

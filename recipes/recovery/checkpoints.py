@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from atomic_files import discard, file_sha256, read_json, sync, write_json
+from atomic_files import discard, file_sha256, read_json, sync, with_checksum, write_json
 from recipe_config import RecipeError
 from recovery.agreement import from_main
 from recovery.stored_tensors import (
@@ -35,6 +35,7 @@ from recovery.stored_tensors import (
     part_name,
 )
 from recovery.tensor_files import write_hashed, write_tensors
+from run_files import appended_sizes, describe_beginning
 
 
 PROBE_BYTES = 1 << 26
@@ -107,7 +108,10 @@ class Checkpoints:
             }
             copies[stem] = ({name: part.copy() for name, part in own.items()}, describe_places(own))
         state = json.loads(json.dumps(state))  # a copy: training changes it
-        self.thread = threading.Thread(target=self._write, args=(step, partial, copies, state, rank, writers))
+        appended = appended_sizes(self.folder.parent)  # now: later lines are of later steps
+        self.thread = threading.Thread(
+            target=self._write, args=(step, partial, copies, state, appended, rank, writers)
+        )
         self.thread.start()
 
     def _make_folder(self, partial: Path, step: int, num_bytes: int) -> None:
@@ -135,7 +139,9 @@ class Checkpoints:
         self.wait()
         self.check()
 
-    def _write(self, step: int, partial: Path, copies: dict, state: dict, rank: int, writers: int) -> None:
+    def _write(
+        self, step: int, partial: Path, copies: dict, state: dict, appended: dict[str, int], rank: int, writers: int
+    ) -> None:
         started = time.perf_counter()
         try:
             part = "" if writers == 1 else f"-{rank + 1:05d}-of-{writers:05d}"
@@ -157,7 +163,9 @@ class Checkpoints:
             files["state.json"] = describe_file(partial / "state.json")
             for other in range(1, writers):
                 files |= wait_for_files(partial / part_name(other), self.timeout_seconds)
-            final = commit(partial, step, files, self.identity)
+            run = self.folder.parent
+            records = {name: describe_beginning(run / name, size) for name, size in appended.items()}
+            final = commit(partial, step, files, self.identity | {"records": records})
             prune(self.folder, self.keep, self.keep_every_steps)
             self.saved(step, final, time.perf_counter() - started)
         except Exception as error:
@@ -202,7 +210,7 @@ def wait_for_files(path: Path, timeout_seconds: float) -> dict:
 def commit(partial: Path, step: int, files: dict, identity: dict) -> Path:
     """Write the manifest and rename the folder to its final name."""
     manifest = {"program": PROGRAM, "format": CHECKPOINT_FORMAT, "step": step, **identity, "files": files}
-    write_json(partial / "manifest.json", manifest)
+    write_json(partial / "manifest.json", with_checksum(manifest))
     final = partial.with_name(f"step_{step:08d}")
     if final.exists():  # damaged, and skipped at the start
         discard(final)

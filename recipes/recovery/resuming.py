@@ -98,6 +98,33 @@ def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
     return state | {"settings": settings, "max_steps": fresh["max_steps"], "phases": fresh["phases"]}, [change]
 
 
+def follow_computing(state: dict, now: dict) -> list[str]:
+    """Add to a state how its next steps are computed, if that differs from the steps before.
+
+    Args:
+        state: that training starts or resumes from; its `computing` lists {"after_step": N, ...}, a period each.
+        now: of record.describe_computing.
+
+    Returns: what changed, in words.
+    """
+    step, periods = state["step"], state.get("computing", [])  # absent from earlier checkpoints
+    before = periods[-1] if periods else {}
+    changed = [key for key in now if periods and before.get(key) != now[key]]
+    if changed or not periods:
+        state["computing"] = [*periods, {"after_step": step, **now}]
+    if not periods and step > 0:
+        return [f"how steps 1 to {step} were computed is not recorded, so a change cannot be seen"]
+    return [
+        f"{key} was {before.get(key)}, is {now[key]} after step {step}; "
+        + (
+            "this rounds otherwise, so the losses are not those of a run without the change"
+            if key == "mixed_precision"
+            else "this can change the order of sums, and with it the last digits of the losses"
+        )
+        for key in changed
+    ]
+
+
 def is_extended(state: dict, fresh: dict) -> bool:
     """Return whether a larger training.max_tokens only adds steps to a saved run.
 

@@ -28,6 +28,7 @@ from planning.devices import stated_utilisation
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
+from run_files import record_run_files
 from training.compilation import decide_compilation
 from training.inputs import read_inputs
 from training.optimizers import build_optimizers
@@ -106,6 +107,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     print_preflight(plan, checks, accelerator)
     if accelerator.is_main_process:
         write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
+        record_run_files(Path(recipe.run.output_dir), ("preflight.json",))
     failed = [check for check in checks if not check["passed"]]
     if failed:
         raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))

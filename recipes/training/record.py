@@ -4,7 +4,7 @@
 | file | what it holds |
 |---|---|
 | `recipe.yaml` | the recipe with every key resolved |
-| `environment.json` | the versions of everything installed |
+| `environment.json` | the versions of everything installed, and how training computes |
 | `metrics.jsonl` | numbers over time, a line every few steps |
 | `samples.jsonl` | the continuations of evaluation.prompts at each evaluation |
 | `training.json` | what the whole run trained, on how much of each source, at what cost |
@@ -25,11 +25,12 @@ from mixture.order import TokenMixture
 from recipe_config import Model, Recipe, Training
 
 
-def write_run_files(recipe: Recipe, run: Path) -> None:
-    """Write recipe.yaml and environment.json."""
+def write_run_files(recipe: Recipe, run: Path, computed: dict) -> None:
+    """Write recipe.yaml and environment.json, which run_recipe.py reads the precision to continue in from."""
     replace_text(run / "recipe.yaml", recipe.dump_yaml())
     packages = {d.metadata["Name"]: d.version for d in distributions()}
     environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}
+    environment["computed"] = computed
     write_json(run / "environment.json", environment)
 
 
@@ -85,6 +86,29 @@ def describe_device(accelerator: Accelerator) -> dict:
         "num_processes": accelerator.num_processes,
         "distributed_type": str(accelerator.distributed_type.value),
         "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def describe_computing(accelerator: Accelerator, training: Training, compiled: bool, attention: str) -> dict:
+    """Return what this machine or its user decided about how training computes, and what can change its numbers.
+
+    Args:
+        accelerator: of the run.
+        training: its settings.
+        compiled: whether torch.compile is used.
+        attention: the attention function.
+    """
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "device": processor_name() if on_cpu else torch.cuda.get_device_name(accelerator.device),
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "num_processes": accelerator.num_processes,
+        "distributed_type": str(accelerator.distributed_type.value),
+        "mixed_precision": accelerator.mixed_precision,
+        "compiled": compiled,
+        "attention": attention,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "torch": torch.__version__,
     }
 
 

@@ -194,7 +194,11 @@ def rolled_back(state: dict, earlier: dict, decision: Decision, settings: Stabil
         "to_step": earlier["step"],
         "skipped_steps": [decision.first, decision.last],
     }
+    # The steps after the checkpoint are trained again, in the way of the present period.
+    periods = state.get("computing", [])
+    present = [period | {"after_step": min(period["after_step"], earlier["step"])} for period in periods[-1:]]
     return earlier | {
+        "computing": [period for period in periods[:-1] if period["after_step"] < earlier["step"]] + present,
         "settings": state["settings"],
         "rollbacks": [*state["rollbacks"], rollback],
         "learning_rate_factor": state["learning_rate_factor"] * settings.rollback.learning_rate_factor,

@@ -36,7 +36,6 @@ from vocabulary.training_sample import draw_sample
 
 
 SHARES = {"law": 0.6, "web": 0.4}
-PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
 @pytest.fixture
@@ -75,18 +74,12 @@ def test_digits_stand_alone_and_nothing_is_added(tokenized_run):
     assert 0 not in tokenizer("The court denies the appeal.").input_ids
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"normalizer": {"type": "Lowercase"}}, "from byte 0 on it encodes 'The .* as 'the "),
-        ({"pre_tokenizer": PREFIXED}, "from byte 0 on it encodes 'T.* as ' T"),
-    ],
-)
-def test_a_tokenizer_that_changes_text_is_refused(changes, message, tiny_run, tmp_path):
+def test_a_tokenizer_that_changes_text_is_refused(tiny_run, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_run.output_dir / "tokenizer", base)
-    change_tokenizer(base, changes)
-    with pytest.raises(RecipeError, match=f"its tokenizer, on law: the tokenizer changes the text: {message}"):
+    change_tokenizer(base, {"normalizer": {"type": "Lowercase"}})
+    message = "its tokenizer, on law: the tokenizer changes the text: from byte 0 on it encodes 'The .* as 'the "
+    with pytest.raises(RecipeError, match=message):
         train_tokenizer.main(tiny_run.argv(f"--tokenizer.from_pretrained={base}", "--overwrite"))
 
 

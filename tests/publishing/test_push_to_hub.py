@@ -68,6 +68,7 @@ from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
 from recipe_config import Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
+from run_files import RUN_FILES, record_run_files
 from run_folder import record_stage
 from stages import output_folder
 
@@ -321,6 +322,20 @@ def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
         build_release(recipe)
 
 
+@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html"])
+def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(recipe, name):
+    run = Path(recipe.run.output_dir)
+    record_run_files(run, ("training.json", "metrics.jsonl", "report.html"))
+    text = (run / name).read_text()
+    (run / name).write_text(text.replace("5120", "5121").replace("2.123", "0.123").replace("run", "ran"))
+    with pytest.raises(RecipeError, match=f"{name}: its sha256 is not the recorded one; restore it from a copy"):
+        build_release(recipe)
+    (run / name).write_text(text)
+    (run / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read; restore it from a copy"):
+        build_release(recipe)
+
+
 def test_results_of_other_weights_are_refused(recipe):
     model = Path(recipe.run.output_dir) / "model" / "model.safetensors"
     weights = load_file(model)
@@ -506,7 +521,8 @@ def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
     documents = Path(recipe.run.output_dir) / "documents"
     for split in ("validation", "test"):
-        writer = DocumentWriter(documents / split / "stories" / "00000.parquet", families={f"{1:032x}": f"{0:032x}"})
+        (path,) = (documents / split / "stories").glob("*.parquet")
+        writer = DocumentWriter(path, families={f"{1:032x}": f"{0:032x}"})
         for index in range(3):
             writer.write(Document(f"A {split} story, {index}.", f"{index:032x}", metadata={"source": "stories"}))
         writer.close()
@@ -1409,7 +1425,8 @@ def test_the_published_model_and_tokenizer_give_the_same_as_those_of_the_run(ses
 
 def test_only_text_of_sources_that_permit_it_is_published(session, workspace):
     files = session["after first"]["datasets/me/tiny-text"]["files"]
-    assert not [name for name in files if "contracts" in name] and "train/stories/00000.parquet" in files
+    assert not [name for name in files if "contracts" in name]
+    assert [name for name in files if name.startswith("train/stories/") and name.endswith(".parquet")]
     assert session["rows"] == [["stories", f"A story, {index}."] for index in range(3)]
     assert 'the text of contracts is not published: a licence of the kind "unknown"' in session["first"]
     card = (workspace / "published" / "release_dataset" / "README.md").read_text()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import re
 import shlex
 import shutil
@@ -38,14 +39,17 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 import pretrain
 import verify_run
 from atomic_files import read_record
-from recipe_config import RecipeError
+from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
 from recovery import checkpoints as checkpointing
 from recovery.chronicle import read_chronicle
 from recovery.preemption import EXIT_STOPPED
+from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
+from run_files import RUN_FILES, record_run_files
 from run_folder import write_record
+from training.stability import Decision, rolled_back
 
 
 # Long enough to be interrupted anywhere, with dropout, a phase of longer sequences after step 16, and a second epoch
@@ -228,10 +232,35 @@ def test_a_resumed_run_may_become_longer_which_is_recorded_but_not_shorter(tiny_
     with pytest.raises(RecipeError, match="training.max_tokens was 5120, is 2560"):
         pretrain.main(tiny_run.argv("--training.max_tokens=2560"))
     assert read_status(tiny_run)["status"] == "failed" and "max_tokens was 5120" in read_status(tiny_run)["reason"]
-    pretrain.main(tiny_run.argv("--training.max_tokens=7680"))
+    pretrain.main(tiny_run.argv("--training.max_tokens=7680", "--training.per_device_train_batch_size=4"))
     assert max(tiny_run.losses()) == 30
-    (change,) = [entry for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
-    assert "training.max_tokens was 5,120, is 7,680 after step 20: 30 steps, not 20" in change["text"]
+    changes = [entry["text"] for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
+    assert "training.max_tokens was 5,120, is 7,680 after step 20: 30 steps, not 20" in changes[0]
+    assert changes[1:] == [
+        "per_device_train_batch_size was 2, is 4 after step 20; this can change the order of sums, and with it the "
+        "last digits of the losses"
+    ]
+    trained = json.loads((tiny_run.output_dir / "training.json").read_text())["computing"]
+    sizes = [(period["after_step"], period["per_device_train_batch_size"]) for period in trained]
+    assert sizes == [(0, 2), (20, 4)] and trained[0]["attention"] and trained[0]["threads"] >= 1
+    environment = json.loads((tiny_run.output_dir / "environment.json").read_text())
+    assert environment["computed"] == trained[1]
+
+
+def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_rollback_keeps_the_present_one():
+    state = {"step": 0}
+    assert follow_computing(state, {"mixed_precision": "bf16", "compiled": True}) == []
+    state["step"] = 10
+    assert follow_computing(state, {"mixed_precision": "bf16", "compiled": True}) == []
+    (change,) = follow_computing(state, {"mixed_precision": "no", "compiled": True})
+    assert "mixed_precision was bf16, is no after step 10; this rounds otherwise" in change
+    state |= {"step": 12, "settings": {}, "rollbacks": [], "learning_rate_factor": 1.0}
+    settings = Stability(rollback=Rollback())
+    back = rolled_back(state, {"step": 8}, Decision("rollback", "", (9,), 9, 9), settings)["computing"]
+    assert [(period["after_step"], period["mixed_precision"]) for period in back] == [(0, "bf16"), (8, "no")]
+    old = {"step": 7}
+    assert "how steps 1 to 7 were computed is not recorded" in follow_computing(old, {"compiled": True})[0]
+    assert old["computing"] == [{"after_step": 7, "compiled": True}]
 
 
 def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
@@ -810,6 +839,70 @@ def test_verify_run_names_what_is_damaged_stale_or_killed(uninterrupted, run, tm
     shutil.rmtree(whole / "model")
     with pytest.raises(RecipeError, match=rf"tokens is damaged: .*{shard.name}: its sha256 is not"):
         pretrain.main(TinyRun(run.texts, whole).argv(*TRAINING))
+
+
+# The memory of hashes has a checksum of its own, and a damaged one is thrown away; a lock's content is not read.
+HARMLESS = {".hashes", ".hashes.lock", "lock", "log.txt"}
+
+
+@pytest.mark.parametrize("flips", [50, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_flipped_bit_in_any_file_of_a_finished_run_is_named(uninterrupted, tmp_path, capsys, flips):
+    run, draw = uninterrupted.copy(tmp_path / "run").output_dir, random.Random(flips)
+    record_run_files(run, ("report.html",))
+    paths = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
+    records = [path for path in paths if path.parent == run or path.name in ("stage.json", "manifest.json")]
+    unseen = []
+    for number in range(flips):
+        path = draw.choice(paths if number % 2 else records)  # the others are few kinds of large files
+        if path.name in HARMLESS:
+            continue
+        content = path.read_bytes()
+        changed, bit = bytearray(content), draw.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            verify_run.main([str(run)])
+            unseen.append((str(path.relative_to(run)), bit))
+        except SystemExit:
+            lines = [line for line in capsys.readouterr().out.splitlines() if "! " in line]
+            assert any(path.name in line for line in lines), (path, bit, lines)
+        path.write_bytes(content)
+    assert not unseen, unseen
+    verify_run.main([str(run)])
+
+
+def test_each_damaged_file_has_a_line_also_after_a_record_that_cannot_be_read(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run").output_dir
+    (run / "documents" / "stage.json").write_text('{"settings": {}, "inputs": {}, "sha256": "", "files": {"a": {}}}')
+    (run / "tokenizer" / "stage.json").write_text("[")
+    damaged = ["metrics.jsonl", "training.json", "chronicle.jsonl", "recipe.yaml", "status.json"]
+    for path in (*(run / name for name in damaged), *sorted((run / "tokens").rglob("*.ds"))[:2]):
+        flip(path)
+    (run / "environment.json").unlink()
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "! " in line]
+    for name in (*damaged, "environment.json", *(path.name for path in sorted((run / "tokens").rglob("*.ds"))[:2])):
+        assert any(name in line for line in lines), (name, lines)
+    assert sum("stage.json cannot be read" in line for line in lines) == 2
+
+
+def test_metrics_that_change_while_a_run_is_unfinished_are_seen_by_its_checkpoints(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run").output_dir
+    (run / RUN_FILES).unlink()  # as before the end of training, and as an earlier version left a run
+    verify_run.main([str(run)])
+    assert "not recorded: metrics.jsonl, samples.jsonl, chronicle.jsonl" in capsys.readouterr().out
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99}\n')  # it grows
+    verify_run.main([str(run)])
+    flip(run / "metrics.jsonl")
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run)])
+    assert "metrics.jsonl up to here: its sha256 is not the recorded one" in capsys.readouterr().out
+    for path in (run / "checkpoints").glob("*/manifest.json"):  # of an earlier version
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({key: manifest[key] for key in manifest.keys() - {"records", "record_sha256"}}))
+    verify_run.main([str(run)])
 
 
 # --- planted files

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that lie in the run folder itself, beside the outputs of stages, with the bytes and sha256 of each.
+
+`run_files.json` has an entry for a file from when it is written for the last time: recipe.yaml and environment.json at
+each start, metrics, samples, chronicle, status and training.json at the end of training, the plan and the report when
+they are made. Until then the manifest of each checkpoint has the hash of what metrics, samples and chronicle held at
+its step: they only grow, so a later file begins with it.
+"""
+
+import hashlib
+from pathlib import Path
+
+from atomic_files import file_sha256, hash_files, read_json, write_json
+
+
+RUN_FILES = "run_files.json"
+APPENDED = ("metrics.jsonl", "samples.jsonl", "chronicle.jsonl")
+OF_TRAINING = (*APPENDED, "chronicle.md", "status.json", "training.json", "recipe.yaml", "environment.json")
+OF_REPORT = ("report.html", "summary.txt")
+ALL = (*OF_TRAINING, *OF_REPORT, "plan.json", "preflight.json", "dropped_samples.jsonl")
+
+
+def record_run_files(run: Path, names: tuple[str, ...], forget: tuple[str, ...] = ()) -> None:
+    """Record files of a run folder as they are now, if they exist, and forget others."""
+    files = {} if find_record_damage(run) else recorded_run_files(run)
+    for name in {*names, *forget}:
+        files.pop(name, None)
+        path = run / name
+        if name in names and path.is_file():
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    files = dict(sorted(files.items()))
+    write_json(run / RUN_FILES, {"format": 1, "sha256": hash_files(files), "files": files})
+
+
+def recorded_run_files(run: Path) -> dict[str, dict]:
+    """Return name -> bytes and sha256; empty where there is no record, as in runs of earlier versions."""
+    return (read_json(run / RUN_FILES) or {}).get("files", {})
+
+
+def find_record_damage(run: Path) -> str | None:
+    """Return what is wrong with the record itself; None if nothing is, or if there is none."""
+    if not (run / RUN_FILES).exists():
+        return None
+    record = read_json(run / RUN_FILES) or {}
+    if record.keys() != {"format", "sha256", "files"} or record["format"] != 1:
+        return "cannot be read"
+    return None if hash_files(record["files"]) == record["sha256"] else "is not as it was written"
+
+
+def find_damaged_run_files(run: Path) -> dict[str, str]:
+    """Return name -> what is wrong, of the recorded files and of the record itself."""
+    if problem := find_record_damage(run):
+        return {RUN_FILES: problem}
+    found = {name: find_difference(run / name, file) for name, file in recorded_run_files(run).items()}
+    return {name: problem for name, problem in found.items() if problem}
+
+
+def find_difference(path: Path, recorded: dict, grows: bool = False) -> str | None:
+    """Return how a file differs from its entry; None if it does not.
+
+    Args: grows: only its first bytes are recorded.
+    """
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size < recorded["bytes"] or (size > recorded["bytes"] and not grows):
+        return f"{size:,} bytes, {recorded['bytes']:,} when it was recorded"
+    if describe_beginning(path, recorded["bytes"]) != recorded:
+        return "its sha256 is not the recorded one"
+    return None
+
+
+def describe_beginning(path: Path, num_bytes: int) -> dict:
+    """Return the entry of the first bytes of a file."""
+    digest, left = hashlib.sha256(), num_bytes
+    with path.open("rb") as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return {"bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def appended_sizes(run: Path) -> dict[str, int]:
+    """Return the present bytes of the files that only grow."""
+    return {name: (run / name).stat().st_size for name in APPENDED if (run / name).exists()}
