@@ -27,7 +27,7 @@ from planning.plan import make_plan
 from planning.plan_table import describe
 from planning.planned_recipe import planned_values
 from recipe_loading import parse_command_line, run_command
-from run_files import record_run_files
+from recorded_files import record_run_files
 from run_folder import is_finished, new_output
 from stages import output_folder
 

@@ -51,7 +51,7 @@ from corpus.reading_plan import ReadingPlan, estimate
 from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from run_files import record_run_files
+from recorded_files import record_run_files
 from run_folder import is_finished, new_output
 from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked

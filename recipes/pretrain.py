@@ -35,6 +35,7 @@ from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
 from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
@@ -42,7 +43,6 @@ from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
-from run_files import OF_TRAINING, record_run_files
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator

@@ -34,7 +34,7 @@ from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
-from run_files import OF_REPORT, record_run_files
+from recorded_files import OF_REPORT, record_run_files
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from atomic_files import CHECKSUM, RECORD, StaleStageError, is_unchanged, read_json, read_record
 from recipe_loading import run_command
+from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from recovery.run_lock import is_held
 from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
-from run_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from run_folder import find_damaged_files, hash_input
 from stages import STAGES
 

@@ -30,7 +30,7 @@ from publishing.release_checks import check_model, refuse_odd_files, refuse_secr
 from publishing.sample_redaction import redact_report, redact_results, sample_redactor
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
-from run_files import RUN_FILES, find_damaged_run_files
+from recorded_files import RUN_FILES, find_damaged_run_files
 from run_folder import new_output, require
 from stages import ROOT, output_folder
 from vocabulary.tokenizer_training import read_texts

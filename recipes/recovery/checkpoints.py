@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from atomic_files import discard, file_sha256, read_json, sync, with_checksum, write_json
 from recipe_config import RecipeError
+from recorded_files import appended_sizes, describe_beginning
 from recovery.agreement import from_main
 from recovery.stored_tensors import (
     CHECKPOINT_FORMAT,
@@ -35,7 +36,6 @@ from recovery.stored_tensors import (
     part_name,
 )
 from recovery.tensor_files import write_hashed, write_tensors
-from run_files import appended_sizes, describe_beginning
 
 
 PROBE_BYTES = 1 << 26

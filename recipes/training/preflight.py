@@ -28,7 +28,7 @@ from planning.devices import stated_utilisation
 from planning.memory import memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
-from run_files import record_run_files
+from recorded_files import record_run_files
 from training.compilation import decide_compilation
 from training.inputs import read_inputs
 from training.optimizers import build_optimizers

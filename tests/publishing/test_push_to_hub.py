@@ -68,7 +68,7 @@ from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
 from recipe_config import Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
-from run_files import RUN_FILES, record_run_files
+from recorded_files import RUN_FILES, record_run_files
 from run_folder import record_stage
 from stages import output_folder
 

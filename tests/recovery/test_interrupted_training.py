@@ -41,13 +41,13 @@ import verify_run
 from atomic_files import read_record
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
+from recorded_files import RUN_FILES, record_run_files
 from recovery import checkpoints as checkpointing
 from recovery.chronicle import read_chronicle
 from recovery.preemption import EXIT_STOPPED
 from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
-from run_files import RUN_FILES, record_run_files
 from run_folder import write_record
 from training.stability import Decision, rolled_back
 
