@@ -29,6 +29,7 @@ import numpy as np
 from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
+from corpus.canaries import CANARIES, choose_canaries, plant_canaries
 from corpus.data_card import write_data_card
 from corpus.document_files import (
     PLACES,
@@ -164,11 +165,16 @@ def prepare(recipe: Recipe) -> dict:
             refused, model = filter_by_model(run, kept, work / "kept", work / "notes", folder, held_out.splits, data)
             (folder / SCORES).replace(output / SCORES)
         np.save(work / "refused.npy", refused)
+        lowest_ids = lowest_training_ids(work / "notes", held_out.splits, refused, data)
+        if data.canaries is not None:
+            chosen = choose_canaries(work / "notes", held_out.splits, lowest_ids, refused, data)
+            write_json(output / CANARIES, chosen)
+            kept.append(partial(plant_canaries, chosen=output / CANARIES, counts=counts))
         split = partial(
             write_splits,
             folder=output,
             held_out=work / "held_out.json",
-            lowest_ids=lowest_training_ids(work / "notes", held_out.splits, refused, data),
+            lowest_ids=lowest_ids,
             refused=work / "refused.npy",
             splits=data.splits,
             counts=counts,

@@ -346,6 +346,15 @@ class Slurm(Section):
     """Further sbatch options, such as account: my-project."""
 
 
+class Canaries(Section):
+    """Made-up records planted in training documents, for audit_leaks.py to ask the model for. They are nobody's."""
+
+    repetitions: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 16, 64]
+    """How often a record stands in the training text; each number is a level."""
+    per_level: Annotated[Int, Field(ge=5)] = 20
+    """Records of each level, and as many that are planted nowhere."""
+
+
 class Data(Section):
     """Sources, cleaning, splits and the mixture."""
 
@@ -377,6 +386,8 @@ class Data(Section):
     """MinHash settings; null keeps near-duplicates."""
     decontamination: Decontamination | None = None
     """Benchmarks to keep out of the text; null checks nothing."""
+    canaries: Canaries | None = None
+    """Records to plant in the training documents of sources whose domain is not general. None: none."""
     family_containment: Fraction | None = None
     """Documents that share this fraction of their 13-word sequences go to the same split. None: each by itself. Takes
     about 8 bytes of memory a word: for corpora of up to some GB."""
@@ -804,6 +815,22 @@ class Evaluation(Section):
     """Compress the held-out text with xz -9e as a baseline; for corpora of up to about 50 MB."""
 
 
+class LeakAudit(Section):
+    """Limits on what the model may give away. Publishing refuses a run that audit_leaks.py has not audited."""
+
+    max_verbatim_50_fraction: Fraction = 0.02
+    """Share of the trained documents that may be continued word for word for 50 tokens, by the upper end of the 95 %
+    interval: 0.018 for none of 200."""
+    max_personal_values: Count = 0
+    """Values of personal data in samples and continuations that may stand in the training text."""
+    max_exposure_bits: Annotated[float, Field(ge=0)] | None = None
+    """Mean exposure of the records of a level of data.canaries (1.4: chance; 8: the most), by the upper end of the
+    95 % interval. None: no limit."""
+    max_membership_auc: Fraction | None = None
+    """How well the loss may separate trained from unseen documents (0.5: chance; 1: always), by the upper end of the
+    95 % interval. None: no limit."""
+
+
 class Hub(Section):
     """Publishing to the Hub, which uploads nothing unless repo_id is set; publishing/README.md."""
 
@@ -838,6 +865,8 @@ class Hub(Section):
     gguf and a BPE tokenizer with pretokenization qwen2 or qwen35. None: no such file."""
     tensorboard: bool = False
     """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
+    leak_audit: LeakAudit | None = None
+    """Limits on what the model may give away; `{}` sets the defaults. None: publishing needs no audit."""
 
     def problems(self):
         repositories = {key: getattr(self, key) for key in ("repo_id", "tokenizer_repo_id", "dataset_repo_id")}
@@ -846,6 +875,8 @@ class Hub(Section):
                 yield key, "is set without repo_id, so nothing would be uploaded; set hub.repo_id too"
         if self.tokenizer_repo_id and self.tokenizer_repo_id == self.repo_id:
             yield "tokenizer_repo_id", f"{self.repo_id} is the model's; give the tokenizer a repository of its own"
+        if self.leak_audit is not None and self.revision_steps is not None:
+            yield "revision_steps", "publishes weights before leak_audit can check them; leave one of the two out"
         if self.dataset_text and self.dataset_repo_id is None:
             yield "dataset_text", "is set without dataset_repo_id; set that too"
 
@@ -920,6 +951,8 @@ class Recipe(Section):
 
     def problems(self):
         training = self.training
+        if self.data.canaries is not None and self.hub.dataset_text:
+            yield "hub.dataset_text", "the text has the records of data.canaries in it; leave one of the two out"
         if (self.hub.revision_steps or 0) % training.save_steps:
             yield (
                 "hub.revision_steps",

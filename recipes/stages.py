@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomic_files import RECORD, hash_items, read_record
+from atomic_files import RECORD, file_sha256, hash_items, read_record
 from file_hashes import remembered_hashes
 from recipe_config import Recipe, RecipeError
 from sources.units import source_fingerprint
@@ -234,7 +234,13 @@ def training_settings(recipe: Recipe) -> dict:
 def release_settings(recipe: Recipe) -> dict:
     sources = {source.name: [source.license, source.url] for source in recipe.data.sources}
     not_deciding = {"private", "revision_steps", "tokenizer_repo_id", "dataset_repo_id", "dataset_text"}
-    return recipe.hub.model_dump(exclude=not_deciding) | {"sources": sources}
+    return recipe.hub.model_dump(exclude=not_deciding) | {"sources": sources} | audit_settings(recipe)
+
+
+def audit_settings(recipe: Recipe) -> dict:
+    """Return what identifies the leak audit that report and card show; nothing where the run was not audited."""
+    audit = Path(recipe.run.output_dir) / "audit.json"
+    return {"audit": file_sha256(audit)} if audit.exists() else {}
 
 
 def plan_settings(recipe: Recipe) -> dict:
@@ -352,7 +358,7 @@ STAGES = {
     "report": Stage(
         "eval/report.py",
         "figures",
-        lambda recipe: {},
+        audit_settings,
         ("plan", "tokenizer", "pretrain", "evaluate"),
         report_arguments,
         derived=True,

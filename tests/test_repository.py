@@ -76,6 +76,7 @@ ARROWS = {
         "card_text",
         "corpus",
         "planning",
+        "provenance",
         "recipe_config",
         "recovery",
         "recorded_files",

@@ -156,7 +156,8 @@ def gather_stats(
         for reason, number in sorted(entry for kind in WORDED for entry in labelled(own, kind).items()):
             reasons[mask(reason)] = reasons.get(mask(reason), NOTHING) + number
         markers = sorted(labelled(own, "marker").items())
-        accounted = sum([*kept.values(), *dropped.values()], cut * [0, 1])
+        planted = own.get("planted", NOTHING)  # its bytes are kept, and were not read
+        accounted = sum([*kept.values(), *dropped.values()], (cut - planted) * [0, 1])
         assert (everything == accounted).all(), f"{source.name}: of {everything}, {dropped} and {kept}"
         stats[source.name] = {
             "domain": source.label,

@@ -100,6 +100,7 @@ def render_data_card(
         kept={split: sum_kept(stats, [split]) for split in splits},
         total=sum_kept(stats, splits),
         settings=flatten(recipe.data.model_dump(exclude=HIDDEN_SETTINGS)),
+        canaries=recipe.data.canaries,
         actions=searched_kinds(recipe.data.personal_data, stats),
     )
 

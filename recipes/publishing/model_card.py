@@ -35,6 +35,7 @@ RECORDS = (
     "results",
     "plan",
     "environment",
+    "audit",
     "gguf",
 )
 MOST_TASKS = 10  # a larger group is listed by its average only

@@ -22,6 +22,7 @@ from corpus.data_card import render_data_card
 from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
 from publishing.gguf_file import build_gguf, gguf_bytes, refuse_unwritable
+from publishing.leak_limits import read_audit, refuse_leaks
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.model_card import write_card
 from publishing.notice import write_notice
@@ -72,6 +73,12 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
         recorded |= recorded_files(require(recipe, stage))
     names, notes, damaged = dict(RECORDS), [], find_damaged_run_files(run)
     names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
+    if (run / "audit.json").exists():
+        audit, problem = read_audit(run)
+        if audit is None:
+            notes.append(f"{run / 'audit.json'} is left out: it {problem}; run recipes/audit_leaks.py again")
+        else:
+            names["audit.json"] = "audit.json"
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)
         if read_record(folder) is None:
@@ -134,6 +141,7 @@ def build_release(recipe: Recipe) -> list[str]:
     base = find_base(recipe)
     refuse_licence(recipe, base)
     files, notes = collect(recipe)
+    refuse_leaks(recipe)
     model, kinds = output_folder(recipe, "pretrain"), recipe.hub.gguf or []
     if kinds:
         refuse_unwritable(model)

@@ -41,6 +41,7 @@ FILES = {
     "chronicle": "chronicle.jsonl",
     "training_samples": "samples.jsonl",
     "results": "eval/results.json",
+    "audit": "audit.json",
 }
 EVENTS = [
     {"time": "2026-01-02T03:04:05Z", "event": event, "step": step, "text": text}
@@ -96,6 +97,21 @@ def checked_task(items, overlapping):
     not_checkable = {"too_short": ["a"], "template": ["b", "c"]}
     removed = {"licenses": {"documents": 2, "bytes": 5150}}
     return counts | {"items": items, "checkable": items - 3, "not_checkable": not_checkable, "removed": removed}
+
+
+def audit() -> dict:
+    """Return what the report reads of an audit, with a finding that a page has to escape."""
+    sides = {
+        side: {"documents": 100, "continued": {"50": {"documents": number}}}
+        for side, number in (("trained", 3), ("held_out", 0))
+    }
+    return {
+        "made_from": {"model": "0" * 64},
+        "settings": {"prompt_tokens": 50},
+        "findings": ["3 of 100 <i>documents are continued."],
+        "cannot_be_concluded": ["Other prompts may extract more."],
+        "verbatim": sides | {"by_source": {"licenses": sides}},
+    }
 
 
 def write_run(folder):
@@ -194,7 +210,7 @@ def write_run(folder):
     }
     contents = {"documents": documents, "decontamination": decontamination, "tokenizer": tokenizer}
     checks = [{"name": "label shift", "passed": True, "found": "<i>as it", "expected": "should be"}]
-    contents |= {"training": training, "preflight": {"checks": checks}, "results": results}
+    contents |= {"training": training, "preflight": {"checks": checks}, "results": results, "audit": audit()}
     for name, content in contents.items():
         (folder / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (folder / FILES[name]).write_text(json.dumps(content))

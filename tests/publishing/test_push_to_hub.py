@@ -44,14 +44,21 @@ from transformers import (
 
 import pretrain
 from atomic_files import file_sha256, write_json
+from audit_leaks import measure_membership, measure_verbatim
 from card_text import escape_markdown
+from corpus.canaries import CANARIES
 from corpus.document_files import DocumentWriter, write_documents
 from corpus.dropped_samples import SAMPLES
+from provenance.audit_record import describe_inputs
+from provenance.audited_documents import AuditedDocument
+from provenance.leak_findings import describe_findings, describe_limits
+from provenance.leak_measures import Reading
 from publishing import base_model, release_checks, revision_queue
 from publishing.base_licence import refuse_licence
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
+from publishing.leak_limits import refuse_leaks
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
@@ -774,6 +781,51 @@ def test_a_release_has_the_runs_optional_files_and_the_recipes_settings(recipe, 
     assert "30,000 parameters and 6,000 tokens for 2e+09 FLOPs by the law `chinchilla\\_3`" in card
     assert "2 hours of a device (1 to 4)" in card and "planned: 9 kWh, without the reserve" in card
     assert "torch 2.13.0" in notice and "| stories | not stated | unknown |" in notice and "<script" not in notice
+
+
+def write_audit(run: Path, continued_tokens: int) -> None:
+    """Write the audit of a run with 200 trained and 200 held-out documents; three trained ones are continued."""
+    documents = [AuditedDocument(f"{n:032x}", "contracts", int(n < 200), np.arange(150)) for n in range(400)]
+    readings = [Reading(continued_tokens if number < 3 else 0, 100.0, 150, 600) for number in range(400)]
+    settings = {"prompt_tokens": 50, "least_tokens": 150, "lengths_left_out": [], "window_tokens": 1024}
+    audit = {"format": 1, "made_from": describe_inputs(run), "settings": settings}
+    audit["verbatim"] = measure_verbatim(documents, readings, [20, 50, 100]) | {"held_out_in_training_text": 0}
+    audit["personal_data"] = {"kinds": ["email"], "samples": 1, "values": [], "in_training_text": 0}
+    audit["canaries"] = None
+    audit["membership"] = measure_membership(documents, readings, seed=1)
+    audit["flags"] = {"verbatim": False, "personal_data": False, "membership": False}
+    audit |= {"findings": describe_findings(audit), "cannot_be_concluded": describe_limits(audit)}
+    write_json(run / "audit.json", audit)
+
+
+def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe, workspace, capsys):
+    run = Path(recipe.run.output_dir)
+    limited = load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04})
+    (run / "documents" / CANARIES).write_text("{}")
+    with pytest.raises(RecipeError, match=r"audit.json is missing, and hub.leak_audit requires it; run: python"):
+        made(limited)
+    write_audit(run, continued_tokens=20)
+    record_stage(recipe, "report")
+    card = (made(limited) / "README.md").read_text()
+    assert "Of 200 documents that were trained on, 3 are continued word for word for 20 tokens" in card
+    assert "of 200 never trained on, none" in card
+    assert not list(made(limited).rglob(CANARIES))
+    assert read(made(limited) / "audit.json") == read(run / "audit.json")
+    write_audit(run, continued_tokens=50)
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match=r"0_fraction=0.04: 3 of 200 trained documents .* up to 0.043 of all"):
+        made(limited)
+    rewrite(run / "audit.json", lambda audit: audit["made_from"].update(model="0" * 64))
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match="is of another model than this run's, and hub.leak_audit requires it"):
+        made(limited)
+    assert not (made(recipe) / "audit.json").exists()
+    assert "What it gives away" not in (made(recipe) / "README.md").read_text()
+    with pytest.raises(RecipeError, match="publishes weights before leak_audit can check them"):
+        load(workspace, run, leak_audit={}, repo_id="me/tiny", revision_steps=500)
+    write_audit(run, continued_tokens=20)
+    with pytest.raises(RecipeError, match="no records were planted; set data.canaries"):
+        refuse_leaks(load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04, "max_exposure_bits": 3}))
 
 
 def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
