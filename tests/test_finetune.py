@@ -247,7 +247,7 @@ def test_a_model_that_an_earlier_version_fine_tuned_is_recorded_and_stays(tuned,
     record.unlink()
     with pytest.raises(RecipeError, match="settings.learning_rate was"):
         finetune.main([*argv, "--finetune.learning_rate=1e-3"])
-    assert verify_run.check_stage(run.output_dir, "finetune")[0].startswith("ok, ")
+    assert verify_run.check_stage(run.output_dir, "finetune")[0][0].startswith("ok, ")
 
 
 def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
 
+import file_hashes
 from atomic_files import RECORD, file_sha256
 from corpus import pipeline_executor
 from file_hashes import MEMORY
@@ -141,6 +142,7 @@ def kill_session(folder: str, everywhere: str) -> None:
     for module, _ in SCRIPTS.values():
         importlib.import_module(module)
     pipeline_executor.NOTE_SECONDS = math.inf  # or a slow machine would count more changes than a fast one
+    file_hashes.CLOCK_TICK_NS = math.inf  # no hash is remembered, which a fast machine would do more rarely
     root = Path(folder)
     run = TinyRun(root / "texts", root / "run")
     write_texts(run.texts)

@@ -106,7 +106,7 @@ def test_a_small_model_is_trained_once_and_has_one_row(tiny_run, capsys, tmp_pat
     assert "nothing to do" in capsys.readouterr().out
     assert made == {name: (folder / name).stat().st_mtime_ns for name in made}
     assert json.loads((tmp_path / "results" / "vocabulary.json").read_text()) == found
-    assert verify_run.check_stage(tiny_run.output_dir, "vocabulary")[0].startswith("ok, 3 files, ")
+    assert verify_run.check_stage(tiny_run.output_dir, "vocabulary")[0][0].startswith("ok, 3 files, ")
     other = [*argv, "--vocabulary.sizes=[320, 352]"]
     with pytest.raises(RecipeError, match=r"vocabulary is out of date: vocabulary.sizes.1 was 384, is 352. Run with"):
         choose_vocabulary.main(other)
