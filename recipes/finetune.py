@@ -256,6 +256,39 @@ def build_trainer(
     )
 
 
+def train(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    checkpoints: Path,
+) -> tuple[PreTrainedModel, int, dict]:
+    """Train a model on rows, from the last checkpoint on if there is one.
+
+    Returns: the model, with its adapters merged; how many parameters were trained; and steps, last_loss, seconds and
+        resumed_from, as results.json has them.
+    """
+    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
+    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.perf_counter() - started
+    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    if recipe.finetune.lora:
+        tuned = tuned.merge_and_unload()
+    return (
+        tuned,
+        trained,
+        {
+            "steps": trainer.state.global_step,
+            "last_loss": trainer.state.log_history[-1].get("train_loss"),
+            "seconds": seconds,
+            "resumed_from": last and Path(last).name,
+        },
+    )
+
+
 def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     """Train, score and write finetuned/; return the content of results.json.
 
@@ -282,15 +315,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         {"prompt": build_prompt(document, settings, tokenizer), "completion": build_completion(summary, settings)}
         for document, summary in examples.train
     ]
-    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
-    seconds = time.perf_counter() - started
-    tuned = trainer.accelerator.unwrap_model(trainer.model)
-    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    if settings.lora:
-        tuned = tuned.merge_and_unload()
+    tuned, trained, progress = train(recipe, model, tokenizer, rows, checkpoints)
     after = summarise_together(documents, tuned, tokenizer, settings, "finetune: summaries after")
 
     leads = [lead(document, settings.lead_sentences) for document in documents]
@@ -300,10 +325,7 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},
         "documents": {"train": len(examples.train), "test": len(examples.test), "left_out": examples.left_out},
-        "steps": trainer.state.global_step,
-        "last_loss": trainer.state.log_history[-1].get("train_loss"),
-        "seconds": seconds,
-        "resumed_from": last and Path(last).name,
+        **progress,
         "rouge": {
             name: {metric: mean_with_interval(values) for metric, values in found.items()}
             for name, found in scores.items()
@@ -373,15 +395,7 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
 
     identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
-    trainer = build_trainer(recipe, model, tokenizer, fitting, checkpoints)
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
-    seconds = time.perf_counter() - started
-    tuned = trainer.accelerator.unwrap_model(trainer.model)
-    trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    if settings.lora:
-        tuned = tuned.merge_and_unload()
+    tuned, trained, progress = train(recipe, model, tokenizer, fitting, checkpoints)
     after = answer_bits(tuned, tokenizer, scored)
     answers.append([answer(one, tuned, tokenizer, settings.max_summary_tokens) for one in shown])
     tuned.generation_config.eos_token_id = stop_tokens(fitting[0], tokenizer)
@@ -389,10 +403,7 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},
         "documents": {"train": len(fitting), "test": len(scored), "left_out": left_out},
-        "steps": trainer.state.global_step,
-        "last_loss": trainer.state.log_history[-1].get("train_loss"),
-        "seconds": seconds,
-        "resumed_from": last and Path(last).name,
+        **progress,
         "bits_per_byte": {"before": bits_per_byte(before), "after": bits_per_byte(after)},
         "answer_bytes": int(after[:, 1].sum()),
         "examples": [
