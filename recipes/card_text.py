@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Render cards in Markdown: a template with escaped values, under front matter that reads back as written.
+"""Render pages in HTML, and cards in Markdown: escaped values under front matter that reads back as written.
 
-Names, licences and samples come from data and models, so every value is escaped unless it is Markup. An empty field is
-an error.
+Names, licences and samples come from data and models, so every value is escaped unless it is Markup. In a card, an
+empty field is an error.
 """
 
 import html
@@ -51,6 +51,18 @@ def render_card(template: Path, front_matter: dict | None, **values: object) -> 
         if YAML(typ="safe", pure=True).load(f"%YAML {version}\n{block}") != front_matter:
             raise RecipeError("hub.license, hub.language: the card's front matter would not read back as written")
     return card
+
+
+def render_html(template: Path, **values: object) -> str:
+    """Render a template of HTML, in which every value is escaped unless it is Markup."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)
 
 
 def escape_markdown(value: object) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from atomic_files import read_json, replace_text, write_json
+from card_text import render_html
 from mixture.ledger import Ledger
 from provenance.text_index import build_index
-from provenance.trace_page import write_page
 from provenance.tracing import Tracer
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
@@ -136,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
             )
     found = {"min_tokens": options.min_tokens, "baseline": baseline, "texts": traced}
     write_json(run / "trace" / f"{kind}.json", found)
-    replace_text(run / "trace" / f"{kind}.html", write_page(found, run.name))
+    template = Path(__file__).with_name("provenance") / "trace_page.html.jinja"
+    replace_text(run / "trace" / f"{kind}.html", render_html(template, run_name=run.name, **found))
     for entry in traced:
         print(f"[{entry['prompt']}]" if entry["prompt"] else "text", describe(entry), sep=": ")
     if baseline["passages"]:

@@ -11,8 +11,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from card_text import render_html
 from corpus.dropped_samples import PASSAGES_REMOVED
 from corpus.personal_data import KINDS
 from corpus.text_normalisation import ODD
@@ -168,14 +167,8 @@ def render_page(path: Path, run: str, sources: dict, kept: list[Section], droppe
         dropped: documents of each reason.
         notes: what is worth knowing first.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("document_page.html.jinja").render(
+    page = render_html(
+        Path(__file__).with_name("document_page.html.jinja"),
         run=run,
         sources=sources,
         kept=kept,
