@@ -9,10 +9,13 @@ Out: figures/*.png, report.html (one file, figures inside), summary.txt (also pr
     python eval/report.py runs/legal-quickstart --save_reference curve.csv   # its curve, to compare later runs with
     python eval/report.py runs/another --reference curve.csv                 # "2.1 % above the reference at step 400"
 
-Every number comes from one of those files; nothing is measured here. Text from data or a model is escaped.
+Every number comes from one of those files; nothing is measured here. Text from data or a model is escaped. A report of
+a run whose earlier one was recorded takes its place in the record, so that the run stays whole.
 """
 
 import argparse
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -136,6 +139,40 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
+def read_records(run: Path) -> dict[Path, dict]:
+    """Return what run_recipe.py recorded of an earlier report: {path: record}, without those that are damaged.
+
+    A record holds bytes and sha256 of each file, and a hash over these.
+    """
+    paths = [path for path in (run / "figures" / "stage.json", run / "run_files.json") if path.exists()]
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path: record for path, record in records.items() if record["sha256"] == sha256_of(record["files"])}
+
+
+def write_records(records: dict[Path, dict]) -> None:
+    """Enter the new report's files in the records of the earlier one."""
+    for path, record in records.items():
+        if path.name == "stage.json":
+            files = {image.name: describe(image) for image in path.parent.glob("*.png")}
+        else:
+            new = {name: describe(path.parent / name) for name in ("report.html", "summary.txt")}
+            files = record["files"] | {name: file for name, file in new.items() if name in record["files"]}
+        record |= {"files": dict(sorted(files.items()))}
+        record["sha256"] = sha256_of(record["files"])
+        if record.pop("record_sha256", None):
+            record["record_sha256"] = sha256_of(record)
+        replace_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def describe(path: Path) -> dict:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
@@ -155,12 +192,14 @@ def main(argv: list[str] | None = None) -> None:
             sections = build_sections(run)
             if not sections:
                 raise SystemExit(f"{run.folder} is not a run folder: it holds none of {', '.join(STAGE_FILES)}")
+            records = read_records(run.folder)
             figures = draw_figures(sections, run.folder)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     replace_text(run.folder / "report.html", write_html(run, sections, figures))
     summary = write_summary(run, sections)
     replace_text(run.folder / "summary.txt", summary)
+    write_records(records)
     print(summary)
     sys.stdout.flush()
     logger.info("report: %d sections, %d figures, in %s", len(sections), len(figures), run.folder / "report.html")

@@ -32,7 +32,7 @@ from recipe_config import Recipe, RecipeError, Section
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
-MAX_YAML_VALUES = 20_000  # with what aliases repeat; thousands of data.skip.documents fit
+MAX_YAML_VALUES = 10_000  # with what aliases repeat, read in a second; thousands of data.skip.documents fit
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
 MAX_FILES = 64  # of one recipe, with every `base`

@@ -14,11 +14,14 @@ import pytest
 from run_file_keys import unknown_keys
 
 import plan_run
+from atomic_files import is_unchanged, read_record
 from figure_style import MAX_POINTS, thinned
 from intervals import wilson
 from recipe_loading import load_recipe
+from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files
 from report import SECTIONS, main
 from run_files import RunFiles
+from run_folder import find_damaged_files, is_finished, record_stage
 from sections import overview, reference
 from sections.benchmarks import task_sentence
 from sections.curves import tasks_figure
@@ -457,6 +460,28 @@ def test_a_real_run_is_reported_from_the_files_that_the_stages_write(evaluated_r
     # A model is level with itself.
     assert page.count("It is level with") == 2
     assert "Training is not finished" not in page and "Not in this run folder" not in page
+
+
+def test_a_report_made_by_hand_is_in_the_record_of_the_run_and_other_damage_stays_seen(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
+    recipe = load_recipe([run / "recipe.yaml"], {"run.output_dir": str(run)})
+    main([str(run)])
+    record_stage(recipe, "report")
+    record_run_files(run, OF_REPORT)
+    recorded = {path: path.read_bytes() for path in (run / "figures/stage.json", run / "run_files.json")}
+    main([str(run), "--save_reference", str(tmp_path / "curve.csv")])
+    assert recorded == {path: path.read_bytes() for path in recorded}
+    main([str(run), "--reference", str(tmp_path / "curve.csv")])  # adds a section and a figure
+    assert recorded != {path: path.read_bytes() for path in recorded}
+    assert find_damaged_run_files(run) == {} and find_damaged_files(run / "figures") == []
+    assert is_unchanged(read_record(run / "figures")) and is_finished(recipe, "report")
+
+    (run / "environment.json").write_text("{}")
+    main([str(run)])
+    assert list(find_damaged_run_files(run)) == ["environment.json"]
+    (run / "run_files.json").write_text((run / "run_files.json").read_text().replace('"bytes": 2', '"bytes": 3', 1))
+    main([str(run)])
+    assert list(find_damaged_run_files(run)) == ["run_files.json"]
 
 
 def test_figures_are_small_images(run_folder):
