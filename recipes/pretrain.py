@@ -441,6 +441,14 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
+def record_failure(run: Path, status: RunStatus, reason: str) -> None:
+    """Record why training failed, as far as a full disk or a damaged chronicle lets it."""
+    with suppress(OSError):
+        status.end("failed", 1, reason, alone=True)
+    with suppress(OSError, RecipeError, KeyError):
+        Chronicle(run, status.writes).note("failure", status.values.get("step", 0), reason)
+
+
 def lost_contact(error: Exception) -> bool:
     """Return whether an error says that another process did not answer, or has ended."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
@@ -476,9 +484,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
 
     def end_run(reason: str) -> None:
         """Record why, and end this process, whose main thread may wait for another for ever."""
-        with suppress(Exception):
-            Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-            status.end("failed", 1, reason, alone=True)
+        record_failure(run, status, reason)
         sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
         os._exit(1)
 
@@ -512,9 +518,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             if preemption.signal_name or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
-            with suppress(Exception):  # a full disk or a damaged chronicle must not hide the error
-                Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-                status.end("failed", 1, reason, alone=True)
+            record_failure(run, status, reason)
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")

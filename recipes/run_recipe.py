@@ -143,10 +143,10 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
-    # A launcher hides how its processes ended; training that was killed could not change its status.
-    killed = -ended.status == signal.SIGKILL or (training != before and training.get("status") == "running")
-    if killed and not stopped:
-        how += f", killed as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
+    # A launcher hides how its processes ended, but training that was killed has not changed its status.
+    unfinished = training != before and training.get("status") == "running"
+    if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
+        how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"
     sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
     raise SystemExit(EXIT_STOPPED if stopped else 1)

@@ -11,6 +11,7 @@ A campaign of ten minutes or more writes its result into tests/README.md. Needs 
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -40,6 +41,7 @@ PAGE, MARKED = Path(__file__).with_name("README.md"), re.compile(r"(<!-- campaig
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRIES_A_RECIPE = 12
+LEAST_TRIES = 2  # of a worker, however slow the machine is
 SECONDS_A_TRY = 120
 TIMEOUT_SECONDS = 5  # run.timeout_seconds of the recipes
 # Stage -> its script, and how often it is attacked. All of a recipe's stages run in this order.
@@ -343,6 +345,18 @@ class Attack:
             self.problems.append(f"signals ended the command with {status}")
         self.finish()
 
+    def limit_files(self) -> None:
+        """Let a process of the stage open few files, of which it has some from the start."""
+        self.copy()
+        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([24, 64, 256])))
+        self.finish()
+
+    def limit_memory(self) -> None:
+        """Let a process of the stage take little memory."""
+        self.copy()
+        self.execute(Harm(self.script, self.rank, memory_bytes=1 << self.draw.randrange(16, 28)))
+        self.finish()
+
     def start_twice(self) -> None:
         """Start the same command twice, shortly after one another."""
         self.copy()
@@ -504,6 +518,8 @@ KINDS_OF_TRAINING = {
     "flipped bit, then resumed": (Attack.flip_bit, 12),
     "flipped bit, finished": (Attack.flip_in_finished, 4),
     "started twice": (Attack.start_twice, 4),
+    "few open files": (Attack.limit_files, 2),
+    "little memory": (Attack.limit_memory, 4),
 }
 KINDS_OF_STAGES = {
     "killed at any change": (Attack.kill_at_change, 35),
@@ -513,6 +529,8 @@ KINDS_OF_STAGES = {
     "small disk": (Attack.fill_small_disk, 5),
     "flipped bit, then resumed": (Attack.flip_bit, 10),
     "started twice": (Attack.start_twice, 10),
+    "few open files": (Attack.limit_files, 3),
+    "little memory": (Attack.limit_memory, 6),
 }
 # The memory of hashes has a checksum of its own, and a damaged one is not used; a lock's content is not read.
 HARMLESS = {".hashes", ".hashes.lock", ".lock", "lock", "log.txt"}
@@ -581,21 +599,23 @@ def make_base(folder: Path) -> None:
 
 def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | None) -> None:
     """Attack one recipe after the other until the time is over, and append a line about each try to `results`."""
-    from child_processes import PR_SET_CHILD_SUBREAPER, prctl
+    from child_processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    made = 0
     for number in recipes:
         numbers = range(number * TRIES_A_RECIPE, (number + 1) * TRIES_A_RECIPE)
         numbers = [one for one in numbers if tries is None or one in tries]
-        if not numbers or time.monotonic() > until:
+        if not numbers or (time.monotonic() > until and made >= LEAST_TRIES):
             continue
         attacked = Attacked(root, seed, number)
         attacked.make()
         import_as(attacked.traces)
         for one in numbers:
-            if time.monotonic() > until:
+            if time.monotonic() > until and made >= LEAST_TRIES:
                 return
-            started = time.monotonic()
+            made, started = made + 1, time.monotonic()
             found = attack(attacked, seed, one)
             line = vars(found) | {"recipe": str(attacked), "seconds": time.monotonic() - started}
             with (root / "results").open("a") as file:
@@ -628,6 +648,10 @@ def processor() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long")
@@ -644,7 +668,8 @@ def main() -> None:
             source = Path(__file__).with_name("crash_shim.c")
             subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
             environment = os.environ | ENVIRONMENT | {"LD_PRELOAD": str(library)}
-            raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
+            command = [sys.executable, *sys.argv]
+            raise SystemExit(subprocess.run(command, env=environment, preexec_fn=end_with_parent).returncode)
         import_all()
         write_tiny_texts(root / "texts")
         make_base(root / "base")

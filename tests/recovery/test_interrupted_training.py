@@ -617,7 +617,7 @@ def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
         options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         for name in ("requests", "evaluate", "report"):  # whose scripts read no recipe
             with refused:
-                run_recipe.run_stage(recipe, name, options, ["python"])
+                run_recipe.run_stage(recipe, name, options, ["--cpu", "--num_processes", "1"])
 
 
 HOLD = """import os, socket, sys, pathlib, platform, time
