@@ -142,7 +142,7 @@ class Pretraining:
             self.note_saved,
             recipe.run.timeout_seconds,
         )
-        self.progress = Progress(recipe, text, accelerator, self.state)
+        self.progress = Progress(recipe, text, accelerator, self.state, self.prepared.module)
         self.evaluation = Evaluation(
             recipe, text, self.mixture, self.prepared.module, accelerator, self.progress, self.chronicle
         )
@@ -242,8 +242,10 @@ class Pretraining:
             done = step == self.state["max_steps"]
             evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
             logging = step == 1 or step % training.logging_steps == 0 or evaluating or saving
-            if logging:
-                progress.log_steps(self.state, learning_rate, sum(self.monitor.skipped.values()))
+            skipped_steps = sum(self.monitor.skipped.values())
+            if logging and (warning := progress.log_steps(self.state, learning_rate, skipped_steps)):
+                self.chronicle.note("warning", step, warning)
+                progress.say(f"note: {warning}")
             if evaluating:
                 self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
             if saving and not self.state["evaluation_due"]:
@@ -312,11 +314,13 @@ class Pretraining:
         seed_step(self.recipe.run.seed, step, accelerator.process_index)
         # Every token of the step has the same weight. Gradients are averaged over processes, hence num_processes.
         factor = accelerator.num_processes / tokens_per_step
+        progress.own_seconds.start_step()
         for micro_step in range(self.text.micro_steps):
             batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
+        progress.own_seconds.end_step()
         sums = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
         num_targets = sums[2].clamp(min=1)
         if self.text.skipped_documents.ranges:

@@ -514,12 +514,20 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
     limit = ["--run.timeout_seconds=4"]
     survivor, harmed = start_pair(run, script, limit, limit, HARM=harm)
     try:
+        while psutil.Process(harmed.pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED):
+            assert survivor.poll() is None, read_log(run)
+            time.sleep(0.05)
+        fell = time.monotonic()
         assert survivor.wait(200) == 1, (run.output_dir / "log.txt").read_text()[-3000:]
+        assert time.monotonic() - fell < 4 + 5, "run.timeout_seconds, and five"
     finally:
         harmed.kill()
         harmed.wait()
-    status = read_status(run)
-    assert status["status"] == "failed" and status["reason"].startswith("process 0: "), status
+    status, log = read_status(run), (run.output_dir / "log.txt").read_text()
+    named = rf"process 1 on {platform.node()} \(pid {harmed.pid}, step \d\) "
+    named += r"(is dead or stopped|did not move for run\.timeout_seconds=4)"
+    assert status["status"] == "failed" and re.match(named, status["reason"]), status
+    assert re.search(named, log) and "Traceback" not in log, log[-3000:]
     assert events(run)[-1] == "failure"
     ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
     assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
@@ -614,6 +622,7 @@ def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
                 stage.main(tiny_run.argv())
             assert not (run / output).exists()
         recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         for name in ("requests", "evaluate", "report"):  # whose scripts read no recipe
             with refused:
