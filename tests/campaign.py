@@ -128,7 +128,8 @@ class Attacked:
         )
         harm = Harm(trace=str(self.traces), watched=str(self.whole))
         status = self.run(self.whole, self.folder / "log", harm, tuple(SCRIPTS))
-        assert status == 0, (str(self), (self.folder / "log").read_text()[-3000:])
+        if status != 0:
+            raise RuntimeError(f"the undisturbed run of {self} failed: {tail(self.folder / 'log')}")
 
     def run(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> int | None:
         """Run the recipe to the end and return its exit code; None if it did not end."""
@@ -193,7 +194,7 @@ def draw_recipe(draw: random.Random, road: str, root: Path) -> list[str]:
     if road == "LoRA":
         settings["model.lora"] = {"rank": 2, "targets": ["q_proj", "down_proj"]}
     if road == "Unigram":
-        settings["tokenizer.algorithm"] = "unigram"
+        settings |= {"tokenizer.algorithm": "unigram", "tokenizer.pad_vocabulary": True}
     if road == "phases":
         settings |= {"model.attention_dropout": 0.1, "training.tokens_per_step": 512}
         settings["training.max_tokens"] *= 2
@@ -613,20 +614,29 @@ def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | 
         if not numbers or (time.monotonic() > until and made >= LEAST_TRIES):
             continue
         attacked = Attacked(root, seed, number)
-        attacked.make()
+        try:
+            attacked.make()
+        except RuntimeError as error:
+            note(root, seed, Try(numbers[0], "recipe", "undisturbed", [str(error)]), attacked, 0.0)
+            continue
         import_as(attacked.traces)
         for one in numbers:
             if time.monotonic() > until and made >= LEAST_TRIES:
                 return
             made, started = made + 1, time.monotonic()
             found = attack(attacked, seed, one)
-            line = vars(found) | {"recipe": str(attacked), "seconds": time.monotonic() - started}
-            with (root / "results").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            for problem in found.problems:
-                print(f"try {one}: {found.stage}, {found.kind}, {attacked}: {problem}")
-                print(f"  python tests/campaign.py --seed {seed} --tries {one}", flush=True)
+            note(root, seed, found, attacked, time.monotonic() - started)
         shutil.rmtree(attacked.folder)
+
+
+def note(root: Path, seed: int, found: Try, attacked: Attacked, seconds: float) -> None:
+    """Append a try to the results, and print what is wrong with it and the command that repeats it."""
+    line = vars(found) | {"recipe": str(attacked), "seconds": seconds}
+    with (root / "results").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    for problem in found.problems:
+        print(f"try {found.number}: {found.stage}, {found.kind}, {attacked}: {problem}")
+        print(f"  python tests/campaign.py --seed {seed} --tries {found.number}", flush=True)
 
 
 def report(results: list[dict], seed: int, minutes: float) -> str:
