@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     if options.max_runs != 0:
-        train_run = partial(train, bases=bases, launcher=choose_launcher(options))
+        train_run = partial(train, bases=bases, launcher=choose_launcher(options, [*bases.values(), *runs][0].recipe))
         shared = Path(experiment.recipe["run"]["output_dir"])
         train_missing({run.key: run for run in runs}, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())

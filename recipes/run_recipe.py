@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
     kept = None if options.overwrite else kept_precision(run)
-    launch = launch_command(chosen, options.num_processes, kept) if chosen else None
+    launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
             if name in ("pretrain", "evaluate"):
-                launch = launch or launch_command(None, None, kept)
+                launch = launch or launch_command(recipe, None, None, kept)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return
