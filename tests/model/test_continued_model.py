@@ -20,6 +20,7 @@ from mixture.batches import document_positions
 from mixture.validation_text import ValidationText
 from model.continued import load_model
 from model.summed_loss import SummedLoss
+from publishing.revision_queue import queue_revision
 from recipe_config import Lora, Model, RecipeError
 from recipe_loading import load_recipe
 from recovery.checkpoints import describe_file
@@ -181,10 +182,14 @@ def change_state(checkpoint, change) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_checkpoint_of_adapters_holds_no_weight_that_is_not_trained(adapted, extended):
+def test_a_checkpoint_of_adapters_holds_no_weight_that_is_not_trained_and_is_no_revision(base, adapted, extended):
     checkpoint = adapted.output_dir / "checkpoints" / "step_00000008"
     assert all(".lora_" in name for name in load_file(checkpoint / "model.safetensors"))
-    assert len(load_file(extended.output_dir / "checkpoints" / "step_00000008" / "model.safetensors")) > 10
+    whole = load_file(extended.output_dir / "checkpoints" / "step_00000008" / "model.safetensors")
+    assert "model.norm.weight" in whole and not any(".lora_" in name for name in whole)
+    hub = ("--hub.repo_id=me/tiny", "--hub.revision_steps=4", "--training.save_steps=4")
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], adapted.argv(*continuing(base, ADAPTERS, *hub))[3:])
+    assert "step-0000008 is not published: a checkpoint holds the adapters" in queue_revision(recipe, checkpoint, None)
 
 
 def test_a_base_with_other_weights_than_the_adapters_were_trained_on_is_refused(base, adapted, tmp_path):
