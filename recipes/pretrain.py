@@ -43,6 +43,7 @@ from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from recovery.weights import checksum_frozen
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -136,12 +137,19 @@ class Pretraining:
         self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
             resuming.follow_computing(state, computing)
+            state["frozen_weights"] = checksum_frozen(self.language_model)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
             return state, None
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
+        frozen = checksum_frozen(self.language_model)
+        if state.setdefault("frozen_weights", frozen) != frozen:
+            raise RecipeError(
+                f"{checkpoint}: its adapters were trained on other weights than those that "
+                f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
+            )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)

@@ -63,7 +63,7 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 PersonalDataKind = Literal[
     *("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone", "national_id"),
-    *("passport", "licence", "vehicle", "device", "date", "age"),
+    *("passport", "licence", "vehicle", "device", "date", "age", "url"),
 ]
 
 
@@ -242,9 +242,10 @@ class PersonalData(Section):
     """Personal data in recognisable forms: replaced, counted or dropped before any other step. Names are left."""
 
     profile: Literal["finance", "general", "legal", "medical"]
-    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport; legal: also
-    tax, account, birth; finance: also licence; medical: general and account, record, birth, licence (to drive, to
-    practise), vehicle, device, date (of admission, discharge, death, ...), age (over 89)."""
+    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport, url (with an
+    identifier in it); legal: also tax, account, birth; finance: also licence; medical: general and account, record,
+    birth, licence (to drive, to practise), vehicle, device, date (of admission, discharge, death, ...), age (over
+    89)."""
     actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
     """Kind -> replace, drop (the document) or leave (only count), instead of the profile's; may add kinds, such as
     docket."""

@@ -261,11 +261,8 @@ def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerat
 
 
 def checkpoint_bytes(parameters: dict[str, int]) -> int:
-    """Return the size of a checkpoint in fp32 with AdamW's two moments; Muon has one.
-
-    Args: parameters: those in total, and those that are trained.
-    """
-    return 4 * parameters["total"] + 8 * parameters["trained"]
+    """Return the size of a checkpoint: what is trained, in fp32, with AdamW's two moments; Muon has one."""
+    return 12 * parameters["trained"]
 
 
 def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:
