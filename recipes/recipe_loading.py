@@ -25,6 +25,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from atomic_files import RECORD, read_json
+from machine_limits import explain_limit
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
@@ -463,8 +464,13 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; a RecipeError ends it with its message instead of a traceback."""
+    """Run a script's main function; what a user can help ends it with a message instead of a traceback."""
+    script = Path(sys.argv[0]).name
     try:
         main()
     except RecipeError as error:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
+        raise SystemExit(f"{script}: {error}") from error
+    except Exception as error:
+        if (limit := explain_limit(error, script)) is None:
+            raise
+        raise SystemExit(f"{script}: {limit}") from error

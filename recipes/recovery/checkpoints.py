@@ -164,6 +164,8 @@ class Checkpoints:
             for other in range(1, writers):
                 files |= wait_for_files(partial / part_name(other), self.timeout_seconds)
             run = self.folder.parent
+            for name in appended:
+                sync(run / name)
             records = {name: describe_beginning(run / name, size) for name, size in appended.items()}
             final = commit(partial, step, files, self.identity | {"records": records})
             prune(self.folder, self.keep, self.keep_every_steps)
