@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
-from atomic_files import read_record, write_json
+from atomic_files import new_folder, read_record, write_json
 from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
@@ -31,6 +31,7 @@ from model.attention import is_causal
 from model.continued import with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
+from model.teachers import load_teachers
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
@@ -44,6 +45,7 @@ from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from run_folder import is_finished, new_output
+from stages import teacher_folders
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
@@ -85,9 +87,14 @@ class Pretraining:
         model = build_summed_loss(recipe, self.training, tokenizer, folder, accelerator, self.compiled)
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
+        if folders := teacher_folders(recipe):
+            share, size = self.training.distillation.weight, len(model.language_model.get_output_embeddings().weight)
+            teachers = load_teachers(folders, share, tokenizer, size, self.training, accelerator, self.compiled)
+            model.teachers = (teachers,)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
-        size = checkpoint_bytes(self.parameters)
+        averaged = self.training.average is not None
+        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
+        size = checkpoint_bytes(self.parameters, averaged)
         self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
@@ -112,7 +119,7 @@ class Pretraining:
         )
         self.progress = Progress(recipe, text, accelerator, self.state)
         self.evaluation = Evaluation(
-            recipe, text, self.mixture, self.prepared.module, accelerator, self.progress, self.chronicle
+            recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
         self.first_context = ContextWindow.of(self.language_model, self.training)
         self.enter_phase(self.state["step"])
@@ -124,7 +131,7 @@ class Pretraining:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
         round_as_one_process(model, self.accelerator)
         wrap_layers(model, self.accelerator)
-        return PreparedModel(model, optimizers, self.accelerator)
+        return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
     def resume(self) -> tuple[dict, Path | None]:
         """Return the state to train from, and the checkpoint that it and the weights come from, if any."""
@@ -199,6 +206,8 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
+            if self.prepared.average:
+                self.prepared.average.add(step, self.state["max_steps"])
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -342,10 +351,15 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
+            checkpoint, average = self.run / "checkpoints" / f"step_{state['step']:08d}", self.prepared.average
+            # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
+            self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
+            if average:
+                with new_folder(self.run / "model_final") as folder:
+                    self.prepared.export(folder, checkpoint)
+                    self.text.tokenizer.save_pretrained(folder)
             with new_output(self.recipe, "pretrain") as output:
-                self.prepared.export(output, self.run / "checkpoints" / f"step_{state['step']:08d}")
-                # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
-                self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
+                self.prepared.export(output, checkpoint, averaged=bool(average))
                 self.text.tokenizer.save_pretrained(output)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)

@@ -245,7 +245,9 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         raise DiskFullError(f"{what} needs {needed_bytes:,} bytes and {folder} has {free:,} free")
 
 
-def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator) -> None:
+def refuse_full_disk(
+    run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator, averaged: bool = False
+) -> None:
     """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model.
 
     Args:
@@ -253,19 +255,20 @@ def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerat
         keep: number of newest checkpoints to keep.
         parameters: those in total, and those that are trained.
         accelerator: of the run.
+        averaged: the weights are averaged, and both are kept.
     """
-    size = checkpoint_bytes(parameters)
+    size, models = checkpoint_bytes(parameters, averaged), 2 if averaged else 1
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
-    from_main(accelerator, lambda: require_space(run, missing * size + 4 * parameters["total"], what))
+    from_main(accelerator, lambda: require_space(run, missing * size + 4 * models * parameters["total"], what))
 
 
-def checkpoint_bytes(parameters: dict[str, int]) -> int:
+def checkpoint_bytes(parameters: dict[str, int], averaged: bool = False) -> int:
     """Return the size of a checkpoint in fp32 with AdamW's two moments; Muon has one.
 
-    Args: parameters: those in total, and those that are trained.
+    Args: parameters: those in total, and those that are trained.  averaged: with an average of the weights.
     """
-    return 4 * parameters["total"] + 8 * parameters["trained"]
+    return (8 if averaged else 4) * parameters["total"] + 8 * parameters["trained"]
 
 
 def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:

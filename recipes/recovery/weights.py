@@ -79,9 +79,7 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
     Raises: RecipeError: a tensor is missing, has another shape or is not finite.
     """
     reshard(model)
-    with StoredTensors(checkpoint, "model") as stored, torch.no_grad():
-        for name, parameter in named_weights(model):
-            parameter.copy_(stored.read_like(name, parameter))
+    restore_weights(checkpoint, "model", dict(named_weights(model)))
     owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
     with StoredTensors(checkpoint, "optimizer") as stored:
         keys: dict[str, list[str]] = {}
@@ -100,6 +98,16 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
             if keys and not state:
                 raise RecipeError(f"{checkpoint}: optimizer: the state of {plain_name(name)} is missing")
             owners[parameter].state[parameter] = state
+
+
+def restore_weights(checkpoint: Path, stem: str, weights: dict[str, Tensor]) -> None:
+    """Load weights, in place, from a checkpoint's files of a stem.
+
+    Raises: RecipeError: a tensor is missing, has another shape or is not finite.
+    """
+    with StoredTensors(checkpoint, stem) as stored, torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(stored.read_like(name, weight))
 
 
 def plain_name(name: str) -> str:
