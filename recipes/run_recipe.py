@@ -6,7 +6,7 @@
 The plan needs a budget in `plan`. It is made first where the recipe says how much text there is, and again for the
 report, with the run in its charts. It is advice: if it cannot be made, the other stages run all the same. The requests
 are the benchmarks' items: prepare removes documents that hold them (data.decontamination), and training is scored on
-them (training.eval_tasks).
+them (training.eval_tasks). With training.distillation, the members are trained before the model that learns from them.
 
 In:   one or more YAML files; a file of accelerate_configs/ describes the machine.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -37,7 +37,8 @@ from recipe_loading import parse_command_line, run_command
 from recorded_files import OF_REPORT, record_run_files
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
-from stages import ROOT, STAGES, has_script, output_folder
+from stages import ROOT, STAGES, has_script, member_folder, output_folder
+from sweeps.runs import link
 
 
 PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
@@ -123,6 +124,33 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
             record_stage(recipe, name)
         if name == "report":
             record_run_files(run, OF_REPORT)
+
+
+def train_members(recipe: Recipe, options, launch: list[str]) -> None:
+    """Train the models of training.distillation.members that are not finished, each in a run folder of its own.
+
+    They share the documents, the tokenizer and the tokens of the run. Each has a seed of its own.
+    """
+    run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
+    for number in range(distillation.members if distillation else 0):
+        member, folder = recipe.model_copy(deep=True), member_folder(recipe, number)
+        member.run.output_dir, member.run.seed = str(folder), recipe.run.seed + 1 + number
+        member.training.distillation = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in ("prepare", "tokenizer", "tokenize"):
+            link(folder, run, STAGES[stage].output)
+        if is_finished(member, "pretrain", options.overwrite):
+            continue
+        print(f"run_recipe: model {number + 1} of {distillation.members} to learn from, in {folder}")
+        own = [f"--run.output_dir={folder}", f"--run.seed={member.run.seed}", "--training.distillation=null"]
+        given = [
+            "--config",
+            *options.config,
+            *options.overrides,
+            *own,
+            *(["--overwrite"] if options.overwrite else []),
+        ]
+        run_script("pretrain", [*launch, *STAGES["pretrain"].command(member, given)], folder)
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
@@ -211,6 +239,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             if name in ("pretrain", "evaluate"):
                 launch = launch or launch_command(None, None, kept)
+            if name == "pretrain":
+                train_members(recipe, options, launch)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return

@@ -224,8 +224,9 @@ def training_settings(recipe: Recipe) -> dict:
         model |= {"lora": recipe.model.lora and recipe.model.lora.model_dump()}
     training = recipe.training.model_dump(exclude=not_deciding)
     if recipe.training.distillation is not None:
-        contents = [base_content(str(folder), None, memory_folder(recipe)) for folder in teacher_folders(recipe)]
-        training["distillation"] = {"weight": recipe.training.distillation.weight, "teachers": contents}
+        # Members follow from the recipe, so they may be deleted once the model has learned from them.
+        teachers = recipe.training.distillation.teachers
+        training["distillation"]["teachers"] = [base_content(path, None, memory_folder(recipe)) for path in teachers]
     return {
         "seed": recipe.run.seed,
         "sources": shares,

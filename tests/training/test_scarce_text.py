@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from tiny_run import RECIPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
+import run_recipe
 from document_ledger import open_ledger
 from model.dropout import add_dropout
 from model.llama import build_model
 from recipe_config import RecipeError
-from recipe_loading import load_recipe
+from recipe_loading import load_recipe, parse_command_line
 
 
 SCARCE = [
@@ -118,6 +120,27 @@ def test_a_student_learns_from_two_models_and_resumes_bit_for_bit(scarce_run, ti
     for name, tensor in tensors(tiny_run, "model").items():
         assert torch.equal(tensor, tensors(resumed, "model")[name]), name
     assert not [name for name in tensors(tiny_run, "model") if "teacher" in name]
+
+
+def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_learns_from_them(tiny_run, capsys):
+    short = ["--training.max_tokens=1024", "--training.distillation.members=2"]
+    with pytest.raises(RecipeError, match="members/0/model: no model there; run_recipe.py trains members"):
+        pretrain.main(tiny_run.argv(*short))
+    arguments = tiny_run.argv(*short)
+    recipe, options = parse_command_line("", arguments)
+    run_recipe.train_members(recipe, options, [sys.executable])
+    folders = [tiny_run.output_dir / "members" / str(number) for number in range(2)]
+    made = [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    seeds = [load_recipe([folder / "recipe.yaml"]).run.seed for folder in folders]
+    orders = [list(open_ledger(folder).documents_of(1)) for folder in folders]
+    assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and orders[0] != orders[1]
+    run_recipe.train_members(recipe, options, [sys.executable])
+    assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    pretrain.main(arguments)
+    assert "teachers/bits_per_byte" in tiny_run.metrics()[-1]
+    shutil.rmtree(tiny_run.output_dir / "members")
+    pretrain.main(arguments)
+    assert "nothing to do" in capsys.readouterr().out, "it needs them no more"
 
 
 def test_a_teacher_that_is_missing_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
