@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
-from atomic_files import new_folder, read_record, write_json
+from atomic_files import read_record, write_json
 from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
@@ -31,7 +31,6 @@ from model.attention import is_causal
 from model.continued import with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
-from model.teachers import load_teachers
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision
 from recipe_config import Recipe, RecipeError
@@ -39,13 +38,12 @@ from recipe_loading import parse_command_line, run_command, silence_transformers
 from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
 from recovery.agreement import from_main, refuse_differences
-from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
+from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from run_folder import is_finished, new_output
-from stages import teacher_folders
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
@@ -56,7 +54,7 @@ from training.parallelism import refuse_combinations, round_as_one_process, wrap
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, seed_step
 from training.stability import Decision, StabilityMonitor, explain_abort, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
@@ -87,14 +85,9 @@ class Pretraining:
         model = build_summed_loss(recipe, self.training, tokenizer, folder, accelerator, self.compiled)
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
-        if folders := teacher_folders(recipe):
-            share, size = self.training.distillation.weight, len(model.language_model.get_output_embeddings().weight)
-            teachers = load_teachers(folders, share, tokenizer, size, self.training, accelerator, self.compiled)
-            model.teachers = (teachers,)
         self.prepared = self.prepare(model)
         averaged = self.training.average is not None
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
-        size = checkpoint_bytes(self.parameters, averaged)
+        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
         self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
@@ -206,8 +199,7 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
-            if self.prepared.average:
-                self.prepared.average.add(step, self.state["max_steps"])
+            self.prepared.add_to_average(step, self.state["max_steps"])
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -351,16 +343,11 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
-            checkpoint, average = self.run / "checkpoints" / f"step_{state['step']:08d}", self.prepared.average
+            checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer
             # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
-            self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
-            if average:
-                with new_folder(self.run / "model_final") as folder:
-                    self.prepared.export(folder, checkpoint)
-                    self.text.tokenizer.save_pretrained(folder)
+            tokenizer.model_max_length = self.language_model.config.max_position_embeddings
             with new_output(self.recipe, "pretrain") as output:
-                self.prepared.export(output, checkpoint, averaged=bool(average))
-                self.text.tokenizer.save_pretrained(output)
+                self.prepared.export(output, checkpoint, tokenizer)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)
         accelerator.wait_for_everyone()
@@ -369,11 +356,6 @@ class Pretraining:
     def close(self) -> None:
         """Wait for the thread that writes a checkpoint: it must not write after the run folder is unlocked."""
         self.checkpoints.wait()
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed what a step draws, such as dropout, by its number: no generator's state has to be saved."""
-    torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1037,6 +1037,18 @@ class Recipe(Section):
             steps = f"max_tokens / tokens_per_step = {training.max_steps} steps"
             yield "training.warmup_steps", f"{training.warmup_steps} is not less than {steps}"
 
+    def member_folder(self, number: int) -> Path:
+        """Return the run folder of a model of training.distillation.members."""
+        return Path(self.run.output_dir) / "members" / str(number)
+
+    def teacher_folders(self) -> list[Path]:
+        """Return the folders of the models that this one learns from, its members first."""
+        distillation = self.training.distillation
+        if distillation is None:
+            return []
+        members = [self.member_folder(number) / "model" for number in range(distillation.members)]
+        return members + [Path(folder) for folder in distillation.teachers]
+
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""
         stream = StringIO()

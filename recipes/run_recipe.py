@@ -37,7 +37,7 @@ from recipe_loading import parse_command_line, run_command
 from recorded_files import OF_REPORT, record_run_files
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
-from stages import ROOT, STAGES, has_script, member_folder, output_folder
+from stages import ROOT, STAGES, has_script, output_folder
 from sweeps.runs import link
 
 
@@ -133,7 +133,7 @@ def train_members(recipe: Recipe, options, launch: list[str]) -> None:
     """
     run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
     for number in range(distillation.members if distillation else 0):
-        member, folder = recipe.model_copy(deep=True), member_folder(recipe, number)
+        member, folder = recipe.model_copy(deep=True), recipe.member_folder(number)
         member.run.output_dir, member.run.seed = str(folder), recipe.run.seed + 1 + number
         member.training.distillation = None
         folder.mkdir(parents=True, exist_ok=True)

@@ -237,20 +237,6 @@ def training_settings(recipe: Recipe) -> dict:
     }
 
 
-def teacher_folders(recipe: Recipe) -> list[Path]:
-    """Return the folders of the models that a run learns from, its members first."""
-    distillation = recipe.training.distillation
-    if distillation is None:
-        return []
-    members = [member_folder(recipe, number) / "model" for number in range(distillation.members)]
-    return members + [Path(folder) for folder in distillation.teachers]
-
-
-def member_folder(recipe: Recipe, number: int) -> Path:
-    """Return the run folder of a member of a run's ensemble."""
-    return Path(recipe.run.output_dir) / "members" / str(number)
-
-
 def release_settings(recipe: Recipe) -> dict:
     sources = {source.name: [source.license, source.url] for source in recipe.data.sources}
     not_deciding = {"private", "revision_steps", "tokenizer_repo_id", "dataset_repo_id", "dataset_text"}

@@ -135,10 +135,16 @@ def build_summed_loss(
     # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.
     maskless = language_model.config._attn_implementation in WITHOUT_MASK
     on_gpu = accelerator.device.type != "cpu"
-    return SummedLoss(
+    model = SummedLoss(
         language_model,
         compiled,
         by_layer=accelerator.distributed_type == DistributedType.FSDP or (on_gpu and maskless),
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
+    if folders := recipe.teacher_folders():
+        from model.teachers import load_teachers  # only here: teachers are such modules too
+
+        share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
+        model.teachers = (load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled),)
+    return model

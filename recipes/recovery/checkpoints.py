@@ -247,8 +247,10 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
 
 def refuse_full_disk(
     run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator, averaged: bool = False
-) -> None:
+) -> int:
     """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model.
+
+    Returns the bytes of a checkpoint.
 
     Args:
         run: the run folder.
@@ -261,6 +263,7 @@ def refuse_full_disk(
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
     from_main(accelerator, lambda: require_space(run, missing * size + 4 * models * parameters["total"], what))
+    return size
 
 
 def checkpoint_bytes(parameters: dict[str, int], averaged: bool = False) -> int:

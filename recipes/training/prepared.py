@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
+from atomic_files import new_folder
 from model.continued import merge_adapters
 from model.summed_loss import SummedLoss
 from recipe_config import Average
@@ -81,6 +83,11 @@ class PreparedModel:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
+    def add_to_average(self, step: int, max_steps: int) -> None:
+        """Add the weights after an optimizer step to their average, if there is one."""
+        if self.average:
+            self.average.add(step, max_steps)
+
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: file stem -> name -> tensor.
 
@@ -90,21 +97,30 @@ class PreparedModel:
         tensors = gather_tensors(self.module, [optimizer.optimizer for optimizer in self.optimizers])
         return tensors | ({"average": self.average.values} if self.average else {})
 
-    def export(self, folder: Path, checkpoint: Path, averaged: bool = False) -> None:
+    def export(self, folder: Path, checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as transformers loads it, adapters merged; on one process.
+
+        With averaged weights, those of the last step are written to model_final/ beside the folder.
 
         Args:
             folder: to write into.
             checkpoint: of the same weights, from which they are read where no process holds them whole.
-            averaged: write the average of the weights.
+            tokenizer: to write beside them.
         """
         model = self.accelerator.unwrap_model(self.module).language_model
         merge_adapters(model)
-        if self.in_parts:
-            model.save_pretrained(folder, state_dict=load_tensors(checkpoint, "average" if averaged else "model"))
+
+        def write(folder: Path, stem: str) -> None:
+            model.save_pretrained(folder, state_dict=load_tensors(checkpoint, stem) if self.in_parts else None)
+            tokenizer.save_pretrained(folder)
+
+        if not self.average:
+            write(folder, "model")
             return
-        with self.average.applied() if averaged else nullcontext():
-            model.save_pretrained(folder)
+        with new_folder(folder.with_name("model_final")) as last:
+            write(last, "model")
+        with nullcontext() if self.in_parts else self.average.applied():
+            write(folder, "average")
 
     def restore(self, checkpoint: Path) -> None:
         """Load the tensors of a checkpoint into the model, the average and the optimizers."""
