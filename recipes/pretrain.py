@@ -38,7 +38,7 @@ from recipe_loading import parse_command_line, run_command, silence_transformers
 from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
 from recovery.agreement import from_main, held_run, refuse_differences
-from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
+from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
@@ -54,7 +54,7 @@ from training.parallelism import refuse_combinations, round_as_one_process, wrap
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, seed_step
 from training.stability import Decision, StabilityMonitor, explain_abort, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
@@ -86,8 +86,8 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
-        size = checkpoint_bytes(self.parameters)
+        averaged = self.training.average is not None
+        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
         self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
@@ -114,7 +114,7 @@ class Pretraining:
         )
         self.progress = Progress(recipe, text, accelerator, self.state)
         self.evaluation = Evaluation(
-            recipe, text, self.mixture, self.prepared.module, accelerator, self.progress, self.chronicle
+            recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
         self.first_context = ContextWindow.of(self.language_model, self.training)
         self.enter_phase(self.state["step"])
@@ -126,7 +126,7 @@ class Pretraining:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
         round_as_one_process(model, self.accelerator)
         wrap_layers(model, self.accelerator)
-        return PreparedModel(model, optimizers, self.accelerator)
+        return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
     def resume(self, checkpoint: Path | None) -> dict:
         """Load the weights of a checkpoint, if there is one, and return the state to train from."""
@@ -206,6 +206,7 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
+            self.prepared.add_to_average(step, self.state["max_steps"])
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -349,11 +350,11 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
+            checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer
+            # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
+            tokenizer.model_max_length = self.language_model.config.max_position_embeddings
             with new_output(self.recipe, "pretrain") as output:
-                self.prepared.export(output, self.run / "checkpoints" / f"step_{state['step']:08d}")
-                # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
-                self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
-                self.text.tokenizer.save_pretrained(output)
+                self.prepared.export(output, checkpoint, tokenizer)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)
         accelerator.wait_for_everyone()
@@ -362,11 +363,6 @@ class Pretraining:
     def close(self) -> None:
         """Wait for the thread that writes a checkpoint: it must not write after the run folder is unlocked."""
         self.checkpoints.wait()
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed what a step draws, such as dropout, by its number: no generator's state has to be saved."""
-    torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
 def main(argv: list[str] | None = None) -> None:
