@@ -9,6 +9,7 @@ import argparse
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 import textwrap
@@ -39,6 +40,8 @@ MAX_FILES = 64  # of one recipe, with every `base`
 MAX_PROBLEMS = 50
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Libraries that report how they are used read these: huggingface_hub, gradio and Ray.
+NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False", "RAY_USAGE_STATS_ENABLED": "0"}
 PROSE = {"prompts", "terms", "special_tokens", "instruction", "license", "text_template", "document_separator"}
 
 
@@ -463,7 +466,10 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; a RecipeError ends it with its message instead of a traceback."""
+    """Run a script's main function without telemetry; a RecipeError ends it with its message and no traceback."""
+    os.environ |= NO_TELEMETRY
+    if hub := sys.modules.get("huggingface_hub.constants"):  # which has read the environment
+        hub.HF_HUB_DISABLE_TELEMETRY = True
     try:
         main()
     except RecipeError as error:
