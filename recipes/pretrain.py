@@ -237,18 +237,20 @@ class Pretraining:
     def train_step(self, step: int) -> None:
         """Train on the micro-batches of a step, with the learning rate that is set."""
         accelerator, progress, tokens_per_step = self.accelerator, self.progress, self.training.tokens_per_step
-        seen, step_nats = torch.zeros_like(progress.seen), torch.zeros_like(progress.sums[0])
+        seen, scored = torch.zeros_like(progress.seen), torch.zeros_like(progress.seen[0])
+        step_nats = torch.zeros_like(progress.sums[0])
         seed_step(self.recipe.run.seed, step, accelerator.process_index)
-        # Every token of the step has the same weight. Gradients are averaged over processes, hence num_processes.
+        # Every token that counts has the same weight. Gradients are averaged over processes, hence num_processes.
         factor = accelerator.num_processes / tokens_per_step
         for micro_step in range(self.text.micro_steps):
             batch = next(self.batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
+            scored += batch.pop("scored").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
-        sums = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
+        sums = accelerator.reduce(torch.stack([step_nats, *scored]))  # nats, bytes and tokens that count
         num_targets = sums[2].clamp(min=1)
-        if self.text.skipped_documents.ranges:
+        if self.text.skipped_documents.ranges or self.training.goldfish:
             self.prepared.scale_gradients(tokens_per_step / num_targets)
         grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
         ok = self.monitor.judge(step, sums[0] / num_targets, grad_norm)

@@ -466,6 +466,9 @@ class Tokenizer(Section):
     """Vocabulary size, including the 256 bytes and the special tokens; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
     """Occurrences that a pair needs to become a token; for bpe."""
+    min_documents: Annotated[Int, Field(ge=2)] | None = None
+    """Leave out words of fewer documents, so that the vocabulary shows no name of one client: choose more documents
+    than one client has. None: every word counts."""
     max_token_bytes: Positive = 64
     """Length of the longest token (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
@@ -499,6 +502,8 @@ class Tokenizer(Section):
                 "vocab_size",
                 f"{self.vocab_size} has no room for the bytes and the other {fixed - 256} fixed tokens",
             )
+        if self.min_documents and self.pretokenization == "multiword":
+            yield "min_documents", "leaves out nearly all of multiword's pieces, which are phrases; use another one"
 
 
 class Lora(Section):
@@ -638,6 +643,16 @@ class Distillation(Section):
             yield "members", "there is no model to learn from; set members or teachers"
 
 
+class Goldfish(Section):
+    """Goldfish loss: leave one token in k out of the loss, always the same one after the same words, so that repeated
+    text is not learned word for word; mixture/goldfish.py. Validation and evaluation score every token."""
+
+    k: Annotated[Int, Field(ge=2)]
+    """One token in so many; a smaller number hides more and costs more of the text."""
+    context: Positive = 13
+    """Tokens before a token that decide on it."""
+
+
 class Training(Section):
     """The optimizer, the schedule, the length of training. Processes, precision and sharding are in
     accelerate_configs/."""
@@ -719,6 +734,8 @@ class Training(Section):
     """Checkpoints kept; at least 2, since the newest may be damaged."""
     keep_every_steps: Positive | None = None
     """Checkpoints at multiples of this are kept for good. None: none is."""
+    goldfish: Goldfish | None = None
+    """Tokens left out of the loss, for text that is repeated often. None: none."""
     stability: Stability = Stability()
     """Steps that are skipped, and what follows."""
 
