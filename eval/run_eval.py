@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
@@ -452,6 +452,7 @@ def print_own_messages() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     print_own_messages()
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recipe_config import RecipeError
@@ -62,6 +63,21 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
     folder.rename(trash)
     shutil.rmtree(trash)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder that replaces `folder` if the block ends without error."""
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    for path in partial.iterdir():
+        sync(path)
+    if folder.exists():
+        discard(folder)
+    partial.rename(folder)
+    sync(folder.parent)
 
 
 def hash_files(files: dict[str, dict]) -> str:

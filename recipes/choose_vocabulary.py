@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     if not finished:
         with run_lock(Path(recipe.run.output_dir), "vocabulary"):
             made_from = describe_inputs(recipe, "vocabulary")
-            found = choose(recipe, results, choose_launcher(options) if trained_sizes else None)
+            found = choose(recipe, results, choose_launcher(options, recipe) if trained_sizes else None)
             output.mkdir(parents=True, exist_ok=True)
             (output / RECORD).unlink(missing_ok=True)  # until all files are whole
             write_json(output / "vocabulary.json", found)

@@ -44,11 +44,12 @@ from recipe_loading import parse_command_line, run_command, silence_transformers
 from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
 from recovery.agreement import from_main, held_run, refuse_differences
-from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
+from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.liveness import Liveness
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from recovery.weights import checksum_frozen
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -60,7 +61,7 @@ from training.parallelism import refuse_combinations, round_as_one_process, wrap
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, seed_step
 from training.stability import Decision, StabilityMonitor, Verdict, explain_abort, is_same, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
@@ -113,8 +114,8 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
-        size = checkpoint_bytes(self.parameters)
+        averaged = self.training.average is not None
+        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
         self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
@@ -144,7 +145,7 @@ class Pretraining:
         )
         self.progress = Progress(recipe, text, accelerator, self.state, self.prepared.module)
         self.evaluation = Evaluation(
-            recipe, text, self.mixture, self.prepared.module, accelerator, self.progress, self.chronicle
+            recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
         self.first_context = ContextWindow.of(self.language_model, self.training)
         self.enter_phase(self.state["step"])
@@ -156,7 +157,7 @@ class Pretraining:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
         round_as_one_process(model, self.accelerator)
         wrap_layers(model, self.accelerator)
-        return PreparedModel(model, optimizers, self.accelerator)
+        return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
     def resume(self, checkpoint: Path | None) -> dict:
         """Load the weights of a checkpoint, if there is one, and return the state to train from."""
@@ -166,12 +167,19 @@ class Pretraining:
         computing = record.describe_computing(self.accelerator, self.training, self.compiled, attention)
         if checkpoint is None:
             resuming.follow_computing(state, computing)
+            state["frozen_weights"] = checksum_frozen(self.language_model)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
             return state
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
+        frozen = checksum_frozen(self.language_model)
+        if state.setdefault("frozen_weights", frozen) != frozen:
+            raise RecipeError(
+                f"{checkpoint}: its adapters were trained on other weights than those that "
+                f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
+            )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
@@ -229,6 +237,7 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
+            self.prepared.add_to_average(step, self.state["max_steps"])
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -310,20 +319,22 @@ class Pretraining:
     def compute_step(self, step: int, batches: Iterator[dict[str, Tensor]]) -> ComputedStep:
         """Compute the gradient of a step from its micro-batches, clipped."""
         accelerator, progress, tokens_per_step = self.accelerator, self.progress, self.training.tokens_per_step
-        seen, step_nats = torch.zeros_like(progress.seen), torch.zeros_like(progress.sums[0])
+        seen, scored = torch.zeros_like(progress.seen), torch.zeros_like(progress.seen[0])
+        step_nats = torch.zeros_like(progress.sums[0])
         seed_step(self.recipe.run.seed, step, accelerator.process_index)
-        # Every token of the step has the same weight. Gradients are averaged over processes, hence num_processes.
+        # Every token that counts has the same weight. Gradients are averaged over processes, hence num_processes.
         factor = accelerator.num_processes / tokens_per_step
         progress.own_seconds.start_step()
         for micro_step in range(self.text.micro_steps):
             batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
+            scored += batch.pop("scored").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
         progress.own_seconds.end_step()
-        sums = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
+        sums = accelerator.reduce(torch.stack([step_nats, *scored]))  # nats, bytes and tokens that count
         num_targets = sums[2].clamp(min=1)
-        if self.text.skipped_documents.ranges:
+        if self.text.skipped_documents.ranges or self.training.goldfish:
             self.prepared.scale_gradients(tokens_per_step / num_targets)
         grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
         return ComputedStep(seen, step_nats, sums, sums[0] / num_targets, grad_norm)
@@ -425,11 +436,11 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
+            checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer
+            # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
+            tokenizer.model_max_length = self.language_model.config.max_position_embeddings
             with new_output(self.recipe, "pretrain") as output:
-                self.prepared.export(output, self.run / "checkpoints" / f"step_{state['step']:08d}")
-                # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
-                self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
-                self.text.tokenizer.save_pretrained(output)
+                self.prepared.export(output, checkpoint, tokenizer)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)
         accelerator.wait_for_everyone()
@@ -438,11 +449,6 @@ class Pretraining:
     def close(self) -> None:
         """Wait for the thread that writes a checkpoint: it must not write after the run folder is unlocked."""
         self.checkpoints.wait()
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed what a step draws, such as dropout, by its number: no generator's state has to be saved."""
-    torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
 def record_failure(run: Path, status: RunStatus, reason: str) -> None:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 import textwrap
@@ -40,6 +41,8 @@ MAX_FILES = 64  # of one recipe, with every `base`
 MAX_PROBLEMS = 50
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Libraries that report how they are used read these: huggingface_hub, gradio and Ray.
+NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False", "RAY_USAGE_STATS_ENABLED": "0"}
 PROSE = {"prompts", "terms", "special_tokens", "instruction", "license", "text_template", "document_separator"}
 
 
@@ -464,7 +467,10 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; what a user can help ends it with a message instead of a traceback."""
+    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback."""
+    os.environ |= NO_TELEMETRY
+    if hub := sys.modules.get("huggingface_hub.constants"):  # which has read the environment
+        hub.HF_HUB_DISABLE_TELEMETRY = True
     script = Path(sys.argv[0]).name
     try:
         main()

@@ -6,7 +6,7 @@
 The plan needs a budget in `plan`. It is made first where the recipe says how much text there is, and again for the
 report, with the run in its charts. It is advice: if it cannot be made, the other stages run all the same. The requests
 are the benchmarks' items: prepare removes documents that hold them (data.decontamination), and training is scored on
-them (training.eval_tasks).
+them (training.eval_tasks). With training.distillation, the members are trained before the model that learns from them.
 
 In:   one or more YAML files; a file of accelerate_configs/ describes the machine.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -41,6 +41,7 @@ from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
+from sweeps.runs import link
 
 
 PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
@@ -130,6 +131,33 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
         run_script(name, command, run)
 
 
+def train_members(recipe: Recipe, options, launch: list[str]) -> None:
+    """Train the models of training.distillation.members that are not finished, each in a run folder of its own.
+
+    They share the documents, the tokenizer and the tokens of the run. Each has a seed of its own.
+    """
+    run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
+    for number in range(distillation.members if distillation else 0):
+        member, folder = recipe.model_copy(deep=True), recipe.member_folder(number)
+        member.run.output_dir, member.run.seed = str(folder), recipe.run.seed + 1 + number
+        member.training.distillation = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in ("prepare", "tokenizer", "tokenize"):
+            link(folder, run, STAGES[stage].output)
+        if is_finished(member, "pretrain", options.overwrite):
+            continue
+        print(f"run_recipe: model {number + 1} of {distillation.members} to learn from, in {folder}")
+        own = [f"--run.output_dir={folder}", f"--run.seed={member.run.seed}", "--training.distillation=null"]
+        given = [
+            "--config",
+            *options.config,
+            *options.overrides,
+            *own,
+            *(["--overwrite"] if options.overwrite else []),
+        ]
+        run_script("pretrain", [*launch, *STAGES["pretrain"].command(member, given)], folder)
+
+
 def run_script(name: str, command: list[str], run: Path) -> None:
     """Run a stage's command, and pass signals on to it.
 
@@ -202,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
     kept = None if options.overwrite else kept_precision(run)
-    launch = launch_command(chosen, options.num_processes, kept) if chosen else None
+    launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
@@ -219,7 +247,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
             if name in ("pretrain", "evaluate"):
-                launch = launch or launch_command(None, None, kept)
+                launch = launch or launch_command(recipe, None, None, kept)
+            if name == "pretrain":
+                train_members(recipe, options, launch)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return

@@ -20,7 +20,6 @@ speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_s
 """
 
 import json
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -47,14 +46,12 @@ from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
 from vocabulary.tokenizer_training import (
-    SAMPLE_SEED,
     as_transformers,
+    read_samples,
     read_texts,
     sample_sizes,
     train_tokenizer,
-    training_bytes,
 )
-from vocabulary.training_sample import draw_sample
 
 
 MIN_BYTES_PER_TOKEN = 100
@@ -127,12 +124,7 @@ def take_tokenizer(
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     if settings.extend_by is None:
         return {OURS: old}, changes
-    sizes = sample_sizes(recipe, shares, training_bytes(documents))
-    texts = (
-        text
-        for source, size_bytes in sizes.items()
-        for text in draw_sample(partial(read_texts, documents, "train", source), size_bytes, SAMPLE_SEED)
-    )
+    texts = chain.from_iterable(read_samples(recipe, documents, shares, old.pre_tokenizer, "new tokens").values())
     with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
         new_tokens = choose_tokens(old, bar, settings.extend_by, settings.min_frequency)
     if len(new_tokens) < settings.extend_by:

@@ -173,6 +173,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     optional = (
         "gradio",
         "deepspeed",
+        "compressed_rtf",
         "docx",
         "gguf",
         "xllamacpp",

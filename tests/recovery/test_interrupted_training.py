@@ -61,14 +61,15 @@ from run_folder import write_record
 from training.stability import Decision, rolled_back
 
 
-# Long enough to be interrupted anywhere, with dropout, a phase of longer sequences after step 16, and a second epoch
-# of a source from step 17 on.
+# Long enough to be interrupted anywhere, with dropout, goldfish loss, a phase of longer sequences after step 16, and a
+# second epoch of a source from step 17 on.
 STEP_TOKENS = 2048
 TRAINING = ["--model.attention_dropout=0.2", "--training.save_steps=3", f"--training.max_tokens={24 * STEP_TOKENS}"]
 TRAINING += [f"--training.tokens_per_step={STEP_TOKENS}", "--training.per_device_train_batch_size=16"]
 PHASE = {"start_fraction": 0.66, "shares": {"law": 0.1, "web": 0.9}, "sequence_length": 64}
 PHASE |= {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 TRAINING += [f"--data.phases={json.dumps([PHASE])}", "--training.eval_steps=5"]
+TRAINING += ["--training.goldfish={k: 4, context: 5}"]
 
 
 def read_status(run: TinyRun) -> dict:
