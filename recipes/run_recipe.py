@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from child_processes import EXIT_STOPPED, run_child
+from child_processes import EXIT_STOPPED, leave_on_signals, run_child
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
 from mixture.fitting import check_length
@@ -216,6 +216,7 @@ def activation() -> str | None:
     return f"source {shlex.quote(str(near))}"
 
 
+@leave_on_signals("finished stages are kept")
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,

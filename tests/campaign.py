@@ -449,6 +449,8 @@ class Attack:
                     child.kill()
         self.leave_no_orphan()
         output = self.log.read_text(errors="replace")
+        if not output and status is not None and -status in STOP_SIGNALS:
+            return 75  # it had not started to run
         self.look_at(output)
         if status not in (0, 1, 75, *([-signal.SIGKILL] if killed else [])):
             self.problems.append(f"ended with {status}: {tail(self.log)}")
@@ -494,7 +496,8 @@ class Attack:
     def flip(self) -> tuple[str, Callable[[], None]]:
         """Flip a bit of a file; return its name, and a function that restores it."""
         paths = sorted(path for path in self.run.rglob("*") if path.is_file() and path.stat().st_size)
-        paths = [path for path in paths if path.name not in HARMLESS]
+        # What a killed stage left half-made has no checksum yet.
+        paths = [path for path in paths if path.name not in HARMLESS and ".tmp/" not in str(path)]
         path = self.draw.choice(
             self.draw.choice([paths, [path for path in paths if path.parent == self.run] or paths])
         )

@@ -3,16 +3,26 @@
 
 import errno
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
 from filelock import FileLock
+from tiny_run import RECIPES
 
 import limits
 import run_recipe
+from child_processes import EXIT_STOPPED
 from recipe_config import RecipeError
 from recipe_loading import run_command
 from recovery.run_lock import run_lock
+
+
+def heed_signals() -> None:
+    """Take signals as usual where the tests were started in the background."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fail_with(error: BaseException, cause: BaseException | None = None) -> None:
@@ -54,6 +64,25 @@ def test_a_limit_of_the_machine_ends_a_script_with_a_message(monkeypatch, script
     for raised in (error, RuntimeError("a worker failed")):
         with pytest.raises(SystemExit, match=f"^{script}: {message}"):
             run_command(lambda raised=raised: fail_with(raised, None if raised is error else error))
+
+
+def test_a_stop_between_two_stages_prints_the_command_that_starts_again():
+    code = f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe, signal, os; "
+    code += "run_recipe.parse_command_line = lambda *_, **__: os.kill(os.getpid(), getattr(signal, sys.argv[1])); "
+    code += "run_recipe.main()"
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        command = [sys.executable, "-c", code, name]
+        ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=heed_signals)
+        assert ended.returncode == EXIT_STOPPED and "Traceback" not in ended.stderr, ended.stderr
+        assert f"stopped on {name}: finished stages are kept; start again with: " in ended.stderr
+
+
+def test_ctrl_c_ends_a_script_without_a_traceback(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["recipes/prepare_data.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: fail_with(KeyboardInterrupt()))
+    assert ended.value.code == EXIT_STOPPED
+    assert capfd.readouterr().err == "prepare_data.py: stopped on SIGINT; the same command starts it again\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

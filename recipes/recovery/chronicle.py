@@ -102,7 +102,7 @@ class Chronicle:
 
 def read_chronicle(run: Path) -> list[dict]:
     """Return a run's events, without a truncated last line; empty where there is no file."""
-    return read_json_lines(run / "chronicle.jsonl")
+    return read_json_lines(run / "chronicle.jsonl", "time", "event", "step", "text")
 
 
 def describe(entry: dict) -> str:
