@@ -206,14 +206,17 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         if not override.startswith("--") or not separator or "." not in key:
             problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
             continue
-        value, _ = read_yaml(text, f"--{key}")
+        value, inner = read_yaml(text, f"--{key}")
         if "#" in text and has_comment(text, value):
             problems.append(f"--{key}: # begins a comment in YAML, got {text!r}; quote the value inside the argument")
             continue
-        for part in reversed(key.split(".")):
+        path = tuple(key.split("."))
+        if not isinstance(value, dict):  # it replaces what the files have there
+            origins = {known: origin for known, origin in origins.items() if known[: len(path)] != path}
+        origins |= {(*path, *below): f"--{key}" for below in [(), *inner]}
+        for part in reversed(path):
             value = {part: value}
         values = merge(values, value)
-        origins[tuple(key.split("."))] = f"--{key}"
     recipe, invalid = validate(values, origins)
     problems += invalid
     if recipe is not None and "pretokenization" not in recipe.tokenizer.model_fields_set:

@@ -100,7 +100,7 @@ def phase(settings: str) -> str:
             "--data.sources=[{name: a, path: b, share: -1}]",
             "sources.0.share: input should be greater than or equal to 0, got -1",
         ),
-        ("--data.sources=[{name: ../a, path: b}]", "sources.0.name: string should match pattern"),
+        ("--data.sources=[{name: ../a, path: b}]", "--data.sources: data.sources.0.name: string should match pattern"),
         ("--data.sources=[{name: A, path: b}]", "sources.0.name: string should match pattern"),
         ("--data.splits.test_fraction=0.6", "splits.test_fraction: input should be less than 0.5, got 0.6"),
         (
