@@ -904,7 +904,7 @@ class Hub(Section):
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
-    """Languages of the text (ISO 639-1)."""
+    """Languages of the text (ISO 639-1). Without this key: those of data.languages.keep, if set."""
     contact: str | None = None
     """Where to ask for a document's removal, such as an e-mail address. None: the repository's discussions."""
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9]\d*(KB|MB|GB)$")] = "5GB"

@@ -224,6 +224,8 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         record = read_json(Path(recipe.run.output_dir) / "tokenizer" / RECORD) or {}
         made_with = record.get("settings", {}).get("pretokenization", recipe.tokenizer.pretokenization)
         recipe.tokenizer.pretokenization = made_with
+    if recipe is not None and recipe.data.languages and "language" not in recipe.hub.model_fields_set:
+        recipe.hub.language = list(recipe.data.languages.keep)
     if recipe is not None and recipe.data.extract_text is None:
         recipe.data.extract_text = extract_text
         if extract_text is None:

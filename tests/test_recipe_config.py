@@ -343,6 +343,13 @@ def test_help_on_a_section_lists_its_keys_alone(capsys):
     )
 
 
+def test_the_cards_languages_are_those_that_the_text_was_filtered_for_unless_the_recipe_names_them(load):
+    korean = "--data.languages={keep: [ko]}"
+    assert load(RIGHT).hub.language == ["en"]
+    assert load(RIGHT, korean).hub.language == ["ko"]
+    assert load(RIGHT, korean, "--hub.language=[ko, en]").hub.language == ["ko", "en"]
+
+
 @pytest.mark.parametrize("command", ["plan_run", "prepare_data", "push_to_hub", "choose_vocabulary", "summary_page"])
 def test_every_command_shows_the_same_help(capsys, command):
     with pytest.raises(SystemExit):
