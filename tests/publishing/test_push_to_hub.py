@@ -921,6 +921,10 @@ def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
 # The card
 
 
+def test_the_results_come_before_everything_but_what_the_model_is(card):
+    assert card.index("\n## ") == card.index("\n## Results")
+
+
 def test_the_front_matter_reads_the_same_everywhere(release, card):
     data = metadata_load(release / "README.md")
     assert data == YAML(typ="safe", pure=True).load(card.split("\n---\n")[0])
@@ -962,7 +966,7 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "validation: 3 documents; test: 2 documents",
         "is **unknown**: no licence that is known here is stated",
         "2.345 bits per byte",
-        "![bits per byte](figures/bits_per_byte.png)",
+        "![bits per byte](figures/bits_per_byte.png)\n*Bits per byte*",
         "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
         "to whoever gave you this model",
         "lists each step that a `--document` was trained in",
