@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 from child_processes import EXIT_STOPPED, SIGNALS, end_with_parent, heeded_signals
+from recipe_config import RecipeError
 from recovery.chronicle import RunStatus
 
 
@@ -110,9 +111,18 @@ class Preemption:
         os._exit(EXIT_STOPPED)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
-        """Open a process group on the CPU, so that agreeing never waits for a device."""
+        """Open a process group on the CPU, so that agreeing never waits for a device.
+
+        Raises: RecipeError: the processes do not reach each other by gloo.
+        """
         if accelerator.num_processes > 1:
-            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            try:
+                self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"gloo, by which the processes agree, does not connect them: {str(error).splitlines()[0]}; set "
+                    "GLOO_SOCKET_IFNAME to the network between the machines (`ip -brief address`)"
+                ) from error
 
     def requested(self) -> bool:
         """Return whether any process received a signal: the same on all, which must call this equally often.

@@ -315,7 +315,7 @@ def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypa
     monkeypatch.setattr(
         accelerators, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1, "device": torch.device("cpu")})
     )
-    with pytest.raises(SystemExit, match="2 processes were launched but Accelerate counts 1"):
+    with pytest.raises(RecipeError, match="2 processes were launched but Accelerate counts 1"):
         pretrain.main(tiny_run.argv())
 
 
