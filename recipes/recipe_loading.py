@@ -9,9 +9,11 @@ import argparse
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
 
+ALONE_SECONDS = 30.0  # processes load their libraries at different speeds
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
@@ -463,8 +466,14 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; a RecipeError ends it with its message instead of a traceback."""
+    """Run a script's main function; a RecipeError ends it with its message instead of a traceback.
+
+    Most are those of every process. The first of a machine prints it, and the launcher ends the others meanwhile; what
+    another process alone has to say, it prints after ALONE_SECONDS.
+    """
     try:
         main()
     except RecipeError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ALONE_SECONDS)
         raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
