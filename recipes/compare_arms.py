@@ -13,7 +13,8 @@ Out:  beside it, in <results>: runs.csv, one row a finished run, which is what t
 Arms share the documents unless one changes `data` in more than shares, and arms with the same tokenizer share the
 tokens. Finished runs are not trained again, killed ones resume, and several processes divide the rest: see
 sweeps/runs.py. A row is keyed by the hash of what the experiment states of its recipe, not of defaults, so state what
-you compare. A base model whose folder is gone is trained again.
+you compare. A base model whose folder is gone is trained again. With hub.leak_audit each run is audited by
+audit_leaks.py, whose figures are columns of its row.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from typing import Any
 
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
-from stages import STAGES, exported_tasks
+from stages import ROOT, STAGES, exported_tasks
 from sweeps.arm_results import draw, write_means
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
@@ -37,6 +38,7 @@ from sweeps.runs import (
     locked,
     read_rows,
     recipe_in,
+    run_logged,
     run_stage,
     train_missing,
     train_model,
@@ -75,6 +77,10 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         if not (base.folder(base.key) / "model").exists():
             with locked(Path(run.recipe.run.output_dir) / f".base-{run.base}.lock"):
                 train(base, base.folder(base.key), bases, launcher)
+    for teacher in run.teachers:
+        with locked(teacher.folder(teacher.key) / ".claim"):  # another process may be training it
+            if not (teacher.folder(teacher.key) / "model").exists():
+                train(teacher, teacher.folder(teacher.key), bases, launcher)
     tokens = make_tokens(run, write_config(run.recipe, folder))
     training, scores = train_model(run.recipe, folder, tokens, launcher, run.name)
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]
@@ -89,18 +95,45 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         "flops": f"{training['flops']:.4g}",
         "tokens": training["tokens_seen"],
     }
+    of_model = "eval" if run.recipe.training.average is None else "average"  # what model/ holds
     for source in run.recipe.data.sources:
         part = training["mixture"][source.name]
         row |= {
             f"{source.label}_share": f"{part['delivered_fraction']:.4f}",
-            f"{source.label}_bits_per_byte": f"{scores[f'eval/bits_per_byte/{source.name}']:.5f}",
+            f"{source.label}_bits_per_byte": f"{scores[f'{of_model}/bits_per_byte/{source.name}']:.5f}",
             f"{source.label}_bytes_per_token": f"{ratios['domain tokenizer'][source.name]:.4f}",
             f"{source.label}_repetitions": f"{part['repetitions']:.3f}",
         }
+        if of_model == "average":
+            row[f"{source.label}_of_last_weights"] = f"{scores[f'eval/bits_per_byte/{source.name}']:.5f}"
+        if run.recipe.training.distillation is not None:
+            row[f"{source.label}_of_teachers"] = f"{scores[f'teachers/bits_per_byte/{source.name}']:.5f}"
     for task in run.recipe.training.eval_tasks:
         row[f"{task}_accuracy"] = f"{scores[f'eval/{task}/accuracy']:.4f}"
         row[f"{task}_gold_bits_per_byte"] = f"{scores[f'eval/{task}/gold_bits_per_byte']:.5f}"
+    if run.recipe.hub.leak_audit is not None:
+        command = [sys.executable, str(ROOT / "recipes" / "audit_leaks.py"), str(folder)]
+        run_logged(command, folder / "log.txt", f"{run.name}: audit")
+        row |= leak_columns(json.loads((folder / "audit.json").read_text(encoding="utf-8")))
     return row | {"seconds": f"{training['seconds']:.1f}", "device": training["device"]}
+
+
+def leak_columns(audit: dict) -> dict[str, Any]:
+    """Return the columns of a row that say what its model gives away.
+
+    Of each source the documents that are continued word for word for 50 tokens, and how many were audited; of each
+    level of data.canaries the mean exposure (0: records that were never planted).
+    """
+    columns: dict[str, Any] = {}
+    for source, sides in audit["verbatim"]["by_source"].items():
+        for side in ("trained", "held_out"):
+            columns[f"{source}_{side}_continued_50"] = sides[side]["continued"]["50"]["documents"]
+            columns[f"{source}_{side}_audited"] = sides[side]["documents"]
+    for repetitions, level in audit["canaries"]["by_repetitions"].items() if audit["canaries"] else ():
+        low, high = level["interval"]
+        columns[f"exposure_bits_{repetitions}"] = f"{level['mean_exposure_bits']:.2f}"
+        columns[f"exposure_interval_{repetitions}"] = f"{low:.2f} to {high:.2f}"
+    return columns
 
 
 def describe_cost(bases: dict[str, ArmRun], runs: list[ArmRun], rows: dict[str, dict]) -> str:

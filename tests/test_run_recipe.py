@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from closed_network import ClosedNetwork
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -43,7 +44,8 @@ def phase_of(sequence_length: int) -> str:
 
 @pytest.fixture(scope="module")
 def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
-    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder.
+    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder, with the
+    network closed.
 
     Returns: the command, the folder it ran in, and the finished process.
     """
@@ -62,7 +64,20 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     settings += ["--training.eval_tasks=[general_agreement]"]
     settings += ["--plan.flops=1e13", "--plan.device=rtx-4090", phase_of(256), *UNIGRAM]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
-    return command, folder, run(command, folder)
+    closed = ClosedNetwork(tmp_path_factory.getbasetemp() / "closed_network")
+    first = [*closed.prefix, sys.executable, *map(str, command)]
+    return command, folder, subprocess.run(first, cwd=folder, env=closed.environment, capture_output=True, text=True)
+
+
+def test_nothing_is_asked_of_the_network_from_text_to_release(telecom, tmp_path, tmp_path_factory):
+    asked = tmp_path_factory.getbasetemp() / "closed_network" / "asked.txt"
+    assert telecom[2].returncode == 0, telecom[2].stderr[-3000:]
+    assert not asked.exists(), asked.read_text()
+    closed = ClosedNetwork(tmp_path / "closed")
+    code = "import huggingface_hub; huggingface_hub.HfApi().model_info('gpt2')"
+    command = [*closed.prefix, sys.executable, "-c", code]
+    assert subprocess.run(command, env=closed.environment, capture_output=True).returncode == 1
+    assert any("huggingface.co" in line for line in closed.asked()), "the guard sees what is asked"
 
 
 def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):

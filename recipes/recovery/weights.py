@@ -95,11 +95,10 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
     Raises: RecipeError: a tensor is missing, has another shape or is not finite.
     """
     reshard(model)
-    with StoredTensors(checkpoint, "model") as stored, torch.no_grad():
-        for name, parameter in named_weights(model):
-            if not parameter.requires_grad and name not in stored.parts:  # earlier checkpoints hold it
-                continue
-            parameter.copy_(stored.read_like(name, parameter))
+    with StoredTensors(checkpoint, "model") as stored:
+        held = set(stored.parts)  # of adapters alone; earlier versions kept the weights that are not trained too
+    weights = {name: weight for name, weight in named_weights(model) if weight.requires_grad or name in held}
+    restore_weights(checkpoint, "model", weights)
     owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
     with StoredTensors(checkpoint, "optimizer") as stored:
         keys: dict[str, list[str]] = {}
@@ -118,6 +117,16 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
             if keys and not state:
                 raise RecipeError(f"{checkpoint}: optimizer: the state of {plain_name(name)} is missing")
             owners[parameter].state[parameter] = state
+
+
+def restore_weights(checkpoint: Path, stem: str, weights: dict[str, Tensor]) -> None:
+    """Load weights, in place, from a checkpoint's files of a stem.
+
+    Raises: RecipeError: a tensor is missing, has another shape or is not finite.
+    """
+    with StoredTensors(checkpoint, stem) as stored, torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(stored.read_like(name, weight))
 
 
 def plain_name(name: str) -> str:

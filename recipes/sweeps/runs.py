@@ -248,7 +248,8 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to runs.csv, or replace the one of its key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, text = {**read_rows(path), row["key"]: row}, io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    columns = dict.fromkeys(column for one in rows.values() for column in one)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows.values())
     replace_text(path, text.getvalue())
