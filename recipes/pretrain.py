@@ -183,7 +183,7 @@ class Pretraining:
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
         if self.compiled:
-            self.progress.bar.set_description("pretrain: compiling")  # in the first step, for seconds to minutes
+            self.progress.note_compiling()
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""

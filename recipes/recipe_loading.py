@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
 
+ALONE_SECONDS = 30.0  # processes load their libraries at different speeds
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
@@ -472,16 +474,21 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback."""
+    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback.
+
+    Most errors are those of every process. The first of a machine prints it, and the launcher ends the others
+    meanwhile; what another process alone has to say, it prints after ALONE_SECONDS.
+    """
     os.environ |= NO_TELEMETRY
     if hub := sys.modules.get("huggingface_hub.constants"):  # which has read the environment
         hub.HF_HUB_DISABLE_TELEMETRY = True
     script = Path(sys.argv[0]).name
     try:
         main()
-    except RecipeError as error:
-        raise SystemExit(f"{script}: {error}") from error
     except Exception as error:
-        if (limit := explain_limit(error, script)) is None:
+        reason = error if isinstance(error, RecipeError) else explain_limit(error, script)
+        if reason is None:
             raise
-        raise SystemExit(f"{script}: {limit}") from error
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ALONE_SECONDS)
+        raise SystemExit(f"{script}: {reason}") from error

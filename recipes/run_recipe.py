@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from child_processes import EXIT_STOPPED, run_child
+from child_processes import EXIT_STOPPED, SAVE_SECONDS, run_child
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
 from mixture.fitting import check_length
@@ -164,7 +164,11 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
     before = read_json(run / "status.json")
-    ended = run_child(command, launches="accelerate.commands.launch" in command)
+
+    def save_seconds() -> float:
+        return (read_json(run / "status.json") or {}).get("save_seconds", SAVE_SECONDS)
+
+    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds)
     training = read_json(run / "status.json") or {}  # of this run, if it is another than before
     preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted

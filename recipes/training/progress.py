@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar."""
+"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar.
+
+Where standard error is no terminal, as in a scheduler's log, there is no bar; each logging step prints a line.
+"""
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -47,13 +51,14 @@ class Progress:
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.prints_lines = self.is_main and not sys.stderr.isatty()
         self.bar = tqdm(
             total=state["max_steps"],
             initial=state["step"],
             desc="pretrain",
             unit=" steps",
             leave=False,
-            disable=not self.is_main,
+            disable=not self.is_main or self.prints_lines,
         )
 
     def enter_phase(self, sequence_length: int, causal: bool) -> None:
@@ -137,6 +142,11 @@ class Progress:
             record |= self.utilisation.record(speed) | total_seen(state)
             self.log(record)
             self.bar.set_postfix_str(describe_step(record), refresh=False)
+            if self.prints_lines:
+                left = (state["max_steps"] - state["step"]) * self.training.tokens_per_step / speed
+                last = f"{state['max_steps']:,}"
+                step = f"step {state['step']:>{len(last)},}/{last}, {tqdm.format_interval(left)} left"
+                self.bar.write(f"pretrain: {step}: {describe_step(record)}", file=sys.stderr)
         self.sums.zero_()
         self.seen.zero_()
 
@@ -146,6 +156,12 @@ class Progress:
             append_lines(self.run / "metrics.jsonl", [record])
         values = {name: value for name, value in record.items() if name != "step"}
         self.accelerator.log(values, step=record["step"])
+
+    def note_compiling(self) -> None:
+        """Show that the first step of a phase compiles, for seconds to minutes."""
+        self.bar.set_description("pretrain: compiling")
+        if self.prints_lines:
+            self.bar.write("pretrain: compiling", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
