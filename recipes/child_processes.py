@@ -2,11 +2,12 @@
 """How the processes of a run are stopped: by which signals, with which exit code, and all of them together."""
 
 import ctypes
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -24,6 +25,26 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 def heeded_signals() -> list[signal.Signals]:
     """Return the signals that stop a run, without those that are ignored since the start, as SIGHUP under nohup."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def leave_on_signals(kept: str) -> Iterator[None]:
+    """Have the signals that stop a run end this process with EXIT_STOPPED, while it runs no child.
+
+    Args: kept: what is not lost, for the message, which ends with the command that starts again.
+    """
+
+    def leave(number: int, _) -> None:
+        command = shlex.join(sys.orig_argv)
+        sys.stderr.write(f"stopped on {signal.Signals(number).name}: {kept}; start again with: {command}\n")
+        raise SystemExit(EXIT_STOPPED)
+
+    before = {number: signal.signal(number, leave) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_parent() -> None:

@@ -27,6 +27,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from atomic_files import RECORD, read_json
+from child_processes import EXIT_STOPPED
 from machine_limits import explain_limit
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
@@ -485,6 +486,9 @@ def run_command(main: Callable[[], None]) -> None:
     script = Path(sys.argv[0]).name
     try:
         main()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{script}: stopped on SIGINT; the same command starts it again\n")
+        raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
         reason = error if isinstance(error, RecipeError) else explain_limit(error, script)
         if reason is None:
