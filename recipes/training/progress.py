@@ -115,10 +115,7 @@ class Progress:
 
     def log_steps(self, state: dict, learning_rate: float, skipped_steps: int) -> None:
         """Write a line of metrics.jsonl about the steps since the last, and add what they read to the state."""
-        counts = self.accelerator.reduce(self.seen).tolist()
-        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
-            state["bytes_seen"][name] += num_bytes
-            state["tokens_seen"][name] += num_tokens
+        self.add_seen(state)
         nats, num_bytes, num_tokens = self.sums.tolist()
         if num_tokens:  # data.skip may have left none
             processed_tokens = (state["trained_steps"] - self.logged_steps) * self.training.tokens_per_step
@@ -138,6 +135,13 @@ class Progress:
             self.log(record)
             self.bar.set_postfix_str(describe_step(record), refresh=False)
         self.sums.zero_()
+
+    def add_seen(self, state: dict) -> None:
+        """Add what was read since the last call to the state; every process must call it."""
+        counts = self.accelerator.reduce(self.seen).tolist()
+        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
+            state["bytes_seen"][name] += num_bytes
+            state["tokens_seen"][name] += num_tokens
         self.seen.zero_()
 
     def log(self, record: dict) -> None:

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pretrain
 import run_recipe
 from document_ledger import open_ledger
+from mixture.fitting import decide_length
+from mixture.shards import TokenShards
 from model.dropout import add_dropout
 from model.llama import build_model
 from recipe_config import RecipeError
@@ -115,6 +117,17 @@ def test_the_ledger_of_repacked_text_answers_from_step_to_document_and_back(scar
     ]
     found = [{key: visit[key] for key in expected[0]} for visit in ledger.steps_of(document)]
     assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_the_recipe_for_little_text_reads_all_of_it_as_often_as_it_says(tokenized_run):
+    given = [one for one in tokenized_run.argv()[2:] if "max_tokens" not in one and "max_repetitions" not in one]
+    given = [*given, "--data.fit_to_corpus=true", "--training.learning_rate=4e-3"]
+    recipe = load_recipe([RECIPES / "custom" / "scarce.yaml"], given)
+    shards = TokenShards(tokenized_run.output_dir / "tokens", ["law", "web"], 32, recipe.data.repack)
+    training, *_ = decide_length(recipe, shards)
+    read, tokens = training.max_steps * training.tokens_per_step, 32 * sum(shards.num_windows)
+    assert read == pytest.approx(recipe.data.max_repetitions * tokens, rel=0.1)
+    assert recipe.training.distillation.members == 4 and recipe.data.repack and recipe.training.average
 
 
 LEARN = ["--training.save_steps=8", "--training.keep_every_steps=8", "--training.distillation.weight=0.5"]
