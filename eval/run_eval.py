@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
@@ -54,6 +54,7 @@ from generated_samples import GENERATION, generate_sample
 from group_scores import average_groups
 from held_out_scores import score_sources
 from item_scores import score_items
+from limits import run_script
 from request_scoring import RequestScorer, score_requests
 from results_folder import OWN_FILES, json_lines, parts_folder, write_results, write_synced
 from shared_work import SharedWork
@@ -451,6 +452,7 @@ def print_own_messages() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     print_own_messages()
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:
@@ -478,4 +480,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

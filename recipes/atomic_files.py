@@ -111,11 +111,22 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file."""
+    """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file.
+
+    Raises: StaleStageError: a line is no JSON object.
+    """
     if not path.exists():
         return []
+    entries = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines splits at U+2028 too
-    return [json.loads(line) for line in lines[:-1]]
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entries.append({**json.loads(line)})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StaleStageError(
+                f"{path}:{number} cannot be read ({error}). Restore the file from a copy, or move it away"
+            ) from error
+    return entries
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,8 @@ Out:  beside it, in <results>: runs.csv, one row a finished run, which is what t
 Arms share the documents unless one changes `data` in more than shares, and arms with the same tokenizer share the
 tokens. Finished runs are not trained again, killed ones resume, and several processes divide the rest: see
 sweeps/runs.py. A row is keyed by the hash of what the experiment states of its recipe, not of defaults, so state what
-you compare. A base model whose folder is gone is trained again.
+you compare. A base model whose folder is gone is trained again. With hub.leak_audit each run is audited by
+audit_leaks.py, whose figures are columns of its row.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from typing import Any
 
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
-from stages import STAGES, exported_tasks
+from stages import ROOT, STAGES, exported_tasks
 from sweeps.arm_results import draw, write_means
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
@@ -37,6 +38,7 @@ from sweeps.runs import (
     locked,
     read_rows,
     recipe_in,
+    run_logged,
     run_stage,
     train_missing,
     train_model,
@@ -109,7 +111,29 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
     for task in run.recipe.training.eval_tasks:
         row[f"{task}_accuracy"] = f"{scores[f'eval/{task}/accuracy']:.4f}"
         row[f"{task}_gold_bits_per_byte"] = f"{scores[f'eval/{task}/gold_bits_per_byte']:.5f}"
+    if run.recipe.hub.leak_audit is not None:
+        command = [sys.executable, str(ROOT / "recipes" / "audit_leaks.py"), str(folder)]
+        run_logged(command, folder / "log.txt", f"{run.name}: audit")
+        row |= leak_columns(json.loads((folder / "audit.json").read_text(encoding="utf-8")))
     return row | {"seconds": f"{training['seconds']:.1f}", "device": training["device"]}
+
+
+def leak_columns(audit: dict) -> dict[str, Any]:
+    """Return the columns of a row that say what its model gives away.
+
+    Of each source the documents that are continued word for word for 50 tokens, and how many were audited; of each
+    level of data.canaries the mean exposure (0: records that were never planted).
+    """
+    columns: dict[str, Any] = {}
+    for source, sides in audit["verbatim"]["by_source"].items():
+        for side in ("trained", "held_out"):
+            columns[f"{source}_{side}_continued_50"] = sides[side]["continued"]["50"]["documents"]
+            columns[f"{source}_{side}_audited"] = sides[side]["documents"]
+    for repetitions, level in audit["canaries"]["by_repetitions"].items() if audit["canaries"] else ():
+        low, high = level["interval"]
+        columns[f"exposure_bits_{repetitions}"] = f"{level['mean_exposure_bits']:.2f}"
+        columns[f"exposure_interval_{repetitions}"] = f"{low:.2f} to {high:.2f}"
+    return columns
 
 
 def describe_cost(bases: dict[str, ArmRun], runs: list[ArmRun], rows: dict[str, dict]) -> str:
@@ -141,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     if options.max_runs != 0:
-        train_run = partial(train, bases=bases, launcher=choose_launcher(options))
+        train_run = partial(train, bases=bases, launcher=choose_launcher(options, [*bases.values(), *runs][0].recipe))
         shared = Path(experiment.recipe["run"]["output_dir"])
         train_missing({run.key: run for run in runs}, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())

@@ -7,16 +7,22 @@ Out:  a table on the console, or JSON lines with --json.
     python recipes/document_ledger.py runs/legal-quickstart --step 120
     python recipes/document_ledger.py runs/legal-quickstart --document 3f2a9c51d0e84b7791c6f0aa52d8e310
     python recipes/document_ledger.py runs/legal-quickstart --passage "words that stand in a document"
+    python recipes/document_ledger.py runs/legal-quickstart --passage "words that stand in a document" --before
+
+With --before: the checkpoints that were saved before the documents were first trained on, the command that trains
+again from the last of them without these documents, and the files and vocabulary entries that still show them.
 
 A document is listed with its id, the file and row it was read from, its title and its first words; a passage of a PDF
 or of slides with its page. Pieces that data.skip leaves out are marked as skipped."""
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from corpus.pages import page_of
 from mixture.ledger import Ledger, describe_documents, find_passage
+from provenance.removal import find_entries, find_mentions, first_step, read_removed
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command
 from recovery.stored_tensors import list_checkpoints, load_state
@@ -40,12 +46,20 @@ def main(argv: list[str] | None = None) -> None:
     question.add_argument("--step", type=int, help="which documents went into this optimizer step")
     question.add_argument("--document", help="in which steps this document was or will be trained on")
     question.add_argument("--passage", help="which documents hold these words, by id, to be asked with --document")
+    parser.add_argument("--before", action="store_true", help="which checkpoints never saw it, and what shows it")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args(argv)
+    if options.before and options.step is not None:
+        raise RecipeError("--before: ask it with --document or --passage, not with --step")
     if options.passage is not None:
         if not options.passage.strip():
             raise RecipeError("--passage: empty; quote some words of the text")
         found = list(find_passage(options.run_folder, options.passage))
+        if options.before:
+            show_removal(
+                options.run_folder, sorted({e["document"] for e in found if e["split"] == "train"}), options.json
+            )
+            return
         known = describe_documents(options.run_folder, {entry["document"] for entry in found})
         for entry in found:
             origin, position = known[entry["document"]], entry.pop("position")
@@ -55,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(entry) if options.json else f"{start}  {describe_origin(entry)}")
         if not found and not options.json:
             print("no document holds it")
+        return
+    if options.before:
+        show_removal(options.run_folder, [options.document], options.json)
         return
     ledger = open_ledger(options.run_folder)
     if options.step is not None and not 1 <= options.step <= ledger.max_steps:
@@ -78,6 +95,43 @@ def main(argv: list[str] | None = None) -> None:
             skipped = ", skipped" if entry["skipped"] else ""
             origin = f"  {describe_origin(known[entry['document']])}" if by_step else ""
             print(f"{key:<32}  {entry['source']:<20} {entry['sequence']:>8}  {tokens}{skipped}{origin}")
+
+
+def show_removal(run: Path, documents: list[str], as_json: bool) -> None:
+    """Print how to train a run again without some documents, and what would still show them."""
+    if not documents:
+        print(json.dumps({"documents": []}) if as_json else "no training document holds it")
+        return
+    ledger = open_ledger(run)
+    first, texts = first_step(ledger, documents), read_removed(run, set(documents))
+    clean = [path for step, path in list_checkpoints(run / "checkpoints") if first is None or step < first]
+    command = ["python", "recipes/run_recipe.py", "--config", str(run / "recipe.yaml"), "--overwrite"]
+    command += [f"--run.resume={clean[0]}"] if clean else []
+    skipped = sorted({*load_recipe([run / "recipe.yaml"]).data.skip.documents, *documents})
+    command += [f"--data.skip.documents={json.dumps(skipped)}"]
+    found = {
+        "documents": documents,
+        "first_step": first,
+        "clean_checkpoints": [str(path) for path in clean],
+        "command": None if first is None else shlex.join(command),
+        "tokenizer_entries": find_entries(run, set(documents), texts),
+        "mentions": find_mentions(run, set(documents), texts),
+    }
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"documents: {', '.join(documents)}")
+    if first is None:
+        print("no step was or will be trained on them")
+    else:
+        print(f"first trained on in step {first:,} of {ledger.max_steps:,}")
+        names = ", ".join(path.name for path in clean)
+        print(f"checkpoints that never saw them: {names or 'none, so training starts again'}")
+        print(f"train without them, and with every other step as it was:\n  {found['command']}")
+    print("The tokenizer was trained on them too. Its entries that no other training document holds:", end=" ")
+    print(", ".join(map(repr, found["tokenizer_entries"])) or "none")
+    for entry in found["mentions"]:
+        print(f"{entry['file']} shows {entry['shows']}")
 
 
 def without_pages(origin: dict) -> dict:

@@ -16,7 +16,7 @@ recovery/preemption.py. The recipe states the batch in tokens, and what a proces
 the experiment is the same on any number of processes.
 """
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
@@ -37,12 +37,12 @@ from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
-from recovery.agreement import from_main, refuse_differences
+from recovery.agreement import from_main, held_run, refuse_differences
 from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
-from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from recovery.weights import checksum_frozen
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -92,8 +92,10 @@ class Pretraining:
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
+        checkpoint, notes = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe))
+        self.notes += notes
         self.chronicle = Chronicle(self.run, self.is_main)
-        self.state, checkpoint = self.resume()
+        self.state = self.resume(checkpoint)
         self.saved_step = None if checkpoint is None else self.state["step"]
         self.report_start(checkpoint)
 
@@ -126,22 +128,27 @@ class Pretraining:
         wrap_layers(model, self.accelerator)
         return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
-    def resume(self) -> tuple[dict, Path | None]:
-        """Return the state to train from, and the checkpoint that it and the weights come from, if any."""
+    def resume(self, checkpoint: Path | None) -> dict:
+        """Load the weights of a checkpoint, if there is one, and return the state to train from."""
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         state = resuming.fresh_state(recipe, self.training, self.text.shares)
         attention = self.language_model.config._attn_implementation
         computing = record.describe_computing(self.accelerator, self.training, self.compiled, attention)
-        checkpoint, damaged = from_main(self.accelerator, lambda: resuming.choose_checkpoint(recipe))
-        self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
             resuming.follow_computing(state, computing)
+            state["frozen_weights"] = checksum_frozen(self.language_model)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
-            return state, None
+            return state
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
+        frozen = checksum_frozen(self.language_model)
+        if state.setdefault("frozen_weights", frozen) != frozen:
+            raise RecipeError(
+                f"{checkpoint}: its adapters were trained on other weights than those that "
+                f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
+            )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
@@ -152,7 +159,7 @@ class Pretraining:
             for text in texts:
                 self.chronicle.note(event, state["step"], text)
         self.notes += changes
-        return state, checkpoint
+        return state
 
     def report_start(self, checkpoint: Path | None) -> None:
         """Print what will be trained, write the run's files, and drop what is later than the checkpoint."""
@@ -165,7 +172,7 @@ class Pretraining:
             print(f"pretrain: {self.time_to_save}")
             record.write_run_files(self.recipe, self.run, state["computing"][-1])
             record_run_files(self.run, ("recipe.yaml", "environment.json"))
-            record.truncate_records(self.run, state["step"])
+            record.truncate_records(self.run, state["step"], checkpoint)
             resuming.set_aside_later(self.run / "checkpoints", state["step"])
 
     def enter_phase(self, step: int) -> None:
@@ -230,18 +237,20 @@ class Pretraining:
     def train_step(self, step: int) -> None:
         """Train on the micro-batches of a step, with the learning rate that is set."""
         accelerator, progress, tokens_per_step = self.accelerator, self.progress, self.training.tokens_per_step
-        seen, step_nats = torch.zeros_like(progress.seen), torch.zeros_like(progress.sums[0])
+        seen, scored = torch.zeros_like(progress.seen), torch.zeros_like(progress.seen[0])
+        step_nats = torch.zeros_like(progress.sums[0])
         seed_step(self.recipe.run.seed, step, accelerator.process_index)
-        # Every token of the step has the same weight. Gradients are averaged over processes, hence num_processes.
+        # Every token that counts has the same weight. Gradients are averaged over processes, hence num_processes.
         factor = accelerator.num_processes / tokens_per_step
         for micro_step in range(self.text.micro_steps):
             batch = next(self.batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
+            scored += batch.pop("scored").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
-        sums = accelerator.reduce(torch.stack([step_nats, *seen.sum(0)]))  # nats, bytes and tokens of the step
+        sums = accelerator.reduce(torch.stack([step_nats, *scored]))  # nats, bytes and tokens that count
         num_targets = sums[2].clamp(min=1)
-        if self.text.skipped_documents.ranges:
+        if self.text.skipped_documents.ranges or self.training.goldfish:
             self.prepared.scale_gradients(tokens_per_step / num_targets)
         grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
         ok = self.monitor.judge(step, sums[0] / num_targets, grad_norm)
@@ -281,7 +290,7 @@ class Pretraining:
         self.enter_phase(self.state["step"])
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            record.truncate_records(self.run, self.state["step"])
+            record.truncate_records(self.run, self.state["step"], checkpoint)
             resuming.set_aside_later(folder, self.state["step"])
         text = decision.describe_rollback(checkpoint.name, self.state["learning_rate_factor"])
         self.chronicle.note("rollback", left_at, text, **self.state["rollbacks"][-1])
@@ -409,8 +418,9 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             if preemption.signal_name or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
-            Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-            status.end("failed", 1, reason, alone=True)
+            with suppress(Exception):  # a full disk or a damaged chronicle must not hide the error
+                Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
+                status.end("failed", 1, reason, alone=True)
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")

@@ -63,7 +63,7 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 PersonalDataKind = Literal[
     *("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone", "national_id"),
-    *("passport", "licence", "vehicle", "device", "date", "age"),
+    *("passport", "licence", "vehicle", "device", "date", "age", "url"),
 ]
 
 
@@ -242,9 +242,10 @@ class PersonalData(Section):
     """Personal data in recognisable forms: replaced, counted or dropped before any other step. Names are left."""
 
     profile: Literal["finance", "general", "legal", "medical"]
-    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport; legal: also
-    tax, account, birth; finance: also licence; medical: general and account, record, birth, licence (to drive, to
-    practise), vehicle, device, date (of admission, discharge, death, ...), age (over 89)."""
+    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport, url (with an
+    identifier in it); legal: also tax, account, birth; finance: also licence; medical: general and account, record,
+    birth, licence (to drive, to practise), vehicle, device, date (of admission, discharge, death, ...), age (over
+    89)."""
     actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
     """Kind -> replace, drop (the document) or leave (only count), instead of the profile's; may add kinds, such as
     docket."""
@@ -465,6 +466,9 @@ class Tokenizer(Section):
     """Vocabulary size, including the 256 bytes and the special tokens; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
     """Occurrences that a pair needs to become a token; for bpe."""
+    min_documents: Annotated[Int, Field(ge=2)] | None = None
+    """Leave out words of fewer documents, so that the vocabulary shows no name of one client: choose more documents
+    than one client has. None: every word counts."""
     max_token_bytes: Positive = 64
     """Length of the longest token (bytes)."""
     max_train_bytes: Positive = 1_000_000_000
@@ -498,6 +502,8 @@ class Tokenizer(Section):
                 "vocab_size",
                 f"{self.vocab_size} has no room for the bytes and the other {fixed - 256} fixed tokens",
             )
+        if self.min_documents and self.pretokenization == "multiword":
+            yield "min_documents", "leaves out nearly all of multiword's pieces, which are phrases; use another one"
 
 
 class Lora(Section):
@@ -637,6 +643,16 @@ class Distillation(Section):
             yield "members", "there is no model to learn from; set members or teachers"
 
 
+class Goldfish(Section):
+    """Goldfish loss: leave one token in k out of the loss, always the same one after the same words, so that repeated
+    text is not learned word for word; mixture/goldfish.py. Validation and evaluation score every token."""
+
+    k: Annotated[Int, Field(ge=2)]
+    """One token in so many; a smaller number hides more and costs more of the text."""
+    context: Positive = 13
+    """Tokens before a token that decide on it."""
+
+
 class Training(Section):
     """The optimizer, the schedule, the length of training. Processes, precision and sharding are in
     accelerate_configs/."""
@@ -718,6 +734,8 @@ class Training(Section):
     """Checkpoints kept; at least 2, since the newest may be damaged."""
     keep_every_steps: Positive | None = None
     """Checkpoints at multiples of this are kept for good. None: none is."""
+    goldfish: Goldfish | None = None
+    """Tokens left out of the loss, for text that is repeated often. None: none."""
     stability: Stability = Stability()
     """Steps that are skipped, and what follows."""
 

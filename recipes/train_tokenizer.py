@@ -20,7 +20,6 @@ speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_s
 """
 
 import json
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from mixture.shard_writer import encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from recovery.run_lock import stage_lock
 from run_folder import is_finished, new_output, require
 from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import settle_document_ends
@@ -46,14 +46,12 @@ from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
 from vocabulary.tokenizer_training import (
-    SAMPLE_SEED,
     as_transformers,
+    read_samples,
     read_texts,
     sample_sizes,
     train_tokenizer,
-    training_bytes,
 )
-from vocabulary.training_sample import draw_sample
 
 
 MIN_BYTES_PER_TOKEN = 100
@@ -126,12 +124,7 @@ def take_tokenizer(
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     if settings.extend_by is None:
         return {OURS: old}, changes
-    sizes = sample_sizes(recipe, shares, training_bytes(documents))
-    texts = (
-        text
-        for source, size_bytes in sizes.items()
-        for text in draw_sample(partial(read_texts, documents, "train", source), size_bytes, SAMPLE_SEED)
-    )
+    texts = chain.from_iterable(read_samples(recipe, documents, shares, old.pre_tokenizer, "new tokens").values())
     with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
         new_tokens = choose_tokens(old, bar, settings.extend_by, settings.min_frequency)
     if len(new_tokens) < settings.extend_by:
@@ -218,16 +211,17 @@ def split_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
-    if is_finished(recipe, "tokenizer", options.overwrite):
-        print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
-        return
-    if options.dry_run:
+    if options.dry_run and not is_finished(recipe, "tokenizer", options.overwrite):
         require(recipe, "prepare")
         print(
             f"tokenizer: would train {recipe.tokenizer.algorithm} with a vocabulary of {recipe.tokenizer.vocab_size:,}"
         )
         return
-    report = make_tokenizer(recipe)
+    with stage_lock(recipe, "tokenizer", options.overwrite) as has_work:
+        if not has_work:
+            print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
+            return
+        report = make_tokenizer(recipe)
     ratios = ", ".join(f"{ratio:.2f} on {name}" for name, ratio in report["bytes_per_token"][OURS].items())
     print(
         f"tokenizer: vocabulary of {report['vocab_size']:,}, bytes per token {ratios}, in "

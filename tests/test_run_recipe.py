@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from closed_network import ClosedNetwork
 from mini_hub import hub_environment, start_hub
 from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -23,6 +24,9 @@ from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from stages import STAGES
+
+
+RECIPE = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
 
 
 def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
@@ -40,7 +44,8 @@ def phase_of(sequence_length: int) -> str:
 
 @pytest.fixture(scope="module")
 def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
-    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder.
+    """Copy the repository's three folders and the legal recipe in them, and run the copy from another folder, with the
+    network closed.
 
     Returns: the command, the folder it ran in, and the finished process.
     """
@@ -59,7 +64,20 @@ def telecom(tmp_path_factory) -> tuple[list, Path, subprocess.CompletedProcess]:
     settings += ["--training.eval_tasks=[general_agreement]"]
     settings += ["--plan.flops=1e13", "--plan.device=rtx-4090", phase_of(256), *UNIGRAM]
     command = [folder / "repo" / "recipes" / "run_recipe.py", "--config", config, *settings]
-    return command, folder, run(command, folder)
+    closed = ClosedNetwork(tmp_path_factory.getbasetemp() / "closed_network")
+    first = [*closed.prefix, sys.executable, *map(str, command)]
+    return command, folder, subprocess.run(first, cwd=folder, env=closed.environment, capture_output=True, text=True)
+
+
+def test_nothing_is_asked_of_the_network_from_text_to_release(telecom, tmp_path, tmp_path_factory):
+    asked = tmp_path_factory.getbasetemp() / "closed_network" / "asked.txt"
+    assert telecom[2].returncode == 0, telecom[2].stderr[-3000:]
+    assert not asked.exists(), asked.read_text()
+    closed = ClosedNetwork(tmp_path / "closed")
+    code = "import huggingface_hub; huggingface_hub.HfApi().model_info('gpt2')"
+    command = [*closed.prefix, sys.executable, "-c", code]
+    assert subprocess.run(command, env=closed.environment, capture_output=True).returncode == 1
+    assert any("huggingface.co" in line for line in closed.asked()), "the guard sees what is asked"
 
 
 def test_a_copied_recipe_runs_through_every_stage_from_another_folder(telecom):
@@ -335,10 +353,10 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
     file.write_text(settings)
     if refusal:
         with pytest.raises(RecipeError) as error:
-            launching.launch_command(file, num_processes)
+            launching.launch_command(RECIPE, file, num_processes)
         assert refusal in str(error.value)
     else:
-        command = launching.launch_command(file, num_processes)
+        command = launching.launch_command(RECIPE, file, num_processes)
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
@@ -368,11 +386,11 @@ def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_fil
     monkeypatch.setattr(launching, "ROOT", tmp_path)
     monkeypatch.setattr(launching, "has_gpu", lambda: True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert "--config_file" not in launching.launch_command(None, None)
+    assert "--config_file" not in launching.launch_command(RECIPE, None, None)
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: FSDP\n")
     with pytest.raises(RecipeError, match="default_config.yaml: without .* Accelerate would train as this file says"):
-        launching.launch_command(None, None)
+        launching.launch_command(RECIPE, None, None)
 
 
 def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):

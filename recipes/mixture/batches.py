@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixture.document_borders import cumulative_lengths
+from mixture.goldfish import left_out
 from mixture.labels import IGNORED_LABEL
 from mixture.order import TokenMixture
 from mixture.skips import SkippedDocuments
+from recipe_config import Goldfish
 
 
 def document_positions(input_ids: np.ndarray, bos_token_id: int) -> np.ndarray:
@@ -35,6 +37,8 @@ class MicroBatches(Dataset):
     A micro-step's windows are consecutive over all processes; each process takes the next batch_size of them, one a
     sequence or, in a phase with longer sequences, several. Window i thus belongs to step i // sequences_per_step for
     any number of processes and in any phase.
+
+    Args: goldfish: None: every label counts, apart from those of skipped documents.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class MicroBatches(Dataset):
         batch_size: int,
         process_index: int,
         num_processes: int,
+        goldfish: Goldfish | None = None,
     ):
+        self.goldfish = goldfish
         self.mixture, self.skipped, self.byte_lengths = mixture, skipped, byte_lengths.astype(np.uint16)
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
 
@@ -61,21 +67,31 @@ class MicroBatches(Dataset):
         input_ids, labels = tokens[:, :-1], tokens[:, 1:]
         num_bytes = self.byte_lengths.take(tokens)[:, 1:]
         num_targets = np.full(len(locations), sequence_length)
+        if self.skipped.ranges or self.goldfish:
+            labels = labels.copy()  # inputs keep the tokens
         if self.skipped.ranges:
-            labels = labels.copy()  # inputs keep the documents
             for row, location in enumerate(locations):
                 for stretch in self.skipped.labels_in(location, sequence_length):
                     labels[row, stretch], num_bytes[row, stretch] = IGNORED_LABEL, 0
             num_targets = np.count_nonzero(labels != IGNORED_LABEL, axis=1)
         seen = np.zeros((len(shards.names), 2), dtype=np.int64)
         np.add.at(seen, [location.source for location in locations], np.stack([num_bytes.sum(axis=1), num_targets], 1))
+        scored = seen.sum(axis=0)
+        if self.goldfish:
+            for row, location in enumerate(locations):
+                labels[row, left_out(shards, location, sequence_length, self.goldfish)] = IGNORED_LABEL
+            counting = labels != IGNORED_LABEL
+            scored[:] = num_bytes[counting].sum(), counting.sum()
         positions = document_positions(input_ids, shards.ends.bos)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(positions),
             "cumulative_lengths": cumulative_lengths(positions),
             "labels": torch.from_numpy(labels),
-            "seen": torch.from_numpy(seen),  # (num_sources, 2): UTF-8 bytes and number of the labels of each source
+            # UTF-8 bytes and number of the labels of each source, (num_sources, 2), and of all that the loss is
+            # computed for, (2,), which goldfish loss makes fewer.
+            "seen": torch.from_numpy(seen),
+            "scored": torch.from_numpy(scored),
         }
 
 

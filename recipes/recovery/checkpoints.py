@@ -164,6 +164,8 @@ class Checkpoints:
             for other in range(1, writers):
                 files |= wait_for_files(partial / part_name(other), self.timeout_seconds)
             run = self.folder.parent
+            for name in appended:
+                sync(run / name)
             records = {name: describe_beginning(run / name, size) for name, size in appended.items()}
             final = commit(partial, step, files, self.identity | {"records": records})
             prune(self.folder, self.keep, self.keep_every_steps)
@@ -267,11 +269,11 @@ def refuse_full_disk(
 
 
 def checkpoint_bytes(parameters: dict[str, int], averaged: bool = False) -> int:
-    """Return the size of a checkpoint in fp32 with AdamW's two moments; Muon has one.
+    """Return the size of a checkpoint: what is trained, in fp32, with AdamW's two moments; Muon has one.
 
-    Args: parameters: those in total, and those that are trained.  averaged: with an average of the weights.
+    Args: parameters: those that are trained, among others.  averaged: with an average of the weights.
     """
-    return (8 if averaged else 4) * parameters["total"] + 8 * parameters["trained"]
+    return (16 if averaged else 12) * parameters["trained"]
 
 
 def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:

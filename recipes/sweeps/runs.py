@@ -79,11 +79,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def choose_launcher(options: argparse.Namespace) -> list[str]:
-    """Return the command that trains a run, up to the script."""
+def choose_launcher(options: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """Return the command that trains a run, up to the script, in a precision that suits the model of `recipe`."""
     config = Path(options.accelerate_config) if options.accelerate_config else None
     clear_environment()
-    return launch_command(config, options.num_processes)
+    return launch_command(recipe, config, options.num_processes)
 
 
 def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:

@@ -29,7 +29,7 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, settings: Average):
         self.module, self.settings = module, settings
-        self.weights = dict(named_weights(module))
+        self.weights = {name: weight for name, weight in named_weights(module) if weight.requires_grad}
         self.values = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in self.weights.items()}
 
     @torch.no_grad()

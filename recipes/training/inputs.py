@@ -66,6 +66,11 @@ def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 
         training, more = fit_batch(training, longest, num_processes)
     except RecipeError as error:
         raise RecipeError(*error.problems, *notes) from error  # which may be why the step is what it is
+    if training.goldfish is not None:
+        more.append(
+            f"training.goldfish leaves one token in {training.goldfish.k} out of the loss; train/loss and "
+            "train/bits_per_byte are over the others, eval/ over all"
+        )
     return Inputs(
         tokenizer_folder,
         tokenizer,

@@ -90,7 +90,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     sequences_per_step = training.tokens_per_step // training.sequence_length
     mixture = make_mixture(inputs.shards, phases, sequences_per_step, recipe.run.seed)
     batch_size = training.per_device_train_batch_size
-    batches = MicroBatches(mixture, inputs.skipped_documents, inputs.byte_lengths, batch_size, 0, 1)
+    batches = MicroBatches(mixture, inputs.skipped_documents, inputs.byte_lengths, batch_size, 0, 1, training.goldfish)
     set_seed(recipe.run.seed)
     model = build_summed_loss(recipe, training, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
     recipe.model = with_shape_of(recipe.model, model.language_model.config)

@@ -43,7 +43,7 @@ class Progress:
         self.started = self.logged_at = time.perf_counter()
         self.logged_steps = state["trained_steps"]
         self.step_ended: list[float] = []
-        # Since the last line of metrics.jsonl: nats, bytes and tokens of the steps taken; bytes and tokens by source.
+        # Since the last line of metrics.jsonl: nats, bytes and tokens that counted; bytes and tokens read, by source.
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
@@ -89,7 +89,7 @@ class Progress:
 
         Args:
             seen: bytes and tokens of each source that this process read.
-            sums: nats, bytes and tokens of the step over all processes; zeros if it was skipped.
+            sums: nats, bytes and tokens of the labels that count, over all processes; zeros if the step was skipped.
             grad_norm: norm of its gradient before clipping.
         """
         self.seen.add_(seen)

@@ -54,6 +54,7 @@ class TrainingText:
             self.training.per_device_train_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            self.training.goldfish,
         )
         steps = (step for step in count(state["step"] + 1) if not leaves_out(state, step))
         return read_batches(dataset, steps, self.micro_steps, self.accelerator.device.type == "cpu")

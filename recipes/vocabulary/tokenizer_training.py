@@ -4,9 +4,12 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -14,8 +17,10 @@ from corpus.document_files import texts
 from corpus.local_executor import available_cores
 from recipe_config import Recipe
 from vocabulary.byte_level_bpe import train_bpe
+from vocabulary.pretokenization import splitter
+from vocabulary.rare_words import FrequentWords
 from vocabulary.split_and_merge import train_unigram
-from vocabulary.training_sample import draw_sample, write_chunks
+from vocabulary.training_sample import draw_documents, write_chunks
 
 
 SAMPLE_SEED = 0  # not run.seed: models of different seeds share one tokenizer
@@ -44,6 +49,36 @@ def sample_sizes(recipe: Recipe, shares: dict[str, float], available: dict[str, 
     return {name: min(round(sample * part), available[name]) for name, part in fractions.items()}
 
 
+def read_samples(
+    recipe: Recipe, documents: Path, shares: dict[str, float], words: PreTokenizer, name: str
+) -> dict[str, Iterator[str]]:
+    """Return source -> its part of the sample, without the words that tokenizer.min_documents leaves out.
+
+    Args:
+        recipe: whose settings it follows.
+        documents: the prepared documents.
+        shares: source -> its part of the sample.
+        words: the pre-tokenization, whose pieces are the words.
+        name: of the tokenizer, in the note about what is left out.
+    """
+    sizes = sample_sizes(recipe, shares, training_bytes(documents))
+
+    def draw(source: str) -> Iterator[list[str]]:
+        return draw_documents(partial(read_texts, documents, "train", source), sizes[source], SAMPLE_SEED)
+
+    if recipe.tokenizer.min_documents is None:
+        return {source: chain.from_iterable(draw(source)) for source in sizes}
+    drawn = tqdm(chain.from_iterable(map(draw, sizes)), f"tokenizer: words, {name}", unit=" documents", leave=False)
+    frequent = FrequentWords(drawn, words, recipe.tokenizer.min_documents)
+    tqdm.write(
+        f"tokenizer: note: {name}: {frequent.left_out:,} of {frequent.left_out + len(frequent.words):,} different "
+        f"words are in fewer than {recipe.tokenizer.min_documents} documents and were left out"
+    )
+    return {
+        source: chain.from_iterable(map(frequent.stretches, chain.from_iterable(draw(source)))) for source in sizes
+    }
+
+
 def train_tokenizer(
     recipe: Recipe, documents: Path, shares: dict[str, float], vocab_size: int, pad: bool, name: str
 ) -> Tokenizer:
@@ -61,11 +96,9 @@ def train_tokenizer(
     """
     settings = recipe.tokenizer
     sizes = sample_sizes(recipe, shares, training_bytes(documents))
+    samples = read_samples(recipe, documents, shares, splitter(settings.pretokenization), name)
     options = {"max_token_bytes": settings.max_token_bytes, "special_tokens": settings.special_tokens}
     options |= {"num_reserved": settings.num_reserved_tokens, "pad": pad}
-
-    def sample(source: str) -> Iterator[str]:
-        return draw_sample(lambda: read_texts(documents, "train", source), sizes[source], SAMPLE_SEED)
 
     with tqdm(desc=f"tokenizer: read, {name}", unit="B", unit_scale=True, leave=False) as bar:
 
@@ -75,7 +108,7 @@ def train_tokenizer(
                 yield text
 
         if settings.algorithm == "bpe":
-            texts = (text for source in sizes for text in counted(sample(source)))
+            texts = (text for sample in samples.values() for text in counted(sample))
             return train_bpe(
                 texts, settings.pretokenization, vocab_size, min_frequency=settings.min_frequency, **options
             )
@@ -83,7 +116,7 @@ def train_tokenizer(
             chunks = {}
             for source, size_bytes in sizes.items():
                 num_chunks = max(1, round(size_bytes / settings.chunk_bytes))
-                chunks[source] = write_chunks(counted(sample(source)), num_chunks, Path(folder) / source, SAMPLE_SEED)
+                chunks[source] = write_chunks(counted(samples[source]), num_chunks, Path(folder) / source, SAMPLE_SEED)
             workers = recipe.data.workers or available_cores()
             return train_unigram(chunks, settings.pretokenization, vocab_size, workers=workers, **options)
 

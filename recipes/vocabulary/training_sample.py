@@ -8,6 +8,7 @@ its seed.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,18 @@ def draw_sample(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -
         max_bytes: UTF-8 bytes of the sample.
         seed: of the draw.
     """
+    return chain.from_iterable(draw_documents(texts, max_bytes, seed))
+
+
+def draw_documents(texts: Callable[[], Iterable[str]], max_bytes: int, seed: int) -> Iterator[list[str]]:
+    """Yield the pieces of draw_sample, those of one text together."""
     bytes_in = np.zeros(SLOTS, dtype=np.int64)
     for piece in cut_pieces(texts()):
         bytes_in[slot(piece, seed)] += len(piece.encode())
     num_slots = int(np.searchsorted(np.cumsum(bytes_in), max_bytes, side="right"))
-    for piece in cut_pieces(texts()):
-        if slot(piece, seed) < num_slots:
-            yield piece
+    for text in texts():
+        if pieces := [piece for piece in cut_pieces([text]) if slot(piece, seed) < num_slots]:
+            yield pieces
 
 
 def write_chunks(pieces: Iterable[str], num_chunks: int, folder: Path, seed: int) -> list[Path]:

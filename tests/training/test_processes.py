@@ -21,9 +21,10 @@ from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
 
 
-# A document that is left out makes the targets of the micro-batches uneven; nothing is clipped.
+# A document and the tokens that goldfish loss leaves out make the targets of the micro-batches uneven; nothing is
+# clipped.
 UNEVEN = ["--training.max_grad_norm=1e9", "--training.max_tokens=512", "--training.warmup_steps=0"]
-UNEVEN += ["--training.save_steps=1", "--training.learning_rate=1e-3"]
+UNEVEN += ["--training.save_steps=1", "--training.learning_rate=1e-3", "--training.goldfish={k: 3, context: 4}"]
 # The steps are of 8 sequences: (processes, accumulation) -> sequences of a micro-batch.
 LAYOUTS = {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
 
