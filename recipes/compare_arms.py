@@ -59,7 +59,7 @@ def make_tokens(run: ArmRun, config: Path) -> Path:
     tokens = shared / f"tokens-{hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]}"
     for folder in (documents, tokens):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(documents / ".lock"):
+    with locked(documents / ".arms.lock"):  # not the own lock of the stages, which run inside
         if exported_tasks(recipe):
             export_tasks(recipe, documents, run.name)
             link(config.parent, documents, "benchmarks")

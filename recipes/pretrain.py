@@ -422,6 +422,7 @@ class Pretraining:
         self.progress.bar.close()
         step, signal_name = self.state["step"], self.preemption.signal_name or "a signal to another process"
         if self.saved_step != step or self.state["evaluation_due"]:
+            self.progress.add_seen(self.state)  # of the steps since the last line of metrics.jsonl
             self.save()
         self.checkpoints.finish()
         self.chronicle.note("preemption", step, f"{signal_name}; saved")

@@ -176,10 +176,7 @@ class Progress:
         Returns: a warning, the same on all processes, if one of them is slower than the others, for the first time.
         """
         own = self.gather_own_seconds()
-        counts = self.accelerator.reduce(self.seen).tolist()
-        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
-            state["bytes_seen"][name] += num_bytes
-            state["tokens_seen"][name] += num_tokens
+        self.add_seen(state)
         nats, num_bytes, num_tokens = self.sums.tolist()
         if num_tokens:  # data.skip may have left none
             processed_tokens = (state["trained_steps"] - self.logged_steps) * self.training.tokens_per_step
@@ -205,8 +202,15 @@ class Progress:
                 step = f"step {state['step']:>{len(last)},}/{last}, {tqdm.format_interval(left)} left"
                 self.bar.write(f"pretrain: {step}: {describe_step(record)}", file=sys.stderr)
         self.sums.zero_()
-        self.seen.zero_()
         return self.find_lag(own)
+
+    def add_seen(self, state: dict) -> None:
+        """Add what was read since the last call to the state; every process must call it."""
+        counts = self.accelerator.reduce(self.seen).tolist()
+        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
+            state["bytes_seen"][name] += num_bytes
+            state["tokens_seen"][name] += num_tokens
+        self.seen.zero_()
 
     def gather_own_seconds(self) -> list[float]:
         """Return OwnSeconds.mean of every process; empty where there is only one."""

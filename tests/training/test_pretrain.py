@@ -33,6 +33,7 @@ from planning.model_shape import count_parameters
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
+from recovery.preemption import Preemption
 from recovery.stored_tensors import find_damage, newest_checkpoint
 from stages import STAGES
 from training import accelerators
@@ -177,6 +178,20 @@ def test_a_killed_run_resumes_and_equals_the_uninterrupted_one_loss_for_loss(tra
     )
     for name, tensor in weights(trained_run).items():
         assert torch.equal(tensor, weights(tiny_run)[name]), name
+
+
+def test_a_run_that_left_between_two_lines_of_its_log_counts_all_the_text_it_read(tiny_run, trained_run, monkeypatch):
+    seldom, asked = "--training.logging_steps=7", []
+    with monkeypatch.context() as patched:
+        patched.setattr(Preemption, "requested", lambda self: asked.append(1) or len(asked) > 5)
+        with pytest.raises(SystemExit):
+            pretrain.main(tiny_run.argv(seldom))
+    assert [path.name for path in (tiny_run.output_dir / "checkpoints").iterdir()][-1:] == ["step_00000005"]
+    pretrain.main(tiny_run.argv(seldom))
+    mixtures = [
+        json.loads((run.output_dir / "training.json").read_text())["mixture"] for run in (tiny_run, trained_run)
+    ]
+    assert mixtures[0] == mixtures[1]
 
 
 def test_training_resumes_from_the_checkpoint_before_a_damaged_one_and_says_so(trained_run, tmp_path, capsys):
