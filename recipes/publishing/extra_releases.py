@@ -113,7 +113,7 @@ def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
     file = pq.ParquetFile(path)
     for batch in file.iter_batches(SCANNED_ROWS, columns=["id", "text"]):
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
-        refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
+        refuse_secrets_in_text(texts, ids, str(path), public_names(recipe), recipe.hub.confidential)
     target.parent.mkdir(parents=True, exist_ok=True)
     if FAMILY in file.schema_arrow.names:
         with pq.ParquetWriter(target, DOCUMENT_SCHEMA, compression="zstd") as writer:
