@@ -26,6 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from figure_style import is_drawn_here, save_figure, style
+from limits import run_script
 from run_files import STAGE_FILES, RunFiles, Section
 from sections import (
     benchmarks,
@@ -206,4 +207,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -54,6 +54,7 @@ from generated_samples import GENERATION, generate_sample
 from group_scores import average_groups
 from held_out_scores import score_sources
 from item_scores import score_items
+from limits import run_script
 from request_scoring import RequestScorer, score_requests
 from results_folder import OWN_FILES, json_lines, parts_folder, write_results, write_synced
 from shared_work import SharedWork
@@ -479,4 +480,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recipe_config import RecipeError
@@ -64,6 +65,21 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder that replaces `folder` if the block ends without error."""
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    for path in partial.iterdir():
+        sync(path)
+    if folder.exists():
+        discard(folder)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
 def hash_files(files: dict[str, dict]) -> str:
     """Return the hash of a record's list of files, which holds the hash of each."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
@@ -95,11 +111,22 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file."""
+    """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file.
+
+    Raises: StaleStageError: a line is no JSON object.
+    """
     if not path.exists():
         return []
+    entries = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # splitlines splits at U+2028 too
-    return [json.loads(line) for line in lines[:-1]]
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entries.append({**json.loads(line)})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StaleStageError(
+                f"{path}:{number} cannot be read ({error}). Restore the file from a copy, or move it away"
+            ) from error
+    return entries
 
 
 def file_sha256(path: Path) -> str:

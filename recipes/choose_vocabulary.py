@@ -40,6 +40,7 @@ from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from planning.vocabulary_size import LAW_FROM_PARAMETERS, describe_choice, draw_sizes, law_optima, measure, round_size
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import parse_command_line, run_command
+from recovery.run_lock import run_lock
 from run_folder import describe_inputs, is_finished, new_output, require, write_record
 from stages import STAGES, output_folder
 from sweeps.runs import (
@@ -292,13 +293,14 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     if not finished:
-        made_from = describe_inputs(recipe, "vocabulary")
-        found = choose(recipe, results, choose_launcher(options) if trained_sizes else None)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RECORD).unlink(missing_ok=True)  # until all files are whole
-        write_json(output / "vocabulary.json", found)
-        draw_sizes(found, output / "vocabulary.png")
-        write_record(output, "vocabulary", made_from)
+        with run_lock(Path(recipe.run.output_dir), "vocabulary"):
+            made_from = describe_inputs(recipe, "vocabulary")
+            found = choose(recipe, results, choose_launcher(options, recipe) if trained_sizes else None)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / RECORD).unlink(missing_ok=True)  # until all files are whole
+            write_json(output / "vocabulary.json", found)
+            draw_sizes(found, output / "vocabulary.png")
+            write_record(output, "vocabulary", made_from)
     found = json.loads((output / "vocabulary.json").read_text(encoding="utf-8"))
     if options.results:
         results.mkdir(parents=True, exist_ok=True)

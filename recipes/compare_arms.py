@@ -77,6 +77,10 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         if not (base.folder(base.key) / "model").exists():
             with locked(Path(run.recipe.run.output_dir) / f".base-{run.base}.lock"):
                 train(base, base.folder(base.key), bases, launcher)
+    for teacher in run.teachers:
+        with locked(teacher.folder(teacher.key) / ".claim"):  # another process may be training it
+            if not (teacher.folder(teacher.key) / "model").exists():
+                train(teacher, teacher.folder(teacher.key), bases, launcher)
     tokens = make_tokens(run, write_config(run.recipe, folder))
     training, scores = train_model(run.recipe, folder, tokens, launcher, run.name)
     ratios = json.loads((folder / "tokenizer" / "report.json").read_text(encoding="utf-8"))["bytes_per_token"]
@@ -91,14 +95,19 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         "flops": f"{training['flops']:.4g}",
         "tokens": training["tokens_seen"],
     }
+    of_model = "eval" if run.recipe.training.average is None else "average"  # what model/ holds
     for source in run.recipe.data.sources:
         part = training["mixture"][source.name]
         row |= {
             f"{source.label}_share": f"{part['delivered_fraction']:.4f}",
-            f"{source.label}_bits_per_byte": f"{scores[f'eval/bits_per_byte/{source.name}']:.5f}",
+            f"{source.label}_bits_per_byte": f"{scores[f'{of_model}/bits_per_byte/{source.name}']:.5f}",
             f"{source.label}_bytes_per_token": f"{ratios['domain tokenizer'][source.name]:.4f}",
             f"{source.label}_repetitions": f"{part['repetitions']:.3f}",
         }
+        if of_model == "average":
+            row[f"{source.label}_of_last_weights"] = f"{scores[f'eval/bits_per_byte/{source.name}']:.5f}"
+        if run.recipe.training.distillation is not None:
+            row[f"{source.label}_of_teachers"] = f"{scores[f'teachers/bits_per_byte/{source.name}']:.5f}"
     for task in run.recipe.training.eval_tasks:
         row[f"{task}_accuracy"] = f"{scores[f'eval/{task}/accuracy']:.4f}"
         row[f"{task}_gold_bits_per_byte"] = f"{scores[f'eval/{task}/gold_bits_per_byte']:.5f}"
@@ -156,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     if options.max_runs != 0:
-        train_run = partial(train, bases=bases, launcher=choose_launcher(options))
+        train_run = partial(train, bases=bases, launcher=choose_launcher(options, [*bases.values(), *runs][0].recipe))
         shared = Path(experiment.recipe["run"]["output_dir"])
         train_missing({run.key: run for run in runs}, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())

@@ -23,6 +23,7 @@ import os
 import shutil
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ from model.continued import lora_config
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, require, write_record
 from sources.readers import Unreadable, read_unit
 from sources.units import list_units
@@ -490,7 +492,8 @@ def main(argv: list[str] | None = None) -> None:
         state.print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return
     train = finetune_chat if settings.task else finetune
-    results = train(recipe, STAGES["finetune"].settings(recipe), folder)
+    with run_lock(Path(recipe.run.output_dir), "finetune") if state.is_main_process else nullcontext():
+        results = train(recipe, STAGES["finetune"].settings(recipe), folder)
     if PartialState().is_main_process and settings.task:
         scores = ", ".join(f"{scores['mean']:.3f} {name}" for name, scores in results["bits_per_byte"].items())
         print(

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     csv_file = results / "runs.csv"
     if options.max_runs != 0:
         shared = make_tokens(runs[0].recipe)
-        train_run = partial(train, inputs=shared, launcher=choose_launcher(options))
+        train_run = partial(train, inputs=shared, launcher=choose_launcher(options, runs[0].recipe))
         train_missing(find_keys(runs, csv_file), csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())
     if len(rows) < len(runs):

@@ -5,13 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from functools import cache
 from glob import glob
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from recipe_config import RecipeError
+from recipe_config import Recipe, RecipeError
 from stages import ROOT
 
 
@@ -160,26 +159,26 @@ def refuse_silent_cpu(device_type: str) -> None:
     )
 
 
-@cache
-def has_fast_bf16() -> bool:
-    """Return whether the processor multiplies faster in bf16 than in fp32, measured in another process.
+def has_fast_bf16(recipe: Recipe) -> bool:
+    """Return whether this processor takes a step of the recipe's model faster in bf16 than in fp32, measured.
 
-    Its flags do not predict it: with AMX bf16 is many times faster; AVX512-BF16 alone ran at half the rate of fp32.
+    Neither its flags nor a matrix product predict it: a model is products, attention and casts.
     """
+    model = recipe.model.model_dump_json(), recipe.tokenizer.vocab_size, recipe.training.sequence_length
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-        "from planning.devices import measure_products; "
-        "rates = measure_products(); print(rates['bf16'] > rates['fp32'])"
+        f"from model.precision import is_faster_in_bf16; print(is_faster_in_bf16(*{model!r}))"
     )
     return ask_probe("this processor is faster in bf16", code, "with mixed_precision: no")
 
 
 def launch_command(
-    accelerate_config: Path | None, num_processes: str | None, kept_precision: str | None = None
+    recipe: Recipe, accelerate_config: Path | None, num_processes: str | None, kept_precision: str | None = None
 ) -> list[str]:
     """Return the `accelerate launch` command up to the script.
 
     Args:
+        recipe: whose model decides the precision of a processor.
         accelerate_config: launch file; None takes single_gpu.yaml or cpu.yaml, and plain options where there is no
             accelerate_configs/ folder.
         num_processes: overrides the file's number of processes; None keeps it.
@@ -203,7 +202,7 @@ def launch_command(
                     "accelerate_configs/ too, name a file with --accelerate_config, or move this one away"
                 )
             plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-            precision = "bf16" if on_gpu else kept_precision or ("bf16" if has_fast_bf16() else "no")
+            precision = "bf16" if on_gpu else kept_precision or ("bf16" if has_fast_bf16(recipe) else "no")
             return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
     settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
     processes = int(num_processes or settings.get("num_processes") or 0)
@@ -229,7 +228,7 @@ def launch_command(
         if kept_precision == "no":
             print("note: training continues in fp32, as it began")
             command += ["--mixed_precision", "no"]
-        elif kept_precision is None and not has_fast_bf16():
+        elif kept_precision is None and not has_fast_bf16(recipe):
             print("note: this processor is faster in fp32 than in bf16; training in fp32")
             command += ["--mixed_precision", "no"]
     return command

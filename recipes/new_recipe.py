@@ -257,7 +257,7 @@ def settings_of_answers(
     languages = options.language.split(",")
     if languages != ["en"]:  # as custom/korean.yaml
         settings |= {"data.languages": {"keep": languages}, "hub.language": list(languages)}
-        settings |= {"tokenizer.pretokenization": "neutral", "evaluation.prompts": []}
+        settings |= {"tokenizer.pretokenization": "qwen35", "evaluation.prompts": []}
     return settings
 
 

@@ -28,6 +28,7 @@ from planning.plan_table import describe
 from planning.planned_recipe import planned_values
 from recipe_loading import parse_command_line, run_command
 from recorded_files import record_run_files
+from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output
 from stages import output_folder
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     run = Path(recipe.run.output_dir)
-    with new_output(recipe, "plan") as folder:
+    with run_lock(run, "plan"), new_output(recipe, "plan") as folder:
         draw_plan(plan, read_json(run / "training.json"), folder)
         write_overlay(plan, folder / "planned.yaml")
         write_json(run / "plan.json", plan)

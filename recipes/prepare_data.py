@@ -52,7 +52,8 @@ from corpus.repeated_passages import find_repeated_passages, summarise
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from recorded_files import record_run_files
-from run_folder import is_finished, new_output
+from recovery.run_lock import stage_lock
+from run_folder import new_output
 from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
 
@@ -260,10 +261,11 @@ def main(argv: list[str] | None = None) -> None:
         plan = ReadingPlan(recipe.data.sources, list_files(recipe))
         print(*(f"prepare: {line}" for line in estimate(plan, recipe.data.workers or available_cores())), sep="\n")
         return
-    if is_finished(recipe, "prepare", options.overwrite):
-        print(f"prepare: nothing to do, {recipe.run.output_dir}/documents is up to date")
-        return
-    stats = prepare(recipe)["sources"]
+    with stage_lock(recipe, "prepare", options.overwrite) as has_work:
+        if not has_work:
+            print(f"prepare: nothing to do, {recipe.run.output_dir}/documents is up to date")
+            return
+        stats = prepare(recipe)["sources"]
     kept = [split for source in stats.values() for split in source["kept"].values()]
     print(
         f"prepare: kept {sum(k['documents'] for k in kept):,} of "

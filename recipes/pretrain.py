@@ -16,7 +16,7 @@ recovery/preemption.py. The recipe states the batch in tokens, and what a proces
 the experiment is the same on any number of processes.
 """
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
@@ -37,12 +37,12 @@ from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recorded_files import OF_TRAINING, record_run_files
 from recovery import resuming
-from recovery.agreement import from_main, refuse_differences
-from recovery.checkpoints import Checkpoints, checkpoint_bytes, estimate_save_seconds, refuse_full_disk
+from recovery.agreement import from_main, held_run, refuse_differences
+from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
 from recovery.preemption import Preemption
-from recovery.run_lock import held_run
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
+from recovery.weights import checksum_frozen
 from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
@@ -54,7 +54,7 @@ from training.parallelism import refuse_combinations, round_as_one_process, wrap
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, seed_step
 from training.stability import Decision, StabilityMonitor, explain_abort, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
@@ -86,14 +86,16 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator)
-        size = checkpoint_bytes(self.parameters)
+        averaged = self.training.average is not None
+        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
         self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
+        checkpoint, notes = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe))
+        self.notes += notes
         self.chronicle = Chronicle(self.run, self.is_main)
-        self.state, checkpoint = self.resume()
+        self.state = self.resume(checkpoint)
         self.saved_step = None if checkpoint is None else self.state["step"]
         self.report_start(checkpoint)
 
@@ -112,7 +114,7 @@ class Pretraining:
         )
         self.progress = Progress(recipe, text, accelerator, self.state)
         self.evaluation = Evaluation(
-            recipe, text, self.mixture, self.prepared.module, accelerator, self.progress, self.chronicle
+            recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
         self.first_context = ContextWindow.of(self.language_model, self.training)
         self.enter_phase(self.state["step"])
@@ -124,24 +126,29 @@ class Pretraining:
             return ZeroStage3Model(model, optimizers, self.accelerator, self.training.per_device_train_batch_size)
         round_as_one_process(model, self.accelerator)
         wrap_layers(model, self.accelerator)
-        return PreparedModel(model, optimizers, self.accelerator)
+        return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
-    def resume(self) -> tuple[dict, Path | None]:
-        """Return the state to train from, and the checkpoint that it and the weights come from, if any."""
+    def resume(self, checkpoint: Path | None) -> dict:
+        """Load the weights of a checkpoint, if there is one, and return the state to train from."""
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         state = resuming.fresh_state(recipe, self.training, self.text.shares)
         attention = self.language_model.config._attn_implementation
         computing = record.describe_computing(self.accelerator, self.training, self.compiled, attention)
-        checkpoint, damaged = from_main(self.accelerator, lambda: resuming.choose_checkpoint(recipe))
-        self.notes += [f"skipped a damaged checkpoint: {problem}" for problem in damaged]
         if checkpoint is None:
             resuming.follow_computing(state, computing)
+            state["frozen_weights"] = checksum_frozen(self.language_model)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
-            return state, None
+            return state
         state, changes = resuming.check_state(checkpoint, state)
         self.prepared.restore(checkpoint)
+        frozen = checksum_frozen(self.language_model)
+        if state.setdefault("frozen_weights", frozen) != frozen:
+            raise RecipeError(
+                f"{checkpoint}: its adapters were trained on other weights than those that "
+                f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
+            )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
@@ -152,7 +159,7 @@ class Pretraining:
             for text in texts:
                 self.chronicle.note(event, state["step"], text)
         self.notes += changes
-        return state, checkpoint
+        return state
 
     def report_start(self, checkpoint: Path | None) -> None:
         """Print what will be trained, write the run's files, and drop what is later than the checkpoint."""
@@ -165,7 +172,7 @@ class Pretraining:
             print(f"pretrain: {self.time_to_save}")
             record.write_run_files(self.recipe, self.run, state["computing"][-1])
             record_run_files(self.run, ("recipe.yaml", "environment.json"))
-            record.truncate_records(self.run, state["step"])
+            record.truncate_records(self.run, state["step"], checkpoint)
             resuming.set_aside_later(self.run / "checkpoints", state["step"])
 
     def enter_phase(self, step: int) -> None:
@@ -199,6 +206,7 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
+            self.prepared.add_to_average(step, self.state["max_steps"])
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -282,7 +290,7 @@ class Pretraining:
         self.enter_phase(self.state["step"])
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            record.truncate_records(self.run, self.state["step"])
+            record.truncate_records(self.run, self.state["step"], checkpoint)
             resuming.set_aside_later(folder, self.state["step"])
         text = decision.describe_rollback(checkpoint.name, self.state["learning_rate_factor"])
         self.chronicle.note("rollback", left_at, text, **self.state["rollbacks"][-1])
@@ -344,11 +352,11 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:
             write_json(self.run / "training.json", summary)
+            checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer
+            # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
+            tokenizer.model_max_length = self.language_model.config.max_position_embeddings
             with new_output(self.recipe, "pretrain") as output:
-                self.prepared.export(output, self.run / "checkpoints" / f"step_{state['step']:08d}")
-                # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
-                self.text.tokenizer.model_max_length = self.language_model.config.max_position_embeddings
-                self.text.tokenizer.save_pretrained(output)
+                self.prepared.export(output, checkpoint, tokenizer)
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)
         accelerator.wait_for_everyone()
@@ -357,11 +365,6 @@ class Pretraining:
     def close(self) -> None:
         """Wait for the thread that writes a checkpoint: it must not write after the run folder is unlocked."""
         self.checkpoints.wait()
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed what a step draws, such as dropout, by its number: no generator's state has to be saved."""
-    torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -414,8 +417,9 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             if preemption.signal_name or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
-            Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-            status.end("failed", 1, reason, alone=True)
+            with suppress(Exception):  # a full disk or a damaged chronicle must not hide the error
+                Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
+                status.end("failed", 1, reason, alone=True)
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")

@@ -30,6 +30,7 @@ from publishing.revision_queue import list_waiting
 from publishing.revision_sending import send_revisions
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from recovery.run_lock import run_lock
 from run_folder import is_finished
 from stages import output_folder
 
@@ -100,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         if failed:
             raise RecipeError(f"{failed}. The revisions in {run / 'revisions'} are kept")
         return
-    for part, folder in build(recipe, parts, options.overwrite).items():
+    with run_lock(run, "publish"):
+        folders = build(recipe, parts, options.overwrite)
+    for part, folder in folders.items():
         describe(part, folder, with_files=options.dry_run)
     repo_id = [] if recipe.hub.repo_id else [f"--hub.repo_id=YOUR_NAME/{run.absolute().name}"]
     command = ["python", "recipes/push_to_hub.py", "--config", *options.config, *options.overrides, *repo_id]

@@ -63,7 +63,7 @@ RepoId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 PersonalDataKind = Literal[
     *("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone", "national_id"),
-    *("passport", "licence", "vehicle", "device", "date", "age"),
+    *("passport", "licence", "vehicle", "device", "date", "age", "url"),
 ]
 
 
@@ -242,9 +242,10 @@ class PersonalData(Section):
     """Personal data in recognisable forms: replaced, counted or dropped before any other step. Names are left."""
 
     profile: Literal["finance", "general", "legal", "medical"]
-    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport; legal: also
-    tax, account, birth; finance: also licence; medical: general and account, record, birth, licence (to drive, to
-    practise), vehicle, device, date (of admission, discharge, death, ...), age (over 89)."""
+    """Kinds replaced by placeholders. general: email, ip, iban, card, ssn, phone, national_id, passport, url (with an
+    identifier in it); legal: also tax, account, birth; finance: also licence; medical: general and account, record,
+    birth, licence (to drive, to practise), vehicle, device, date (of admission, discharge, death, ...), age (over
+    89)."""
     actions: dict[PersonalDataKind, Literal["replace", "drop", "leave"]] = {}
     """Kind -> replace, drop (the document) or leave (only count), instead of the profile's; may add kinds, such as
     docket."""
@@ -406,6 +407,9 @@ class Data(Section):
     """For executor: slurm."""
     max_repetitions: PositiveFloat = 4.0
     """A run that would repeat a source more often is refused before it starts."""
+    repack: bool = False
+    """Each epoch divides the text into sequences at other places, so that a document that is read again is cut and
+    packed anew. An epoch leaves out up to a sequence at the ends of a shard, another one each time."""
     fit_to_corpus: bool = False
     """Reduce vocabulary size, batch and length of training to fit a small corpus, with a note instead of an error."""
 
@@ -610,6 +614,35 @@ class Stability(Section):
     """Policy after several skipped steps. None: none."""
 
 
+class Average(Section):
+    """Averaged weights: model/ then has their average over steps, model_final/ those of the last step."""
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Exponential moving average: this much of it is kept at each step, such as 0.999. It begins as a plain mean."""
+    last_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Plain mean over the last fraction of the steps."""
+
+    def problems(self):
+        if (self.ema is None) == (self.last_fraction is None):
+            yield "ema", "give either ema or last_fraction"
+
+
+class Distillation(Section):
+    """Models whose mean prediction this one learns, beside the text. They keep the same tokenizer."""
+
+    members: Count = 0
+    """Models that run_recipe.py trains first, in members/: as this one without distillation, each with a seed of its
+    own for weights and order."""
+    teachers: list[str] = []
+    """Folders of other models to learn from."""
+    weight: Fraction = 0.5
+    """Weight of their mean distribution in the minimised loss; the text's next token has the rest."""
+
+    def problems(self):
+        if not self.members and not self.teachers:
+            yield "members", "there is no model to learn from; set members or teachers"
+
+
 class Goldfish(Section):
     """Goldfish loss: leave one token in k out of the loss, always the same one after the same words, so that repeated
     text is not learned word for word; mixture/goldfish.py. Validation and evaluation score every token."""
@@ -653,6 +686,14 @@ class Training(Section):
     """Decay of matrices and embeddings."""
     decay_gains: bool = False
     """Apply weight decay to the gains of the norms as well."""
+    dropout: Fraction | None = None
+    """Fraction of the embeddings, and of what attention and feed-forward layers add to them, set to zero in training;
+    for text that is repeated often. The model files do not hold it. What is dropped follows from seed, step and
+    process, so another number of processes drops others. None: nothing."""
+    average: Average | None = None
+    """Average the weights over steps. None: model/ has those of the last step."""
+    distillation: Distillation | None = None
+    """Learn from other models too, such as several trained on the same text. None: from the text alone."""
     adam_beta1: Fraction = 0.9
     """AdamW's first decay rate."""
     adam_beta2: Fraction = 0.95
@@ -992,6 +1033,8 @@ class Recipe(Section):
             yield "tokenizer.from_pretrained", "a continued model keeps its own tokenizer; leave this out"
         if self.tokenizer.revision and not self.tokenizer.from_pretrained:
             yield "tokenizer.revision", "needs a tokenizer to apply to; set tokenizer.from_pretrained"
+        if self.model.lora is not None and training.average is not None:
+            yield "training.average", "averages whole weights, not adapters; leave it or model.lora out"
         if self.model.lora is not None and training.optimizer == "muon":
             yield "training.optimizer", "muon is for full matrices, not the thin ones of model.lora; use adamw"
         base = training.sequence_length
@@ -1022,6 +1065,18 @@ class Recipe(Section):
         elif (training.warmup_steps or 0) >= training.max_steps:
             steps = f"max_tokens / tokens_per_step = {training.max_steps} steps"
             yield "training.warmup_steps", f"{training.warmup_steps} is not less than {steps}"
+
+    def member_folder(self, number: int) -> Path:
+        """Return the run folder of a model of training.distillation.members."""
+        return Path(self.run.output_dir) / "members" / str(number)
+
+    def teacher_folders(self) -> list[Path]:
+        """Return the folders of the models that this one learns from, its members first."""
+        distillation = self.training.distillation
+        if distillation is None:
+            return []
+        members = [self.member_folder(number) / "model" for number in range(distillation.members)]
+        return members + [Path(folder) for folder in distillation.teachers]
 
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""

@@ -26,6 +26,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from atomic_files import RECORD, read_json
+from machine_limits import explain_limit
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
@@ -466,11 +467,16 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function without telemetry; a RecipeError ends it with its message and no traceback."""
+    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback."""
     os.environ |= NO_TELEMETRY
     if hub := sys.modules.get("huggingface_hub.constants"):  # which has read the environment
         hub.HF_HUB_DISABLE_TELEMETRY = True
+    script = Path(sys.argv[0]).name
     try:
         main()
     except RecipeError as error:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
+        raise SystemExit(f"{script}: {error}") from error
+    except Exception as error:
+        if (limit := explain_limit(error, script)) is None:
+            raise
+        raise SystemExit(f"{script}: {limit}") from error

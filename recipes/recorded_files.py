@@ -55,6 +55,16 @@ def find_damaged_run_files(run: Path) -> dict[str, str]:
     return {name: problem for name, problem in found.items() if problem}
 
 
+def recorded_beginnings(checkpoint: Path, run: Path) -> dict[str, dict] | None:
+    """Return the entry of what each file that only grows held at a checkpoint.
+
+    None for a checkpoint of another run, and of an earlier version, which recorded none.
+    """
+    if checkpoint.resolve().parent.parent != run.resolve():
+        return None
+    return (read_json(checkpoint / "manifest.json") or {}).get("records")
+
+
 def find_difference(path: Path, recorded: dict, grows: bool = False) -> str | None:
     """Return how a file differs from its entry; None if it does not.
 

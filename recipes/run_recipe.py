@@ -6,7 +6,7 @@
 The plan needs a budget in `plan`. It is made first where the recipe says how much text there is, and again for the
 report, with the run in its charts. It is advice: if it cannot be made, the other stages run all the same. The requests
 are the benchmarks' items: prepare removes documents that hold them (data.decontamination), and training is scored on
-them (training.eval_tasks).
+them (training.eval_tasks). With training.distillation, the members are trained before the model that learns from them.
 
 In:   one or more YAML files; a file of accelerate_configs/ describes the machine.
 Out:  everything in <run.output_dir>; see the docstring of each stage's script.
@@ -23,6 +23,7 @@ Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again who
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,14 +31,17 @@ from pathlib import Path
 from atomic_files import hash_items, read_json
 from child_processes import EXIT_STOPPED, run_child
 from launching import clear_environment, evaluation_command, launch_command
+from machine_limits import lower_memory
 from mixture.fitting import check_length
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from recorded_files import OF_REPORT, record_run_files
+from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
+from sweeps.runs import link
 
 
 PLAIN_TEXT = (".txt", ".md", ".text", ".jsonl", ".json")  # their text is no larger than the file
@@ -115,14 +119,43 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
         if subprocess.run(command, check=False).returncode:
             print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
     elif name == "requests":
-        with new_output(recipe, name) as folder:
+        with run_lock(run, name), new_output(recipe, name) as folder:
             run_script(name, [*command, str(folder)], run)
-    else:
-        run_script(name, command, run)
-        if stage.arguments:
+    elif stage.arguments:
+        with run_lock(run, name):
+            run_script(name, command, run)
             record_stage(recipe, name)
-        if name == "report":
-            record_run_files(run, OF_REPORT)
+            if name == "report":
+                record_run_files(run, OF_REPORT)
+    else:  # it locks the run folder itself
+        run_script(name, command, run)
+
+
+def train_members(recipe: Recipe, options, launch: list[str]) -> None:
+    """Train the models of training.distillation.members that are not finished, each in a run folder of its own.
+
+    They share the documents, the tokenizer and the tokens of the run. Each has a seed of its own.
+    """
+    run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
+    for number in range(distillation.members if distillation else 0):
+        member, folder = recipe.model_copy(deep=True), recipe.member_folder(number)
+        member.run.output_dir, member.run.seed = str(folder), recipe.run.seed + 1 + number
+        member.training.distillation = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in ("prepare", "tokenizer", "tokenize"):
+            link(folder, run, STAGES[stage].output)
+        if is_finished(member, "pretrain", options.overwrite):
+            continue
+        print(f"run_recipe: model {number + 1} of {distillation.members} to learn from, in {folder}")
+        own = [f"--run.output_dir={folder}", f"--run.seed={member.run.seed}", "--training.distillation=null"]
+        given = [
+            "--config",
+            *options.config,
+            *options.overrides,
+            *own,
+            *(["--overwrite"] if options.overwrite else []),
+        ]
+        run_script("pretrain", [*launch, *STAGES["pretrain"].command(member, given)], folder)
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
@@ -138,6 +171,10 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
+    # A launcher hides how its processes ended; training that was killed could not change its status.
+    killed = -ended.status == signal.SIGKILL or (training != before and training.get("status") == "running")
+    if killed and not stopped:
+        how += f", killed as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"
     sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
     raise SystemExit(EXIT_STOPPED if stopped else 1)
@@ -193,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
     kept = None if options.overwrite else kept_precision(run)
-    launch = launch_command(chosen, options.num_processes, kept) if chosen else None
+    launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
@@ -210,7 +247,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"run_recipe: {name} would run: {STAGES[name].script}")
         else:
             if name in ("pretrain", "evaluate"):
-                launch = launch or launch_command(None, None, kept)
+                launch = launch or launch_command(recipe, None, None, kept)
+            if name == "pretrain":
+                train_members(recipe, options, launch)
             run_stage(recipe, name, options, launch)
     if options.dry_run:
         return

@@ -60,7 +60,7 @@ def documents_settings(recipe: Recipe, whole_files: bool = True) -> dict:
 
     Args: whole_files: as in source_fingerprint.
     """
-    mixture = {"min_shares", "phases", "skip", "max_repetitions", "fit_to_corpus"}
+    mixture = {"min_shares", "phases", "skip", "max_repetitions", "repack", "fit_to_corpus"}
     not_deciding = {"workers", "executor", "slurm", "extract_text", "dropped_samples_bytes"}
     data = recipe.data.model_dump(exclude=mixture | not_deciding)
     if recipe.data.near_duplicates is not None:
@@ -222,12 +222,18 @@ def training_settings(recipe: Recipe) -> dict:
     if recipe.model.from_pretrained is not None:  # the base decides the shape, not the recipe
         model = base_content(recipe.model.from_pretrained, recipe.model.revision, memory_folder(recipe))
         model |= {"lora": recipe.model.lora and recipe.model.lora.model_dump()}
+    training = recipe.training.model_dump(exclude=not_deciding)
+    if recipe.training.distillation is not None:
+        # Members follow from the recipe, so they may be deleted once the model has learned from them.
+        teachers = recipe.training.distillation.teachers
+        training["distillation"]["teachers"] = [base_content(path, None, memory_folder(recipe)) for path in teachers]
     return {
         "seed": recipe.run.seed,
         "sources": shares,
         **recipe.data.model_dump(include={"min_shares", "phases", "skip", "fit_to_corpus"}),
+        **({"repack": True} if recipe.data.repack else {}),  # earlier records lack it
         "model": model,
-        "training": recipe.training.model_dump(exclude=not_deciding),
+        "training": training,
     }
 
 

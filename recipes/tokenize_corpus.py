@@ -24,6 +24,7 @@ from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import Recipe
 from recipe_loading import parse_command_line, run_command
+from recovery.run_lock import stage_lock
 from run_folder import is_finished, new_output, require
 from vocabulary.document_ends import document_ends
 
@@ -94,13 +95,14 @@ def tokenize(recipe: Recipe) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
-    if is_finished(recipe, "tokenize", options.overwrite):
-        print(f"tokenize: nothing to do, {recipe.run.output_dir}/tokens is up to date")
-        return
-    if options.dry_run:
+    if options.dry_run and not is_finished(recipe, "tokenize", options.overwrite):
         print(f"tokenize: would tokenize {require(recipe, 'prepare')} with {require(recipe, 'tokenizer')}")
         return
-    manifest = tokenize(recipe)
+    with stage_lock(recipe, "tokenize", options.overwrite) as has_work:
+        if not has_work:
+            print(f"tokenize: nothing to do, {recipe.run.output_dir}/tokens is up to date")
+            return
+        manifest = tokenize(recipe)
     counts = ", ".join(f"{splits['train']['tokens']:,} {name}" for name, splits in manifest["sources"].items())
     print(f"tokenize: training tokens {counts}, as {manifest['dtype']}, in {recipe.run.output_dir}/tokens")
 

@@ -33,6 +33,7 @@ from mixture.shard_writer import encode_as_text
 from mixture.shares import average_shares, resolve_shares
 from recipe_config import Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
+from recovery.run_lock import stage_lock
 from run_folder import is_finished, new_output, require
 from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import settle_document_ends
@@ -210,16 +211,17 @@ def split_in_sentence(tokenizer: Tokenizer, term: str) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
-    if is_finished(recipe, "tokenizer", options.overwrite):
-        print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
-        return
-    if options.dry_run:
+    if options.dry_run and not is_finished(recipe, "tokenizer", options.overwrite):
         require(recipe, "prepare")
         print(
             f"tokenizer: would train {recipe.tokenizer.algorithm} with a vocabulary of {recipe.tokenizer.vocab_size:,}"
         )
         return
-    report = make_tokenizer(recipe)
+    with stage_lock(recipe, "tokenizer", options.overwrite) as has_work:
+        if not has_work:
+            print(f"tokenizer: nothing to do, {recipe.run.output_dir}/tokenizer is up to date")
+            return
+        report = make_tokenizer(recipe)
     ratios = ", ".join(f"{ratio:.2f} on {name}" for name, ratio in report["bytes_per_token"][OURS].items())
     print(
         f"tokenizer: vocabulary of {report['vocab_size']:,}, bytes per token {ratios}, in "

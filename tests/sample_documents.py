@@ -319,16 +319,24 @@ def write_compound(path: Path, streams: dict[str, bytes]) -> None:
     path.write_bytes(header + b"".join(sectors) + struct.pack(f"<{len(fat)}I", *fat))
 
 
-def write_msg(path: Path, texts: dict[int, str], sent: int | None = None, html: bytes = b"", attachments: int = 0):
-    """Write a mail of Outlook (MS-OXMSG): property -> text, the time that it was sent (FILETIME), its HTML."""
+def write_msg(
+    path: Path,
+    texts: dict[int, str],
+    sent: int | None = None,
+    html: bytes = b"",
+    attachments: int = 0,
+    packed_rtf: bytes = b"",
+):
+    """Write a mail of Outlook (MS-OXMSG): property -> text, the time that it was sent (FILETIME), its HTML or RTF."""
     streams, properties = {}, b""
     for number, text in texts.items():
         content = text.encode("utf-16-le")
         streams[f"__substg1.0_{number:04X}001F"] = content
         properties += struct.pack("<HHIII", 0x001F, number, 6, len(content) + 2, 0)
-    if html:
-        streams["__substg1.0_10130102"] = html
-        properties += struct.pack("<HHIII", 0x0102, 0x1013, 6, len(html), 0)
+    for number, content in ((0x1013, html), (0x1009, packed_rtf)):
+        if content:
+            streams[f"__substg1.0_{number:04X}0102"] = content
+            properties += struct.pack("<HHIII", 0x0102, number, 6, len(content), 0)
     if sent is not None:
         properties += struct.pack("<HHIQ", 0x0040, 0x0039, 6, sent)
     properties += struct.pack("<HHIII", 0x0003, 0x3FDE, 6, 65001, 0)

@@ -2,11 +2,13 @@
 """Public texts: one commit and no other, converted to JSON lines, fetched once; repositories of this machine only."""
 
 import csv
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from tiny_run import RECIPES
@@ -57,11 +59,11 @@ def row(tmp_path, monkeypatch) -> dict[str, str]:
     return write(place | kind | {"license": "CC0 1.0", "credit": "the parties", "sha256": ""})
 
 
-def write(row: dict[str, str], **changes: str) -> dict[str, str]:
+def write(row: dict[str, str], *others: dict[str, str], **changes: str) -> dict[str, str]:
     with fetch_texts.TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, ROWS[0])
         writer.writeheader()
-        writer.writerow(row | changes)
+        writer.writerows([row | changes, *others])
     return row | changes
 
 
@@ -84,13 +86,33 @@ def test_a_name_in_place_of_a_commit_is_refused_since_it_may_move(row, tmp_path,
         fetch_texts.main(["legal"])
 
 
-def test_a_text_of_another_sha256_is_refused_and_not_kept(row, tmp_path):
-    write(row, sha256="f" * 64)
-    with pytest.raises(
-        RecipeError, match=rf"laws: the sha256 of the converted text is [0-9a-f]{{64}}, not {'f' * 64}"
-    ):
+def test_a_text_of_another_sha256_is_refused_with_what_differs_and_what_to_do(row, tmp_path):
+    write(row, sha256="f" * 64, documents="3", text_bytes="20000")
+    with pytest.raises(RecipeError) as refused:
         fetch_texts.main(["legal"])
+    expected = (
+        rf"laws: the sha256 of the converted text is [0-9a-f]{{64}}, not {'f' * 64}: 2 documents, 0\.00 MB of text "
+    )
+    assert re.match(expected + r"\(the trial read 3, 0\.02 MB\)\. .* restore .*, or empty sha256", str(refused.value))
     assert files(tmp_path / "texts") == []
+
+
+def test_a_short_commit_that_no_branch_has_is_refused(row):
+    write(row, commit="0" * 7)
+    with pytest.raises(RecipeError, match="gave no commit 0000000: git rev-parse"):
+        fetch_texts.main(["legal"])
+
+
+def test_a_file_that_cannot_be_converted_is_left_out_with_a_note(row, tmp_path, monkeypatch, capsys):
+    def broken(path, content):
+        if path == "laws/one.txt":
+            raise ValueError("no such format")
+        yield path, content.decode()
+
+    monkeypatch.setitem(CONVERTERS, "wrapped_lines", broken)
+    fetch_texts.main(["legal"])
+    shown = capsys.readouterr().out
+    assert "note: laws: laws/one.txt left out: ValueError: no such format" in shown and "fetched, 2 documents" in shown
 
 
 def test_a_repository_without_such_files_is_refused(row):
@@ -109,8 +131,8 @@ def test_the_named_commit_is_converted_to_one_object_a_line_and_a_second_run_doe
     ]
     assert all(line["source"] == "laws" and line["license"] == "CC0 1.0" for line in lines)
     shown = capsys.readouterr().out
-    assert "laws.jsonl: fetched, 2 documents, 0.0 MB, CC0 1.0; credit: the parties; file://" in shown
-    assert "the legal trial also read scotus_opinions, us_code" in shown
+    assert "laws.jsonl: fetched, 2 documents, 0.00 MB of text, CC0 1.0; credit: the parties; file://" in shown
+    assert "not compared with the trial's text to the byte" in shown
     made = json.loads((tmp_path / "texts" / "fetched.json").read_text())["laws"]
     assert made["bytes"] == target.stat().st_size and files(tmp_path / "texts") == ["fetched.json", "legal/laws.jsonl"]
 
@@ -153,20 +175,57 @@ def test_only_the_sample_of_a_trial_is_kept_in_its_order_and_what_lacks_is_count
     assert "note: laws: 1 of 3 are missing" in capsys.readouterr().out
 
 
-def test_every_row_of_the_table_names_a_whole_commit_a_converter_a_licence_and_a_text_of_a_trial():
-    trials = {row["corpus"]: row for row in fetch_texts.read_table(fetch_texts.TRIALS)}
-    assert len({row["name"] for row in ROWS}) == len(ROWS)
+def test_two_repositories_make_one_text_and_a_short_commit_is_found_in_the_history(row, tmp_path, capsys):
+    other = tmp_path / "other"
+    (other / "laws").mkdir(parents=True)
+    git(other, "init", "--quiet", "--initial-branch=main")
+    (other / "laws" / "one.txt").write_text("A third party agrees.\n")
+    git(other, "add", ".")
+    git(other, "commit", "--quiet", "-m", "first")
+    second = row | {"repository": other.as_uri(), "commit": git(other, "rev-parse", "HEAD")}
+    write(row, second, commit=row["commit"][:7], documents="4", text_bytes="1", differences="other editions")
+    fetch_texts.main(["legal"])
+    lines = (tmp_path / "texts" / "legal" / "laws.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [
+        "made/laws/old/two ü.txt",
+        "made/laws/one.txt",
+        "other/laws/one.txt",
+    ]
+    shown = capsys.readouterr().out
+    assert "3 documents, 0.00 MB of text (the trial read 4, 0.00 MB), CC0 1.0" in shown
+    assert "; 2 repositories; not compared with the trial's text to the byte; other editions" in shown
+
+
+def test_texts_are_joined_to_documents_of_so_many(row, tmp_path):
+    write(row, joined="2")
+    fetch_texts.main(["legal"])
+    (line,) = (tmp_path / "texts" / "legal" / "laws.jsonl").read_text(encoding="utf-8").splitlines()
+    text = "The parties do not agree.\n\nThe parties agree.\n\nIt is so ordered."
+    assert json.loads(line)["id"] == "laws/old/two ü.txt" and json.loads(line)["text"] == text
+
+
+def test_the_table_has_every_text_of_the_trials_with_commit_licence_and_size():
+    trials = {row["corpus"]: row for row in fetch_texts.read_table(RECIPES / "experiments" / "corpora.csv")}
+    assert {row["name"]: row["domain"] for row in ROWS} == {name: row["domain"] for name, row in trials.items()}
+    sizes = {name: 0 for name in trials}
     for row in ROWS:
         trial = trials[row["name"]]
-        assert re.fullmatch("[0-9a-f]{40}", row["commit"]) and row["commit"].startswith(trial["commit"])
-        assert row["repository"] == f"https://github.com/{trial['repository']}" and row["domain"] == trial["domain"]
+        if row["name"] == "standard_ebooks":  # thirty repositories, whose commits the trial did not note
+            assert row["repository"].startswith("https://github.com/standardebooks/")
+        else:
+            assert row["repository"] == f"https://github.com/{trial['repository']}"
+            assert row["commit"].startswith(trial["commit"])
+        assert re.fullmatch("[0-9a-f]{40}" if row["name"] != "federalist_papers" else "75f7b50", row["commit"])
         assert row["license"] == trial["licence"] and row["credit"] and row["converter"] in CONVERTERS
-    samples = {path.stem for path in fetch_texts.FOLDER.glob("*.txt")}
-    assert samples <= {row["name"] for row in ROWS}
+        sizes[row["name"]] += int(row["text_bytes"] or 0)
+    assert all(abs(size / 1e6 - float(trials[name]["megabytes"])) < 0.06 for name, size in sizes.items())
+    assert {path.stem for path in fetch_texts.FOLDER.glob("*.txt")} <= set(sizes)
 
 
 DC = '<section xmlns="https://code.dccouncil.us/schemas/dc-library"><num>1-2</num><heading>Dogs.</heading>'
 USLM = '<title xmlns="http://xml.house.gov/schemas/uslm/1.0"><section identifier="/us/usc/t0/s1"><num>§ 1.</num>'
+XHTML = '<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><head><title>x</title></head>'
+RDF = '<r:RDF xmlns:r="r" xmlns:s="s" xmlns:k="k"><r:Ontology><s:label>Dogs</s:label></r:Ontology>'
 CFR = '<part xmlns="eregs"><section label="1-2"><subject>§ 1.2 Dogs.</subject>'
 
 
@@ -227,10 +286,121 @@ CFR = '<part xmlns="eregs"><section label="1-2"><subject>§ 1.2 Dogs.</subject>'
             "12CFR1000/2011-1#1-2",
             "§ 1.2 Dogs.\n(a) Cats. No cat\n(1) barks.",
         ),
+        (
+            "agreement",
+            "a.txt",
+            "\n\nDATE:\tMay 29, 2007\n\nTHE  PARTIES:\nA. Dog and\nB. Cat\n\nThe parties agree,\n80\t"
+            " \t624,000\nas follows\n\n\n"
+            "\nbelow.\nIt is so ordered by them all.\nSigned\n",
+            "a.txt",
+            "THE PARTIES:\n\nA. Dog and B. Cat\n\nThe parties agree, as follows below.\n\nIt is so or"
+            "dered by them all. Signed",
+        ),
+        (
+            "encounters",
+            "data/a.csv",
+            'dataset,encounter_id,dialogue,note\nx,D1,"[doctor] hi,\n[patient] hi. ","CC:\n\n\nFlu."\n',
+            "a.csv#D1",
+            "[doctor] hi,\n[patient] hi.\n\nCC:\n\nFlu.",
+        ),
+        (
+            "factbook",
+            "a/x.json",
+            '{"Government": {"Country name": {"conventional short form": {"text": "Dogland"}}, "Area"'
+            ': {"total ": {"text": '
+            '"2 &amp; 3"}, "note": "<b>note:</b> small"}, "Climate": {"text": "<p>hot</p> <p><em>Nort'
+            'h</em>, cold</p>"}}}',
+            "a/x.json#Government",
+            "Dogland - Government\nCountry name:\nconventional short form: Dogland\nArea:\ntotal : 2 "
+            "& 3\nnote: note: small"
+            "\nClimate: hot\n\nNorth , cold",
+        ),
+        (
+            "filing",
+            "10-K/D/1/p.html",
+            "<head><title>x</title></head><body><ix:header><div>hidden facts</div></ix:header>"
+            + "<p>Dog Inc. 10-K</p>" * 5
+            + "<div>We <span>sell</span> <b>dogs</b>.</div><table><tr><td>Dogs</td></tr></table><p>2,"
+            "024</p><p>And&nbsp;cats.</p>",
+            "10-K/D/1/p.html",
+            "We sell dogs.\n\nAnd cats.",
+        ),
+        (
+            "disease_terms",
+            "a.obo",
+            'format-version: 1.2\n\n[Term]\nid: DOID:1\nname: flu\ndef: "A disease that has_symptom '
+            '\\"cough\\"" [url:x]\n'
+            'synonym: "Flu" EXACT []\nsynonym: "grippe" EXACT []\nsynonym: "cold" RELATED []\n\n[Term'
+            "]\nid: DOID:2\nname: x\n"
+            'def: "Old." []\nis_obsolete: true\n\n[Term]\nid: DOID:3\nname: y\n\n[Typedef]\nid: z\nde'
+            'f: "A relation." []\n',
+            "DOID:1",
+            'Flu: A disease that has symptom "cough". Also called grippe.',
+        ),
+        (
+            "financial_terms",
+            "FND/A.rdf",
+            f"{RDF}<r:Class><s:label>loan</s:label><k:definition>a debt</k:definition><k:explanatoryNote>It is repaid."
+            "</k:explanatoryNote></r:Class><r:Class><s:label>bond</s:label></r:Class></r:RDF>",
+            "FND/A.rdf",
+            "Loan: a debt. It is repaid.",
+        ),
+        (
+            "chapter",
+            "src/epub/text/chapter-1.xhtml",
+            f"{XHTML}<body><section><hgroup><h2>I</h2><p>Dogs</p></hgroup><p>A\u2060—<i>dog</i>.<a epu"
+            'b:type="noteref">1</a> It'
+            "<br/>barks.</p><blockquote><p>Bark</p><cite>A dog</cite></blockquote><table><tr><td>a</t"
+            "d><td>b</td></tr></table>"
+            "</section></body></html>",
+            "chapter-1",
+            "I\n\nDogs\n\nA—dog. It barks.\n\nBark\n\nA dog\n\na b",
+        ),
+        (
+            "article",
+            "x/PMC1.nxml",
+            "<article><front><article-meta><title-group><article-title>Dogs</article-title><alt-title"
+            ">D</alt-title></title-group>"
+            "<abstract><sec><title>Aim</title><p>To bark.</p></sec></abstract></article-meta></front>"
+            "<body><sec><title>Methods"
+            '</title><p>We barked [<xref ref-type="bibr">1</xref>,<xref ref-type="bibr">2</xref>] (<x'
+            'ref ref-type="table">Table 1'
+            "</xref>).</p><table-wrap><caption><p>Barks</p></caption></table-wrap></sec></body></article>",
+            "PMC1",
+            "Dogs\n\nAim\n\nTo bark.\n\nMethods\n\nWe barked (Table 1).",
+        ),
     ],
 )
 def test_a_converter_gives_the_id_and_the_text_without_what_is_not_text(converter, path, content, name, text):
     assert list(CONVERTERS[converter](path, content.encode())) == [(name, text)]
+
+
+def zipped(**contents: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), content)
+    return target.getvalue()
+
+
+def test_the_files_of_a_zip_are_documents_by_name():
+    content = zipped(
+        a__2_dot_txt="Two \n\n\n\ntwo.", a__1_dot_txt="One.\r\nOne.", a__README_dot_txt="About.", b_dot_csv="x"
+    )
+    assert list(CONVERTERS["zipped_lines"]("a.zip", content)) == [
+        ("a/1.txt", "One.\nOne."),
+        ("a/2.txt", "Two\n\ntwo."),
+    ]
+
+
+def test_the_items_of_zipped_filings_are_documents_without_their_numbers():
+    filing = json.dumps({"cik": "1", "item_3": "ITEM 3.\n\nNone, of  note.\n1,024 2,048 dogs"})
+    items = list(CONVERTERS["filing_items"]("10-K.zip", zipped(**{"x__1_10K_dot_json": filing})))
+    assert items == [("1_10K#item_3", "ITEM 3.\nNone, of note.")]
+
+
+def test_a_file_of_a_book_that_is_not_its_text_is_no_document():
+    assert list(CONVERTERS["chapter"]("src/epub/text/colophon.xhtml", b"<html/>")) == []
 
 
 def test_a_file_that_is_not_utf8_is_read_as_windows_1252():

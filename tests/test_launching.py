@@ -18,6 +18,9 @@ from recipe_config import RecipeError
 from recipe_loading import load_recipe
 
 
+RECIPE = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Return a function that sets what the environment, the system and torch say."""
@@ -73,11 +76,11 @@ def test_without_a_launch_file_the_command_is_for_the_gpu_or_refused(machine, mo
     machine(files=["/dev/kfd"])
     monkeypatch.setattr(launching, "has_gpu", lambda: False)
     with pytest.raises(RecipeError, match="this machine has /dev/kfd"):
-        launching.launch_command(None, None)
+        launching.launch_command(RECIPE, None, None)
     monkeypatch.setattr(launching, "has_gpu", lambda: True)
-    assert "single_gpu.yaml" in " ".join(launching.launch_command(None, None))
+    assert "single_gpu.yaml" in " ".join(launching.launch_command(RECIPE, None, None))
     machine(use_cpu="true", files=["/dev/kfd"])
-    assert "cpu.yaml" in " ".join(launching.launch_command(None, None))
+    assert "cpu.yaml" in " ".join(launching.launch_command(RECIPE, None, None))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_a_probe_that_dies_is_an_error_and_not_an_answer(monkeypatch, probe, que
     monkeypatch.setattr(launching.subprocess, "run", dying)
     ask = getattr(launching, probe)
     with pytest.raises(RecipeError, match=f"whether {question} is not known.*Start again, or decide it by") as error:
-        getattr(ask, "__wrapped__", ask)()  # without its cache
+        getattr(ask, "__wrapped__", ask)(*([RECIPE] if probe == "has_fast_bf16" else []))  # without its cache
     assert ("status -9" in str(error.value)) == ("kill" in death) and ("MemoryError: x" in str(error.value)) == (
         "Memory" in death
     )
@@ -105,13 +108,13 @@ def test_a_probe_answers():
 
 def test_a_run_keeps_the_precision_that_its_checkpoints_were_computed_in(machine, monkeypatch, tmp_path):
     machine(use_cpu="true")
-    monkeypatch.setattr(launching, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda _: False)
     (tmp_path / "environment.json").write_text(json.dumps({"computed": {"mixed_precision": "bf16", "threads": 2}}))
     assert run_recipe.kept_precision(tmp_path) is None  # nothing was trained
     (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
     assert run_recipe.kept_precision(tmp_path) == "bf16"
     for kept, options in ((None, ["no"]), ("bf16", []), ("no", ["no"])):
-        command = launching.launch_command(None, None, kept)
+        command = launching.launch_command(RECIPE, None, None, kept)
         assert command[command.index("--mixed_precision") + 1 :][:1] == options if options else True
         assert ("--mixed_precision" in command) == bool(options)
     for other in ({"mixed_precision": "bf16", "threads": None}, {"mixed_precision": "x", "threads": 2}, [], None):
@@ -229,15 +232,14 @@ def test_the_evaluation_takes_the_gpus_and_processes_of_training(file, processes
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     if use_cpu:
         monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
-    monkeypatch.setattr(launching, "has_fast_bf16", lambda: True)
-    launch = launching.launch_command(ROOT / "accelerate_configs" / file, processes)
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda _: True)
+    launch = launching.launch_command(RECIPE, ROOT / "accelerate_configs" / file, processes)
     ran = []
     monkeypatch.setattr(run_recipe, "run_script", lambda name, command, run: ran.append(command))
     monkeypatch.setattr(run_recipe, "record_stage", lambda *_: None)
-    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
     options = SimpleNamespace(config=["x.yaml"], overrides=[], overwrite=False)
     for name in ("prepare", "pretrain", "evaluate"):
-        run_recipe.run_stage(recipe, name, options, launch)
+        run_recipe.run_stage(RECIPE, name, options, launch)
     prepare, pretrain_, evaluate = (command[: len(launch)] for command in ran)
     assert prepare[0] == sys.executable and pretrain_ == launch and "accelerate.commands.launch" not in prepare
     assert (evaluate == launch) == launched and any("run_eval.py" in str(word) for word in ran[2])

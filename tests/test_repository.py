@@ -37,7 +37,8 @@ ARROWS = {
     "summaries": {"recipe_config"},
     "conversations": {"recipe_config", "sources", "summaries"},
     "planning": {"recipe_config", "vocabulary"},
-    "recipe_loading": {"atomic_files", "planning", "recipe_config"},
+    "machine_limits": set(),
+    "recipe_loading": {"atomic_files", "machine_limits", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
     "child_processes": set(),
     "launching": {"recipe_config", "stages"},
@@ -172,6 +173,7 @@ def test_a_script_imports_flat_siblings_and_direct_requirements_only(path):
     optional = (
         "gradio",
         "deepspeed",
+        "compressed_rtf",
         "docx",
         "gguf",
         "xllamacpp",

@@ -26,6 +26,9 @@ from recipe_loading import load_recipe
 from stages import STAGES
 
 
+RECIPE = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
+
+
 def run(command: list, cwd: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, **options)
 
@@ -350,10 +353,10 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
     file.write_text(settings)
     if refusal:
         with pytest.raises(RecipeError) as error:
-            launching.launch_command(file, num_processes)
+            launching.launch_command(RECIPE, file, num_processes)
         assert refusal in str(error.value)
     else:
-        command = launching.launch_command(file, num_processes)
+        command = launching.launch_command(RECIPE, file, num_processes)
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
 
 
@@ -383,11 +386,11 @@ def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_fil
     monkeypatch.setattr(launching, "ROOT", tmp_path)
     monkeypatch.setattr(launching, "has_gpu", lambda: True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert "--config_file" not in launching.launch_command(None, None)
+    assert "--config_file" not in launching.launch_command(RECIPE, None, None)
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: FSDP\n")
     with pytest.raises(RecipeError, match="default_config.yaml: without .* Accelerate would train as this file says"):
-        launching.launch_command(None, None)
+        launching.launch_command(RECIPE, None, None)
 
 
 def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):

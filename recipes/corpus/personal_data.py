@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from datatrove.pipeline.formatters.pii import public_ip_validator
 
+from corpus.identifying_urls import find_urls
 from corpus.labelled_identifiers import LABELLED, find_labelled
 from recipe_config import PersonalData
 
@@ -345,6 +346,7 @@ PASSPORT = Kind(form=NEVER, placeholder="P00000000")
 LICENCE = Kind(form=NEVER, placeholder="L0000000")
 DATE = Kind(form=NEVER, placeholder="January 1, 1900")
 AGE = Kind(form=NEVER, placeholder="aged 90 or older")
+URL = Kind(form=NEVER, placeholder="https://example.com/")
 
 # --- kinds and profiles
 
@@ -352,12 +354,13 @@ KINDS = {
     **{"email": EMAIL, "ip": IP, "iban": IBAN, "card": CARD, "ssn": SSN, "tax": TAX, "account": ACCOUNT},
     **{"record": RECORD, "docket": DOCKET, "birth": BIRTH, "phone": PHONE, "national_id": NATIONAL_ID},
     **{"passport": PASSPORT, "licence": LICENCE, "vehicle": VEHICLE, "device": DEVICE, "date": DATE, "age": AGE},
+    "url": URL,
 }
 PATTERNS = {name: re.compile(kind.form, re.ASCII | re.VERBOSE) for name, kind in KINDS.items()}
 PLACEHOLDERS = {kind.placeholder for kind in KINDS.values()}
 # What stats.json that names no kinds was made with.
 FIRST_KINDS = ("email", "ip", "iban", "card", "ssn", "tax", "account", "record", "docket", "birth", "phone")
-EVERYWHERE = ("email", "ip", "iban", "card", "ssn", "phone", "national_id", "passport")
+EVERYWHERE = ("email", "ip", "iban", "card", "ssn", "phone", "national_id", "passport", "url")
 # Legal: what Federal Rule of Civil Procedure 5.2(a) has filings redact, and more. Medical: what patterns can find of
 # the HIPAA safe harbour (45 CFR 164.514(b)(2)). Docket numbers identify a court's case, not a person: in no profile.
 PROFILES = {
@@ -412,10 +415,10 @@ class Redactor:
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """Return (start, end, kind) of each value, in characters, in text order and without overlaps.
 
-        Of values that overlap, one to replace or drop comes before one to leave, then the one that starts first, then
-        the kind listed first, then the longest.
+        Of values that overlap, one to drop comes first, then one to replace, then one to leave; of the same action the
+        one that starts first, then the kind listed first, then the longest.
         """
-        if not re.search("[0-9@]|[(\\[]at[)\\]]", text):
+        if not re.search("[0-9@=]|[(\\[]at[)\\]]", text):
             return []
         lowered = "".join(map(lower, text)) if len(text.lower()) != len(text) else text.lower()
         candidates = [
@@ -434,12 +437,14 @@ class Redactor:
             for start, end in find_labelled(name, text, lowered)
             if not is_placeholder(text[start:end])
         ]
+        if "url" in self.actions:
+            candidates += [(*span, "url") for span in find_urls(text)]
         found: list[tuple[int, int, str]] = []
         order = list(KINDS)
 
         def precedence(candidate: tuple[int, int, str]) -> tuple:
             start, end, name = candidate
-            return self.actions[name] == "leave", start, order.index(name), -end
+            return ("drop", "replace", "leave").index(self.actions[name]), start, order.index(name), -end
 
         for start, end, name in sorted(candidates, key=precedence):
             place = bisect(found, (start, end))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from corpus.document_files import PLACES, read_columns
 from mixture.order import TokenMixture
 from mixture.phases import make_mixture
-from mixture.shards import Location, TokenShards
+from mixture.shards import TokenShards
 from mixture.skips import extend_skips, in_rollback, is_skipped, skip_at
 from recipe_config import Recipe, RecipeError
 
@@ -52,7 +52,8 @@ class Ledger:
     def __init__(self, run: Path, recipe: Recipe, state: dict):
         self.max_steps, self.sequence_length = state["max_steps"], state["sequence_length"]
         self.sequences_per_step = state["tokens_per_step"] // self.sequence_length
-        self.shards = TokenShards(run / "tokens", list(state["bytes_seen"]), self.sequence_length)
+        sources, repack = list(state["bytes_seen"]), recipe.data.repack
+        self.shards = TokenShards(run / "tokens", sources, self.sequence_length, repack)
         self.mixture = make_mixture(self.shards, state["phases"], self.sequences_per_step, recipe.run.seed)
         self.skips = extend_skips(state["skips"], recipe.data.skip, state["step"])
         self.rollbacks = state["rollbacks"]
@@ -94,16 +95,14 @@ class Ledger:
     def visits(self, source: int, shard: int, start: int, end: int) -> Iterator[dict]:
         """Yield the steps in which tokens [start, end) of a shard are labels."""
         last = self.max_steps * self.sequences_per_step
-        for window in range((start - 1) // self.sequence_length, (end - 2) // self.sequence_length + 1):
-            begin = window * self.sequence_length + 1
-            for index in self.mixture.find(Location(source, shard, window * self.sequence_length), last):
-                yield {
-                    "step": index // self.sequences_per_step + 1,
-                    "source": self.shards.names[source],
-                    "sequence": index % self.sequences_per_step,
-                    "first_token": max(begin, start) - start,
-                    "end_token": min(begin + self.sequence_length, end) - start,
-                }
+        for index, window in self.mixture.find(source, shard, start, end, last):
+            yield {
+                "step": index // self.sequences_per_step + 1,
+                "source": self.shards.names[source],
+                "sequence": index % self.sequences_per_step,
+                "first_token": max(window + 1, start) - start,
+                "end_token": min(window + 1 + self.sequence_length, end) - start,
+            }
 
 
 FIRST_WORDS_CHARACTERS = 60

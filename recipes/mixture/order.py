@@ -8,6 +8,9 @@ opening reads the manifest, and any sequence costs the same, on any process and 
 A window is `sequence_length` tokens and the next one, which is also the first of the next window: each token of a
 shard is a label in exactly one window, except the remainder at the shard's end.
 
+With data.repack the windows of an epoch begin after a pseudo-random number of tokens, less than a window. It follows
+from (seed, source, epoch, shard), and divides every document at other places than in the epoch before.
+
 A phase may have longer sequences of several consecutive windows. Windows are numbered all the same: a step is the same
 range of numbers in every phase, and `locate` gives the windows of a sequence one by one. Sequences of a new length
 have permutations and epochs of their own.
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixture.permutation import permute, unpermute
+from mixture.permutation import hash_key, permute, unpermute
 from mixture.shards import Location, TokenShards
 from recipe_config import RecipeError
 
@@ -148,34 +151,47 @@ class TokenMixture:
         number = permute(nth, firsts[-1], self._order(source, epoch, phase.length))
         shard = bisect_right(firsts, number) - 1
         window = (number - firsts[shard]) * phase.length + piece
-        return Location(source, shard, window * self.shards.sequence_length)
+        first = self._first_token(source, epoch, phase.length, shard)
+        return Location(source, shard, first + window * self.shards.sequence_length)
 
     def _order(self, source: int, epoch: int, length: int) -> tuple[int, ...]:
         """Return the key of the permutation of a source's sequences in an epoch."""
         return (self.seed, source, epoch) if length == 1 else (self.seed, source, epoch, length)
 
-    def find(self, location: Location, end: int) -> Iterator[int]:
-        """Yield the indices below `end` whose window is at a location: the inverse of `locate`."""
-        source, ends = location.source, [*self.starts[1:], end]
-        for phase, until in zip(self.phases, ends, strict=True):
-            firsts, until = self.first_sequences[phase.length][source], min(until, end)
-            sequence, piece = divmod(location.start // self.shards.sequence_length, phase.length)
-            per_round = int(phase.taken[-1, source])
-            in_sequence = sequence < firsts[location.shard + 1] - firsts[location.shard]  # not in a shard's remainder
-            if until <= phase.start or not per_round or not in_sequence:
+    def _first_token(self, source: int, epoch: int, length: int, shard: int) -> int:
+        """Return where the first window of a shard begins in an epoch."""
+        if not self.shards.repack:
+            return 0
+        return hash_key((*self._order(source, epoch, length), shard)) % self.shards.sequence_length
+
+    def find(self, source: int, shard: int, start: int, end: int, until: int) -> Iterator[tuple[int, int]]:
+        """Yield (index, first token) of the windows before window `until` of which a token in [start, end) is a label.
+
+        It is the inverse of `locate`.
+        """
+        tokens = self.shards.sequence_length
+        for phase, phase_end in zip(self.phases, [*self.starts[1:], until], strict=True):
+            firsts, last = self.first_sequences[phase.length][source], min(phase_end, until)
+            per_round, num_sequences = int(phase.taken[-1, source]), firsts[-1]
+            if last <= phase.start or not per_round:
                 continue
-            first, num_sequences = int(phase.earlier[source]), firsts[-1]
-            last = first + -(-int(phase.counts(until - phase.start)[source]) // phase.length)
-            for epoch in range(first // num_sequences, -(-last // num_sequences)):
+            before = int(phase.earlier[source])
+            stop = before + -(-int(phase.counts(last - phase.start)[source]) // phase.length)
+            for epoch in range(before // num_sequences, -(-stop // num_sequences)):
                 order = self._order(source, epoch, phase.length)
-                number = unpermute(firsts[location.shard] + sequence, num_sequences, order)
-                nth = epoch * num_sequences + number - first
-                if 0 <= nth < last - first:
+                first = self._first_token(source, epoch, phase.length, shard)
+                for window in range(max(0, (start - 1 - first) // tokens), (end - 2 - first) // tokens + 1):
+                    sequence, piece = divmod(window, phase.length)
+                    if sequence >= firsts[shard + 1] - firsts[shard]:  # in a shard's remainder
+                        break
+                    nth = epoch * num_sequences + unpermute(firsts[shard] + sequence, num_sequences, order) - before
+                    if not 0 <= nth < stop - before:
+                        continue
                     rounds, rest = divmod(nth, per_round)
                     place = rounds * PATTERN_LENGTH + int(np.flatnonzero(phase.pattern == source)[rest])
                     index = phase.start + place * phase.length + piece
-                    if index < until:
-                        yield index
+                    if index < last:
+                        yield index, first + window * tokens
 
     def window(self, index: int) -> np.ndarray:
         """Return the tokens of window `index`, int64 of shape (sequence_length + 1,)."""

@@ -34,6 +34,7 @@ class TokenShards:
         tokens: the tokens/ folder of a run.
         names: its sources; a source's number is its position here.
         sequence_length: tokens in a window, without the one after them.
+        repack: the windows of each epoch begin at another place, so a shard has one fewer than it has room for.
 
     Attributes:
         num_windows: windows of each source.
@@ -44,19 +45,22 @@ class TokenShards:
     Raises: RecipeError: a shard that is not as long as the manifest says, or a source shorter than one sequence.
     """
 
-    def __init__(self, tokens: Path, names: list[str], sequence_length: int):
+    def __init__(self, tokens: Path, names: list[str], sequence_length: int, repack: bool = False):
         manifest = json.loads((tokens / "manifest.json").read_text(encoding="utf-8"))
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-        self.folder, self.names, self.sequence_length = tokens, list(names), sequence_length
+        self.folder, self.names, self.sequence_length, self.repack = tokens, list(names), sequence_length, repack
         self.ends = manifest_ends(manifest)
         self.files, self.shards, self.first_windows, self.num_windows, bytes_per_sequence = [], [], [], [], []
         self.remainder_tokens, self.train_bytes = {}, {}
         for name in self.names:
             train = manifest["sources"][name]["train"]
             windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
+            if repack:
+                windows = [max(0, shard["tokens"] // sequence_length - 1) for shard in train["shards"]]
             if not sum(windows):
+                least = "two sequences, which data.repack needs," if repack else "one sequence"
                 raise RecipeError(
-                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
+                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than {least} of "
                     f"{sequence_length}; lower training.sequence_length or add text"
                 )
             self.files.append([tokens / shard["file"] for shard in train["shards"]])
@@ -70,7 +74,7 @@ class TokenShards:
 
     def __reduce__(self):
         # Pickling would send the tokens along; the other process maps the files itself.
-        return TokenShards, (self.folder, self.names, self.sequence_length)
+        return TokenShards, (self.folder, self.names, self.sequence_length, self.repack)
 
     def sequence_shares(self, shares: dict[str, float]) -> np.ndarray:
         """Convert fractions of bytes into fractions of sequences, by the mean bytes of a sequence of each source."""

@@ -13,6 +13,7 @@ leaves the compiled graph, and it gives no log-sum-exp.
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,27 @@ from model.families import capped
 from planning.memory import rows_per_chunk
 
 
+class SoftTargets(NamedTuple):
+    """The mean of other models' distributions, made for a chunk of rows at a time.
+
+    Attributes:
+        share: of the nats to minimise that is the cross-entropy with the mean distribution.
+        models: of each model, its last hidden states (num_tokens, hidden_size), its projection (vocab_size,
+            hidden_size), and its softcap.
+    """
+
+    share: float
+    models: list[tuple[Tensor, Tensor, float | None]]
+
+    def distribution(self, chunk: slice) -> Tensor:
+        """Return the mean distribution of some rows: fp32, (rows, vocab_size)."""
+        total = None
+        for hidden, weight, cap in self.models:
+            own = capped(F.linear(hidden[chunk], weight).float(), cap).softmax(-1)
+            total = own if total is None else total.add_(own)
+        return total.div_(len(self.models))
+
+
 def chunked_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -30,6 +52,7 @@ def chunked_loss(
     z_loss: float = 0.0,
     compiled: bool = False,
     cap: float | None = None,
+    soft: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss of all labels that are not IGNORED_LABEL.
 
@@ -40,19 +63,18 @@ def chunked_loss(
         z_loss: coefficient of the squared log-sum-exp (PaLM, https://huggingface.co/papers/2204.02311, section 5).
         compiled: run the step from logits to the loss and its gradient through torch.compile.
         cap: of families.softcap.
+        soft: distributions to learn beside the labels, where there is a gradient.
 
     Returns:
-        The loss to minimise, nats + z_loss * log-sum-exp squared; and the nats alone. Both fp32, 0-dim.
+        The loss to minimise, nats + z_loss * log-sum-exp squared; and the nats alone. Both fp32, 0-dim. With `soft`,
+        a part of the nats to minimise is the cross-entropy with its distributions.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if not torch.is_grad_enabled():
         with torch.autocast(device, enabled=False):
-            nats, squared_log_sum_exps = project_and_score(
-                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, cap, None, None
-            )
-        return nats + z_loss * squared_log_sum_exps, nats
-    return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, cap, dtype)
+            return project_and_score(hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, cap, None, None)
+    return ChunkedLoss.apply(hidden, weight, labels, z_loss, compiled, cap, dtype, soft)
 
 
 def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None) -> Tensor:
@@ -73,18 +95,26 @@ class ChunkedLoss(torch.autograd.Function):
     """Compute the gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, z_loss, compiled, cap, dtype):
+    def forward(ctx, hidden, weight, labels, z_loss, compiled, cap, dtype, soft):
         hidden_gradient = torch.empty_like(hidden, dtype=dtype) if ctx.needs_input_grad[0] else None
         # Accumulated in fp32, whatever the products' precision.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            nats, squared_log_sum_exps = project_and_score(
-                hidden.to(dtype), weight.to(dtype), labels, z_loss, compiled, cap, hidden_gradient, weight_gradient
+            minimised, nats = project_and_score(
+                hidden.to(dtype),
+                weight.to(dtype),
+                labels,
+                z_loss,
+                compiled,
+                cap,
+                hidden_gradient,
+                weight_gradient,
+                soft,
             )
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(nats)
-        return nats + z_loss * squared_log_sum_exps, nats
+        return minimised, nats
 
     @staticmethod
     def backward(ctx, upstream, _):
@@ -92,7 +122,7 @@ class ChunkedLoss(torch.autograd.Function):
             None if gradient is None else scale(gradient, upstream, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def scale(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,8 +140,9 @@ def project_and_score(
     cap: float | None,
     hidden_gradient: Tensor | None,
     weight_gradient: Tensor | None,
+    soft: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of nats and of squared log-sum-exps over all chunks.
+    """Return the sums over all chunks of the loss to minimise and of the nats.
 
     The gradients, where given, are written (`hidden_gradient`) and added to (`weight_gradient`) in place.
     """
@@ -120,7 +151,8 @@ def project_and_score(
     rows = -(-num_rows // num_chunks)  # evenly sized, so that one shape compiles to one graph
     with_gradient = hidden_gradient is not None or weight_gradient is not None
     score = compiled_score() if compiled else score_chunk
-    nats = squared_log_sum_exps = torch.zeros((), device=hidden.device)
+    nats = squared_log_sum_exps = soft_nats = torch.zeros((), device=hidden.device)
+    share = 0.0 if soft is None else soft.share
     # All chunks share this memory, in which logits become their own gradient: on a CPU, fresh memory for each chunk
     # would cost a tenth of the time in page faults. The products stay outside the graph, which would copy the sum.
     buffer = hidden.new_empty(rows, vocab_size)
@@ -128,8 +160,10 @@ def project_and_score(
         chunk = slice(start, start + rows)
         hidden_chunk, labels_chunk = hidden[chunk], labels[chunk]
         logits = torch.mm(hidden_chunk, weight.T, out=buffer[: len(hidden_chunk)])
-        chunk_nats, chunk_squares, label_slope = score(logits, labels_chunk, z_loss, with_gradient, cap)
-        nats, squared_log_sum_exps = nats + chunk_nats, squared_log_sum_exps + chunk_squares
+        target = None if soft is None else soft.distribution(chunk)
+        sums, label_slope = score(logits, labels_chunk, z_loss, with_gradient, cap, target, share)
+        nats, squared_log_sum_exps = nats + sums[0], squared_log_sum_exps + sums[1]
+        soft_nats = soft_nats + sums[2] if soft is not None else nats
         if with_gradient:
             slope = logits.scatter_(1, labels_chunk.clamp(min=0)[:, None], label_slope)
         if hidden_gradient is not None:
@@ -140,34 +174,50 @@ def project_and_score(
             torch.addmm(weight_gradient, slope.T, hidden_chunk, out_dtype=weight_gradient.dtype, out=weight_gradient)
         elif weight_gradient is not None:
             weight_gradient.add_(slope.T @ hidden_chunk)
-    return nats, squared_log_sum_exps
+    return nats + share * (soft_nats - nats) + z_loss * squared_log_sum_exps, nats
 
 
 def score_chunk(
-    logits: Tensor, labels: Tensor, z_loss: float, with_gradient: bool, cap: float | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the sums of nats and of squared log-sum-exps of some rows, and the slopes of the labels' logits.
+    logits: Tensor,
+    labels: Tensor,
+    z_loss: float,
+    with_gradient: bool,
+    cap: float | None = None,
+    target: Tensor | None = None,
+    share: float = 0.0,
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return sums over some rows, of nats, squared log-sum-exps and nats of the target, and the labels' slopes.
 
     With the gradient, each logit is overwritten by its slope, except those of the labels. Their slopes are returned,
     (rows, 1): writing them afterwards is cheaper than testing each logit for being a label's.
+
+    Args: target: distributions to learn, (rows, vocab_size), whose cross-entropy is `share` of the nats to minimise.
     """
     exact = capped(logits.float(), cap)  # (rows, vocab_size)
     log_sum_exp = exact.logsumexp(-1)
     scored = labels != IGNORED_LABEL
-    label_logit = exact.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
+    at_label = labels.clamp(min=0)[:, None]
+    label_logit = exact.gather(-1, at_label).squeeze(-1)
     nats = torch.where(scored, log_sum_exp - label_logit, 0.0).sum()
     squared_log_sum_exps = torch.where(scored, log_sum_exp.square(), 0.0).sum()
+    sums = (nats, squared_log_sum_exps)
+    if target is not None:
+        sums += (torch.where(scored, log_sum_exp - (target * exact).sum(-1), 0.0).sum(),)
     if not with_gradient:
-        return nats, squared_log_sum_exps, None
+        return sums, None
     # d nats = softmax - one-hot;  d log_sum_exp ** 2 = 2 log_sum_exp softmax.
     factor = torch.where(scored, 1 + 2 * z_loss * log_sum_exp, 0.0)
     label_slope = (label_logit - log_sum_exp).exp() * factor - scored.float()
     slope = (exact - log_sum_exp[:, None]).exp() * factor[:, None]
+    if target is not None:  # the one-hot becomes (1 - share) one-hot + share target
+        wanted = share * target * scored[:, None]
+        slope = slope - wanted
+        label_slope = label_slope + share * scored.float() - wanted.gather(-1, at_label).squeeze(-1)
     if cap is not None:  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap) ** 2
         slope = slope * (1 - (exact / cap).square())
         label_slope = label_slope * (1 - (label_logit / cap).square())
     logits.copy_(slope)
-    return nats, squared_log_sum_exps, label_slope[:, None].to(logits.dtype)
+    return sums, label_slope[:, None].to(logits.dtype)
 
 
 @cache

@@ -68,10 +68,14 @@ def first_norm(layer: nn.Module) -> nn.Module:
     return next(child for child in layer.children() if type(child).__name__.endswith("Norm"))
 
 
+def feed_forward(layer: nn.Module) -> nn.Module:
+    """Return a layer's feed-forward part."""
+    return next(child for child in layer.children() if type(child).__name__.endswith("MLP"))
+
+
 def down_projection(layer: nn.Module) -> nn.Module:
     """Return the last matrix of a layer's feed-forward part, which takes its units."""
-    feed_forward = next(child for child in layer.children() if type(child).__name__.endswith("MLP"))
-    return [child for child in feed_forward.children() if getattr(child, "weight", None) is not None][-1]
+    return [child for child in feed_forward(layer).children() if getattr(child, "weight", None) is not None][-1]
 
 
 def shortest_window(config: PreTrainedConfig) -> int | None:

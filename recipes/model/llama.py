@@ -7,20 +7,25 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from recipe_config import Recipe, Training
+from recipe_config import Model, Recipe, Training
+
+
+def llama_config(settings: Model, vocab_size: int, sequence_length: int) -> LlamaConfig:
+    """Return the config of a model that is made from scratch, in fp32."""
+    shape = settings.model_dump(exclude={"rope_theta", "scaled_residual_init"})
+    return LlamaConfig(
+        **{name: value for name, value in shape.items() if value is not None},
+        vocab_size=vocab_size,
+        max_position_embeddings=sequence_length,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+        pad_token_id=None,
+        dtype="float32",
+    )
 
 
 def build_model(recipe: Recipe, vocab_size: int) -> LlamaForCausalLM:
     """Build the model with its initial weights, in fp32."""
-    shape = recipe.model.model_dump(exclude={"rope_theta", "scaled_residual_init"})
-    config = LlamaConfig(
-        **{name: value for name, value in shape.items() if value is not None},
-        vocab_size=vocab_size,
-        max_position_embeddings=recipe.training.sequence_length,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
-        pad_token_id=None,
-        dtype="float32",
-    )
+    config = llama_config(recipe.model, vocab_size, recipe.training.sequence_length)
     model = LlamaForCausalLM(config)
     # Each layer adds to the residual stream twice. This scale keeps the stream's variance from growing with depth
     # (GPT-2, section 2.3); transformers leaves it out for Llama.

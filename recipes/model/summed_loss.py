@@ -14,6 +14,7 @@ from model import document_attention
 from model.attention import WITHOUT_MASK, choose_attention
 from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
+from model.dropout import add_dropout
 from model.families import layers, scale_down, softcap
 from model.llama import build_model
 from recipe_config import Recipe, Training
@@ -33,7 +34,12 @@ class SummedLoss(nn.Module):
             weights between layers. Else all layers are one graph.
         document_masking: keep attention within a document; position_ids give the borders.
         z_loss: coefficient; see chunked_loss.
+
+    Attributes:
+        teachers: where to learn from other models too: (Teachers,), in a tuple that hides them from Accelerate.
     """
+
+    teachers: tuple = ()
 
     def __init__(
         self,
@@ -73,12 +79,15 @@ class SummedLoss(nn.Module):
             cumulative_lengths: of mixture.document_borders, for attention without a mask. None: counted here, for
                 which a GPU has to be waited for.
         """
+        soft = None
+        for teachers in self.teachers if self.training else ():
+            soft = teachers.soft_targets(input_ids, position_ids, cumulative_lengths)
         hidden = self.hidden_states(input_ids, position_ids, cumulative_lengths).flatten(0, 1)
         weight, config = self.language_model.get_output_embeddings().weight, self.language_model.config
         hidden, cap = scale_down(hidden, config), softcap(config)
         if by_token:
             return token_scores(hidden, weight, labels.flatten(), cap).view(2, *labels.shape)
-        return torch.stack(chunked_loss(hidden, weight, labels.flatten(), self.z_loss, self.compiled, cap))
+        return torch.stack(chunked_loss(hidden, weight, labels.flatten(), self.z_loss, self.compiled, cap, soft))
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, cumulative_lengths: Tensor | None = None
@@ -119,15 +128,23 @@ def build_summed_loss(
     set_document_ends(language_model, tokenizer)
     longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
     choose_attention(language_model, training, accelerator, longest)
+    if training.dropout:
+        add_dropout(language_model, training.dropout)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
     # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.
     maskless = language_model.config._attn_implementation in WITHOUT_MASK
     on_gpu = accelerator.device.type != "cpu"
-    return SummedLoss(
+    model = SummedLoss(
         language_model,
         compiled,
         by_layer=accelerator.distributed_type == DistributedType.FSDP or (on_gpu and maskless),
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
+    if folders := recipe.teacher_folders():
+        from model.teachers import load_teachers  # only here: teachers are such modules too
+
+        share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
+        model.teachers = (load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled),)
+    return model

@@ -50,6 +50,8 @@ def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | No
         if hub.repo_id is None or hub.revision_steps is None or state["step"] % hub.revision_steps:
             return None
         name = f"step-{state['step']:07d}"
+        if recipe.model.lora is not None:
+            return f"{name} is not published: a checkpoint holds the adapters alone, which are merged at the end"
         size = sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors"))
         if len(list_waiting(run)) >= MAX_WAITING:
             return f"{name} is not published: {MAX_WAITING} revisions wait for the Hub already"

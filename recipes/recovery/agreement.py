@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all processes share: decisions of the main one; and the check that recipe, data and versions are the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 from accelerate import Accelerator
@@ -10,6 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from atomic_files import read_record
 from recipe_config import Recipe, RecipeError
+from recovery.run_lock import run_lock
 from run_folder import compare
 from stages import STAGES, output_folder
 
@@ -29,6 +32,13 @@ def from_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     if isinstance(decided, RecipeError):
         raise decided
     return decided
+
+
+@contextmanager
+def held_run(run: Path, accelerator: Accelerator) -> Iterator[str | None]:
+    """Lock a run folder for all processes that train in it, as run_lock does for one."""
+    with ExitStack() as stack:
+        yield from_main(accelerator, lambda: stack.enter_context(run_lock(run, "pretrain")))
 
 
 def refuse_differences(recipe: Recipe, accelerator: Accelerator) -> None:

@@ -164,6 +164,8 @@ class Checkpoints:
             for other in range(1, writers):
                 files |= wait_for_files(partial / part_name(other), self.timeout_seconds)
             run = self.folder.parent
+            for name in appended:
+                sync(run / name)
             records = {name: describe_beginning(run / name, size) for name, size in appended.items()}
             final = commit(partial, step, files, self.identity | {"records": records})
             prune(self.folder, self.keep, self.keep_every_steps)
@@ -245,27 +247,33 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         raise DiskFullError(f"{what} needs {needed_bytes:,} bytes and {folder} has {free:,} free")
 
 
-def refuse_full_disk(run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator) -> None:
+def refuse_full_disk(
+    run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator, averaged: bool = False
+) -> int:
     """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model.
+
+    Returns the bytes of a checkpoint.
 
     Args:
         run: the run folder.
         keep: number of newest checkpoints to keep.
         parameters: those in total, and those that are trained.
         accelerator: of the run.
+        averaged: the weights are averaged, and both are kept.
     """
-    size = checkpoint_bytes(parameters)
+    size, models = checkpoint_bytes(parameters, averaged), 2 if averaged else 1
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
-    from_main(accelerator, lambda: require_space(run, missing * size + 4 * parameters["total"], what))
+    from_main(accelerator, lambda: require_space(run, missing * size + 4 * models * parameters["total"], what))
+    return size
 
 
-def checkpoint_bytes(parameters: dict[str, int]) -> int:
-    """Return the size of a checkpoint in fp32 with AdamW's two moments; Muon has one.
+def checkpoint_bytes(parameters: dict[str, int], averaged: bool = False) -> int:
+    """Return the size of a checkpoint: what is trained, in fp32, with AdamW's two moments; Muon has one.
 
-    Args: parameters: those in total, and those that are trained.
+    Args: parameters: those that are trained, among others.  averaged: with an average of the weights.
     """
-    return 4 * parameters["total"] + 8 * parameters["trained"]
+    return (16 if averaged else 12) * parameters["trained"]
 
 
 def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:

@@ -11,6 +11,7 @@ from atomic_files import StaleStageError
 from mixture.phases import schedule_phases
 from mixture.skips import extend_skips
 from recipe_config import Recipe, RecipeError, Training
+from recorded_files import find_difference, recorded_beginnings
 from recovery.stored_tensors import find_damage, list_checkpoints, load_state, newest_checkpoint
 from run_folder import compare, input_hashes
 from stages import STAGES
@@ -50,19 +51,38 @@ def describe_identity(state: dict, num_processes: int) -> dict:
 def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
     """Choose the checkpoint to resume from.
 
-    Returns: the checkpoint, or None for step 0; and what is wrong with each one that was skipped.
-    Raises: RecipeError: no checkpoint can be used, or run.resume forbids it.
+    Returns: the checkpoint, or None for step 0; and notes on those that were skipped and on files that are missing.
+    Raises: RecipeError: no checkpoint can be used, run.resume forbids it, or a file that the run adds to is damaged.
     """
-    resume = recipe.run.resume
+    resume, run = recipe.run.resume, Path(recipe.run.output_dir)
     if resume not in ("auto", "never"):
         problem = find_damage(Path(resume))
         if problem is not None:
             raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
-        return Path(resume), []
-    newest, skipped = newest_checkpoint(Path(recipe.run.output_dir) / "checkpoints")
+        return Path(resume), check_beginnings(run, Path(resume))
+    newest, skipped = newest_checkpoint(run / "checkpoints")
     if resume == "never" and newest is not None:
         raise RecipeError(f"run.resume=never, but there is {newest}; move it away or set run.resume=auto")
-    return newest, skipped
+    notes = [f"skipped a damaged checkpoint: {problem}" for problem in skipped]
+    return newest, notes + check_beginnings(run, newest)
+
+
+def check_beginnings(run: Path, checkpoint: Path | None) -> list[str]:
+    """Refuse to add lines to metrics, samples or a chronicle that are not as they were at the checkpoint.
+
+    Returns: which of them are missing, in words.
+    Raises: RecipeError: one is damaged.
+    """
+    beginnings, notes = (checkpoint and recorded_beginnings(checkpoint, run)) or {}, []
+    for name, recorded in beginnings.items():
+        if not (run / name).exists():
+            notes.append(f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}")
+        elif problem := find_difference(run / name, recorded, grows=True):
+            raise RecipeError(
+                f"{run / name} is damaged: up to {checkpoint.name}, {problem}. Restore it from a copy, or move it "
+                "away: training then starts a new one, and notes that"
+            )
+    return notes
 
 
 def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:

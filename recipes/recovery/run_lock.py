@@ -1,25 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lock on the run folder: one process at a time works in it, and the next one learns which."""
+"""A lock on the run folder: one stage of one command at a time works in it, and the next one learns which.
+
+The kernel releases the lock when its holder ends, however it ends, so the folder of a killed run is free at once.
+Where the file system has no flock, or does not pass it on between machines, the holder's heartbeat decides: a lock of
+another machine is taken over after STALE_SECONDS without one.
+"""
 
 import errno
 import json
 import os
 import platform
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, LeaseCompromise, SoftFileLease, Timeout
 
-from recipe_config import RecipeError
-from recovery.agreement import from_main
+from recipe_config import Recipe, RecipeError
 from recovery.chronicle import utc_now
+from run_folder import is_finished
 
 
-LOCK = ".lock"
+LOCK, LEASE = ".lock", ".lease"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+BEAT_SECONDS, STALE_SECONDS = 10.0, 40.0
 
 
 class RunLockedError(RecipeError):
@@ -27,96 +35,171 @@ class RunLockedError(RecipeError):
 
 
 @contextmanager
-def run_lock(run: Path) -> Iterator[str | None]:
-    """Lock a run folder.
+def stage_lock(recipe: Recipe, name: str, overwrite: bool) -> Iterator[bool]:
+    """Lock the run folder if a stage has work to do; yield whether it has.
 
-    The kernel releases the lock when its holder ends, however it ends, so the folder of a killed run is free; the file
-    only names the holder. Between machines this needs a file system that passes locks on: NFS 4, Lustre mounted with
-    `flock`, GPFS.
+    Raises:
+        StaleStageError: its output is out of date, as in is_finished.
+        RunLockedError: another process works in the folder.
+    """
+    if is_finished(recipe, name, overwrite):
+        yield False
+        return
+    with run_lock(Path(recipe.run.output_dir), name):
+        yield not is_finished(recipe, name, overwrite)  # another process may have done it since
+
+
+@contextmanager
+def run_lock(run: Path, stage: str) -> Iterator[str | None]:
+    """Lock a run folder for a stage.
 
     Yields: the process that was killed while it held the lock, or None.
     Raises:
         RunLockedError: another process holds it.
-        RecipeError: the file system has no locks.
+        RecipeError: the folder cannot be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / LOCK
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        acquire(lock, run)
-    except Timeout:
-        raise RunLockedError(
-            f"{run} is in use by {read_holder(path) or 'another process'}; wait for it, stop it, or set another "
-            "run.output_dir"
-        ) from None
-    killed = read_holder(path)
-    holder = {"pid": os.getpid(), "host": platform.node(), "since": utc_now(), "command": Path(sys.argv[0]).name}
-    path.write_text(json.dumps(holder), encoding="utf-8")
+        run.mkdir(parents=True, exist_ok=True)
+        lock = acquire(run)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise RecipeError(
+            f"run.output_dir={run} cannot be written ({error.strerror}): correct its owner or mode, or set another"
+        ) from error
     try:
-        yield killed
+        wait_for_heartbeat(run)
+        killed = describe_holder(run)
+        with named_holder(run / LOCK, stage):
+            yield killed
     finally:
-        path.unlink(missing_ok=True)
         lock.release()
 
 
-def acquire(lock: FileLock, run: Path) -> None:
-    """Take a lock, or raise at once.
+def acquire(run: Path, wait: bool = True) -> BaseFileLock:
+    """Take the kernel's lock, or where there is none a lease, which this process loses if it stands still for long.
 
-    Raises:
-        Timeout: another process holds it.
-        RecipeError: the file system has no locks.
+    Args: wait: for the lease of a process of another machine, which may be dead.
+    Raises: RunLockedError: another process holds it.
     """
+    lock = FileLock(run / LOCK, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
+        return lock
+    except Timeout:
+        raise refuse(run) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        raise RecipeError(
-            f"{run} cannot be locked, so two runs could write into it: {file_system(run)} has no flock "
-            f"({os.strerror(error.errno)}). Mount it with locks (Lustre: -o flock; NFS: version 4), or set "
-            "run.output_dir to a folder on another file system."
-        ) from error
-
-
-def file_system(folder: Path) -> str:
-    """Return the type and mount point of the file system that a folder is on."""
-    folder = folder.resolve()
+    lease = SoftFileLease(
+        run / LEASE, lease_duration=STALE_SECONDS, heartbeat_interval=BEAT_SECONDS, on_compromise=stop_at_once
+    )
     try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return "the file system"
-    mounts = [line.split()[1:3] for line in lines]
-    place, kind = max((mount for mount in mounts if folder.is_relative_to(mount[0])), key=lambda mount: len(mount[0]))
-    return f"the file system {kind} mounted on {place}"
-
-
-def read_holder(path: Path) -> str | None:
-    """Return the process that a lock file names; None where it names none."""
-    try:
-        holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on {holder['host']} ({holder['command']}, since {holder['since']})"
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def is_held(run: Path) -> bool:
-    """Return whether a process works in a run folder now; changes nothing.
-
-    Raises: RecipeError: the file system has no locks.
-    """
-    if not (run / LOCK).exists():
-        return False
-    lock = FileLock(run / LOCK, timeout=0, fallback_to_soft=False)
-    try:
-        acquire(lock, run)
+        lease.acquire(timeout=1)  # which takes over that of a dead process of this machine
     except Timeout:
-        return True
-    lock.release()
-    return False
+        if not wait or not is_elsewhere(run):
+            raise refuse(run) from None
+        note_waiting(run)
+        try:
+            lease.acquire(timeout=STALE_SECONDS + 2 * BEAT_SECONDS)
+        except Timeout:
+            raise refuse(run) from None
+    return lease
+
+
+def stop_at_once(lost: LeaseCompromise) -> None:
+    """End this process before it writes what another process, which has its lease, writes too."""
+    sys.stderr.write(f"{lost.lock_file}: the run folder was taken over, since this process stood still; it ends now\n")
+    os._exit(1)
+
+
+def wait_for_heartbeat(run: Path) -> None:
+    """Watch the lock of another machine's process, which the kernel may not have seen, until it is surely dead.
+
+    Raises: RunLockedError: it lives.
+    """
+    if not is_elsewhere(run):
+        return
+    note_waiting(run)
+    first, until = heartbeat(run), time.monotonic() + STALE_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, STALE_SECONDS / 10))
+        if heartbeat(run) != first:
+            raise refuse(run)
+
+
+def note_waiting(run: Path) -> None:
+    text = f"note: {run} was in use by {describe_holder(run)}; waiting {STALE_SECONDS:.0f} s for a sign of life\n"
+    sys.stderr.write(text)
+
+
+def heartbeat(run: Path) -> int | None:
+    """Return when the holder last touched the lock; opened anew, since NFS asks the server only then."""
+    with suppress(FileNotFoundError), (run / LOCK).open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+    return None
 
 
 @contextmanager
-def held_run(run: Path, accelerator: Accelerator) -> Iterator[str | None]:
-    """Lock a run folder for all processes, as run_lock does for one."""
-    with ExitStack() as stack:
-        yield from_main(accelerator, lambda: stack.enter_context(run_lock(run)))
+def named_holder(path: Path, stage: str) -> Iterator[None]:
+    """Name this process in a lock's file, and touch the file as long as the block runs."""
+    holder = {"pid": os.getpid(), "host": platform.node(), "since": utc_now(), "command": Path(sys.argv[0]).name}
+    path.write_text(json.dumps(holder | {"stage": stage}), encoding="utf-8")
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
+
+
+def read_holder(run: Path) -> dict | None:
+    """Return what a lock's file says of its holder; None where it names none."""
+    try:
+        holder = json.loads((run / LOCK).read_bytes())
+        return holder if {"pid", "host", "command", "since"} <= holder.keys() else None
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+
+
+def describe_holder(run: Path) -> str | None:
+    """Return the process that a lock's file names, in words; None where it names none."""
+    if (holder := read_holder(run)) is None:
+        return None
+    stage = f"{holder['stage']}, " if "stage" in holder else ""  # absent from locks of earlier versions
+    return f"process {holder['pid']} on {holder['host']} ({stage}{holder['command']}, since {holder['since']})"
+
+
+def is_elsewhere(run: Path) -> bool:
+    """Return whether the lock's file names a process of another machine."""
+    holder = read_holder(run)
+    return holder is not None and holder["host"] != platform.node()
+
+
+def refuse(run: Path) -> RunLockedError:
+    holder = describe_holder(run) or "another process"
+    return RunLockedError(f"{run} is in use by {holder}; wait for it, stop it, or set another run.output_dir")
+
+
+def is_held(run: Path) -> bool:
+    """Return whether a process works in a run folder now; changes nothing."""
+    if not (run / LOCK).exists():
+        return False
+    if is_elsewhere(run):
+        return time.time() - (run / LOCK).stat().st_mtime < STALE_SECONDS
+    try:
+        acquire(run, wait=False).release()
+    except RunLockedError:
+        return True
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        return Path(f"/proc/{(read_holder(run) or {}).get('pid', 'none')}").exists()
+    return False

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights and optimizer state on their way to and from checkpoints: gathered, restored, compared between replicas."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +53,10 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors for Checkpoints.save: `model` by name, and `optimizer` as `<parameter>.<key>`."""
+    """Return the tensors for Checkpoints.save: `model` by name, and `optimizer` as `<parameter>.<key>`.
+
+    Weights that are not trained, those of the base under adapters, are left out; see checksum_frozen.
+    """
     reshard(model)
     moments = {
         f"{plain_name(name)}.{key}": value
@@ -59,7 +64,18 @@ def gather_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) ->
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    return {"model": dict(named_weights(model)), "optimizer": moments}
+    trained = {name: parameter for name, parameter in named_weights(model) if parameter.requires_grad}
+    return {"model": trained, "optimizer": moments}
+
+
+def checksum_frozen(model: nn.Module) -> str | None:
+    """Return a checksum of the weights that are not trained and that no checkpoint holds; None without any."""
+    sums = {
+        name: parameter.detach().view(torch.int32).sum(dtype=torch.int64).item()
+        for name, parameter in named_weights(model)
+        if not parameter.requires_grad
+    }
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest() if sums else None
 
 
 def reshard(model: nn.Module) -> None:
@@ -79,9 +95,10 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
     Raises: RecipeError: a tensor is missing, has another shape or is not finite.
     """
     reshard(model)
-    with StoredTensors(checkpoint, "model") as stored, torch.no_grad():
-        for name, parameter in named_weights(model):
-            parameter.copy_(stored.read_like(name, parameter))
+    with StoredTensors(checkpoint, "model") as stored:
+        held = set(stored.parts)  # of adapters alone; earlier versions kept the weights that are not trained too
+    weights = {name: weight for name, weight in named_weights(model) if weight.requires_grad or name in held}
+    restore_weights(checkpoint, "model", weights)
     owners = {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
     with StoredTensors(checkpoint, "optimizer") as stored:
         keys: dict[str, list[str]] = {}
@@ -100,6 +117,16 @@ def restore_tensors(checkpoint: Path, model: nn.Module, optimizers: list[torch.o
             if keys and not state:
                 raise RecipeError(f"{checkpoint}: optimizer: the state of {plain_name(name)} is missing")
             owners[parameter].state[parameter] = state
+
+
+def restore_weights(checkpoint: Path, stem: str, weights: dict[str, Tensor]) -> None:
+    """Load weights, in place, from a checkpoint's files of a stem.
+
+    Raises: RecipeError: a tensor is missing, has another shape or is not finite.
+    """
+    with StoredTensors(checkpoint, stem) as stored, torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(stored.read_like(name, weight))
 
 
 def plain_name(name: str) -> str:

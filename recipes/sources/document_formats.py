@@ -23,6 +23,7 @@ PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table"
     *("article", "header", "footer", "aside", "main", "figure", "form", "hr", "address", "details"),
 )
 LINES = ("div", "li", "dt", "dd", "tr", "caption", "figcaption", "option", "summary")
+PACKED_RTF = 0x1009  # of a mail of Outlook: PidTagRtfCompressed of MS-OXPROPS
 
 
 def tidy(text: str) -> str:
@@ -211,15 +212,18 @@ def read_eml(path: str) -> dict:
 
 
 def read_msg(path: str) -> dict:
-    """Read a mail of Outlook as `read_eml` reads one: its subject and its text, or HTML where it has no text."""
+    """Read a mail of Outlook: its subject and its text, or HTML, or else the RTF that Outlook compresses."""
+    import compressed_rtf
     import oxmsg
 
     message = oxmsg.Message.load(path)
     text = message.body or ""
     if not text.strip() and message.html_body:
         text = html_text(message.html_body)["text"]
+    if not text.strip() and (packed := message.properties.binary_prop_value(PACKED_RTF)):
+        text = rtf_text(compressed_rtf.decompress(packed))
     if not text.strip():
-        raise ValueError("no text in this mail but perhaps compressed RTF; save it as .eml")
+        raise ValueError("no text in this mail")
     found = {"text": tidy(f"{message.subject}\n\n{text}"), "title": message.subject}
     found["attachments"] = len(message.attachments)
     # The header has the sender's own time, where the message was sent over the internet; Outlook's is in UTC.
@@ -229,12 +233,15 @@ def read_msg(path: str) -> dict:
 
 
 def read_rtf(path: str) -> dict:
+    return {"text": tidy(rtf_text(Path(path).read_bytes())), "title": ""}
+
+
+def rtf_text(content: bytes) -> str:
     from striprtf.striprtf import rtf_to_text
 
-    content = Path(path).read_bytes()
     if not content.startswith(b"{\\rtf"):
         raise ValueError("not RTF")
-    return {"text": tidy(rtf_to_text(content.decode("cp1252", errors="replace"))), "title": ""}
+    return rtf_to_text(content.decode("cp1252", errors="replace"))
 
 
 def read_epub(path: str) -> dict:

@@ -17,7 +17,7 @@ DOCUMENTS = {
     ".htm": ("selectolax",),
     ".xhtml": ("selectolax",),
     ".eml": ("selectolax",),
-    ".msg": ("oxmsg", "selectolax"),
+    ".msg": ("oxmsg", "selectolax", "compressed_rtf", "striprtf"),
     ".epub": ("selectolax",),
     ".rtf": ("striprtf",),
 }

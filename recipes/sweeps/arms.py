@@ -15,6 +15,7 @@ from sweeps.runs import Run, hash_settings, read_experiment, state_pretokenizati
 
 
 BASE_PREFIX = "base:"  # `from_pretrained: base:general` is the model of the base `general`
+ARM_PREFIX = "arm:"  # `teachers: ["arm:usual"]` are the models of the arm `usual` on as many domain bytes
 FORWARD_AND_BACKWARD, FORWARD_ONLY_WEIGHTS = 6, 4  # FLOPs a token, for a trained and for a frozen parameter
 
 
@@ -36,7 +37,8 @@ class Experiment(Section):
     bases: dict[Name, dict] = {}
     """Models that arms continue: name -> {flops, and what is laid over the recipe}."""
     arms: Annotated[dict[Name, dict], Field(min_length=2)]
-    """Name -> what is laid over the recipe."""
+    """Name -> what is laid over the recipe; and `at`, a list of {domain_bytes, flops, seeds}: where in the grid it is
+    trained. Without it, everywhere."""
     recipe: dict
     """The recipe that all share, without training.max_tokens."""
 
@@ -58,6 +60,7 @@ class ArmRun(Run):
         arm, size, domain_bytes: its place in the grid; size is None for the recipe's own, domain_bytes for all text.
         base: the base that it continues or takes the tokenizer of.
         documents: folder of its documents, which all arms share whose own `data` states no more than shares.
+        teachers: runs whose models it learns from.
     """
 
     arm: str
@@ -65,6 +68,7 @@ class ArmRun(Run):
     domain_bytes: int | None = None
     base: str | None = None
     documents: str = "documents-all"
+    teachers: tuple["ArmRun", ...] = ()
 
     @property
     def name(self) -> str:
@@ -92,24 +96,39 @@ def load_experiment(path: Path) -> tuple[Experiment, dict[str, ArmRun], list[Arm
         values = lay_over(experiment.recipe, without(over, "flops"), {"run": {"seed": experiment.seeds[0]}})
         bases[name] = ArmRun(make_recipe(values, over["flops"], f"{path}: bases.{name}"), over["flops"], name)
     sizes = experiment.sizes or {None: {}}  # None: the recipe's own
-    for size, of_size in sizes.items():
-        for flops in experiment.flops or [of_size["flops"]]:
-            for limit in experiment.domain_bytes or [None]:
-                for arm, over in experiment.arms.items():
-                    for seed in over.get("seeds", experiment.seeds):
-                        layers = without(of_size, "flops"), without(over, "seeds"), {"run": {"seed": seed}}
-                        values = lay_over(experiment.recipe, *layers)
-                        limit_domain(values, limit)
-                        base = name_base(values, bases, f"{path}: arms.{arm}")
-                        recipe = make_recipe(values, flops, f"{path}: arms.{arm}")
-                        own = f"-{arm}" if without(over.get("data", {}), "shares") else ""
-                        documents = f"documents-{limit or 'all'}{own}"
-                        runs.append(ArmRun(recipe, flops, arm, size, limit, base, documents))
+    places = [
+        (size, flops, limit)
+        for size, of_size in sizes.items()
+        for flops in experiment.flops or [of_size["flops"]]
+        for limit in experiment.domain_bytes or [None]
+    ]
+    for arm, over in experiment.arms.items():
+        for size, flops, limit in places:
+            for seed in seeds_at(experiment, over, flops, limit):
+                layers = without(sizes[size], "flops"), without(over, "seeds", "at"), {"run": {"seed": seed}}
+                values = lay_over(experiment.recipe, *layers)
+                limit_domain(values, limit)
+                base = name_base(values, bases, f"{path}: arms.{arm}")
+                teachers = name_teachers(values, runs, (size, limit), f"{path}: arms.{arm}")
+                recipe = make_recipe(values, flops, f"{path}: arms.{arm}")
+                own = f"-{arm}" if without(over.get("data", {}), "shares", "repack") else ""
+                documents = f"documents-{limit or 'all'}{own}"
+                runs.append(ArmRun(recipe, flops, arm, size, limit, base, documents, teachers))
     return experiment, bases, runs
 
 
-def without(values: dict, key: str) -> dict:
-    return {name: value for name, value in values.items() if name != key}
+def seeds_at(experiment: Experiment, arm: dict, flops: float, domain_bytes: int | None) -> list[int]:
+    """Return the seeds of an arm at a place of the grid; none where its `at` leaves the place out."""
+    seeds = arm.get("seeds", experiment.seeds)
+    if "at" not in arm:
+        return seeds
+    place = {"flops": flops, "domain_bytes": domain_bytes}
+    chosen = [one for one in arm["at"] if all(one.get(key, value) == value for key, value in place.items())]
+    return list(dict.fromkeys(seed for one in chosen for seed in one.get("seeds", seeds)))
+
+
+def without(values: dict, *keys: str) -> dict:
+    return {name: value for name, value in values.items() if name not in keys}
 
 
 def lay_over(recipe: dict, *layers: dict) -> dict:
@@ -147,6 +166,27 @@ def name_base(values: dict, bases: dict[str, ArmRun], where: str) -> str | None:
             path = f"{values['run']['output_dir']}/runs/{bases[used].key}/{folder}"
             values[section] = {**values[section], "from_pretrained": path}
     return used
+
+
+def name_teachers(values: dict, runs: list[ArmRun], place: tuple, where: str) -> tuple[ArmRun, ...]:
+    """Replace `arm:<name>` by the models of that arm's runs of this size and as many domain bytes; return these runs.
+
+    Raises: RecipeError: the arm has no such run, or does not come before this one.
+    """
+    distillation = values["training"].get("distillation") or {}
+    named = [one for one in distillation.get("teachers", []) if one.startswith(ARM_PREFIX)]
+    found: list[ArmRun] = []
+    for arm in (one.removeprefix(ARM_PREFIX) for one in named):
+        of_arm = [run for run in runs if run.arm == arm and (run.size, run.domain_bytes) == place]
+        if not of_arm:
+            raise RecipeError(f"{where}: no arm {arm!r} on as many domain bytes before this one; name another")
+        found += of_arm
+    if found:
+        others = [one for one in distillation["teachers"] if one not in named]
+        folders = [str(run.folder(run.key) / "model") for run in found]
+        distillation = {**distillation, "teachers": folders + others}
+        values["training"] = {**values["training"], "distillation": distillation}
+    return tuple(found)
 
 
 def make_recipe(values: dict, flops: float, where: str) -> Recipe:

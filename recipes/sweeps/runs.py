@@ -79,11 +79,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def choose_launcher(options: argparse.Namespace) -> list[str]:
-    """Return the command that trains a run, up to the script."""
+def choose_launcher(options: argparse.Namespace, recipe: Recipe) -> list[str]:
+    """Return the command that trains a run, up to the script, in a precision that suits the model of `recipe`."""
     config = Path(options.accelerate_config) if options.accelerate_config else None
     clear_environment()
-    return launch_command(config, options.num_processes)
+    return launch_command(recipe, config, options.num_processes)
 
 
 def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:
@@ -248,7 +248,8 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row to runs.csv, or replace the one of its key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, text = {**read_rows(path), row["key"]: row}, io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    columns = dict.fromkeys(column for one in rows.values() for column in one)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows.values())
     replace_text(path, text.getvalue())

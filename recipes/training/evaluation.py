@@ -19,6 +19,7 @@ from model.probe import find_warnings, make_probe_batch, probe
 from recipe_config import Recipe
 from recovery.chronicle import Chronicle
 from training.benchmarks import load_benchmarks, score_benchmarks
+from training.prepared import PreparedModel
 from training.progress import Progress, describe_shares, total_seen
 from training.record import append_lines, shares_so_far
 from training.text import TrainingText
@@ -35,7 +36,7 @@ class Evaluation:
         recipe: of the run.
         text: of the run.
         mixture: the order of the text, whose first sequences are probed.
-        model: the prepared model.
+        prepared: the model.
         accelerator, progress, chronicle: of the run.
 
     Attributes:
@@ -48,12 +49,13 @@ class Evaluation:
         recipe: Recipe,
         text: TrainingText,
         mixture: TokenMixture,
-        model: nn.Module,
+        prepared: PreparedModel,
         accelerator: Accelerator,
         progress: Progress,
         chronicle: Chronicle,
     ):
-        self.text, self.model, self.accelerator, self.training = text, model, accelerator, text.training
+        self.text, self.model, self.accelerator, self.training = text, prepared.module, accelerator, text.training
+        self.average, self.teachers = prepared.average, accelerator.unwrap_model(prepared.module).teachers
         self.progress, self.chronicle = progress, chronicle
         self.prompts, self.run = recipe.evaluation.prompts, Path(recipe.run.output_dir)
         # Tasks keep the length of the first phase, so no later phase compiles anything for them.
@@ -87,6 +89,8 @@ class Evaluation:
             stop: called before each batch, returns the same on all processes; True interrupts the scoring.
         """
         scores = self.score(stop)
+        if scores is not None and state["step"] == state["max_steps"]:
+            scores = self.score_others(scores, stop)
         state["evaluation_due"] = scores is None
         if scores is None:
             return
@@ -110,6 +114,18 @@ class Evaluation:
         on_tasks = score_benchmarks(self.model, self.benchmarks, self.batch_tokens, bos, self.accelerator, stop)
         return None if on_tasks is None else scores | on_tasks
 
+    def score_others(self, scores: dict[str, float], stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Add to the last scores those of the averaged weights, as average/*, and of the teachers, as teachers/*."""
+        if self.average:
+            with self.average.applied():
+                averaged = self.score(stop)
+            scores = averaged and scores | renamed(averaged, "average/")
+        for teachers in self.teachers if scores else ():
+            with self.accelerator.autocast():
+                of_teachers = score_validation(teachers, self.texts, self.batch_size, self.accelerator, stop)
+            scores = of_teachers and scores | renamed(of_teachers, "teachers/")
+        return scores
+
     def write_samples(self, step: int) -> None:
         """Continue the prompts, and append the continuations to samples.jsonl."""
         length, device = self.training.sequence_length, self.accelerator.device
@@ -118,6 +134,10 @@ class Evaluation:
             pairs = zip(self.prompts, texts, strict=True)
             lines = [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
             append_lines(self.run / "samples.jsonl", lines)
+
+
+def renamed(scores: dict[str, float], prefix: str) -> dict[str, float]:
+    return {prefix + name.removeprefix("eval/"): score for name, score in scores.items()}
 
 
 @torch.no_grad()

@@ -51,7 +51,8 @@ def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 
     Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
     """
     tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
-    shards = TokenShards(tokens, [source.name for source in recipe.data.sources], recipe.training.sequence_length)
+    names = [source.name for source in recipe.data.sources]
+    shards = TokenShards(tokens, names, recipe.training.sequence_length, recipe.data.repack)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     settle_document_ends(tokenizer, f"{tokenizer_folder}: the tokenizer")
     if shards.ends != DocumentEnds(tokenizer.bos_token_id, tokenizer.eos_token_id):

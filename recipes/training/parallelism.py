@@ -29,6 +29,11 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
                 "training.optimizer=muon under DeepSpeed: Accelerate keeps only the last of Muon and its AdamW, and "
                 "the layers would not be trained; set training.optimizer: adamw, or use fsdp2.yaml"
             )
+        if training.average is not None:
+            problems.append(
+                "training.average under DeepSpeed: it keeps the weights to itself, so they cannot be averaged; leave "
+                "it out, or use accelerate_configs/fsdp2.yaml"
+            )
         offload = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         if any(
             (offload.get(key) or {}).get("device") not in (None, "none")

@@ -12,11 +12,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
 
+from atomic_files import new_folder
 from model.continued import merge_adapters
 from model.summed_loss import SummedLoss
+from recipe_config import Average
 from recovery.stored_tensors import load_tensors
-from recovery.weights import check_replicas, gather_tensors, restore_tensors
+from recovery.weights import check_replicas, gather_tensors, restore_tensors, restore_weights
+from training.average import WeightAverage
 from training.optimizers import step_where
 
 
@@ -27,16 +31,25 @@ class PreparedModel:
         model: with its initial weights.
         optimizers: of that model.
         accelerator: of the run.
+        average: training.average.
 
     Attributes:
         module: the prepared model, to be called.
+        average: of its weights; None: they are not averaged.
         in_parts: no process holds whole weights.
     """
 
-    def __init__(self, model: SummedLoss, optimizers: list[torch.optim.Optimizer], accelerator: Accelerator):
+    def __init__(
+        self,
+        model: SummedLoss,
+        optimizers: list[torch.optim.Optimizer],
+        accelerator: Accelerator,
+        average: Average | None = None,
+    ):
         self.accelerator = accelerator
         self.module, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.in_parts = any(isinstance(parameter, DTensor) for parameter in self.module.parameters())
+        self.average = average and WeightAverage(self.module, average)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of every optimizer."""
@@ -70,25 +83,47 @@ class PreparedModel:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
+    def add_to_average(self, step: int, max_steps: int) -> None:
+        """Add the weights after an optimizer step to their average, if there is one."""
+        if self.average:
+            self.average.add(step, max_steps)
+
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: file stem -> name -> tensor.
 
         Raises: RuntimeError: the processes of DDP hold different weights.
         """
         check_replicas(self.module, self.accelerator)
-        return gather_tensors(self.module, [optimizer.optimizer for optimizer in self.optimizers])
+        tensors = gather_tensors(self.module, [optimizer.optimizer for optimizer in self.optimizers])
+        return tensors | ({"average": self.average.values} if self.average else {})
 
-    def export(self, folder: Path, checkpoint: Path) -> None:
+    def export(self, folder: Path, checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as transformers loads it, adapters merged; on one process.
+
+        With averaged weights, those of the last step are written to model_final/ beside the folder.
 
         Args:
             folder: to write into.
             checkpoint: of the same weights, from which they are read where no process holds them whole.
+            tokenizer: to write beside them.
         """
         model = self.accelerator.unwrap_model(self.module).language_model
         merge_adapters(model)
-        model.save_pretrained(folder, state_dict=load_tensors(checkpoint, "model") if self.in_parts else None)
+
+        def write(folder: Path, stem: str) -> None:
+            model.save_pretrained(folder, state_dict=load_tensors(checkpoint, stem) if self.in_parts else None)
+            tokenizer.save_pretrained(folder)
+
+        if not self.average:
+            write(folder, "model")
+            return
+        with new_folder(folder.with_name("model_final")) as last:
+            write(last, "model")
+        with nullcontext() if self.in_parts else self.average.applied():
+            write(folder, "average")
 
     def restore(self, checkpoint: Path) -> None:
-        """Load the tensors of a checkpoint into the model and the optimizers."""
+        """Load the tensors of a checkpoint into the model, the average and the optimizers."""
         restore_tensors(checkpoint, self.module, [optimizer.optimizer for optimizer in self.optimizers])
+        if self.average:
+            restore_weights(checkpoint, "average", self.average.values)

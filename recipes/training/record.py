@@ -23,6 +23,7 @@ from atomic_files import read_json_lines, replace_text, write_json
 from mixture.fitting import expected_deviations
 from mixture.order import TokenMixture
 from recipe_config import Model, Recipe, Training
+from recorded_files import recorded_beginnings
 
 
 def write_run_files(recipe: Recipe, run: Path, computed: dict) -> None:
@@ -40,12 +41,23 @@ def append_lines(path: Path, records: list[dict]) -> None:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def truncate_records(run: Path, step: int) -> None:
-    """Drop the lines after the step that training resumes from, and a last line that a kill left incomplete."""
+def truncate_records(run: Path, step: int, checkpoint: Path | None) -> None:
+    """Drop the lines after the step that training resumes from, and a last line that a kill left incomplete.
+
+    Args: checkpoint: of that step, whose manifest says how much the files held; None at step 0.
+    """
+    beginnings = checkpoint and recorded_beginnings(checkpoint, run)
     for path in (run / "metrics.jsonl", run / "samples.jsonl"):
-        if path.exists():
-            kept = [json.dumps(entry) + "\n" for entry in read_json_lines(path) if entry["step"] <= step]
-            replace_text(path, "".join(kept))
+        if not path.exists():
+            continue
+        if checkpoint is None:
+            kept = ""
+        elif beginnings is not None:
+            size = beginnings[path.name]["bytes"] if path.name in beginnings else 0
+            kept = path.read_bytes()[:size].decode("utf-8")
+        else:
+            kept = "".join(json.dumps(entry) + "\n" for entry in read_json_lines(path) if entry["step"] <= step)
+        replace_text(path, kept)
 
 
 def summarize(model: Model, training: Training, parameters: dict[str, int], state: dict) -> dict:

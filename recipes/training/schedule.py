@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule of a run: its learning rate, how many steps a time limit allows, and the micro-steps of a step."""
+"""The schedule of a run: its learning rate, random draws and micro-steps, and how many steps a time limit allows."""
 
 import math
+
+import torch
 
 from recipe_config import RecipeError, Training
 
@@ -92,3 +94,8 @@ def learning_rate_at(step: int, max_steps: int, training: Training) -> float:
         height = min(1.0, (max_steps - step + 1) / decay_steps)
     least = training.min_learning_rate_fraction
     return training.learning_rate * (least + (1 - least) * height)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed what a step draws, such as dropout, by its number: no generator's state has to be saved."""
+    torch.manual_seed(((seed << 40) + (step << 16) + process) & ((1 << 63) - 1))

@@ -324,8 +324,23 @@ PLANTED = {
         lambda r: f"M. Roux (<{digits(r, '9#')} ans>) und der <{digits(r, '9#')}-j\u00e4hrige> Patient",
         lambda r: r.choice([f"in her <{digits(r, '9#')}th> year", *[f"Pt is <{digits(r, '9#')} y/o> M"] * 5]),
     ],
+    "url": [
+        lambda r: f"Results: <https://portal.hospital.org/patients/{digits(r, 'N#####')}/labs>, from Monday.",
+        lambda r: f"<https://pay.bank.com/q?account={digits(r, 'N########')}&lang=en>",
+        lambda r: f"Log in (<http://{name(r)}:{digits(r, 'pw####')}@files.firm.com/x>) and read.",
+        lambda r: f"<www.insurer.com/member?memberId={digits(r, 'N########')}>; claims only",
+        lambda r: f"GET </users/{digits(r, 'N#####')}/profile> HTTP/1.1",
+        lambda r: f"reset: <https://firm.com/reset?token={digits(r, 'a#f#c#d##e#b##')}>.",
+        lambda r: r.choice([f"<https://firm.com/{name(r)}>", *[f"<https://firm.com/u?user={name(r)}>"] * 5]),
+    ],
 }  # fmt: skip
 HARD_NEGATIVES = {
+    "url": [
+        lambda r: f"https://www.courts.gov/opinions/{digits(r, 'N######')}.pdf?page={digits(r, '##')}",
+        lambda r: f"https://a.com/clients/{digits(r, '20##')}/ and https://a.com/search?q=patient+{digits(r, '####')}",
+        lambda r: f"http://shop.com/item?id={digits(r, 'N#####')}&session=spring{digits(r, '20##')}",
+        lambda r: f"patients/{digits(r, 'N###')} beds; GET /users/{{id}} HTTP/1.1; https://host.org/x.git",
+    ],
     "national_id": [
         lambda r: (
             f"Ni content {digits(r, '#.##')} %; nie wieder {digits(r, '####')}; "
@@ -616,6 +631,31 @@ def test_a_kind_to_leave_does_not_hide_one_to_replace_behind_it():
     assert Redactor("legal", {"ssn": "leave", "account": "leave"}).apply(text)[0] == text
 
 
+def test_a_kind_to_drop_is_not_hidden_by_one_to_replace_around_it():
+    text = "http://intranet.firm.org/lookup?ssn=512-44-1234"
+    assert Redactor("legal").apply(text) == ("https://example.com/", {"url": 1})
+    assert Redactor("legal", {"ssn": "drop"}).apply(text) == (None, {"ssn": 1})
+
+
+@pytest.mark.parametrize(
+    "text, redacted",
+    [
+        ("see (https://a.org/patients/12345/labs).", "see (https://example.com/)."),
+        ("GET /patients/12345?x=1 HTTP/1.1", "GET https://example.com/ HTTP/1.1"),
+        ("<a href='http://a.org/x?a=1&amp;ssn=512441234'>", "<a href='https://example.com/'>"),
+        ("http://a.org/login?next=http://b.org/?mrn=44188", "https://example.com/"),
+        ("ftp://jane:geheim@files.a.org/x, then", "https://example.com/, then"),
+        ("a.org/p;jsessionid=5AC6268DD8D4D5D1.n2 \u00e9", "https://example.com/ \u00e9"),
+        ("http://a.org/?firstname=Jane", "https://example.com/"),
+        ("http://a.org/b/users/2024/ and http://a.org/?patient=2024", None),
+        ("http://a.org/?patient={id}&token=YOUR_TOKEN_1234&user=all", None),
+        ("http://a.org:8080/@b, patients/12345, if(a;user=12345)", None),
+    ],
+)
+def test_a_url_with_an_identifier_is_replaced_as_a_whole_and_others_stay(text, redacted):
+    assert Redactor("general").apply(text)[0] == (redacted or text)
+
+
 def test_letters_whose_lower_case_is_longer_do_not_shift_what_is_found():
     assert Redactor("medical").apply("\u0130\u0130 MRN: A482913, \u0130")[0] == "\u0130\u0130 MRN: 00000000, \u0130"
 
@@ -686,7 +726,8 @@ def test_a_redactor_does_the_same_after_pickling():
     "unit",
     ["1", "1 ", "1-", "1.", "1:", "@", ".", "a", "a.", "a@", "a@a.", "@1", "+1 ", "(202) ", "202-", "DE89 3704 ", "A1",
      "born in ", "Tel. 0", "DNI 1 ", "age 9", "date of ", "implant ", "vom 1.1.2020 bis ",
-     "account no. 1234 ", "account " * 12 + "123456 ", "MRN ", "May 3, ", "1111-1111-1111-1111-"],
+     "account no. 1234 ", "account " * 12 + "123456 ", "MRN ", "May 3, ", "1111-1111-1111-1111-",
+     "/patients/12345", "?mrn=1234", "://a:b"],
 )  # fmt: skip
 def test_a_megabyte_of_one_pattern_is_searched_in_linear_time(unit):
     """The alarm only ends a search that quadratic time would make last for an hour; linear time is a second."""

@@ -24,7 +24,7 @@ from mixture.labels import IGNORED_LABEL
 from mixture.order import PATTERN_LENGTH, TokenMixture, interleave
 from mixture.permutation import permute
 from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
-from mixture.shards import DOCUMENT_RECORD, TokenShards, token_byte_lengths
+from mixture.shards import DOCUMENT_RECORD, Location, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
 from recipe_config import RecipeError
@@ -368,8 +368,41 @@ def test_a_sequence_is_found_where_it_is_located_in_any_phase(three_sources):
             indices.setdefault(mixture.locate(index), []).append(index)
         assert len(indices) == 640, "every window of every source"
         for location, expected in indices.items():
-            assert sorted(mixture.find(location, 3000)) == expected
-            assert sorted(mixture.find(location, 777)) == [index for index in expected if index < 777]
+            assert found_at(mixture, location, 3000) == expected
+            assert found_at(mixture, location, 777) == [index for index in expected if index < 777]
+
+
+def found_at(mixture: TokenMixture, location: Location, until: int) -> list[int]:
+    """Return the windows that begin at a location, by way of its first label."""
+    first = location.start + 1
+    found = mixture.find(location.source, location.shard, first, first + 1, until)
+    return sorted(index for index, start in found if start == location.start)
+
+
+def test_repacked_text_is_cut_at_other_places_in_each_epoch_and_found_there(three_sources):
+    repacked = TokenShards(three_sources.folder, three_sources.names, three_sources.sequence_length, repack=True)
+    for windows_per_sequence in ({}, {700: 4, 1100: 4}):
+        mixture = TokenMixture(repacked, PHASES, 4, windows_per_sequence)
+        indices: dict[tuple, list] = {}
+        for index in range(3000):
+            indices.setdefault(mixture.locate(index), []).append(index)
+        assert all(found_at(mixture, location, 3000) == expected for location, expected in indices.items())
+        # All windows that have a label in a stretch are those that one by one have.
+        for source, shard, start, end in ((0, 0, 1, 70), (1, 0, 333, 400), (2, 0, 500, 501)):
+            some = {
+                (index, at.start)
+                for at, numbers in indices.items()
+                for index in numbers
+                if (at.source, at.shard) == (source, shard)
+                and at.start + 1 < end
+                and start < at.start + 1 + repacked.sequence_length
+            }
+            assert set(mixture.find(source, shard, start, end, 3000)) == some
+    firsts = {location.start % repacked.sequence_length for location in indices if location.source == 1}
+    assert len(firsts) > 5, "every epoch of a source begins elsewhere"
+    assert [mixture.locate(index) for index in range(500)] == [
+        TokenMixture(repacked, PHASES, 4).locate(index) for index in range(500)
+    ]
 
 
 def test_a_phase_of_longer_sequences_reads_windows_that_stand_after_each_other(three_sources):

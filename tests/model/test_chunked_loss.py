@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixture.labels import IGNORED_LABEL
-from model import chunked_loss
+from model import chunked_loss, families
 from planning import memory
 from recipe_config import Model
 
@@ -67,6 +67,27 @@ def test_a_frozen_projection_gets_no_gradient_and_the_hidden_states_the_same(pro
     weight.requires_grad_(False)
     chunked_loss.chunked_loss(hidden, weight, labels)[0].backward()
     assert torch.equal(hidden.grad, both) and weight.grad is None
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_learning_from_the_mean_of_two_distributions_has_the_gradient_of_both_losses(problem, cap):
+    hidden, weight, labels = problem
+    generator = torch.Generator().manual_seed(1)
+    models = [(torch.randn(ROWS, 8, generator=generator), torch.randn(VOCAB, 8, generator=generator), None)] * 2
+    models[1] = (2 * models[0][0], models[0][1], 3.0)
+    soft = chunked_loss.SoftTargets(0.3, models)
+
+    def plain():
+        logits = families.capped(F.linear(hidden, weight), cap)
+        target = sum(families.capped(F.linear(h, w), c).softmax(-1) for h, w, c in models) / 2
+        of_text = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        of_models = -(target * logits.log_softmax(-1)).sum(-1)[labels != IGNORED_LABEL].sum()
+        return 0.7 * of_text + 0.3 * of_models, of_text
+
+    expected = value_and_gradients(plain, hidden, weight)
+    found = value_and_gradients(lambda: chunked_loss.chunked_loss(*problem, cap=cap, soft=soft), hidden, weight)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 class LargestTensor(TorchDispatchMode):

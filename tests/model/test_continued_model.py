@@ -20,8 +20,10 @@ from mixture.batches import document_positions
 from mixture.validation_text import ValidationText
 from model.continued import load_model
 from model.summed_loss import SummedLoss
+from publishing.revision_queue import queue_revision
 from recipe_config import Lora, Model, RecipeError
 from recipe_loading import load_recipe
+from recovery.checkpoints import describe_file
 
 
 SHORT = (f"--training.max_tokens={8 * 256}", "--training.learning_rate=3e-3", "--training.eval_steps=8")
@@ -140,15 +142,63 @@ def test_the_merged_model_has_the_losses_of_the_trained_one(adapted):
     assert float(nats) / (text.labels != -100).sum() == pytest.approx(validation["eval/loss/law"], rel=1e-5)
 
 
-def test_adapters_resume_from_a_checkpoint_as_if_they_had_not_stopped(base, adapted, tmp_path):
-    shutil.copytree(adapted.output_dir, tmp_path / "run")
-    run = TinyRun(adapted.texts, tmp_path / "run")
-    shutil.rmtree(run.output_dir / "model")
-    shutil.rmtree(run.output_dir / "checkpoints" / "step_00000008")
+@pytest.mark.parametrize("made", ["now", "by the code before"])
+def test_adapters_resume_from_a_checkpoint_as_if_they_had_not_stopped(made, base, adapted, tmp_path):
+    run = stopped(adapted, tmp_path / "run")
+    if made == "by the code before":
+        hold_the_base(run.output_dir / "checkpoints" / "step_00000004", base)
     pretrain.main(run.argv(*continuing(base, ADAPTERS, "--training.save_steps=4")))
     assert run.losses() == adapted.losses()
     after, again = (load_file(r.output_dir / "model" / "model.safetensors") for r in (adapted, run))
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def stopped(adapted: TinyRun, folder) -> TinyRun:
+    """Return a copy of a run that was stopped in the middle."""
+    run = adapted.copy(folder)
+    shutil.rmtree(run.output_dir / "model")
+    shutil.rmtree(run.output_dir / "checkpoints" / "step_00000008")
+    return run
+
+
+def hold_the_base(checkpoint, base: TinyRun) -> None:
+    """Write a checkpoint of adapters as it once was: with the frozen weights, and without their checksum."""
+    frozen = {
+        name.replace(target, f"{target}.base_layer"): weight
+        for name, weight in load_file(base.output_dir / "model" / "model.safetensors").items()
+        for target in [next((part for part in ("q_proj", "down_proj") if part in name), "none")]
+    }
+    save_file(load_file(checkpoint / "model.safetensors") | frozen, checkpoint / "model.safetensors")
+    change_state(checkpoint, lambda state: state.pop("frozen_weights"))
+
+
+def change_state(checkpoint, change) -> None:
+    """Change the state of a checkpoint, which stays whole."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    change(state)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"] |= {name: describe_file(checkpoint / name) for name in ("model.safetensors", "state.json")}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_adapters_holds_no_weight_that_is_not_trained_and_is_no_revision(base, adapted, extended):
+    checkpoint = adapted.output_dir / "checkpoints" / "step_00000008"
+    assert all(".lora_" in name for name in load_file(checkpoint / "model.safetensors"))
+    whole = load_file(extended.output_dir / "checkpoints" / "step_00000008" / "model.safetensors")
+    assert "model.norm.weight" in whole and not any(".lora_" in name for name in whole)
+    hub = ("--hub.repo_id=me/tiny", "--hub.revision_steps=4", "--training.save_steps=4")
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], adapted.argv(*continuing(base, ADAPTERS, *hub))[3:])
+    assert "step-0000008 is not published: a checkpoint holds the adapters" in queue_revision(recipe, checkpoint, None)
+
+
+def test_a_base_with_other_weights_than_the_adapters_were_trained_on_is_refused(base, adapted, tmp_path):
+    """A folder's content is in the run's settings; the branch of a Hub repository can move between two starts."""
+    run = stopped(adapted, tmp_path / "run")
+    checkpoint = run.output_dir / "checkpoints" / "step_00000004"
+    change_state(checkpoint, lambda state: state.update(frozen_weights="of other weights"))
+    with pytest.raises(RecipeError, match="step_00000004: its adapters were trained on other weights than those that"):
+        pretrain.main(run.argv(*continuing(base, ADAPTERS, "--training.save_steps=4")))
 
 
 @pytest.mark.long  # tests/test_run_recipe.py has the same, up to a release

@@ -176,7 +176,7 @@ def test_rows_without_a_field_text_are_noted_with_their_fields(make, tmp_path, c
 def test_another_language_is_kept_as_the_korean_recipe_keeps_its_own(make):
     recipe = load_recipe([make("--language", "ko,ja") / "base.yaml"])
     assert recipe.data.languages.keep == recipe.hub.language == ["ko", "ja"]
-    assert recipe.tokenizer.pretokenization == "neutral" and recipe.evaluation.prompts == []
+    assert recipe.tokenizer.pretokenization == "qwen35" and recipe.evaluation.prompts == []
 
 
 def test_a_new_recipe_runs_as_printed_from_a_folder_of_texts_to_a_model(make, tmp_path, capsys):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import random
 import re
 import shlex
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import namedtuple
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -36,13 +39,20 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import plan_run
+import prepare_data
 import pretrain
+import push_to_hub
+import run_recipe
+import tokenize_corpus
+import train_tokenizer
 import verify_run
 from atomic_files import read_record
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
 from recorded_files import RUN_FILES, record_run_files
 from recovery import checkpoints as checkpointing
+from recovery import run_lock as run_locks
 from recovery.chronicle import read_chronicle
 from recovery.preemption import EXIT_STOPPED
 from recovery.resuming import follow_computing
@@ -147,9 +157,6 @@ def slow(run: TinyRun, folder: Path, seconds: float = 0.15) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(tokenized_run, tmp_path_factory) -> TinyRun:
     run = tokenized_run.copy(tmp_path_factory.mktemp("uninterrupted") / "run")
-    import tokenize_corpus
-    import train_tokenizer
-
     for stage in (train_tokenizer, tokenize_corpus):  # the phases decide the tokenizer's sample
         stage.main(run.argv(*TRAINING, "--overwrite"))
     run.copy(run.output_dir.parent / "fresh")
@@ -573,7 +580,7 @@ def test_after_a_signal_to_one_process_all_exit_in_time_with_the_documented_code
 
 
 def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_killed_run_is_taken_over(run, capsys):
-    with run_lock(run.output_dir) as left:
+    with run_lock(run.output_dir, "prepare") as left:
         assert left is None and is_held(run.output_dir)
         process = start(run, *TRAINING)
         assert process.wait(120) == 1
@@ -584,31 +591,106 @@ def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_
             sys.executable,
             "-c",
             "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); from recovery import run_lock\n"
-            "with run_lock.run_lock(pathlib.Path(sys.argv[2])): os.kill(os.getpid(), 9)",
+            "with run_lock.run_lock(pathlib.Path(sys.argv[2]), 'tokenize'): os.kill(os.getpid(), 9)",
             str(RECIPES),
             str(run.output_dir),
         ],
         check=False,
     )
     assert dead.returncode == -signal.SIGKILL and (run.output_dir / ".lock").exists()
-    with run_lock(run.output_dir) as left, pytest.raises(RunLockedError, match="in use by process"):
-        assert left.startswith("process ")
-        with run_lock(run.output_dir):
+    with run_lock(run.output_dir, "publish") as left, pytest.raises(RunLockedError, match=r"process .* \(publish, "):
+        assert left.startswith("process ") and "(tokenize, " in left
+        with run_lock(run.output_dir, "publish"):
             pass
 
 
+def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*") if path.is_file()}
+    with run_lock(tiny_run.output_dir, "pretrain"):
+        for stage in (prepare_data, train_tokenizer, tokenize_corpus, plan_run, push_to_hub, pretrain):
+            changed = ["--data.min_document_bytes=10", "--plan.hours=1", "--plan.device=cpu", "--overwrite"]
+            with pytest.raises(RunLockedError, match=r"is in use by process .* \(pretrain, "):
+                stage.main(tiny_run.argv(*changed))
+        stage = run_recipe.STAGES["report"]
+        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
+        recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+        with pytest.raises(RunLockedError):
+            run_recipe.run_stage(recipe, "report", options, [])
+    after = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*") if path.is_file()}
+    assert {path for path in before if before[path] != after.get(path)} <= {tiny_run.output_dir / ".hashes"}
+
+
+HOLD = """import os, socket, sys, pathlib, platform, time
+sys.path.insert(0, sys.argv[1])
+if sys.argv[3]:
+    socket.gethostname = platform.node = lambda: sys.argv[3]
+import errno, fcntl
+from recovery import run_lock
+run_lock.BEAT_SECONDS, run_lock.STALE_SECONDS = 0.2, 1.0
+def no_flock(*_):
+    raise OSError(int(sys.argv[4]), os.strerror(int(sys.argv[4])))
+if sys.argv[4] != "0":
+    fcntl.flock = no_flock
+with run_lock.run_lock(pathlib.Path(sys.argv[2]), "prepare"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(run: Path, host: str, error: int) -> subprocess.Popen:
+    """Lock a folder in another process, of a machine of that name if one is given, where flock fails with an error."""
+    command = [sys.executable, "-c", HOLD, str(RECIPES), str(run), host, str(error)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused_by_name(tmp_path, monkeypatch, error):
-    def no_lock(*_):
+def test_where_a_file_system_has_no_locks_the_heartbeat_of_the_holder_decides(tmp_path, monkeypatch, error):
+    def no_flock(*_):
         raise OSError(error, os.strerror(error))
 
-    (tmp_path / ".lock").touch()
-    monkeypatch.setattr(fcntl, "flock", no_lock)
-    refusal = rf"{tmp_path} cannot be locked.* the file system \S+ mounted on /.* has no flock.*set run.output_dir to"
-    with pytest.raises(RecipeError, match=refusal), run_lock(tmp_path):
-        pass
-    with pytest.raises(RecipeError, match=refusal):
-        is_held(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    monkeypatch.setattr(run_locks, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(run_locks, "STALE_SECONDS", 1.0)
+    for host in ("", "elsewhere"):
+        holder = hold(tmp_path, host, error)
+        place = host or platform.node()
+        refusal = rf"in use by process {holder.pid} on {place} \(prepare, "
+        with pytest.raises(RunLockedError, match=refusal), run_lock(tmp_path, "tokenizer"):
+            pass
+        assert is_held(tmp_path)
+        holder.kill()
+        holder.wait()
+        with run_lock(tmp_path, "tokenizer") as left:
+            assert left.startswith(f"process {holder.pid} on {place}"), "it was killed"
+        assert not is_held(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_does_not_reach_another_machine_is_taken_over_only_after_its_heartbeat_stopped(
+    tmp_path, monkeypatch, capfd
+):
+    """A mount on which each machine has locks of its own: the kernel grants both."""
+    monkeypatch.setattr(run_locks, "STALE_SECONDS", 1.0)
+    lock = tmp_path / ".lock"
+    lock.write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": "now", "command": "pretrain.py"}))
+    alive = threading.Event()
+
+    def beat():
+        while not alive.wait(0.1):
+            lock.touch()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(RunLockedError, match="in use by process 7 on elsewhere"), run_lock(tmp_path, "prepare"):
+            pass
+    finally:
+        alive.set()
+        thread.join()
+    with run_lock(tmp_path, "prepare") as left:
+        assert left == "process 7 on elsewhere (pretrain.py, since now)"
+    assert "waiting 1 s for a sign of life" in capfd.readouterr().err
 
 
 # --- killed, or out of room, at every change of a save
@@ -904,6 +986,29 @@ def test_metrics_that_change_while_a_run_is_unfinished_are_seen_by_its_checkpoin
         manifest = json.loads(path.read_text())
         path.write_text(json.dumps({key: manifest[key] for key in manifest.keys() - {"records", "record_sha256"}}))
     verify_run.main([str(run)])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "chronicle.jsonl"])
+def test_a_run_whose_records_are_damaged_is_not_resumed_until_they_are_restored_or_moved_away(
+    uninterrupted, tmp_path, name
+):
+    run = uninterrupted.copy(tmp_path / "run")
+    shutil.rmtree(run.output_dir / "model")
+    path = run.output_dir / name
+    whole = path.read_bytes()
+    flip(path)
+    with pytest.raises(RecipeError, match=rf"{name} is damaged: up to step_00000024, its sha256 .* move it away"):
+        pretrain.main(run.argv(*TRAINING))
+    assert read_status(run)["status"] == "failed" and path.read_bytes() != whole
+    if name == "metrics.jsonl":
+        path.unlink()
+        pretrain.main(run.argv(*TRAINING))
+        notes = [entry["text"] for entry in read_chronicle(run.output_dir) if entry["event"] == "note"]
+        assert any("metrics.jsonl is missing, so it starts again" in note for note in notes)
+    else:
+        path.write_bytes(whole)
+        pretrain.main(run.argv(*TRAINING))
+        assert_same(run, uninterrupted)
 
 
 # --- planted files

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import socketserver
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -266,19 +267,33 @@ def test_numbers_are_written_as_word_writes_them():
     assert write_number(1999, "lowerRoman") == "mcmxcix" and write_number(0, "lowerLetter") == "0"
 
 
+# The example of MS-OXRTFCP, 3.1.1: {\rtf1\ansi\ansicpg1252\pard hello world} and a line end.
+PACKED_RTF = bytes.fromhex(
+    "2d0000002b0000004c5a4675f1c5c7a703000a007263706731323542320af32068656c090020627705b06c647d0a800fa0"
+)
+
+
 @NEEDS_LIBRARIES
-def test_a_mail_of_outlook_gives_html_where_it_has_no_text_and_the_senders_own_day(tmp_path, converter):
+def test_a_mail_of_outlook_gives_html_or_rtf_where_it_has_no_text_and_the_senders_own_day(tmp_path, converter):
     html = "<p>Die Kündigung</p><script>no</script>".encode()
     header = "From: a@example.com\r\nDate: Fri, 31 May 2024 23:30:00 -0800\r\n\r\n"
     write_msg(tmp_path / "a.msg", {SUBJECT: "Notice", HEADERS: header}, 133_617_000_000_000_000, html)
     write_msg(tmp_path / "b.msg", {SUBJECT: "Long", BODY: "Wörter " * 3000}, 133_616_718_000_000_000)
-    write_msg(tmp_path / "c.msg", {SUBJECT: "Only formatted"})
+    write_msg(tmp_path / "c.msg", {SUBJECT: "Only attachments"})
     (tmp_path / "d.msg").write_bytes(b"no mail")
-    first, second, third, fourth = read_all(tmp_path)
+    write_msg(tmp_path / "e.msg", {SUBJECT: "Only formatted"}, packed_rtf=PACKED_RTF)
+    write_msg(tmp_path / "f.msg", {SUBJECT: "Damaged"}, packed_rtf=PACKED_RTF[:-9])
+    page = rb"{\rtf1\ansi\fromhtml1{\*\htmltag64 <p>}Die K\'fcndigung\htmlrtf\par\htmlrtf0{\*\htmltag72 </p>}gilt.}"
+    stored = struct.pack("<II4sI", len(page) + 12, len(page), b"MELA", 0) + page
+    write_msg(tmp_path / "g.msg", {SUBJECT: "Of a page"}, packed_rtf=stored)
+    first, second, third, fourth, fifth, sixth, seventh = read_all(tmp_path)
     assert first["text"] == "Notice\n\nDie Kündigung" and first["date"] == "2024-05-31"
     assert second["text"] == "Long\n\n" + "Wörter " * 2999 + "Wörter" and second["date"] == "2024-05-31"
-    assert third.reason.endswith("no text in this mail but perhaps compressed RTF; save it as .eml")
+    assert third.reason.endswith("no text in this mail")
     assert fourth.reason.startswith("damaged or cut short: ValueError: ")
+    assert fifth["text"] == "Only formatted\n\nhello world"
+    assert sixth.reason.startswith("damaged or cut short: ")
+    assert seventh["text"] == "Of a page\n\nDie Kündigung\ngilt."
 
 
 @NEEDS_LIBRARIES

@@ -122,6 +122,25 @@ def test_a_row_is_keyed_by_what_the_experiment_states_and_not_by_where_it_runs(t
     assert load_experiment(tiny)[2][0].key == scratch.key
 
 
+def test_an_arm_is_trained_where_its_at_says_and_learns_from_the_models_of_an_earlier_arm(tiny):
+    usual = "  scratch: {at: [{flops: 2e8, domain_bytes: 60e3, seeds: [0, 1]}, {flops: 4e8, seeds: [3]}]}"
+    student = (
+        "  student: {training: {distillation: {teachers: ['arm:scratch']}}, at: [{domain_bytes: 90e3, flops: 2e8}]}"
+    )
+    text = tiny.read_text().replace("flops: [2e8]", "flops: [2e8, 4e8]").replace("[60_000]", "[60_000, 90_000]")
+    tiny.write_text(text.replace("  scratch: {}", f"{usual}\n{student}"))
+    *_, runs = load_experiment(tiny)
+    scratch = [run for run in runs if run.arm == "scratch"]
+    places = [(run.flops, run.domain_bytes, run.recipe.run.seed) for run in scratch]
+    assert places == [(2e8, 60_000, 0), (2e8, 60_000, 1), (4e8, 60_000, 3), (4e8, 90_000, 3)]
+    (learning,) = [run for run in runs if run.arm == "student"]
+    assert learning.teachers == (scratch[3],)
+    assert learning.recipe.training.distillation.teachers == [str(scratch[3].folder(scratch[3].key) / "model")]
+    tiny.write_text(tiny.read_text().replace("arm:scratch", "arm:absent"))
+    with pytest.raises(RecipeError, match="arms.student: no arm 'absent' on as many domain bytes before this one"):
+        load_experiment(tiny)
+
+
 def test_the_means_of_an_experiment_state_how_far_the_seeds_are_apart(tmp_path):
     shared = {"parameters": "1000", "tokens": "2000", "domain_bytes": "all", "size": "small"}
     rows = [

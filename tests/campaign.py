@@ -1,0 +1,670 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attack tiny runs at random: each must end with the same bytes as a run of its recipe that nothing disturbs.
+
+    python tests/campaign.py --minutes 30 --seed 1      # prints each failure, and the command that repeats it
+    python tests/campaign.py --seed 1 --tries 417       # repeat one, or several
+
+A recipe is drawn for every dozen tries: from scratch, with phases, with adapters, continued or with a Unigram
+vocabulary, on 1, 2 or 4 processes, by DDP or FSDP2. A try harms a stage of it and then runs the same command again.
+A campaign of ten minutes or more writes its result into tests/README.md. Needs Linux and a C compiler.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import platform
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import psutil
+from tiny_run import TinyRun, write_tiny_texts
+from warm_processes import RUN_RECIPE, Harm, fork, import_all, import_as, start
+
+
+PAGE, MARKED = Path(__file__).with_name("README.md"), re.compile(r"(<!-- campaign -->\n).*?(<!-- /campaign -->)", re.S)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+TRIES_A_RECIPE = 12
+SECONDS_A_TRY = 120
+TIMEOUT_SECONDS = 5  # run.timeout_seconds of the recipes
+# Stage -> its script, and how often it is attacked. All of a recipe's stages run in this order.
+SCRIPTS = {
+    "prepare": ("prepare_data", 9),
+    "tokenizer": ("train_tokenizer", 8),
+    "tokenize": ("tokenize_corpus", 8),
+    "pretrain": ("pretrain", 55),
+    "evaluate": ("run_eval", 6),
+    "report": ("report", 5),
+    "publish": ("push_to_hub", 9),
+}
+OUTPUTS = dict(zip(SCRIPTS, ("documents", "tokenizer", "tokens", "model", "eval", "figures", "release"), strict=True))
+OF_TRAINING = ("checkpoints", "metrics.jsonl", "samples.jsonl", "chronicle.jsonl", "chronicle.md", "status.json")
+OF_TRAINING += ("training.json", "environment.json", "recipe.yaml", "run_files.json", "report.html", "summary.txt")
+# Road, number of processes, and whether FSDP2 divides the model. Adapters cannot be divided.
+ROADS = [
+    ("from scratch", 1, False),
+    ("phases", 2, False),
+    ("LoRA", 1, False),
+    ("Unigram", 2, True),
+    ("continued", 1, False),
+    ("from scratch", 4, True),
+    ("phases", 1, False),
+    ("LoRA", 2, False),
+    ("continued", 2, True),
+    ("Unigram", 1, False),
+    ("from scratch", 2, False),
+    ("phases", 4, False),
+]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass
+class Try:
+    """One attack, drawn from the seed and its number.
+
+    Attributes:
+        stage: that is attacked, in the words of the result.
+        kind: of the attack.
+        problems: what is wrong with what happened.
+    """
+
+    number: int
+    stage: str
+    kind: str
+    problems: list[str]
+
+
+class Attacked:
+    """A recipe, a run of it that nothing disturbed, and attacks on others.
+
+    Args:
+        root: folder of the campaign.
+        seed: of the campaign.
+        number: of the recipe.
+    """
+
+    def __init__(self, root: Path, seed: int, number: int):
+        self.root, self.folder, draw = root, root / f"recipe-{number}", random.Random(f"{seed}/recipe/{number}")
+        self.road, self.processes, self.divided = ROADS[number % len(ROADS)]
+        self.settings = draw_recipe(draw, self.road, root)
+        self.whole = self.folder / "whole"
+        self.launch_file = self.folder / "launch.yaml"
+        self.traces = self.folder / "traces"
+
+    def __str__(self) -> str:
+        kind = "FSDP2" if self.divided else "DDP" if self.processes > 1 else "alone"
+        return f"{self.road}, {self.processes} processes, {kind}"
+
+    def arguments(self, run: Path) -> list[str]:
+        """Return the arguments of run_recipe.py for a run folder."""
+        tiny = TinyRun(self.root / "texts", run)
+        launch = ["--accelerate_config", str(self.launch_file), "--num_processes", str(self.processes)]
+        return [*launch, *tiny.argv(*self.settings)]
+
+    def make(self) -> None:
+        """Run the recipe undisturbed."""
+        self.traces.mkdir(parents=True)
+        kind = "MULTI_GPU" if self.processes > 1 else "NO"
+        self.launch_file.write_text(
+            f'compute_environment: LOCAL_MACHINE\ndistributed_type: "{kind}"\nnum_machines: 1\nmixed_precision: "no"\n'
+        )
+        harm = Harm(trace=str(self.traces), watched=str(self.whole))
+        status = self.run(self.whole, self.folder / "log", harm, tuple(SCRIPTS))
+        assert status == 0, (str(self), (self.folder / "log").read_text()[-3000:])
+
+    def run(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> int | None:
+        """Run the recipe to the end and return its exit code; None if it did not end."""
+        process = self.start(run, log, harm, stages)
+        try:
+            return process.wait(SECONDS_A_TRY)
+        except psutil.TimeoutExpired:
+            return None
+
+    def start(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
+        os.environ.pop("CAMPAIGN_DIVIDED", None)
+        if self.divided:
+            os.environ["CAMPAIGN_DIVIDED"] = "1"
+        return start(self.arguments(run), log, harm, stages)
+
+    @cache  # noqa: B019 (lives as long as the campaign)
+    def changes(self, script: str, rank: int) -> list[str]:
+        """Return the changes to the run folder that a process of a script makes, in order."""
+        trace = self.traces / f"{script}-{rank}"
+        return trace.read_text().splitlines() if trace.exists() else []
+
+    def seconds(self, stage: str) -> float:
+        """Return how long a stage takes, with what run_recipe does before it."""
+        ends = [(self.whole / OUTPUTS[name] / "stage.json").stat().st_mtime for name in SCRIPTS]
+        starts = [min(path.stat().st_mtime for path in self.traces.iterdir()), *ends]
+        index = list(SCRIPTS).index(stage)
+        return max(0.2, ends[index] - starts[index])
+
+    def copy_before(self, stage: str, run: Path) -> None:
+        """Copy the undisturbed run as it was before a stage."""
+        index = list(SCRIPTS).index(stage)
+        later = [OUTPUTS[name] for name in list(SCRIPTS)[index:]]
+        later += OF_TRAINING if index <= list(SCRIPTS).index("pretrain") else []
+        shutil.copytree(self.whole, run, ignore=lambda folder, names: later if Path(folder) == self.whole else [])
+
+    def find_differences(self, run: Path, stages: tuple[str, ...]) -> list[str]:
+        """List in what a finished run differs from the undisturbed one."""
+        found, expected = describe_run(run, stages), describe_run(self.whole, stages)
+        return [f"{key} differs from the undisturbed run" for key in expected if found.get(key) != expected[key]]
+
+
+def draw_recipe(draw: random.Random, road: str, root: Path) -> list[str]:
+    """Return overrides of a tiny recipe."""
+    settings = {
+        "run.seed": draw.randrange(1000),
+        "run.timeout_seconds": TIMEOUT_SECONDS,
+        "data.near_duplicates": draw.choice([None, {}]),
+        "tokenizer.vocab_size": draw.choice([320, 352, 384]),
+        "model.hidden_size": draw.choice([32, 48]),
+        "model.num_hidden_layers": draw.choice([1, 2]),
+        "training.max_tokens": 256 * draw.choice([10, 12, 16]),
+        "training.optimizer": draw.choice(["adamw", "muon"]),
+        "training.learning_rate": 3e-3,
+        "training.warmup_steps": 2,
+        "training.save_steps": draw.choice([2, 3, 4]),
+        "training.eval_steps": draw.choice([3, 5, 8]),
+        "training.save_total_limit": draw.choice([2, 3]),
+        "training.document_masking": draw.choice([True, False]),
+    }
+    if road in ("LoRA", "continued"):
+        settings |= {"model.from_pretrained": str(root / "base"), "training.optimizer": "adamw"}
+    if road == "LoRA":
+        settings["model.lora"] = {"rank": 2, "targets": ["q_proj", "down_proj"]}
+    if road == "Unigram":
+        settings["tokenizer.algorithm"] = "unigram"
+    if road == "phases":
+        settings |= {"model.attention_dropout": 0.1, "training.tokens_per_step": 512}
+        settings["training.max_tokens"] *= 2
+        settings["data.phases"] = [
+            {"start_fraction": 0.6, "shares": {"law": 0.3, "web": 0.7}, "sequence_length": 64}
+            | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+        ]
+    return [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def describe_run(run: Path, stages: tuple[str, ...]) -> dict[str, object]:
+    """Return what two runs of a recipe have in common: no times, and no speeds."""
+    found: dict[str, object] = {}
+    for stage in stages:
+        record = json.loads((run / OUTPUTS[stage] / "stage.json").read_text())
+        names = {name: file["sha256"] for name, file in record["files"].items()}
+        if stage in ("evaluate", "report", "publish"):
+            found[stage] = sorted(names)
+        else:
+            found |= {f"{OUTPUTS[stage]}/{name}": names[name] for name in names if name != "speed.json"}
+    if "pretrain" in stages:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for key in ("train/loss", "train/grad_norm", "train/learning_rate", "train/bytes_seen", "eval/bits_per_byte"):
+            found[f"metrics.jsonl {key}"] = [(line["step"], line[key]) for line in lines if key in line]
+        samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+        found["samples.jsonl"] = samples
+    if "evaluate" in stages:
+        found["bits per byte"] = json.loads((run / "eval" / "results.json").read_text())["bits_per_byte"]["domains"]
+    return found
+
+
+def attack(attacked: Attacked, seed: int, number: int) -> Try:
+    """Draw an attack, carry it out, run the command again, and check both."""
+    draw = random.Random(f"{seed}/{number}")
+    folder = attacked.root / f"try-{number}"
+    folder.mkdir()
+    try:
+        if draw.random() < 0.05:
+            return Try(number, "recipe", "hostile file", attack_loader(draw, folder))
+        stage = draw.choices(list(SCRIPTS), [often for _, often in SCRIPTS.values()])[0]
+        kinds = KINDS_OF_TRAINING if stage == "pretrain" else KINDS_OF_STAGES
+        kind = draw.choices(list(kinds), [often for _, often in kinds.values()])[0]
+        if kind in ("stopped process",) and attacked.processes == 1:
+            kind = "killed in a step"
+        place = "a save" if kind == "killed in a save" else "training" if stage == "pretrain" else stage
+        one = Attack(attacked, draw, stage, kind, folder / "run", folder / "log")
+        kinds[kind][0](one)
+        return Try(number, place, kind, one.problems)
+    finally:
+        if os.path.ismount(folder / "disk"):
+            subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
+        shutil.rmtree(folder)
+
+
+class Attack:
+    """One attack on a stage, with what is wrong afterwards in `problems`."""
+
+    def __init__(self, attacked: Attacked, draw: random.Random, stage: str, kind: str, run: Path, log: Path):
+        self.attacked, self.draw, self.stage, self.kind, self.run, self.log = attacked, draw, stage, kind, run, log
+        self.problems: list[str] = []
+        self.script = SCRIPTS[stage][0]
+        last = max(list(SCRIPTS).index(stage), list(SCRIPTS).index("pretrain"))
+        self.stages = tuple(list(SCRIPTS)[: last + 1])
+        self.rank = draw.randrange(attacked.processes) if stage == "pretrain" else 0
+
+    def copy(self) -> None:
+        self.attacked.copy_before(self.stage, self.run)
+
+    # --- kinds of attack
+
+    def kill_at_change(self, within: str = "") -> None:
+        """Kill a process of the stage before a change of a file."""
+        self.copy()
+        if within and self.attacked.changes(self.script, 0) and not self.attacked.divided:
+            self.rank = 0  # the others write nothing
+        self.execute(replace(self.at_change(within), error=0), killed=True)
+        self.finish()
+
+    def kill_in_save(self) -> None:
+        self.kill_at_change("/checkpoints/")
+
+    def fill_disk(self) -> None:
+        """Have no room from a change of a file on."""
+        self.copy()
+        self.execute(replace(self.at_change(""), error=errno.ENOSPC))
+        self.finish()
+
+    def fill_small_disk(self) -> None:
+        """Run on a file system that is too small, and then large enough."""
+        disk = self.run.parent / "disk"
+        disk.mkdir()
+        self.run = disk / "run"
+        whole = size_of(self.attacked.whole)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={2 * whole}", "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            return self.fill_disk()
+        self.copy()
+        before = size_of(self.run)
+        size = before + int((whole - before) * self.draw.random()) + (1 << 16)
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+        self.execute(Harm())
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        return self.finish()
+
+    def kill_in_step(self) -> None:
+        """Kill a process in a forward pass of training."""
+        self.copy()
+        self.execute(self.in_step((signal.SIGKILL,)), killed=True)
+        self.finish()
+
+    def stop_in_step(self) -> None:
+        """Send signals that stop a run while it trains."""
+        self.copy()
+        harm = self.in_step(tuple(self.draw.choices(STOP_SIGNALS, k=self.draw.choice([1, 1, 2, 4]))))
+        if harm.target == "launcher":  # has no handlers of its own for the others
+            harm = replace(harm, signals=(signal.SIGTERM,) * len(harm.signals))
+        status = self.execute(replace(harm, pause=self.draw.choice([0.0, 0.05])))
+        step = harm.forward // self.micro_steps()
+        if status == 75 and step > 1 and self.newest() < step - 1:
+            self.problems.append(f"signals at step {step} left the checkpoint of step {self.newest()}")
+        if status not in (0, 75):
+            self.problems.append(f"signals ended the command with {status}")
+        self.finish()
+
+    def freeze(self) -> None:
+        """Stop a process for ever, as a hung device would."""
+        self.copy()
+        harm = replace(self.in_step((signal.SIGSTOP,)), target="rank")
+        self.execute(harm)
+        self.finish()
+
+    def kill_at_moment(self) -> None:
+        """Kill any process of the command at any moment."""
+        self.copy()
+        self.execute(Harm(), killed=True, later=lambda processes: self.draw.choice(processes).kill())
+        self.finish()
+
+    def stop_at_moment(self) -> None:
+        """Send signals that stop a run at any moment."""
+        self.copy()
+        numbers = self.draw.choices(STOP_SIGNALS, k=self.draw.choice([1, 1, 2, 4]))
+
+        def send(processes: list[psutil.Process]) -> None:
+            for number in numbers:
+                processes[0].send_signal(number)
+                time.sleep(0.02)
+
+        status = self.execute(Harm(), later=send)
+        if status not in (0, 75):
+            self.problems.append(f"signals ended the command with {status}")
+        self.finish()
+
+    def start_twice(self) -> None:
+        """Start the same command twice, shortly after one another."""
+        self.copy()
+        first = self.attacked.start(self.run, self.log, Harm(), self.stages)
+        time.sleep(self.draw.random() * self.attacked.seconds(self.stage))
+        second = self.attacked.start(self.run, self.log.with_suffix(".2"), Harm(), self.stages)
+        statuses = []
+        for process in (first, second):
+            try:
+                statuses.append(process.wait(SECONDS_A_TRY))
+            except psutil.TimeoutExpired:
+                self.problems.append(f"one of two commands did not end in {SECONDS_A_TRY} s")
+        for log in (self.log, self.log.with_suffix(".2")):
+            self.look_at(log.read_text(errors="replace"))
+        if 0 not in statuses:
+            self.problems.append(f"two commands at once: both failed, {statuses}: {tail(self.log)}")
+        self.finish()
+
+    def flip_bit(self) -> None:
+        """Kill the stage, flip a bit of any file, and run it again: it is refused, or changes nothing."""
+        self.copy()
+        harm = self.in_step((signal.SIGKILL,)) if self.stage == "pretrain" else self.at_change("")
+        self.execute(harm, killed=True)
+        name, undo = self.flip()
+        status = self.attacked.run(self.run, self.log, Harm(), self.stages)
+        self.look_at(self.log.read_text(errors="replace"))
+        if status == 0:
+            self.compare(f"after a flipped bit in {name}, which nobody noticed, ")
+            return
+        if status != 1:
+            self.problems.append(f"after a flipped bit in {name} the command ended with {status}")
+        undo()
+        self.finish()
+
+    def flip_in_finished(self) -> None:
+        """Flip a bit of a finished run: verify_run.py names the file, and no release is made of it."""
+        shutil.copytree(self.attacked.whole, self.run)
+        name, undo = self.flip()
+        found = verify(self.run)
+        if not found and Path(name).name not in HARMLESS:
+            self.problems.append(f"verify_run.py does not see a flipped bit in {name}")
+        shutil.rmtree(self.run / "release")
+        self.attacked.run(self.run, self.log, Harm(), tuple(SCRIPTS))
+        self.look_at(self.log.read_text(errors="replace"))
+        undo()
+
+    # --- what they share
+
+    def at_change(self, within: str) -> Harm:
+        """Return the harm at a change that this process makes, among those of paths that hold a text."""
+        changes = self.attacked.changes(self.script, self.rank) or self.attacked.changes(self.script, 0)
+        numbers = [number for number, change in enumerate(changes, 1) if within in change]
+        return Harm(self.script, self.rank, change=self.draw.choice(numbers), watched=str(self.run))
+
+    def in_step(self, signals: tuple[int, ...]) -> Harm:
+        """Return the harm in a forward pass of training."""
+        steps = max(json.loads((self.attacked.whole / "training.json").read_text())["max_steps"], 1)
+        forward = self.draw.randrange(1, steps * self.micro_steps() + 1)
+        target = self.draw.choice(["rank", "rank", "launcher", "run_recipe"])
+        return Harm(self.script, self.rank, forward=forward, target=target, signals=signals)
+
+    def micro_steps(self) -> int:
+        return (512 if self.attacked.road == "phases" else 256) // (64 * self.attacked.processes)
+
+    def newest(self) -> int:
+        """Return the step of the newest checkpoint; 0 if there is none."""
+        names = [path.name for path in (self.run / "checkpoints").glob("step_*") if path.is_dir()]
+        return max((int(name[5:13]) for name in names if re.fullmatch(r"step_\d{8}", name)), default=0)
+
+    def execute(self, harm: Harm, killed: bool = False, later=None) -> int | None:
+        """Run the command with a harm and check how it ended; return its exit code.
+
+        Args: killed: a process of it is killed, maybe the first.  later: is called with the processes after a while.
+        """
+        process = self.attacked.start(self.run, self.log, harm, self.stages)
+        if later is not None:
+            time.sleep(self.draw.random() * 1.1 * self.attacked.seconds(self.stage))
+            with suppress(psutil.NoSuchProcess):
+                later([process, *process.children(recursive=True)])
+        try:
+            status = process.wait(SECONDS_A_TRY)
+        except psutil.TimeoutExpired:
+            status = None
+            self.problems.append(f"did not end in {SECONDS_A_TRY} s")
+            for child in [process, *process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.leave_no_orphan()
+        output = self.log.read_text(errors="replace")
+        self.look_at(output)
+        if status not in (0, 1, 75, *([-signal.SIGKILL] if killed else [])):
+            self.problems.append(f"ended with {status}: {tail(self.log)}")
+        hint = f"start again with: {shlex.join([sys.executable, RUN_RECIPE, *self.attacked.arguments(self.run)])}\n"
+        if status in (1, 75) and hint not in output:
+            self.problems.append(f"no command to start again with: {tail(self.log)}")
+        saved = [line["step"] for line in read_events(self.run) if line["event"] == "save"]
+        if saved and self.newest() < max(saved):
+            self.problems.append(f"the checkpoint of step {max(saved)} is lost")
+        return status
+
+    def leave_no_orphan(self) -> None:
+        """Wait for what the command left behind, such as a training that saves; end it if it stays."""
+        left = psutil.Process().children(recursive=True)
+        for orphan in psutil.wait_procs(left, 40)[1]:
+            with suppress(psutil.NoSuchProcess):
+                if orphan.status() != psutil.STATUS_ZOMBIE:
+                    self.problems.append(f"a process was left behind: {orphan.status()}")
+                orphan.kill()
+        psutil.wait_procs(psutil.Process().children(recursive=True), 5)
+
+    def look_at(self, output: str) -> None:
+        if "Traceback (most recent call last)" in output and not any("traceback" in p for p in self.problems):
+            self.problems.append(f"a traceback: {find_error(output)}")
+
+    def finish(self) -> None:
+        """Run the same command again, undisturbed, and compare."""
+        self.log.rename(self.log.with_suffix(".1"))
+        status = self.attacked.run(self.run, self.log, Harm(), self.stages)
+        self.leave_no_orphan()
+        if status != 0:
+            self.problems.append(f"the same command ended with {status}: {tail(self.log)}")
+            return
+        self.look_at(self.log.read_text(errors="replace"))
+        self.compare("")
+
+    def compare(self, when: str) -> None:
+        self.problems += [f"{when}{found}" for found in self.attacked.find_differences(self.run, self.stages)]
+        self.problems += [f"{when}verify_run.py: {line}" for line in verify(self.run)]
+        hidden = [path.name for path in self.run.glob(".*") if path.name not in HARMLESS]
+        self.problems += [f"{when}{name} was left in the run folder" for name in hidden]
+
+    def flip(self) -> tuple[str, object]:
+        """Flip a bit of a file; return its name, and a function that restores it."""
+        paths = sorted(path for path in self.run.rglob("*") if path.is_file() and path.stat().st_size)
+        paths = [path for path in paths if path.name not in HARMLESS]
+        path = self.draw.choice(
+            self.draw.choice([paths, [path for path in paths if path.parent == self.run] or paths])
+        )
+        content = path.read_bytes()
+        changed, bit = bytearray(content), self.draw.randrange(8 * len(content))
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+
+        def undo() -> None:
+            path.write_bytes(content)
+
+        return str(path.relative_to(self.run)), undo
+
+
+KINDS_OF_TRAINING = {
+    "killed in a step": (Attack.kill_in_step, 22),
+    "killed in a save": (Attack.kill_in_save, 22),
+    "killed at any change": (Attack.kill_at_change, 6),
+    "killed at any moment": (Attack.kill_at_moment, 6),
+    "stop signals": (Attack.stop_in_step, 18),
+    "full disk": (Attack.fill_disk, 8),
+    "small disk": (Attack.fill_small_disk, 3),
+    "stopped process": (Attack.freeze, 5),
+    "flipped bit, then resumed": (Attack.flip_bit, 12),
+    "flipped bit, finished": (Attack.flip_in_finished, 4),
+    "started twice": (Attack.start_twice, 4),
+}
+KINDS_OF_STAGES = {
+    "killed at any change": (Attack.kill_at_change, 35),
+    "killed at any moment": (Attack.kill_at_moment, 12),
+    "stop signals": (Attack.stop_at_moment, 18),
+    "full disk": (Attack.fill_disk, 15),
+    "small disk": (Attack.fill_small_disk, 5),
+    "flipped bit, then resumed": (Attack.flip_bit, 10),
+    "started twice": (Attack.start_twice, 10),
+}
+# The memory of hashes has a checksum of its own, and a damaged one is not used; a lock's content is not read.
+HARMLESS = {".hashes", ".hashes.lock", ".lock", "lock", "log.txt"}
+
+
+def attack_loader(draw: random.Random, folder: Path) -> list[str]:
+    """Give run_recipe.py a hostile recipe: it is refused within two seconds, by one line for each problem."""
+    from test_recipe_config import write_hostile
+
+    recipe, log = write_hostile(draw.randrange(1_000_000), folder), folder / "log"
+    started = time.monotonic()
+    process = start(["--config", str(recipe), "--dry_run"], log, Harm(), ())
+    status, seconds, output = process.wait(60), time.monotonic() - started, log.read_text(errors="replace")
+    problems = [f"a hostile recipe ended with {status}: {output[-300:]}"] if status != 2 else []
+    problems += ["a traceback for a hostile recipe"] if "Traceback" in output else []
+    return problems + ([f"a hostile recipe took {seconds:.0f} s"] if seconds > 6 else [])
+
+
+def verify(run: Path) -> list[str]:
+    """Return the lines of verify_run.py about what is wrong."""
+    import verify_run
+
+    log = run.parent / "verify"
+
+    def check() -> None:
+        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.suppress(SystemExit):
+            verify_run.main([str(run)])
+
+    psutil.Process(fork(check)).wait()
+    return [line for line in log.read_text().splitlines() if "! " in line or "Traceback" in line]
+
+
+def read_events(run: Path) -> list[dict]:
+    """Return the events of a chronicle, without half a last line."""
+    with suppress(FileNotFoundError):
+        lines = (run / "chronicle.jsonl").read_text(errors="replace").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+    return []
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of a folder's files, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+
+
+def tail(log: Path) -> str:
+    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])[-600:]
+
+
+def find_error(output: str) -> str:
+    """Return the first line that names an exception after a traceback."""
+    after = output.partition("Traceback (most recent call last)")[2]
+    found = re.search(r"^(\w[\w.]*(Error|Exception|Interrupt)\b.*)", after, re.M)
+    return found[1][:300] if found else after[:600]
+
+
+def make_base(folder: Path) -> None:
+    """Write the model that others continue from."""
+    from small_models import small_model
+    from small_tokenizers import llama3
+
+    tokenizer = llama3()
+    small_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | None) -> None:
+    """Attack one recipe after the other until the time is over, and append a line about each try to `results`."""
+    from child_processes import PR_SET_CHILD_SUBREAPER, prctl
+
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in recipes:
+        numbers = range(number * TRIES_A_RECIPE, (number + 1) * TRIES_A_RECIPE)
+        numbers = [one for one in numbers if tries is None or one in tries]
+        if not numbers or time.monotonic() > until:
+            continue
+        attacked = Attacked(root, seed, number)
+        attacked.make()
+        import_as(attacked.traces)
+        for one in numbers:
+            if time.monotonic() > until:
+                return
+            started = time.monotonic()
+            found = attack(attacked, seed, one)
+            line = vars(found) | {"recipe": str(attacked), "seconds": time.monotonic() - started}
+            with (root / "results").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            for problem in found.problems:
+                print(f"try {one}: {found.stage}, {found.kind}, {attacked}: {problem}")
+                print(f"  python tests/campaign.py --seed {seed} --tries {one}", flush=True)
+        shutil.rmtree(attacked.folder)
+
+
+def report(results: list[dict], seed: int, minutes: float) -> str:
+    """Return the result as Markdown: the number of tries of each kind on each stage, and the failures."""
+    places = ["training", "a save", *[stage for stage in SCRIPTS if stage != "pretrain"], "recipe"]
+    counts = Counter((one["kind"], one["stage"]) for one in results)
+    kinds = sorted({kind for kind, _ in counts}, key=lambda kind: -sum(counts[kind, place] for place in places))
+    failed = [one for one in results if one["problems"]]
+    lines = [
+        f"{len(results):,} tries in {minutes:.0f} minutes, seed {seed}, {date.today()}, {os.cpu_count()} cores, "
+        f"{processor()}: {len(failed)} failures.",
+        "",
+        f"| attack | {' | '.join(places)} |",
+        f"|---|{'--:|' * len(places)}",
+        *(f"| {kind} | {' | '.join(str(counts[kind, place] or '') for place in places)} |" for kind in kinds),
+    ]
+    return "\n".join([*lines, *(f"- {one['recipe']}, {one['kind']}: {one['problems'][0]}" for one in failed), ""])
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--tries", help="only these, by number, separated by commas")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="tries at a time")
+    options = parser.parse_args()
+    started = time.monotonic()
+    tries = {int(number) for number in options.tries.split(",")} if options.tries else None
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        root = Path(folder)
+        if "crash_shim" not in os.environ.get("LD_PRELOAD", ""):
+            library = root / "crash_shim.so"
+            source = Path(__file__).with_name("crash_shim.c")
+            subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+            environment = os.environ | ENVIRONMENT | {"LD_PRELOAD": str(library)}
+            raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
+        import_all()
+        write_tiny_texts(root / "texts")
+        make_base(root / "base")
+        until = started + 60 * options.minutes if tries is None else float("inf")
+        last = 100_000 if tries is None else max(tries) // TRIES_A_RECIPE + 1
+        workers = [
+            fork(lambda first=first: work(root, options.seed, range(first, last, options.workers), until, tries))
+            for first in range(options.workers)
+        ]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
+        lines = (root / "results").read_text().splitlines() if (root / "results").exists() else []
+    results = [json.loads(line) for line in lines]
+    minutes = (time.monotonic() - started) / 60
+    text = report(results, options.seed, minutes)
+    print(text)
+    if minutes >= 10:
+        PAGE.write_text(MARKED.sub(lambda found: f"{found[1]}{text}{found[2]}", PAGE.read_text()))
+    failed = any(one["problems"] for one in results) or not results or any(statuses)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What little text is trained with: dropout, repacking, averaged weights, and models that another learns from."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import RECIPES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import pretrain
+import run_recipe
+from document_ledger import open_ledger
+from model.dropout import add_dropout
+from model.llama import build_model
+from recipe_config import RecipeError
+from recipe_loading import load_recipe, parse_command_line
+
+
+SCARCE = [
+    *("--training.dropout=0.1", "--model.attention_dropout=0.1", "--data.repack=true", "--training.average.ema=0.8"),
+    *("--training.save_steps=8", "--training.keep_every_steps=8"),
+]
+
+
+@pytest.fixture(scope="module")
+def scarce_run(tokenized_run, tmp_path_factory):
+    run = tokenized_run.copy(tmp_path_factory.mktemp("scarce") / "run")
+    pretrain.main(run.argv(*SCARCE))
+    return run
+
+
+def tensors(run, stem: str, step: int = 20) -> dict[str, torch.Tensor]:
+    return load_file(run.output_dir / "checkpoints" / f"step_{step:08d}" / f"{stem}.safetensors")
+
+
+def resumed_from_step_8(run, folder):
+    """Return a copy of a finished run as a kill after step 8 had left it."""
+    copy = run.copy(folder)
+    shutil.rmtree(copy.output_dir / "model")
+    for later in ("step_00000016", "step_00000020"):
+        shutil.rmtree(copy.output_dir / "checkpoints" / later)
+    return copy
+
+
+def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_run, tmp_path):
+    resumed = resumed_from_step_8(scarce_run, tmp_path / "run")
+    pretrain.main(resumed.argv(*SCARCE))
+    assert resumed.losses() == scarce_run.losses()
+    for stem in ("model", "average", "optimizer"):
+        for name, tensor in tensors(scarce_run, stem).items():
+            assert torch.equal(tensor, tensors(resumed, stem)[name]), (stem, name)
+
+
+def test_both_the_averaged_and_the_last_weights_are_exported_and_scored(scarce_run):
+    folder, scores = scarce_run.output_dir, scarce_run.metrics()[-1]
+    for name, stem in (("model", "average"), ("model_final", "model")):
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        assert "dropout" not in json.dumps({key: model.config.to_dict()[key] for key in ("architectures", "dtype")})
+        stored = tensors(scarce_run, stem)
+        for key, tensor in model.state_dict().items():
+            assert key == "lm_head.weight" or torch.equal(tensor, stored[key]), (name, key)
+        assert AutoTokenizer.from_pretrained(folder / name).eos_token == "<|endoftext|>"
+    assert scores["average/bits_per_byte/law"] != scores["eval/bits_per_byte/law"]
+    assert scores["average/bits_per_byte"] == pytest.approx(scores["eval/bits_per_byte"], rel=0.2)
+
+
+def test_the_mean_over_the_last_steps_is_that_of_their_weights(tiny_run):
+    run = tiny_run
+    pretrain.main(
+        run.argv("--training.average.last_fraction=0.1", "--training.save_steps=1", "--training.keep_every_steps=1")
+    )
+    for name, average in tensors(run, "average").items():
+        steps = [tensors(run, "model", step)[name] for step in (19, 20)]
+        assert torch.allclose(average, sum(steps) / 2, atol=1e-7), name
+
+
+def test_dropout_is_on_in_training_only_and_keeps_the_mean(scarce_run):
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], scarce_run.argv()[3:])
+    model, ids = build_model(recipe, 384), torch.randint(384, (1, 32))
+    plain = model.eval()(ids).logits
+    add_dropout(model, 0.5)
+    assert torch.equal(model(ids).logits, plain)
+    model.train()
+    assert not torch.allclose(model(ids).logits, model(ids).logits)
+    embedded = torch.stack([model.get_input_embeddings()(ids) for _ in range(400)]).mean(0)
+    assert torch.allclose(embedded, model.get_input_embeddings().weight[ids], atol=0.02)
+
+
+def test_the_ledger_of_repacked_text_answers_from_step_to_document_and_back(scarce_run):
+    ledger = open_ledger(scarce_run.output_dir)
+    by_step = {step: list(ledger.documents_of(step)) for step in range(1, 21)}
+    document = by_step[7][0]["document"]
+    expected = [
+        {key: piece[key] for key in ("sequence", "first_token", "end_token")} | {"step": step}
+        for step, pieces in by_step.items()
+        for piece in pieces
+        if piece["document"] == document
+    ]
+    found = [{key: visit[key] for key in expected[0]} for visit in ledger.steps_of(document)]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+LEARN = ["--training.save_steps=8", "--training.keep_every_steps=8", "--training.distillation.weight=0.5"]
+
+
+def test_a_student_learns_from_two_models_and_resumes_bit_for_bit(scarce_run, tiny_run, tmp_path):
+    teachers = json.dumps([str(scarce_run.output_dir / name) for name in ("model", "model_final")])
+    learn = [*LEARN, f"--training.distillation.teachers={teachers}"]
+    pretrain.main(tiny_run.argv(*learn))
+    scores = tiny_run.metrics()[-1]
+    single = scarce_run.metrics()[-1]
+    both = [single[f"{kind}/bits_per_byte/law"] for kind in ("eval", "average")]
+    assert scores["teachers/bits_per_byte/law"] <= sum(both) / 2 + 1e-6, "a mean of probabilities, by Jensen"
+    resumed = resumed_from_step_8(tiny_run, tmp_path / "resumed")
+    pretrain.main(resumed.argv(*learn))
+    for name, tensor in tensors(tiny_run, "model").items():
+        assert torch.equal(tensor, tensors(resumed, "model")[name]), name
+    assert not [name for name in tensors(tiny_run, "model") if "teacher" in name]
+
+
+def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_learns_from_them(tiny_run, capsys):
+    short = ["--training.max_tokens=1024", "--training.distillation.members=2"]
+    with pytest.raises(RecipeError, match="members/0/model: no model there; run_recipe.py trains members"):
+        pretrain.main(tiny_run.argv(*short))
+    arguments = tiny_run.argv(*short)
+    recipe, options = parse_command_line("", arguments)
+    run_recipe.train_members(recipe, options, [sys.executable])
+    folders = [tiny_run.output_dir / "members" / str(number) for number in range(2)]
+    made = [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    seeds = [load_recipe([folder / "recipe.yaml"]).run.seed for folder in folders]
+    orders = [list(open_ledger(folder).documents_of(1)) for folder in folders]
+    assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and orders[0] != orders[1]
+    run_recipe.train_members(recipe, options, [sys.executable])
+    assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    pretrain.main(arguments)
+    assert "teachers/bits_per_byte" in tiny_run.metrics()[-1]
+    shutil.rmtree(tiny_run.output_dir / "members")
+    pretrain.main(arguments)
+    assert "nothing to do" in capsys.readouterr().out, "it needs them no more"
+
+
+def test_a_teacher_that_is_missing_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(scarce_run.output_dir / "model", other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    first, second = list(content["model"]["vocab"])[-2:]
+    content["model"]["vocab"][first], content["model"]["vocab"][second] = 383, 382
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    for folder, problem in ((other, "tokenizer is not that of this run"), (tmp_path / "none", "no model there")):
+        with pytest.raises(RecipeError, match=problem):
+            pretrain.main(tiny_run.argv(f'--training.distillation.teachers=["{folder}"]'))
