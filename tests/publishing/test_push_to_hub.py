@@ -519,6 +519,7 @@ def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
 
 def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
+    recipe.hub.repo_id, recipe.hub.dataset_repo_id = "me/a", "me/stories"
     documents = Path(recipe.run.output_dir) / "documents"
     for split in ("validation", "test"):
         (path,) = (documents / split / "stories").glob("*.parquet")
@@ -534,6 +535,20 @@ def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     assert found["test"]["text"] == [f"A test story, {index}." for index in range(3)]
     published = [path for path in Path(folder).rglob("*") if path.is_file()]
     assert not any(b"a dropped document" in path.read_bytes() for path in published)
+    described = read(Path(folder) / "croissant.json")
+    assert described["url"] == "https://huggingface.co/datasets/me/stories"
+    assert [records["@id"] for records in described["recordSet"]] == [f"documents-{split}" for split in found]
+    columns = {
+        field["source"]["extract"]["column"] for records in described["recordSet"] for field in records["field"]
+    }
+    assert columns == {"id", "source", "text", "date"}
+    hashes = {entry["@id"]: entry.get("sha256") for entry in described["distribution"]}
+    assert hashes["stats.json"] == file_sha256(Path(folder) / "stats.json")
+    croissant = pytest.importorskip("mlcroissant", reason="pip install mlcroissant checks the description")
+    dataset = croissant.Dataset(described, mapping={"repository": folder})
+    assert not dataset.metadata.ctx.issues.errors
+    rows = [row["documents-test/text"].decode() for row in dataset.records("documents-test")]
+    assert sorted(rows) == [f"A test story, {index}." for index in range(3)]
 
 
 @pytest.mark.parametrize(
