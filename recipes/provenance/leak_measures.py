@@ -5,7 +5,6 @@ Three measures come from one reading of each document: how far greedy decoding c
 first tokens, how far SAMPLES random continuations would, and whether its loss is lower than that of unseen documents.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,9 +26,9 @@ MOST_TOKENS = 512  # of a document that its loss is taken of: more tokens hardly
 TIMES = (1, 2, 4, 16, 64)  # where groups of documents by the times that they were trained on begin
 LOGITS_AT_ONCE = 1 << 27  # half a GiB in float32
 SAMPLES = 100  # random continuations of a prompt, at temperature 1
-# The chance that one of SAMPLES continuations is the document's is 1 - (1 - exp(-nats)) ** SAMPLES; it is at least one
-# half up to so many nats. No text has to be generated (Hayes et al. 2024, https://arxiv.org/abs/2410.19482).
-MOST_SAMPLED_NATS = -math.log(1 - 0.5 ** (1 / SAMPLES))
+# The chance that one of SAMPLES continuations is the document's is 1 - (1 - likelihood) ** SAMPLES, and one half at this
+# likelihood. No text has to be generated (Hayes et al. 2024, https://arxiv.org/abs/2410.19482).
+LEAST_LIKELIHOOD = 1 - 0.5 ** (1 / SAMPLES)
 RESAMPLES = 1000  # of the bootstrap, and permutations
 
 
@@ -93,7 +92,8 @@ def read_documents(
                 tokens = documents[number].tokens
                 right = (likeliest[row, : len(tokens)] == targets[row, : len(tokens)])[PROMPT_TOKENS:].tolist()
                 continued = right.index(False) if False in right else len(right)
-                sampled = int((losses[row, PROMPT_TOKENS : len(tokens)].cumsum(0) <= MOST_SAMPLED_NATS).sum())
+                likelihoods = losses[row, PROMPT_TOKENS : len(tokens)].cumsum(0).neg().exp()
+                sampled = int((likelihoods >= LEAST_LIKELIHOOD).sum())
                 readings[number] = Reading(continued, sampled, nats[row], len(tokens), int(byte_lengths[tokens].sum()))
             progress.update(len(batch))
     return [readings[number] for number in range(len(documents))]
