@@ -26,7 +26,7 @@ MOST_TOKENS = 512  # of a document that its loss is taken of: more tokens hardly
 TIMES = (1, 2, 4, 16, 64)  # where groups of documents by the times that they were trained on begin
 LOGITS_AT_ONCE = 1 << 27  # half a GiB in float32
 SAMPLES = 100  # random continuations of a prompt, at temperature 1
-# The chance that one of SAMPLES continuations is the document's is 1 - (1 - likelihood) ** SAMPLES, and one half at this
+# The chance that one of SAMPLES continuations is the document's is 1 - (1 - likelihood) ** SAMPLES: one half at this
 # likelihood. No text has to be generated (Hayes et al. 2024, https://arxiv.org/abs/2410.19482).
 LEAST_LIKELIHOOD = 1 - 0.5 ** (1 / SAMPLES)
 RESAMPLES = 1000  # of the bootstrap, and permutations
