@@ -907,6 +907,9 @@ class Hub(Section):
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
     """Languages of the text (ISO 639-1). Without this key: those of data.languages.keep, if set."""
+    confidential: list[Annotated[str, Field(min_length=3)]] = []
+    """Words that nothing published may show, such as names of clients: paths, records and the published recipe have
+    them removed, and a release that shows one elsewhere is refused, as is a source that is named after one."""
     contact: str | None = None
     """Where to ask for a document's removal, such as an e-mail address. None: the repository's discussions."""
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9]\d*(KB|MB|GB)$")] = "5GB"
@@ -1011,6 +1014,14 @@ class Recipe(Section):
 
     def problems(self):
         training = self.training
+        for index, source in enumerate(self.data.sources):
+            for word in self.hub.confidential:
+                if any(word.lower() in name.lower() for name in (source.name, source.label)):
+                    yield (
+                        f"data.sources.{index}.name",
+                        f"{word} is in hub.confidential, and names and domains of sources are published in every "
+                        "figure and card; name it otherwise",
+                    )
         if self.data.canaries is not None and self.hub.dataset_text:
             yield "hub.dataset_text", "the text has the records of data.canaries in it; leave one of the two out"
         if (self.hub.revision_steps or 0) % training.save_steps:

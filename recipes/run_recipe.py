@@ -17,6 +17,8 @@ Out:  everything in <run.output_dir>; see the docstring of each stage's script.
     python recipes/run_recipe.py --config recipes/custom/base.yaml --run.output_dir=runs/mine \\
         --data.sources='[{"name": "mine", "path": "my_texts"}]'
 
+With hub.leak_audit, audit_leaks.py runs before the report, unless audit.json is of the finished model already.
+
 Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again whose output is out of date.
 """
 
@@ -33,6 +35,7 @@ from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_ch
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
 from mixture.fitting import check_length
+from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
@@ -184,6 +187,17 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     raise SystemExit(EXIT_STOPPED if stopped else 1)
 
 
+def run_audit(recipe: Recipe, dry_run: bool) -> None:
+    """Audit the model where hub.leak_audit asks for it and audit.json is not of what is there now."""
+    run, script = Path(recipe.run.output_dir), ROOT / "recipes" / "audit_leaks.py"
+    if recipe.hub.leak_audit is None or read_audit(run)[0] is not None:
+        return
+    if dry_run:
+        print("run_recipe: audit would run: recipes/audit_leaks.py")
+    else:
+        run_script("audit", [sys.executable, str(script), str(run)], run)
+
+
 def note_unchecked(recipe: Recipe) -> None:
     """Print the benchmarks that the documents were not checked against, or only in an earlier version."""
     report = output_folder(recipe, "prepare") / "decontamination.json"
@@ -240,6 +254,8 @@ def main(argv: list[str] | None = None) -> None:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
     for name in stages:
+        if name in ("report", "publish"):  # both show the audit; the first that runs has it made
+            run_audit(recipe, options.dry_run)
         # Whether a stage is up to date is known once its inputs are there.
         finished = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
