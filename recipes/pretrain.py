@@ -214,7 +214,7 @@ class Pretraining:
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
         if self.compiled:
-            self.progress.bar.set_description("pretrain: compiling")  # in the first step, for seconds to minutes
+            self.progress.note_compiling()
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
@@ -422,6 +422,7 @@ class Pretraining:
         self.progress.bar.close()
         step, signal_name = self.state["step"], self.preemption.signal_name or "a signal to another process"
         if self.saved_step != step or self.state["evaluation_due"]:
+            self.progress.add_seen(self.state)  # of the steps since the last line of metrics.jsonl
             self.save()
         self.checkpoints.finish()
         self.chronicle.note("preemption", step, f"{signal_name}; saved")

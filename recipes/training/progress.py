@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar."""
+"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar.
+
+Where standard error is no terminal, as in a scheduler's log, there is no bar; each logging step prints a line.
+"""
 
 import math
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -97,6 +101,7 @@ class Progress:
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.prints_lines = self.is_main and not sys.stderr.isatty()
         self.own_seconds = OwnSeconds(module, accelerator.device)
         self.lagging: tuple[int | None, int] = (None, 0)  # the slowest process, and for how many lines
         self.bar = tqdm(
@@ -105,7 +110,7 @@ class Progress:
             desc="pretrain",
             unit=" steps",
             leave=False,
-            disable=not self.is_main,
+            disable=not self.is_main or self.prints_lines,
         )
 
     def enter_phase(self, sequence_length: int, causal: bool) -> None:
@@ -171,10 +176,7 @@ class Progress:
         Returns: a warning, the same on all processes, if one of them is slower than the others, for the first time.
         """
         own = self.gather_own_seconds()
-        counts = self.accelerator.reduce(self.seen).tolist()
-        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
-            state["bytes_seen"][name] += num_bytes
-            state["tokens_seen"][name] += num_tokens
+        self.add_seen(state)
         nats, num_bytes, num_tokens = self.sums.tolist()
         if num_tokens:  # data.skip may have left none
             processed_tokens = (state["trained_steps"] - self.logged_steps) * self.training.tokens_per_step
@@ -194,9 +196,21 @@ class Progress:
             record |= {"train/own_seconds": own} if own else {}
             self.log(record)
             self.bar.set_postfix_str(describe_step(record), refresh=False)
+            if self.prints_lines:
+                left = (state["max_steps"] - state["step"]) * self.training.tokens_per_step / speed
+                last = f"{state['max_steps']:,}"
+                step = f"step {state['step']:>{len(last)},}/{last}, {tqdm.format_interval(left)} left"
+                self.bar.write(f"pretrain: {step}: {describe_step(record)}", file=sys.stderr)
         self.sums.zero_()
-        self.seen.zero_()
         return self.find_lag(own)
+
+    def add_seen(self, state: dict) -> None:
+        """Add what was read since the last call to the state; every process must call it."""
+        counts = self.accelerator.reduce(self.seen).tolist()
+        for name, (num_bytes, num_tokens) in zip(state["bytes_seen"], counts, strict=True):
+            state["bytes_seen"][name] += num_bytes
+            state["tokens_seen"][name] += num_tokens
+        self.seen.zero_()
 
     def gather_own_seconds(self) -> list[float]:
         """Return OwnSeconds.mean of every process; empty where there is only one."""
@@ -227,6 +241,12 @@ class Progress:
             append_lines(self.run / "metrics.jsonl", [record])
         values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, list)}
         self.accelerator.log(values, step=record["step"])
+
+    def note_compiling(self) -> None:
+        """Show that the first step of a phase compiles, for seconds to minutes."""
+        self.bar.set_description("pretrain: compiling")
+        if self.prints_lines:
+            self.bar.write("pretrain: compiling", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -39,6 +39,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import child_processes
 import prepare_data
 import pretrain
 import push_to_hub
@@ -403,6 +404,28 @@ def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the
     assert process.returncode == EXIT_STOPPED
     assert "pretrain stopped on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
     assert shlex.split(error.partition("start again with: ")[2]) == command
+
+
+@pytest.mark.parametrize(("save_seconds", "saved"), [(20, True), (0, False)])
+def test_a_process_that_lost_its_launcher_has_the_time_to_save_that_its_run_measured(
+    save_seconds, saved, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(child_processes, "LEAVE_SECONDS", 0.5)
+    training = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_):\n    time.sleep(3)\n    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit()\n"
+        f"signal.signal(signal.SIGTERM, save)\npathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)"
+    )
+    launcher = (
+        "import pathlib, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {training!r}])\n"
+        f"while not pathlib.Path({str(tmp_path / 'ready')!r}).exists(): time.sleep(0.01)\n"
+        f"pathlib.Path({str(tmp_path / 'status.json')!r}).write_text('{{\"save_seconds\": {save_seconds}}}')\n"
+        "sys.exit(9)"
+    )
+    with pytest.raises(SystemExit):
+        run_recipe.run_script("pretrain", [sys.executable, "-c", launcher], tmp_path)
+    assert (tmp_path / "saved").exists() is saved
 
 
 def run_whole(run: TinyRun, *overrides: str, **settings) -> subprocess.Popen:
