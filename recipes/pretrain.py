@@ -17,16 +17,13 @@ the experiment is the same on any number of processes.
 """
 
 import os
-import platform
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed
 
 from atomic_files import read_record, write_json
@@ -61,23 +58,11 @@ from training.parallelism import refuse_combinations, round_as_one_process, wrap
 from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
-from training.schedule import learning_rate_at, seed_step
-from training.stability import Decision, StabilityMonitor, Verdict, explain_abort, is_same, rolled_back
+from training.schedule import learning_rate_at
+from training.stability import Decision, StabilityMonitor, Verdict, explain_abort, rolled_back
+from training.step import StepGradient
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
-
-
-class ComputedStep(NamedTuple):
-    """What a step's gradient was computed from: on this process `seen` and `own_nats`, else on all of them.
-
-    `sums` are its nats, bytes and tokens, `loss` the nats per token, `grad_norm` the gradient's before clipping.
-    """
-
-    seen: Tensor
-    own_nats: Tensor
-    sums: Tensor
-    loss: Tensor
-    grad_norm: Tensor
 
 
 class Pretraining:
@@ -144,6 +129,7 @@ class Pretraining:
             recipe.run.timeout_seconds,
         )
         self.progress = Progress(recipe, text, accelerator, self.state, self.prepared.module)
+        self.gradient = StepGradient(recipe, text, self.prepared, accelerator, self.progress)
         self.evaluation = Evaluation(
             recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
@@ -270,12 +256,12 @@ class Pretraining:
     def train_step(self, step: int) -> None:
         """Train on the micro-batches of a step, with the learning rate that is set."""
         self.liveness.step = step
-        computed = self.compute_step(step, self.batches)
+        computed = self.gradient.compute(step, self.batches)
         # The weights are still those of the step before, if that was skipped. A GPU computes meanwhile.
         if skipped := self.newest_skipped():
             self.compute_again(skipped)
             self.batches = self.text.read(self.mixture, self.state)
-            computed = self.compute_step(step, self.batches)
+            computed = self.gradient.compute(step, self.batches)
         ok = self.monitor.judge(step, computed.loss, computed.grad_norm)
         self.prepared.step(ok)
         self.progress.count_step(computed.seen, torch.where(ok, computed.sums, 0.0), computed.grad_norm)
@@ -290,54 +276,10 @@ class Pretraining:
         return self.monitor.newest_skipped() if step is not None and step not in self.repeated else None
 
     def compute_again(self, verdict: Verdict) -> None:
-        """Compute a skipped step a second time, from the same weights and data.
-
-        Raises: RecipeError: the result is another one, so a device is faulty; it is named.
-        """
-        accelerator, (_, own_nats) = self.accelerator, self.computed_here
-        self.prepared.clear_gradients()
-        again = self.compute_step(verdict.step, self.text.read(self.mixture, self.state | {"step": verdict.step - 1}))
-        self.prepared.clear_gradients()
-        device = accelerator.device
-        pairs = ((verdict.loss, again.loss.item()), (verdict.grad_norm, again.grad_norm.item()))
-        if all(is_same(first, second, device) for first, second in pairs):
-            self.repeated.add(verdict.step)
-            return
-        blamed = not is_same(own_nats.item(), again.own_nats.item(), device)
-        places = gather_object([(blamed, accelerator.process_index, platform.node(), str(device))])
-        # A gradient is the same on all processes, whichever computed it wrongly; their losses differ.
-        named = [place for place in places if place[0]] or places
-        devices = " or ".join(f"{device} of process {process} on {host}" for _, process, host, device in named)
-        (loss, second_loss), (norm, second_norm) = pairs
-        raise RecipeError(
-            f"step {verdict.step} had loss {loss:.4g} and gradient norm {norm:.4g}; computed a second time from the "
-            f"same weights and data, {second_loss:.4g} and {second_norm:.4g}: a device computes wrongly, {devices}. "
-            "The step was not taken. Replace the device or leave it out; the same command then resumes from the "
-            "newest checkpoint"
-        )
-
-    def compute_step(self, step: int, batches: Iterator[dict[str, Tensor]]) -> ComputedStep:
-        """Compute the gradient of a step from its micro-batches, clipped."""
-        accelerator, progress, tokens_per_step = self.accelerator, self.progress, self.training.tokens_per_step
-        seen, scored = torch.zeros_like(progress.seen), torch.zeros_like(progress.seen[0])
-        step_nats = torch.zeros_like(progress.sums[0])
-        seed_step(self.recipe.run.seed, step, accelerator.process_index)
-        # Every token that counts has the same weight. Gradients are averaged over processes, hence num_processes.
-        factor = accelerator.num_processes / tokens_per_step
-        progress.own_seconds.start_step()
-        for micro_step in range(self.text.micro_steps):
-            batch = next(batches)
-            seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
-            scored += batch.pop("scored").to(accelerator.device, non_blocking=True)
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
-        progress.own_seconds.end_step()
-        sums = accelerator.reduce(torch.stack([step_nats, *scored]))  # nats, bytes and tokens that count
-        num_targets = sums[2].clamp(min=1)
-        if self.text.skipped_documents.ranges or self.training.goldfish:
-            self.prepared.scale_gradients(tokens_per_step / num_targets)
-        grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
-        return ComputedStep(seen, step_nats, sums, sums[0] / num_targets, grad_norm)
+        """Compute a skipped step a second time, which refuses a device that gives another result."""
+        batches = self.text.read(self.mixture, self.state | {"step": verdict.step - 1})
+        self.gradient.compute_again(verdict, self.computed_here[1], batches)
+        self.repeated.add(verdict.step)
 
     def follow_policy(self, last: bool) -> Decision | None:
         """Note which steps were skipped, and return the rollback that the policy decides on, if any.

@@ -43,10 +43,11 @@ def main(plan: str) -> None:
     import pretrain
     from model import summed_loss
     from training import accelerators
+    from training import step as step_module
 
     # It would end the process group, which the next run needs.
     accelerators.Accelerator.end_training = lambda self: None
-    real, plain, seed_step = accelerators.Accelerator, summed_loss.SummedLoss, pretrain.seed_step
+    real, plain, seed_step = accelerators.Accelerator, summed_loss.SummedLoss, step_module.seed_step
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
@@ -65,7 +66,7 @@ def main(plan: str) -> None:
     for name, argv in json.loads(Path(plan).read_text()):
         accelerators.Accelerator = fsdp2 if name.startswith("sharded") else real
         summed_loss.SummedLoss = {"poisoned": Poisoned, "slow": Slow}.get(name, plain)
-        pretrain.seed_step = note_step if name == "poisoned" else seed_step
+        step_module.seed_step = note_step if name == "poisoned" else seed_step
         pretrain.main(argv)
 
 

@@ -16,6 +16,7 @@ from model.probe import find_warnings
 from recipe_config import RecipeError, Stability
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import list_checkpoints, load_state
+from training import step as step_module
 from training.prepared import PreparedModel
 from training.stability import StabilityMonitor, Verdict
 
@@ -120,7 +121,7 @@ def poison(monkeypatch, harm: dict[int, float], times: int = 99) -> None:
     `times` that it is computed are poisoned.
     """
     visits: dict[int, int] = {}
-    real = pretrain.seed_step
+    real = step_module.seed_step
 
     def note_step(seed, step, process):
         visits[step] = visits.get(step, 0) + 1
@@ -133,7 +134,7 @@ def poison(monkeypatch, harm: dict[int, float], times: int = 99) -> None:
         def forward(self, *batch, **named):
             return super().forward(*batch, **named) * (Poisoned.factor if self.training else 1.0)
 
-    monkeypatch.setattr(pretrain, "seed_step", note_step)
+    monkeypatch.setattr(step_module, "seed_step", note_step)
     monkeypatch.setattr(summed_loss, "SummedLoss", Poisoned)
 
 
@@ -186,9 +187,9 @@ def test_a_step_that_a_device_computed_wrongly_stops_the_run_and_names_it(tiny_r
         flip.step = number
         seed_step(seed, number, process)
 
-    seed_step = pretrain.seed_step
+    seed_step = step_module.seed_step
     monkeypatch.setattr(PreparedModel, "add_gradients", flip)
-    monkeypatch.setattr(pretrain, "seed_step", note_step)
+    monkeypatch.setattr(step_module, "seed_step", note_step)
     with pytest.raises(RecipeError, match=rf"step {step} .* computed a second time .* on {platform.node()}"):
         pretrain.main(tiny_run.argv())
     monkeypatch.undo()
@@ -233,14 +234,14 @@ def test_spikes_roll_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_r
     state = load_state(list_checkpoints(runs[0].output_dir / "checkpoints")[0][1])
     assert state["learning_rate_factor"] == 0.5 and len(state["rollbacks"]) == 1
 
-    real = pretrain.seed_step
+    real = step_module.seed_step
 
     def die(seed, step, process):
         if step == die.at:
             raise KeyboardInterrupt
         real(seed, step, process)
 
-    monkeypatch.setattr(pretrain, "seed_step", die)
+    monkeypatch.setattr(step_module, "seed_step", die)
     for die.at in (26, 30, 0):  # between the two spikes, after the rollback, and never
         try:
             pretrain.main(runs[1].argv(*overrides))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import pretrain
 from model import summed_loss
 from recovery.stored_tensors import list_checkpoints, load_tensors
+from training import step as step_module
 
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
@@ -35,7 +36,7 @@ pretrain.main()
 
 def poison(set_attribute) -> None:
     """Make the loss of step 5 NaN, so that the step is skipped."""
-    plain, seed_step, at = summed_loss.SummedLoss, pretrain.seed_step, []
+    plain, seed_step, at = summed_loss.SummedLoss, step_module.seed_step, []
 
     class Poisoned(plain):
         def forward(self, *batch, **named):
@@ -43,7 +44,9 @@ def poison(set_attribute) -> None:
             return sums * float("nan") if self.training and at[-1] == 5 else sums
 
     set_attribute(summed_loss, "SummedLoss", Poisoned)
-    set_attribute(pretrain, "seed_step", lambda seed, step, process: [at.append(step), seed_step(seed, step, process)])
+    set_attribute(
+        step_module, "seed_step", lambda seed, step, process: [at.append(step), seed_step(seed, step, process)]
+    )
 
 
 def train_in_two(run, script, *overrides: str) -> subprocess.CompletedProcess:
