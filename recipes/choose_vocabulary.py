@@ -146,7 +146,7 @@ def train(run: Run, folder: Path, shares: dict[str, float], launcher: list[str])
     """Make a small model's tokenizer and tokens, train it in `folder`, and return its row without the key."""
     recipe = run.recipe
     inputs = Path(recipe.run.output_dir)
-    with locked(inputs / ".lock"):
+    with locked(inputs / ".sizes.lock"):  # not the own lock of the stage, which runs inside
         tokenizer_of(recipe, shares)
         run_stage("tokenize", [sys.executable], write_config(recipe, inputs), inputs, run.name)
     training, scores = train_model(recipe, folder, inputs, launcher, run.name)

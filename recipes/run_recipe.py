@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from child_processes import EXIT_STOPPED, run_child
+from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
 from mixture.fitting import check_length
@@ -167,17 +167,21 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
     before = read_json(run / "status.json")
-    ended = run_child(command, launches="accelerate.commands.launch" in command)
+
+    def save_seconds() -> float:
+        return (read_json(run / "status.json") or {}).get("save_seconds", SAVE_SECONDS)
+
+    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds)
     training = read_json(run / "status.json") or {}  # of this run, if it is another than before
     preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
-    # A launcher hides how its processes ended; training that was killed could not change its status.
-    killed = -ended.status == signal.SIGKILL or (training != before and training.get("status") == "running")
-    if killed and not stopped:
-        how += f", killed as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
+    # A launcher hides how its processes ended, but training that was killed has not changed its status.
+    unfinished = training != before and training.get("status") == "running"
+    if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
+        how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"
     sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
     raise SystemExit(EXIT_STOPPED if stopped else 1)
@@ -230,6 +234,7 @@ def activation() -> str | None:
     return f"source {shlex.quote(str(near))}"
 
 
+@leave_on_signals("finished stages are kept")
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,

@@ -21,6 +21,7 @@ from planning.scaling_laws import (
     olmo_rule,
     power_lines_weight_decay,
 )
+from planning.scarce_text import compare_ways
 from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
 from planning.verdict import decide, describe_verdict
 from recipe_config import Model, Recipe, RecipeError
@@ -84,6 +85,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
         ),
         "cost": plan_cost(settings, device, budget, flops_per_token * tokens),
         "budget_used_fraction": flops_per_token * tokens / flops,
+        "scarce_text": compare_ways(text, flops_per_token, flops),
         "loss": loss
         | {
             "with_half_the_budget": plan_other_budget(settings.law, 0.5 * flops, text),

@@ -3,6 +3,8 @@
 
 import textwrap
 
+from planning.verdict import describe_hours
+
 
 def describe(plan: dict) -> str:
     """Return plan.json's content as a table for the terminal."""
@@ -85,6 +87,7 @@ def describe(plan: dict) -> str:
             for key in ("with_half_the_budget", "with_twice_the_budget")
             if loss[key]["nats_per_token"]
         ),
+        *describe_ways(plan),
         *(("assumed", one) for one in plan["assumptions"]),
         *(("warning", one) for one in plan["warnings"]),
     ]
@@ -102,6 +105,19 @@ def describe_law(law: dict, followed: bool) -> str:
         f"{law['parameters']:.4g} parameters ({law['counts']}), {law['tokens']:.4g} tokens, {ratio:.1f} a parameter"
         + (" <- followed" if followed else "")
     )
+
+
+def describe_ways(plan: dict) -> list[tuple[str, str]]:
+    """Return a row for each way to train on little text; none where the text is enough."""
+    hours_per_flop = plan["cost"]["expected"]["device_hours"] / plan["flops"]["training"]
+    rows = []
+    for way in plan.get("scarce_text", []):
+        low, high = way["equal_to"]
+        factor = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        hours = describe_hours(hours_per_flop * way["flops"])
+        take = " <- take" if way["take"] else ""
+        rows.append(("little text", f"{way['way']}: {hours}, equal to {factor} times the text; {way['keys']}{take}"))
+    return rows
 
 
 def describe_memory(memory: dict) -> list[tuple[str, str]]:

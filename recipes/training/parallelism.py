@@ -34,6 +34,11 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
                 "training.average under DeepSpeed: it keeps the weights to itself, so they cannot be averaged; leave "
                 "it out, or use accelerate_configs/fsdp2.yaml"
             )
+        if training.distillation is not None:
+            problems.append(
+                "training.distillation under DeepSpeed, which would divide the teachers too: use "
+                "accelerate_configs/fsdp2.yaml"
+            )
         offload = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         if any(
             (offload.get(key) or {}).get("device") not in (None, "none")

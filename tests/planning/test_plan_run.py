@@ -123,6 +123,22 @@ def test_with_text_enough_each_law_is_followed_exactly_and_with_less_the_model_i
     assert scarce["text"]["worth_tokens"] < scarce["tokens"]
 
 
+def test_for_little_text_the_ways_to_train_are_compared_and_the_best_that_is_paid_for_is_marked(plan):
+    assert plan("--plan.domain_bytes=20e12", "--plan.general_bytes=19e12", "--plan.flops=1e21")["scarce_text"] == []
+    little = ["--plan.domain_bytes=500e6", "--plan.general_bytes=1e6", "--plan.min_domain_share=0.99"]
+    rich = plan(*little, "--plan.flops=1e21")
+    ways = {way["way"]: way for way in rich["scarce_text"]}
+    assert list(ways) == ["once", "four times", "regularised", "ensemble", "student"]
+    assert [name for name, way in ways.items() if way["take"]] == ["student"]
+    reading = rich["flops"]["per_token"] * rich["tokens"] / rich["text"]["max_repetitions"]
+    assert ways["four times"]["flops"] == pytest.approx(4 * reading, rel=0.01)
+    assert ways["student"]["flops"] == pytest.approx(ways["ensemble"]["flops"] + 16 * (1 + 4 / 3) * reading, rel=0.01)
+    assert ways["once"]["equal_to"] < ways["four times"]["equal_to"] < [1, 1] == ways["regularised"]["equal_to"]
+    assert "little text" in describe(rich) and "scarce.yaml <- take" in describe(rich)
+    poor = plan(*little, f"--plan.flops={5 * reading}")
+    assert [way["way"] for way in poor["scarce_text"] if way["take"]] == ["four times"]
+
+
 @pytest.mark.parametrize("law", list(LAWS))
 @pytest.mark.parametrize("gigabytes", [0.05, 5, 5000])
 def test_a_larger_budget_never_has_a_higher_predicted_loss(gigabytes, law):

@@ -66,7 +66,7 @@ from publishing.release_files import build_release
 from publishing.repositories import check_repositories
 from publishing.revision_queue import queue_revision, take_weights
 from push_to_hub import build, main
-from recipe_config import Lora, Recipe, RecipeError
+from recipe_config import Average, Distillation, Lora, Recipe, RecipeError
 from recipe_loading import load_recipe
 from recorded_files import RUN_FILES, record_run_files
 from run_folder import record_stage
@@ -955,6 +955,10 @@ def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
 # The card
 
 
+def test_the_results_come_before_everything_but_what_the_model_is(card):
+    assert card.index("\n## ") == card.index("\n## Results")
+
+
 def test_the_front_matter_reads_the_same_everywhere(release, card):
     data = metadata_load(release / "README.md")
     assert data == YAML(typ="safe", pure=True).load(card.split("\n---\n")[0])
@@ -996,7 +1000,7 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "validation: 3 documents; test: 2 documents",
         "is **unknown**: no licence that is known here is stated",
         "2.345 bits per byte",
-        "![bits per byte](figures/bits_per_byte.png)",
+        "![bits per byte](figures/bits_per_byte.png)\n*Bits per byte*",
         "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
         "to whoever gave you this model",
         "lists each step that a `--document` was trained in",
@@ -1035,6 +1039,23 @@ def card_of(release: Path, folder: Path, recipe: Recipe, **tokenizer: object) ->
     rewrite(folder / "tokenizer_config.json", lambda content: content.update(tokenizer))
     write_card(recipe, folder, find_base(recipe))
     return (folder / "README.md").read_text()
+
+
+def test_a_card_says_how_a_model_was_made_from_little_text(release, workspace, tmp_path, card):
+    assert "How it was made from this text" not in card
+    recipe = load(workspace)
+    recipe.data.repack = True
+    recipe.training.dropout, recipe.training.average = 0.1, Average(last_fraction=0.25)
+    recipe.training.distillation = Distillation(members=3, teachers=["other"], weight=0.4)
+    made_so = card_of(release, tmp_path / "release", recipe)
+    for expected in (
+        "- It learned from 4 other models beside the text, whose mean prediction has 40.0 % of the loss.",
+        "  3 of them were trained on this text first, each with a seed of its own",
+        "- Its weights are the mean over the last 25.0 % of the steps.",
+        "- In training 10.0 % of the embeddings and of what each layer adds were set to zero; each reading divided",
+        "How much of them it repeats word for word was not measured.",
+    ):
+        assert expected in made_so
 
 
 @pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])

@@ -22,7 +22,7 @@ from mixture.batches import document_positions
 from model.attention import choose_attention
 from model.llama import build_model
 from model.summed_loss import SummedLoss
-from recipe_config import RecipeError
+from recipe_config import Average, Distillation, RecipeError
 from recipe_loading import load_recipe
 from recovery.stored_tensors import load_tensors
 from training.parallelism import refuse_combinations
@@ -223,6 +223,8 @@ def test_copies_of_a_divided_model_that_drift_apart_are_stopped_before_they_are_
         (DistributedType.DEEPSPEED, None, {"optimizer": "muon"}, "keeps only the last"),
         (DistributedType.DEEPSPEED, None, {"zero_stage": 2}, "zero_stage 2: .* judged without"),
         (DistributedType.DEEPSPEED, None, {"offload": "cpu"}, "with offloading"),
+        (DistributedType.DEEPSPEED, None, {"average": Average(ema=0.9)}, "training.average .* cannot be averaged"),
+        (DistributedType.DEEPSPEED, None, {"distillation": Distillation(members=2)}, "would divide the teachers"),
         (DistributedType.DEEPSPEED, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),

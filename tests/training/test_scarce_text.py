@@ -2,24 +2,40 @@
 """What little text is trained with: dropout, repacking, averaged weights, and models that another learns from."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import RECIPES
+from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
 import run_recipe
 from document_ledger import open_ledger
+from mixture.fitting import decide_length
+from mixture.phases import make_mixture, schedule_phases
+from mixture.shards import TokenShards
 from model.dropout import add_dropout
 from model.llama import build_model
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, parse_command_line
+from recovery.stored_tensors import load_tensors
 
 
+DIVIDED = f"""
+import sys
+sys.path[:0] = [{str(RECIPES)!r}, {str(ROOT / "tests")!r}]
+import divided_models, pretrain
+from training import accelerators
+
+if sys.argv.pop(1) == "fsdp2":
+    accelerators.Accelerator = divided_models.fsdp2
+pretrain.main()
+"""
 SCARCE = [
     *("--training.dropout=0.1", "--model.attention_dropout=0.1", "--data.repack=true", "--training.average.ema=0.8"),
     *("--training.save_steps=8", "--training.keep_every_steps=8"),
@@ -104,6 +120,19 @@ def test_the_ledger_of_repacked_text_answers_from_step_to_document_and_back(scar
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
+def test_the_recipe_for_little_text_reads_all_of_it_as_often_as_it_says(tokenized_run):
+    given = [one for one in tokenized_run.argv()[2:] if "max_tokens" not in one and "max_repetitions" not in one]
+    given = [*given, "--data.fit_to_corpus=true", "--training.learning_rate=4e-3"]
+    recipe = load_recipe([RECIPES / "custom" / "scarce.yaml"], given)
+    shards = TokenShards(tokenized_run.output_dir / "tokens", ["law", "web"], 32, recipe.data.repack)
+    training, shares, _ = decide_length(recipe, shards)
+    sequences = training.tokens_per_step // 32
+    mixture = make_mixture(shards, schedule_phases(recipe.data, shares, training.max_steps), sequences, seed=0)
+    times = mixture.repetitions(training.max_steps * sequences)
+    assert 0.95 * recipe.data.max_repetitions < max(times.values()) <= recipe.data.max_repetitions
+    assert recipe.training.distillation.members == 4 and recipe.data.repack and recipe.training.dropout
+
+
 LEARN = ["--training.save_steps=8", "--training.keep_every_steps=8", "--training.distillation.weight=0.5"]
 
 
@@ -153,3 +182,30 @@ def test_a_teacher_that_is_missing_or_has_another_tokenizer_is_refused(scarce_ru
     for folder, problem in ((other, "tokenizer is not that of this run"), (tmp_path / "none", "no model there")):
         with pytest.raises(RecipeError, match=problem):
             pretrain.main(tiny_run.argv(f'--training.distillation.teachers=["{folder}"]'))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_average_and_learn_as_one(kind, scarce_run, tokenized_run, tmp_path):
+    chosen = [
+        *("--training.max_tokens=1536", "--training.average.ema=0.5", "--data.repack=true"),
+        f'--training.distillation.teachers=["{scarce_run.output_dir / "model"}"]',
+    ]
+    alone, together = (tokenized_run.copy(tmp_path / name) for name in ("alone", "together"))
+    pretrain.main(alone.argv(*chosen))
+    script = tmp_path / "divided.py"
+    script.write_text(DIVIDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    command += [kind, *together.argv(*chosen)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in ("average", "model"):
+        whole = load_tensors(together.output_dir / "checkpoints" / "step_00000006", name)
+        for key, tensor in tensors(alone, name, 6).items():
+            assert torch.allclose(whole[key], tensor, atol=1e-5), (name, key)
+    for name in ("model", "model_final"):
+        one, two = (load_file(run.output_dir / name / "model.safetensors") for run in (alone, together))
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one), name
+    first, second = alone.metrics()[-1], together.metrics()[-1]
+    for key in ("eval/bits_per_byte", "average/bits_per_byte", "teachers/bits_per_byte"):
+        assert first[key] == pytest.approx(second[key], abs=1e-5), key
