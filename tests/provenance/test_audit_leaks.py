@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import audit_leaks
 from atomic_files import write_json
 from audit_leaks import find_personal_values, open_ledger
+from compare_arms import leak_columns
 from corpus.canaries import CANARIES, make_record, record_text
 from corpus.personal_data import Redactor
 from figure_style import style
@@ -120,6 +121,16 @@ def test_a_model_that_learned_documents_by_heart_is_flagged_and_unseen_documents
     start = f"Of {len(trained)} documents that were trained on, {count} are continued word for word for 50 tokens"
     assert any(line.startswith(start) and "more often than chance explains" in line for line in found["findings"])
     assert any("prompts, other sampling or fine-tuning may" in line for line in found["cannot_be_concluded"])
+
+
+def test_an_experiment_has_the_figures_of_each_audit_in_its_row(audits, trained):
+    columns = leak_columns(audits[1])
+    law = [one for one in trained if one.source == "law"]
+    assert (columns["law_trained_audited"], columns["law_held_out_continued_50"]) == (len(law), 0)
+    assert sum(columns[f"{source}_trained_continued_50"] for source in ("law", "web")) > 0.8 * len(trained)
+    canaries = {"by_repetitions": {"4": {"mean_exposure_bits": 7.5, "interval": [7.0, 8.0]}}}
+    exposed = leak_columns(audits[0] | {"canaries": canaries})
+    assert (exposed["exposure_bits_4"], exposed["exposure_interval_4"]) == ("7.50", "7.00 to 8.00")
 
 
 def test_the_audit_holds_no_text_and_the_passages_stay_in_trace(audits, run, tmp_path_factory):

@@ -801,7 +801,7 @@ def test_a_release_has_the_runs_optional_files_and_the_recipes_settings(recipe, 
 def write_audit(run: Path, continued_tokens: int) -> None:
     """Write the audit of a run with 200 trained and 200 held-out documents; three trained ones are continued."""
     documents = [AuditedDocument(f"{n:032x}", "contracts", int(n < 200), np.arange(150)) for n in range(400)]
-    readings = [Reading(continued_tokens if number < 3 else 0, 100.0, 150, 600) for number in range(400)]
+    readings = [Reading(*[continued_tokens if number < 3 else 0] * 2, 100.0, 150, 600) for number in range(400)]
     settings = {"prompt_tokens": 50, "least_tokens": 150, "lengths_left_out": [], "window_tokens": 1024}
     audit = {"format": 1, "made_from": describe_inputs(run), "settings": settings}
     audit["verbatim"] = measure_verbatim(documents, readings, [20, 50, 100]) | {"held_out_in_training_text": 0}

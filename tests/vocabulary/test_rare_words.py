@@ -28,11 +28,11 @@ def test_a_name_of_one_document_is_in_the_vocabulary_unless_min_documents_leaves
         given = [*tiny_settings(tmp_path, tmp_path), f"--tokenizer.algorithm={algorithm}", *overrides]
         recipe = load_recipe([RECIPES / "custom" / "base.yaml"], given)
         shares = {"law": 0.5, "web": 0.5}
-        return token_bytes(tokenizer_training.train_tokenizer(recipe, tmp_path, shares, 340, False, "all text"))
+        return token_bytes(tokenizer_training.train_tokenizer(recipe, tmp_path, shares, 320, False, "all text"))
 
     assert any(b"qqer" in entry for entry in train())
     long = [entry for entry in train("--tokenizer.min_documents=2") if len(entry) > 1]
-    assert len(long) == 340 - 256 - 1, "the vocabulary has its size all the same"
+    assert len(long) == 320 - 256 - 1, "the vocabulary has its size all the same"
     whole = [text.encode() for own in texts.values() for text in own]
     assert not [entry for entry in long if sum(entry in text for text in whole) < 2]
     assert not any(b"qq" in entry for entry in long)
