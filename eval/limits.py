@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a script that lacks room or rights: a message in place of a traceback."""
+"""What ends a script that lacks room, rights or another process: a message in place of a traceback."""
 
 import errno
 from collections.abc import Callable
@@ -8,10 +8,14 @@ from collections.abc import Callable
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function.
 
-    Raises: SystemExit: a file cannot be written or read; the error, with the file, is the message.
+    Raises: SystemExit: a file cannot be written or read, or another process is gone; the reason is the message.
     """
     try:
         main()
+    except RuntimeError as error:
+        if "gloo" not in str(error) and "NCCL" not in str(error):
+            raise
+        raise SystemExit("another process of this command ended; its reason is above, if it had one") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -110,10 +110,10 @@ def read_json(path: Path) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
-def read_json_lines(path: Path) -> list[dict]:
+def read_json_lines(path: Path, *keys: str) -> list[dict]:
     """Return the entries of a file of JSON lines, without a truncated last line; empty where there is no file.
 
-    Raises: StaleStageError: a line is no JSON object.
+    Raises: StaleStageError: a line is no JSON object, or lacks one of the keys.
     """
     if not path.exists():
         return []
@@ -122,6 +122,9 @@ def read_json_lines(path: Path) -> list[dict]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entries.append({**json.loads(line)})
+            missing = [key for key in keys if key not in entries[-1]]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except (ValueError, TypeError, RecursionError) as error:
             raise StaleStageError(
                 f"{path}:{number} cannot be read ({error}). Restore the file from a copy, or move it away"

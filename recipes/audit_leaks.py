@@ -33,6 +33,7 @@ from provenance.leak_measures import (
     LENGTHS,
     MOST_TOKENS,
     PROMPT_TOKENS,
+    SAMPLES,
     Reading,
     compare_continued,
     count_continued,
@@ -67,9 +68,12 @@ def open_ledger(run: Path, recipe: Recipe) -> Ledger:
 def measure_verbatim(documents: Sequence[AuditedDocument], readings: Sequence[Reading], lengths: list[int]) -> dict:
     """Count the documents that are continued word for word: trained ones and held-out ones, and groups of them."""
 
-    def count(chosen) -> dict:
-        continued = [reading.continued_tokens for one, reading in zip(documents, readings, strict=True) if chosen(one)]
+    def count(chosen, tokens=lambda reading: reading.continued_tokens) -> dict:
+        continued = [tokens(reading) for one, reading in zip(documents, readings, strict=True) if chosen(one)]
         return count_continued(continued, lengths)
+
+    def sampled(chosen) -> dict:
+        return count(chosen, lambda reading: reading.sampled_tokens)
 
     trained, held_out = count(lambda one: one.times_trained), count(lambda one: not one.times_trained)
     p_values = compare_continued(trained, held_out)
@@ -79,6 +83,11 @@ def measure_verbatim(documents: Sequence[AuditedDocument], readings: Sequence[Re
         "held_out": held_out,
         "p_values": p_values,
         "more_often": [length for length, p_value in p_values.items() if p_value < LEVEL / len(lengths)],
+        "sampled": {
+            "samples": SAMPLES,
+            "trained": sampled(lambda one: one.times_trained),
+            "held_out": sampled(lambda one: not one.times_trained),
+        },
         "by_source": {
             source: {
                 "trained": count(lambda one, source=source: one.source == source and one.times_trained),

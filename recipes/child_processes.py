@@ -2,10 +2,12 @@
 """How the processes of a run are stopped: by which signals, with which exit code, and all of them together."""
 
 import ctypes
+import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -14,8 +16,8 @@ import psutil
 
 EXIT_STOPPED = 75  # stopped by a signal; the same command resumes. EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# How long processes that lost their parent may take to leave: longer than recovery.preemption.SAVE_SECONDS.
-LEAVE_SECONDS = 30.0
+SAVE_SECONDS = 20.0  # that training may take to save after a signal, at least: see recovery.preemption
+LEAVE_SECONDS = 10.0  # that processes that lost their parent have to leave, beside those that they need to save
 LOOK_SECONDS = 2.0  # between two looks at a command; a signal that came before its processes were ready is repeated
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 
@@ -23,6 +25,26 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
 def heeded_signals() -> list[signal.Signals]:
     """Return the signals that stop a run, without those that are ignored since the start, as SIGHUP under nohup."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def leave_on_signals(kept: str) -> Iterator[None]:
+    """Have the signals that stop a run end this process with EXIT_STOPPED, while it runs no child.
+
+    Args: kept: what is not lost, for the message, which ends with the command that starts again.
+    """
+
+    def leave(number: int, _) -> None:
+        command = shlex.join(sys.orig_argv)
+        sys.stderr.write(f"stopped on {signal.Signals(number).name}: {kept}; start again with: {command}\n")
+        raise SystemExit(EXIT_STOPPED)
+
+    before = {number: signal.signal(number, leave) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_parent() -> None:
@@ -48,7 +70,7 @@ class Ended(NamedTuple):
     signal_name: str | None
 
 
-def run_child(command: list[str], launches: bool) -> Ended:
+def run_child(command: list[str], launches: bool, save_seconds: Callable[[], float] = lambda: 0.0) -> Ended:
     """Run a command to its end, pass signals on to it, and leave none of its processes behind.
 
     The command has a process group of its own, so that Ctrl-C and a scheduler's signal to the group reach it once, as
@@ -58,6 +80,7 @@ def run_child(command: list[str], launches: bool) -> Ended:
         command: what to run.
         launches: the command is a launcher, whose own handling of signals leaves too little time to save: its
             children get the signal instead.
+        save_seconds: how long its processes may save; called when the command has ended and left some behind.
     """
     others, received, process = set(psutil.Process().children(recursive=True)), [], None
 
@@ -86,7 +109,7 @@ def run_child(command: list[str], launches: bool) -> Ended:
                 status = process.wait(LOOK_SECONDS)
         left = [child for child in psutil.Process().children(recursive=True) if child not in others]
         end(left)
-        for child in psutil.wait_procs(left, LEAVE_SECONDS)[1]:
+        for child in psutil.wait_procs(left, save_seconds() + LEAVE_SECONDS)[1] if left else []:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
     finally:

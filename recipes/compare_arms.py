@@ -137,10 +137,11 @@ def leak_columns(audit: dict) -> dict[str, Any]:
 
 
 def describe_cost(bases: dict[str, ArmRun], runs: list[ArmRun], rows: dict[str, dict]) -> str:
-    """Return what the runs without a row cost: at the pace of the rows, or else of this machine's processor."""
+    """Return what the runs without a row, and all, cost: at the pace of the rows, or else of this processor."""
     waiting = [run for run in runs if run.key not in rows]
     needed = {run.base for run in waiting if run.base}
     flops = sum(run.flops for run in waiting) + sum(bases[name].flops for name in needed)
+    whole = sum(run.flops for run in [*runs, *bases.values()])
     if rows:
         pace = sum(float(row["flops"]) / float(row["seconds"]) for row in rows.values()) / len(rows)
         source = "the pace of the rows"
@@ -150,7 +151,8 @@ def describe_cost(bases: dict[str, ArmRun], runs: list[ArmRun], rows: dict[str, 
         source = f"{UTILISATION_FRACTION:.0%} of the fp32 product of {cores} cores here, measured now"
     return (
         f"{len(runs)} runs, {len(runs) - len(waiting)} with a row; the others and {len(needed)} base models take "
-        f"{flops:.3g} FLOPs, about {flops / pace / 60:.0f} minutes of training at {source}"
+        f"{flops:.3g} FLOPs, about {flops / pace / 60:.0f} minutes of training at {source}; without the rows it is "
+        f"{whole:.3g} FLOPs, about {whole / pace / 60:.0f} minutes"
     )
 
 

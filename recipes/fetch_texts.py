@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("domains", nargs="+", choices=DOMAINS, metavar="DOMAIN", help=", ".join(DOMAINS))
     domains = parser.parse_args(argv).domains
     rows = [row for row in read_table(TABLE) if row["domain"] in domains]
-    memory = TEXTS / "fetched.json"
+    memory, problems = TEXTS / "fetched.json", []
     for name, group in groupby(rows, key=lambda row: row["name"]):
         text = list(group)
         row = text[0]
@@ -199,7 +199,11 @@ def main(argv: list[str] | None = None) -> None:
         is_same = entry.get("made_from") == describe(text) and target.exists()
         state = "up to date"
         if not is_same or file_sha256(target) != entry["sha256"]:
-            entry, state = make_file(text, target), "fetched"
+            try:
+                entry, state = make_file(text, target), "fetched"
+            except RecipeError as error:  # the other texts may be there
+                problems += error.problems
+                continue
             write_json(memory, (read_json(memory) or {}) | {name: entry})
         place = f"{row['repository']} at {row['commit'][:12]}" if len(text) == 1 else f"{len(text)} repositories"
         proof = "its sha256 is the trial's" if row["sha256"] else "not compared with the trial's text to the byte"
@@ -207,6 +211,8 @@ def main(argv: list[str] | None = None) -> None:
             f"fetch_texts: {target}: {state}, {compare(row, entry)}, {row['license']}; credit: {row['credit']}; "
             f"{place}; {proof}{'; ' if row['differences'] else ''}{row['differences']}"
         )
+    if problems:
+        raise RecipeError(*problems)
 
 
 if __name__ == "__main__":

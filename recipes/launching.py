@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `accelerate launch` command for this machine: its launch file, number of processes and precision."""
 
+import ipaddress
 import os
 import re
+import socket
 import subprocess
 import sys
 from glob import glob
@@ -22,7 +24,6 @@ LAUNCHED = re.compile(
     r"(WORLD_SIZE|LOCAL_WORLD_SIZE|RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|MASTER_ADDR|MASTER_PORT|"
     r"TORCHELASTIC_\w+|OMPI_COMM_WORLD_\w+|PMI_(SIZE|RANK)|MV2_COMM_WORLD_\w+)"
 )
-# What Accelerate's launcher sets from a launch file, and what it reads where the file leaves it out.
 # The number of processes, by launcher -> what each of its processes has beside it. The first is torch's, whose names
 # torchrun, Accelerate and accelerate_configs/slurm.sh set; Open MPI, MPICH and MVAPICH have names of their own.
 PROCESSES = {
@@ -31,6 +32,7 @@ PROCESSES = {
     "PMI_SIZE": ("PMI_RANK",),
     "MV2_COMM_WORLD_SIZE": ("MV2_COMM_WORLD_RANK",),
 }
+# What Accelerate's launcher sets from a launch file, and what it reads where the file leaves it out.
 ACCELERATE = re.compile(r"(ACCELERATE|FSDP|FP8|MEGATRON_LM|PARALLELISM_CONFIG)_\w+")
 CHOICES = ("ACCELERATE_USE_CPU", "ACCELERATE_LOG_LEVEL")  # of the user, for every launch file
 NUMBERS = re.compile(
@@ -87,6 +89,30 @@ def refuse_lone_process() -> None:
             f"{shown}: the environment says that this is one of several processes, but lacks {', '.join(missing)}; it "
             f"would wait for others that nobody starts: unset {' '.join(given)}, or use `accelerate launch` or "
             "`torchrun`"
+        )
+
+
+def refuse_unreachable_machine() -> None:
+    """Refuse a machine whose own name stands for a loopback address, as Debian has it, where others must reach it.
+
+    Gloo, by which processes agree also where NCCL averages their gradients, would wait for them until its timeout.
+
+    Raises: RecipeError: with the name, its address and what to set.
+    """
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or launched)
+    if here >= launched or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.getaddrinfo(name, None)[0][4][0]
+        reachable = not ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except OSError:
+        address, reachable = "no address", False
+    if not reachable:
+        raise RecipeError(
+            f"this machine's name {name} stands for {address}, where the processes of other machines cannot reach it; "
+            "correct /etc/hosts, or set GLOO_SOCKET_IFNAME to the network between the machines (`ip -brief address`)"
         )
 
 

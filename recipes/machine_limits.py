@@ -14,6 +14,7 @@ LESS_MEMORY = {
     "run_eval.py": "set evaluation.batch_size lower",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_MEMORY = ("can't allocate memory", "can't start new thread")  # torch, Python
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -34,7 +35,7 @@ def explain_limit(error: BaseException, script: str) -> str | None:
             )
         if code in (errno.EMFILE, errno.ENFILE):
             return f"too many files are open: {text}; raise the limit by `ulimit -n 4096`, and start again"
-        if isinstance(error, MemoryError) or code == errno.ENOMEM or "can't allocate memory" in text:
+        if isinstance(error, MemoryError) or code == errno.ENOMEM or any(words in text for words in NO_MEMORY):
             return f"memory ran out ({text or 'MemoryError'}); {lower_memory(script)}, and the same command resumes"
     return None
 

@@ -16,12 +16,18 @@ recovery/preemption.py. The recipe states the batch in tokens, and what a proces
 the experiment is the same on any number of processes.
 """
 
+import os
+import platform
+import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
+from torch import Tensor, distributed
 
 from atomic_files import read_record, write_json
 from child_processes import EXIT_STOPPED
@@ -40,6 +46,7 @@ from recovery import resuming
 from recovery.agreement import from_main, held_run, refuse_differences
 from recovery.checkpoints import Checkpoints, estimate_save_seconds, refuse_full_disk
 from recovery.chronicle import Chronicle, RunStatus
+from recovery.liveness import Liveness
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from recovery.weights import checksum_frozen
@@ -55,9 +62,22 @@ from training.preflight import dry_run
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
 from training.schedule import learning_rate_at, seed_step
-from training.stability import Decision, StabilityMonitor, explain_abort, rolled_back
+from training.stability import Decision, StabilityMonitor, Verdict, explain_abort, is_same, rolled_back
 from training.text import TrainingText, leaves_out
 from training.zero_stage3 import ZeroStage3Model
+
+
+class ComputedStep(NamedTuple):
+    """What a step's gradient was computed from: on this process `seen` and `own_nats`, else on all of them.
+
+    `sums` are its nats, bytes and tokens, `loss` the nats per token, `grad_norm` the gradient's before clipping.
+    """
+
+    seen: Tensor
+    own_nats: Tensor
+    sums: Tensor
+    loss: Tensor
+    grad_norm: Tensor
 
 
 class Pretraining:
@@ -69,8 +89,16 @@ class Pretraining:
         notes: what the user should know at the start; printed, and written to the chronicle.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, status: RunStatus, preemption: Preemption):
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        status: RunStatus,
+        preemption: Preemption,
+        liveness: Liveness,
+    ):
         self.recipe, self.accelerator, self.status, self.preemption = recipe, accelerator, status, preemption
+        self.liveness = liveness
         self.run, self.is_main = Path(recipe.run.output_dir), accelerator.is_main_process
 
         # Data
@@ -103,6 +131,9 @@ class Pretraining:
         self.mixture = text.mix(self.state)
         self.batches = text.read(self.mixture, self.state)
         self.monitor = StabilityMonitor(self.training.stability, accelerator.device, self.state["stability"])
+        # The newest step that this process computed, and its nats there; the skipped steps that were computed twice.
+        self.computed_here: tuple[int | None, Tensor | None] = (None, None)
+        self.repeated: set[int] = set()
         self.checkpoints = Checkpoints(
             self.run / "checkpoints",
             self.training.save_total_limit,
@@ -112,7 +143,7 @@ class Pretraining:
             self.note_saved,
             recipe.run.timeout_seconds,
         )
-        self.progress = Progress(recipe, text, accelerator, self.state)
+        self.progress = Progress(recipe, text, accelerator, self.state, self.prepared.module)
         self.evaluation = Evaluation(
             recipe, text, self.mixture, self.prepared, accelerator, self.progress, self.chronicle
         )
@@ -183,7 +214,7 @@ class Pretraining:
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
         if self.compiled:
-            self.progress.bar.set_description("pretrain: compiling")  # in the first step, for seconds to minutes
+            self.progress.note_compiling()
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
@@ -220,8 +251,10 @@ class Pretraining:
             done = step == self.state["max_steps"]
             evaluating, saving = (done or step % every == 0 for every in (training.eval_steps, training.save_steps))
             logging = step == 1 or step % training.logging_steps == 0 or evaluating or saving
-            if logging:
-                progress.log_steps(self.state, learning_rate, sum(self.monitor.skipped.values()))
+            skipped_steps = sum(self.monitor.skipped.values())
+            if logging and (warning := progress.log_steps(self.state, learning_rate, skipped_steps)):
+                self.chronicle.note("warning", step, warning)
+                progress.say(f"note: {warning}")
             if evaluating:
                 self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
             if saving and not self.state["evaluation_due"]:
@@ -236,26 +269,75 @@ class Pretraining:
 
     def train_step(self, step: int) -> None:
         """Train on the micro-batches of a step, with the learning rate that is set."""
+        self.liveness.step = step
+        computed = self.compute_step(step, self.batches)
+        # The weights are still those of the step before, if that was skipped. A GPU computes meanwhile.
+        if skipped := self.newest_skipped():
+            self.compute_again(skipped)
+            self.batches = self.text.read(self.mixture, self.state)
+            computed = self.compute_step(step, self.batches)
+        ok = self.monitor.judge(step, computed.loss, computed.grad_norm)
+        self.prepared.step(ok)
+        self.progress.count_step(computed.seen, torch.where(ok, computed.sums, 0.0), computed.grad_norm)
+        self.computed_here = (step, computed.own_nats)
+        phases_end = (phase["after_step"] for phase in self.state["phases"][1:])
+        if (step == self.state["max_steps"] or step in phases_end) and (skipped := self.newest_skipped()):
+            self.compute_again(skipped)  # now: no step of the same form follows
+
+    def newest_skipped(self) -> Verdict | None:
+        """Return the verdict on the step before if it was skipped, and computed since the start, and not yet again."""
+        step, _ = self.computed_here
+        return self.monitor.newest_skipped() if step is not None and step not in self.repeated else None
+
+    def compute_again(self, verdict: Verdict) -> None:
+        """Compute a skipped step a second time, from the same weights and data.
+
+        Raises: RecipeError: the result is another one, so a device is faulty; it is named.
+        """
+        accelerator, (_, own_nats) = self.accelerator, self.computed_here
+        self.prepared.clear_gradients()
+        again = self.compute_step(verdict.step, self.text.read(self.mixture, self.state | {"step": verdict.step - 1}))
+        self.prepared.clear_gradients()
+        device = accelerator.device
+        pairs = ((verdict.loss, again.loss.item()), (verdict.grad_norm, again.grad_norm.item()))
+        if all(is_same(first, second, device) for first, second in pairs):
+            self.repeated.add(verdict.step)
+            return
+        blamed = not is_same(own_nats.item(), again.own_nats.item(), device)
+        places = gather_object([(blamed, accelerator.process_index, platform.node(), str(device))])
+        # A gradient is the same on all processes, whichever computed it wrongly; their losses differ.
+        named = [place for place in places if place[0]] or places
+        devices = " or ".join(f"{device} of process {process} on {host}" for _, process, host, device in named)
+        (loss, second_loss), (norm, second_norm) = pairs
+        raise RecipeError(
+            f"step {verdict.step} had loss {loss:.4g} and gradient norm {norm:.4g}; computed a second time from the "
+            f"same weights and data, {second_loss:.4g} and {second_norm:.4g}: a device computes wrongly, {devices}. "
+            "The step was not taken. Replace the device or leave it out; the same command then resumes from the "
+            "newest checkpoint"
+        )
+
+    def compute_step(self, step: int, batches: Iterator[dict[str, Tensor]]) -> ComputedStep:
+        """Compute the gradient of a step from its micro-batches, clipped."""
         accelerator, progress, tokens_per_step = self.accelerator, self.progress, self.training.tokens_per_step
         seen, scored = torch.zeros_like(progress.seen), torch.zeros_like(progress.seen[0])
         step_nats = torch.zeros_like(progress.sums[0])
         seed_step(self.recipe.run.seed, step, accelerator.process_index)
         # Every token that counts has the same weight. Gradients are averaged over processes, hence num_processes.
         factor = accelerator.num_processes / tokens_per_step
+        progress.own_seconds.start_step()
         for micro_step in range(self.text.micro_steps):
-            batch = next(self.batches)
+            batch = next(batches)
             seen += batch.pop("seen").to(accelerator.device, non_blocking=True)
             scored += batch.pop("scored").to(accelerator.device, non_blocking=True)
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
             step_nats += self.prepared.add_gradients(batch, factor, last=micro_step == self.text.micro_steps - 1)
+        progress.own_seconds.end_step()
         sums = accelerator.reduce(torch.stack([step_nats, *scored]))  # nats, bytes and tokens that count
         num_targets = sums[2].clamp(min=1)
         if self.text.skipped_documents.ranges or self.training.goldfish:
             self.prepared.scale_gradients(tokens_per_step / num_targets)
         grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
-        ok = self.monitor.judge(step, sums[0] / num_targets, grad_norm)
-        self.prepared.step(ok)
-        progress.count_step(seen, torch.where(ok, sums, 0.0), grad_norm)
+        return ComputedStep(seen, step_nats, sums, sums[0] / num_targets, grad_norm)
 
     def follow_policy(self, last: bool) -> Decision | None:
         """Note which steps were skipped, and return the rollback that the policy decides on, if any.
@@ -265,8 +347,9 @@ class Pretraining:
         for verdict in self.monitor.read_verdicts(last):
             decision = self.monitor.decide(verdict, len(self.state["rollbacks"]))
             if verdict.kind != "taken":
-                self.chronicle.note("skip", verdict.step, verdict.describe())
-                self.progress.say(verdict.describe())
+                text = verdict.describe(repeated=verdict.step in self.repeated)
+                self.chronicle.note("skip", verdict.step, text)
+                self.progress.say(text)
             if decision is not None and decision.action == "rollback":
                 return decision
             if decision is not None:
@@ -285,6 +368,7 @@ class Pretraining:
         self.saved_step = self.state["step"]
         self.prepared.restore(checkpoint)
         self.monitor = StabilityMonitor(self.training.stability, self.accelerator.device, self.state["stability"])
+        self.computed_here = (None, None)
         self.mixture = self.text.mix(self.state)
         self.batches = self.text.read(self.mixture, self.state)
         self.enter_phase(self.state["step"])
@@ -368,6 +452,19 @@ class Pretraining:
         self.checkpoints.wait()
 
 
+def record_failure(run: Path, status: RunStatus, reason: str) -> None:
+    """Record why training failed, as far as a full disk or a damaged chronicle lets it."""
+    with suppress(OSError):
+        status.end("failed", 1, reason, alone=True)
+    with suppress(OSError, RecipeError, KeyError):
+        Chronicle(run, status.writes).note("failure", status.values.get("step", 0), reason)
+
+
+def lost_contact(error: Exception) -> bool:
+    """Return whether an error says that another process did not answer, or has ended."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()
@@ -395,7 +492,16 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
     """Train while holding the run folder, record in status.json how it ended, and return training.json's content."""
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
     status = RunStatus(run, is_main)
-    with held_run(run, accelerator) as left_by, Preemption(status) as preemption, ExitStack() as stack:
+
+    def end_run(reason: str) -> None:
+        """Record why, and end this process, whose main thread may wait for another for ever."""
+        record_failure(run, status, reason)
+        sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
+        os._exit(1)
+
+    processes = (accelerator.process_index, accelerator.num_processes)
+    liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
+    with held_run(run, accelerator) as left_by, liveness, Preemption(status) as preemption, ExitStack() as stack:
         status.begin()
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
@@ -409,18 +515,21 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
         try:
-            summary = stack.enter_context(closing(Pretraining(recipe, accelerator, status, preemption))).train()
+            training = Pretraining(recipe, accelerator, status, preemption, liveness)
+            summary = stack.enter_context(closing(training)).train()
         except Exception as error:
+            reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if isinstance(error, torch.OutOfMemoryError):
                 error = RecipeError(explain_out_of_memory(error, recipe.training))
-            reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
+                reason = f"process {accelerator.process_index}: {error}"
+            elif lost_contact(error) and (cause := liveness.explain() or status.read_end()):
+                error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")
+                reason = f"{cause} (noticed by {reason.splitlines()[0][:300]})"
             # The other processes left after a signal, or their launcher ended them.
             if preemption.signal_name or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
-            with suppress(Exception):  # a full disk or a damaged chronicle must not hide the error
-                Chronicle(run, is_main).note("failure", status.values.get("step", 0), reason)
-                status.end("failed", 1, reason, alone=True)
+            record_failure(run, status, reason)
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")

@@ -550,6 +550,8 @@ class Model(Section):
     """Key and value heads; fewer than query heads is grouped-query attention. None: as many."""
     head_dim: Positive | None = None
     """Width of a head. None: hidden_size / num_attention_heads."""
+    qk_norm: bool = False
+    """Normalise each query and key, as in Qwen 3: the model is exported as Qwen3ForCausalLM. GGUF is not written."""
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary position frequencies."""
     rms_norm_eps: PositiveFloat = 1e-5
@@ -904,7 +906,10 @@ class Hub(Section):
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
-    """Languages of the text (ISO 639-1)."""
+    """Languages of the text (ISO 639-1). Without this key: those of data.languages.keep, if set."""
+    confidential: list[Annotated[str, Field(min_length=3)]] = []
+    """Words that nothing published may show, such as names of clients: paths, records and the published recipe have
+    them removed, and a release that shows one elsewhere is refused, as is a source that is named after one."""
     contact: str | None = None
     """Where to ask for a document's removal, such as an e-mail address. None: the repository's discussions."""
     max_shard_size: Annotated[str, Field(pattern=r"^[1-9]\d*(KB|MB|GB)$")] = "5GB"
@@ -1009,6 +1014,14 @@ class Recipe(Section):
 
     def problems(self):
         training = self.training
+        for index, source in enumerate(self.data.sources):
+            for word in self.hub.confidential:
+                if any(word.lower() in name.lower() for name in (source.name, source.label)):
+                    yield (
+                        f"data.sources.{index}.name",
+                        f"{word} is in hub.confidential, and names and domains of sources are published in every "
+                        "figure and card; name it otherwise",
+                    )
         if self.data.canaries is not None and self.hub.dataset_text:
             yield "hub.dataset_text", "the text has the records of data.canaries in it; leave one of the two out"
         if (self.hub.revision_steps or 0) % training.save_steps:
@@ -1022,6 +1035,8 @@ class Recipe(Section):
             yield "tokenizer.from_pretrained", "a continued model keeps its own tokenizer; leave this out"
         if self.tokenizer.revision and not self.tokenizer.from_pretrained:
             yield "tokenizer.revision", "needs a tokenizer to apply to; set tokenizer.from_pretrained"
+        if self.model.qk_norm and self.model.from_pretrained is None and self.hub.gguf is not None:
+            yield "hub.gguf", "is written for Llama's shape only, not Qwen 3's; leave it or model.qk_norm out"
         if self.model.lora is not None and training.average is not None:
             yield "training.average", "averages whole weights, not adapters; leave it or model.lora out"
         if self.model.lora is not None and training.optimizer == "muon":

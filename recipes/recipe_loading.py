@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from atomic_files import RECORD, read_json
+from child_processes import EXIT_STOPPED
 from machine_limits import explain_limit
 from planning.training_rules import fill_in_training
 from recipe_config import Recipe, RecipeError, Section
 
 
+ALONE_SECONDS = 30.0  # processes load their libraries at different speeds
 OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
@@ -206,14 +209,17 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         if not override.startswith("--") or not separator or "." not in key:
             problems.append(f"{override}: not an option; override a key of the recipe as --section.key=value")
             continue
-        value, _ = read_yaml(text, f"--{key}")
+        value, inner = read_yaml(text, f"--{key}")
         if "#" in text and has_comment(text, value):
             problems.append(f"--{key}: # begins a comment in YAML, got {text!r}; quote the value inside the argument")
             continue
-        for part in reversed(key.split(".")):
+        path = tuple(key.split("."))
+        if not isinstance(value, dict):  # it replaces what the files have there
+            origins = {known: origin for known, origin in origins.items() if known[: len(path)] != path}
+        origins |= {(*path, *below): f"--{key}" for below in [(), *inner]}
+        for part in reversed(path):
             value = {part: value}
         values = merge(values, value)
-        origins[tuple(key.split("."))] = f"--{key}"
     recipe, invalid = validate(values, origins)
     problems += invalid
     if recipe is not None and "pretokenization" not in recipe.tokenizer.model_fields_set:
@@ -221,6 +227,8 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         record = read_json(Path(recipe.run.output_dir) / "tokenizer" / RECORD) or {}
         made_with = record.get("settings", {}).get("pretokenization", recipe.tokenizer.pretokenization)
         recipe.tokenizer.pretokenization = made_with
+    if recipe is not None and recipe.data.languages and "language" not in recipe.hub.model_fields_set:
+        recipe.hub.language = list(recipe.data.languages.keep)
     if recipe is not None and recipe.data.extract_text is None:
         recipe.data.extract_text = extract_text
         if extract_text is None:
@@ -467,16 +475,24 @@ def silence_transformers() -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback."""
+    """Run a script's main function without telemetry; what a user can help ends it with a message, no traceback.
+
+    Most errors are those of every process. The first of a machine prints it, and the launcher ends the others
+    meanwhile; what another process alone has to say, it prints after ALONE_SECONDS.
+    """
     os.environ |= NO_TELEMETRY
     if hub := sys.modules.get("huggingface_hub.constants"):  # which has read the environment
         hub.HF_HUB_DISABLE_TELEMETRY = True
     script = Path(sys.argv[0]).name
     try:
         main()
-    except RecipeError as error:
-        raise SystemExit(f"{script}: {error}") from error
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{script}: stopped on SIGINT; the same command starts it again\n")
+        raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
-        if (limit := explain_limit(error, script)) is None:
+        reason = error if isinstance(error, RecipeError) else explain_limit(error, script)
+        if reason is None:
             raise
-        raise SystemExit(f"{script}: {limit}") from error
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ALONE_SECONDS)
+        raise SystemExit(f"{script}: {reason}") from error

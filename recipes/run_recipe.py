@@ -17,6 +17,8 @@ Out:  everything in <run.output_dir>; see the docstring of each stage's script.
     python recipes/run_recipe.py --config recipes/custom/base.yaml --run.output_dir=runs/mine \\
         --data.sources='[{"name": "mine", "path": "my_texts"}]'
 
+With hub.leak_audit, audit_leaks.py runs before the report, unless audit.json is of the finished model already.
+
 Nothing is uploaded unless hub.repo_id is set. --overwrite runs stages again whose output is out of date.
 """
 
@@ -29,10 +31,11 @@ import sys
 from pathlib import Path
 
 from atomic_files import hash_items, read_json
-from child_processes import EXIT_STOPPED, run_child
+from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
 from mixture.fitting import check_length
+from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
@@ -164,20 +167,35 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
     before = read_json(run / "status.json")
-    ended = run_child(command, launches="accelerate.commands.launch" in command)
+
+    def save_seconds() -> float:
+        return (read_json(run / "status.json") or {}).get("save_seconds", SAVE_SECONDS)
+
+    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds)
     training = read_json(run / "status.json") or {}  # of this run, if it is another than before
     preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
-    # A launcher hides how its processes ended; training that was killed could not change its status.
-    killed = -ended.status == signal.SIGKILL or (training != before and training.get("status") == "running")
-    if killed and not stopped:
-        how += f", killed as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
+    # A launcher hides how its processes ended, but training that was killed has not changed its status.
+    unfinished = training != before and training.get("status") == "running"
+    if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
+        how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"
     sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
     raise SystemExit(EXIT_STOPPED if stopped else 1)
+
+
+def run_audit(recipe: Recipe, dry_run: bool) -> None:
+    """Audit the model where hub.leak_audit asks for it and audit.json is not of what is there now."""
+    run, script = Path(recipe.run.output_dir), ROOT / "recipes" / "audit_leaks.py"
+    if recipe.hub.leak_audit is None or read_audit(run)[0] is not None:
+        return
+    if dry_run:
+        print("run_recipe: audit would run: recipes/audit_leaks.py")
+    else:
+        run_script("audit", [sys.executable, str(script), str(run)], run)
 
 
 def note_unchecked(recipe: Recipe) -> None:
@@ -216,6 +234,7 @@ def activation() -> str | None:
     return f"source {shlex.quote(str(near))}"
 
 
+@leave_on_signals("finished stages are kept")
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,
@@ -235,6 +254,8 @@ def main(argv: list[str] | None = None) -> None:
         print(check_repositories(recipe))  # now, and not after days of training
     skipped = []
     for name in stages:
+        if name in ("report", "publish"):  # both show the audit; the first that runs has it made
+            run_audit(recipe, options.dry_run)
         # Whether a stage is up to date is known once its inputs are there.
         finished = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:

@@ -218,7 +218,7 @@ def training_settings(recipe: Recipe) -> dict:
     if recipe.data.fit_to_corpus or any(source.share is None for source in recipe.data.sources):
         for source in recipe.data.sources:  # otherwise a limit only decides whether the run is refused
             shares[source.name]["max_repetitions"] = source.max_repetitions or recipe.data.max_repetitions
-    model = recipe.model.model_dump()
+    model = model_settings(recipe)
     if recipe.model.from_pretrained is not None:  # the base decides the shape, not the recipe
         model = base_content(recipe.model.from_pretrained, recipe.model.revision, memory_folder(recipe))
         model |= {"lora": recipe.model.lora and recipe.model.lora.model_dump()}
@@ -235,6 +235,10 @@ def training_settings(recipe: Recipe) -> dict:
         "model": model,
         "training": training,
     }
+
+
+def model_settings(recipe: Recipe) -> dict:
+    return recipe.model.model_dump(exclude=set() if recipe.model.qk_norm else {"qk_norm"})  # earlier records lack it
 
 
 def release_settings(recipe: Recipe) -> dict:
@@ -285,7 +289,7 @@ def vocabulary_settings(recipe: Recipe) -> dict:
         "seed": recipe.run.seed,
         "shares": [[source.name, source.label, source.share] for source in recipe.data.sources],
         **recipe.data.model_dump(include={"min_shares", "phases"}),
-        "model": recipe.model.model_dump(),
+        "model": model_settings(recipe),
         "training": recipe.training.model_dump(include={"max_tokens", "sequence_length", "max_eval_bytes"}),
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from atomic_files import read_json
 from recipe_config import Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from summaries import lead, summarise
@@ -25,6 +26,23 @@ DISCLAIMER = (
     "It is no legal advice; read the text."
 )
 
+EXAMPLE = (
+    "The Secretary shall establish a program to repair small bridges. A county may apply for a grant of not more than "
+    "$200,000. The Secretary shall prefer counties that have closed a bridge within the last two years. There are "
+    "authorized to be appropriated $10,000,000 for each of the next three fiscal years."
+)
+
+
+def describe_quality(results: dict) -> str:
+    """Return how the model's summaries compare with the first sentences of the test documents, as its card says."""
+    name, difference = next(iter(results["after_minus"].items()))
+    rouge = difference["rouge2"]
+    if rouge["high"] < 0:
+        return f"**On the test documents its ROUGE-2 is below that of the {name}. Do not use it in their place.**"
+    if rouge["low"] <= 0:
+        return f"On the test documents its ROUGE-2 cannot be distinguished from that of the {name}."
+    return f"On the test documents its ROUGE-2 is above that of the {name}."
+
 
 def build_page(recipe: Recipe):
     """Load the model and return the page.
@@ -32,7 +50,8 @@ def build_page(recipe: Recipe):
     Raises: RecipeError: gradio is not installed, or there is no fine-tuned model yet.
     """
     settings, folder = recipe.finetune, Path(recipe.run.output_dir) / "finetuned"
-    if settings is None or not (folder / "results.json").exists():
+    results = read_json(folder / "results.json")
+    if settings is None or "after_minus" not in (results or {}):
         raise RecipeError(f"{folder} is missing; run recipes/finetune.py with the same --config first")
     try:
         import gradio
@@ -50,8 +69,10 @@ def build_page(recipe: Recipe):
         return summary or "(the model wrote nothing)", lead(text, settings.lead_sentences)
 
     with gradio.Blocks(title="Summary") as page:
-        gradio.Markdown(f"# Summary\n\n{DISCLAIMER}")
+        gradio.Markdown(f"# Summary\n\n{DISCLAIMER} {describe_quality(results)}")
         text = gradio.Textbox(label="Text", lines=14, elem_id="text")
+        example = gradio.Button("Try an example", elem_id="example")
+        example.click(lambda: EXAMPLE, None, text)
         button = gradio.Button("Summarize", variant="primary", elem_id="summarize")
         summary = gradio.Textbox(label="Summary", lines=6, elem_id="summary")
         sentences = gradio.Textbox(label=f"First {settings.lead_sentences} sentences, to compare", elem_id="lead")

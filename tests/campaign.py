@@ -11,6 +11,7 @@ A campaign of ten minutes or more writes its result into tests/README.md. Needs 
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -40,6 +42,7 @@ PAGE, MARKED = Path(__file__).with_name("README.md"), re.compile(r"(<!-- campaig
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRIES_A_RECIPE = 12
+LEAST_TRIES = 2  # of a worker, however slow the machine is
 SECONDS_A_TRY = 120
 TIMEOUT_SECONDS = 5  # run.timeout_seconds of the recipes
 # Stage -> its script, and how often it is attacked. All of a recipe's stages run in this order.
@@ -125,7 +128,8 @@ class Attacked:
         )
         harm = Harm(trace=str(self.traces), watched=str(self.whole))
         status = self.run(self.whole, self.folder / "log", harm, tuple(SCRIPTS))
-        assert status == 0, (str(self), (self.folder / "log").read_text()[-3000:])
+        if status != 0:
+            raise RuntimeError(f"the undisturbed run of {self} failed: {tail(self.folder / 'log')}")
 
     def run(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> int | None:
         """Run the recipe to the end and return its exit code; None if it did not end."""
@@ -190,7 +194,7 @@ def draw_recipe(draw: random.Random, road: str, root: Path) -> list[str]:
     if road == "LoRA":
         settings["model.lora"] = {"rank": 2, "targets": ["q_proj", "down_proj"]}
     if road == "Unigram":
-        settings["tokenizer.algorithm"] = "unigram"
+        settings |= {"tokenizer.algorithm": "unigram", "tokenizer.pad_vocabulary": True}
     if road == "phases":
         settings |= {"model.attention_dropout": 0.1, "training.tokens_per_step": 512}
         settings["training.max_tokens"] *= 2
@@ -343,6 +347,18 @@ class Attack:
             self.problems.append(f"signals ended the command with {status}")
         self.finish()
 
+    def limit_files(self) -> None:
+        """Let a process of the stage open few files, of which it has some from the start."""
+        self.copy()
+        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([24, 64, 256])))
+        self.finish()
+
+    def limit_memory(self) -> None:
+        """Let a process of the stage take little memory."""
+        self.copy()
+        self.execute(Harm(self.script, self.rank, memory_bytes=1 << self.draw.randrange(16, 28)))
+        self.finish()
+
     def start_twice(self) -> None:
         """Start the same command twice, shortly after one another."""
         self.copy()
@@ -369,10 +385,11 @@ class Attack:
         name, undo = self.flip()
         status = self.attacked.run(self.run, self.log, Harm(), self.stages)
         self.look_at(self.log.read_text(errors="replace"))
-        if status == 0:
-            self.compare(f"after a flipped bit in {name}, which nobody noticed, ")
-            return
-        if status != 1:
+        if status == 0:  # it was in a file that these stages do not read, or replace
+            made = self.stages[self.stages.index(self.stage) :]
+            found = self.attacked.find_differences(self.run, made)
+            self.problems += [f"after a flipped bit in {name}, which nobody noticed, {one}" for one in found]
+        elif status != 1:
             self.problems.append(f"after a flipped bit in {name} the command ended with {status}")
         undo()
         self.finish()
@@ -432,6 +449,8 @@ class Attack:
                     child.kill()
         self.leave_no_orphan()
         output = self.log.read_text(errors="replace")
+        if not output and status is not None and -status in STOP_SIGNALS:
+            return 75  # it had not started to run
         self.look_at(output)
         if status not in (0, 1, 75, *([-signal.SIGKILL] if killed else [])):
             self.problems.append(f"ended with {status}: {tail(self.log)}")
@@ -474,10 +493,11 @@ class Attack:
         hidden = [path.name for path in self.run.glob(".*") if path.name not in HARMLESS]
         self.problems += [f"{when}{name} was left in the run folder" for name in hidden]
 
-    def flip(self) -> tuple[str, object]:
+    def flip(self) -> tuple[str, Callable[[], None]]:
         """Flip a bit of a file; return its name, and a function that restores it."""
         paths = sorted(path for path in self.run.rglob("*") if path.is_file() and path.stat().st_size)
-        paths = [path for path in paths if path.name not in HARMLESS]
+        # What a killed stage left half-made has no checksum yet.
+        paths = [path for path in paths if path.name not in HARMLESS and ".tmp/" not in str(path)]
         path = self.draw.choice(
             self.draw.choice([paths, [path for path in paths if path.parent == self.run] or paths])
         )
@@ -487,7 +507,8 @@ class Attack:
         path.write_bytes(changed)
 
         def undo() -> None:
-            path.write_bytes(content)
+            if path.exists() and path.read_bytes() == changed:  # nothing has replaced it
+                path.write_bytes(content)
 
         return str(path.relative_to(self.run)), undo
 
@@ -504,6 +525,8 @@ KINDS_OF_TRAINING = {
     "flipped bit, then resumed": (Attack.flip_bit, 12),
     "flipped bit, finished": (Attack.flip_in_finished, 4),
     "started twice": (Attack.start_twice, 4),
+    "few open files": (Attack.limit_files, 2),
+    "little memory": (Attack.limit_memory, 4),
 }
 KINDS_OF_STAGES = {
     "killed at any change": (Attack.kill_at_change, 35),
@@ -513,6 +536,8 @@ KINDS_OF_STAGES = {
     "small disk": (Attack.fill_small_disk, 5),
     "flipped bit, then resumed": (Attack.flip_bit, 10),
     "started twice": (Attack.start_twice, 10),
+    "few open files": (Attack.limit_files, 3),
+    "little memory": (Attack.limit_memory, 6),
 }
 # The memory of hashes has a checksum of its own, and a damaged one is not used; a lock's content is not read.
 HARMLESS = {".hashes", ".hashes.lock", ".lock", "lock", "log.txt"}
@@ -581,29 +606,40 @@ def make_base(folder: Path) -> None:
 
 def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | None) -> None:
     """Attack one recipe after the other until the time is over, and append a line about each try to `results`."""
-    from child_processes import PR_SET_CHILD_SUBREAPER, prctl
+    from child_processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    made = 0
     for number in recipes:
         numbers = range(number * TRIES_A_RECIPE, (number + 1) * TRIES_A_RECIPE)
         numbers = [one for one in numbers if tries is None or one in tries]
-        if not numbers or time.monotonic() > until:
+        if not numbers or (time.monotonic() > until and made >= LEAST_TRIES):
             continue
         attacked = Attacked(root, seed, number)
-        attacked.make()
+        try:
+            attacked.make()
+        except RuntimeError as error:
+            note(root, seed, Try(numbers[0], "recipe", "undisturbed", [str(error)]), attacked, 0.0)
+            continue
         import_as(attacked.traces)
         for one in numbers:
-            if time.monotonic() > until:
+            if time.monotonic() > until and made >= LEAST_TRIES:
                 return
-            started = time.monotonic()
+            made, started = made + 1, time.monotonic()
             found = attack(attacked, seed, one)
-            line = vars(found) | {"recipe": str(attacked), "seconds": time.monotonic() - started}
-            with (root / "results").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            for problem in found.problems:
-                print(f"try {one}: {found.stage}, {found.kind}, {attacked}: {problem}")
-                print(f"  python tests/campaign.py --seed {seed} --tries {one}", flush=True)
+            note(root, seed, found, attacked, time.monotonic() - started)
         shutil.rmtree(attacked.folder)
+
+
+def note(root: Path, seed: int, found: Try, attacked: Attacked, seconds: float) -> None:
+    """Append a try to the results, and print what is wrong with it and the command that repeats it."""
+    line = vars(found) | {"recipe": str(attacked), "seconds": seconds}
+    with (root / "results").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    for problem in found.problems:
+        print(f"try {found.number}: {found.stage}, {found.kind}, {attacked}: {problem}")
+        print(f"  python tests/campaign.py --seed {seed} --tries {found.number}", flush=True)
 
 
 def report(results: list[dict], seed: int, minutes: float) -> str:
@@ -628,6 +664,10 @@ def processor() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long")
@@ -644,7 +684,8 @@ def main() -> None:
             source = Path(__file__).with_name("crash_shim.c")
             subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
             environment = os.environ | ENVIRONMENT | {"LD_PRELOAD": str(library)}
-            raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
+            command = [sys.executable, *sys.argv]
+            raise SystemExit(subprocess.run(command, env=environment, preexec_fn=end_with_parent).returncode)
         import_all()
         write_tiny_texts(root / "texts")
         make_base(root / "base")

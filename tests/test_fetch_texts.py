@@ -103,6 +103,13 @@ def test_a_short_commit_that_no_branch_has_is_refused(row):
         fetch_texts.main(["legal"])
 
 
+def test_a_text_that_cannot_be_fetched_does_not_keep_the_others_back(row, tmp_path):
+    write(row | {"name": "gone", "commit": "0" * 40}, row)
+    with pytest.raises(RecipeError, match="gone: .* gave no commit"):
+        fetch_texts.main(["legal"])
+    assert "legal/laws.jsonl" in files(tmp_path / "texts")
+
+
 def test_a_file_that_cannot_be_converted_is_left_out_with_a_note(row, tmp_path, monkeypatch, capsys):
     def broken(path, content):
         if path == "laws/one.txt":

@@ -21,6 +21,7 @@ from recipe_config import Finetune, RecipeError
 from recipe_loading import load_recipe
 from run_folder import write_record
 from summaries import CHAT_TEMPLATE, build_prompt, encode, lead, summarise
+from summary_page import describe_quality
 
 
 PARTIES = ["tenant", "landlord", "plaintiff", "buyer", "seller", "bank"]
@@ -179,6 +180,9 @@ def test_the_card_says_what_the_paired_differences_show(tuned, tmp_path, against
     finetune.write_output(recipe, model, tokenizer, changed)
     card = (tmp_path / "finetuned" / "README.md").read_text()
     assert {text for text in (BELOW, LIKE_LEAD, LIKE_BEFORE, RAISED, LOWERED) if text in card} == sentences
+    page = describe_quality(changed)
+    assert ("Do not use it in their place" in page) == (BELOW in sentences)
+    assert ("cannot be distinguished from that of the first 3 sentences" in page) == (LIKE_LEAD in sentences)
     low, high = against_before
     assert f"{(low + high) / 2:+.3f} ({low:+.3f} to {high:+.3f})" in card.replace("\\", "")
     assert str(tuned[1]) not in card and "local file or folder train.jsonl" in card

@@ -3,6 +3,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,9 +14,13 @@ from tiny_run import RECIPES, ROOT
 
 import launching
 import pretrain
+import recipe_loading
 import run_recipe
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
+from recovery.chronicle import RunStatus
+from recovery.preemption import Preemption
+from training.accelerators import make_accelerator
 
 
 RECIPE = load_recipe([RECIPES / "custom" / "base.yaml"], ["--data.sources=[{name: a, path: a}]"])
@@ -122,16 +127,35 @@ def test_a_run_keeps_the_precision_that_its_checkpoints_were_computed_in(machine
         assert run_recipe.kept_precision(tmp_path) is None
 
 
-def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason(tiny_run):
+def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason_printed_once(tiny_run, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU to use")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    command += ["--config_file", str(ROOT / "accelerate_configs" / "single_gpu.yaml"), str(RECIPES / "pretrain.py")]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", "2"]
+    script = tmp_path / "patient.py"  # however slow this machine is
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(RECIPES)!r})\nimport pretrain, recipe_loading\n"
+        "recipe_loading.ALONE_SECONDS = 600\nrecipe_loading.run_command(pretrain.main)\n"
+    )
+    command += [str(script)]
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     ended = subprocess.run([*command, *tiny_run.argv()], env=environment, capture_output=True, text=True)
     assert ended.returncode != 0 and "Traceback" not in ended.stderr.split("accelerate")[0]
-    assert "although the launch file asks for GPUs" in ended.stderr
+    assert ended.stderr.count("although the launch file asks for GPUs") == 1
     assert not (tiny_run.output_dir / "metrics.jsonl").exists()
+
+
+def test_an_error_of_another_process_alone_is_printed_after_a_wait(monkeypatch):
+    def fails():
+        raise RecipeError("the disk of this process is full")
+
+    waited = []
+    monkeypatch.setattr(recipe_loading.time, "sleep", waited.append)
+    for local_rank, seconds in (("0", []), ("3", [recipe_loading.ALONE_SECONDS])):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit, match="the disk of this process is full"):
+            recipe_loading.run_command(fails)
+        assert waited == seconds
 
 
 def test_gpus_that_no_process_uses_are_named(tiny_run, monkeypatch, capsys):
@@ -204,6 +228,43 @@ def test_a_whole_launch_is_left_alone_and_variables_of_one_process_are_removed(l
     launched(**variables)
     launching.refuse_lone_process()
     assert {name: value for name, value in os.environ.items() if launching.LAUNCHED.fullmatch(name)} == kept
+
+
+def test_a_machine_that_others_cannot_reach_by_its_name_is_refused(monkeypatch):
+    def is_named(address, **environment):
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME", "RANK", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+        def resolve(*_):
+            if address is None:
+                raise socket.gaierror(-2, "Name or service not known")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+        monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    two_machines = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3"}
+    two_machines |= {"MASTER_ADDR": "node6", "MASTER_PORT": "29500"}
+    for address, shown in (("127.0.1.1", "127.0.1.1"), ("::1", "::1"), (None, "no address")):
+        is_named(address, **two_machines)
+        with pytest.raises(RecipeError, match=f"name node7 stands for {shown}, .* or set GLOO_SOCKET_IFNAME to"):
+            make_accelerator(RECIPE)
+        is_named(address, **two_machines, GLOO_SOCKET_IFNAME="eth0")
+        launching.refuse_unreachable_machine()
+    for address, environment in (("10.0.0.7", two_machines), ("127.0.1.1", {"WORLD_SIZE": "8"}), ("127.0.1.1", {})):
+        is_named(address, **environment)
+        launching.refuse_unreachable_machine()
+
+
+def test_processes_that_gloo_does_not_connect_are_refused_with_what_to_set(tmp_path, monkeypatch):
+    def fails(**_):
+        raise RuntimeError("[enforce fail at pair.cc] connect: Connection refused\nException raised from")
+
+    monkeypatch.setattr(torch.distributed, "new_group", fails)
+    with pytest.raises(RecipeError, match="does not connect them: .* Connection refused; set GLOO_SOCKET_IFNAME to"):
+        Preemption(RunStatus(tmp_path, True)).connect(SimpleNamespace(num_processes=16), 60)
 
 
 def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):

@@ -100,7 +100,7 @@ def phase(settings: str) -> str:
             "--data.sources=[{name: a, path: b, share: -1}]",
             "sources.0.share: input should be greater than or equal to 0, got -1",
         ),
-        ("--data.sources=[{name: ../a, path: b}]", "sources.0.name: string should match pattern"),
+        ("--data.sources=[{name: ../a, path: b}]", "--data.sources: data.sources.0.name: string should match pattern"),
         ("--data.sources=[{name: A, path: b}]", "sources.0.name: string should match pattern"),
         ("--data.splits.test_fraction=0.6", "splits.test_fraction: input should be less than 0.5, got 0.6"),
         (
@@ -341,6 +341,13 @@ def test_help_on_a_section_lists_its_keys_alone(capsys):
         0,
         "  --run.seed  (default 0)\n        Seed of the initial weights and of the data order.\n",
     )
+
+
+def test_the_cards_languages_are_those_that_the_text_was_filtered_for_unless_the_recipe_names_them(load):
+    korean = "--data.languages={keep: [ko]}"
+    assert load(RIGHT).hub.language == ["en"]
+    assert load(RIGHT, korean).hub.language == ["ko"]
+    assert load(RIGHT, korean, "--hub.language=[ko, en]").hub.language == ["ko", "en"]
 
 
 @pytest.mark.parametrize("command", ["plan_run", "prepare_data", "push_to_hub", "choose_vocabulary", "summary_page"])

@@ -38,7 +38,7 @@ ARROWS = {
     "conversations": {"recipe_config", "sources", "summaries"},
     "planning": {"recipe_config", "vocabulary"},
     "machine_limits": set(),
-    "recipe_loading": {"atomic_files", "machine_limits", "planning", "recipe_config"},
+    "recipe_loading": {"atomic_files", "child_processes", "machine_limits", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
     "child_processes": set(),
     "launching": {"recipe_config", "stages"},

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole recipes by one command: copied, moved, killed, run again."""
 
+import html
 import json
 import os
 import re
@@ -470,3 +471,18 @@ def test_evaluation_scores_the_recipes_baselines_again_if_one_changes(tmp_path):
     absent = load_recipe([RECIPES / "custom" / "base.yaml"], settings)
     with pytest.raises(RecipeError, match=r"evaluation.baselines='./absent': no such folder"):
         run_recipe.plan_stages(absent)
+
+
+def test_the_audit_runs_before_the_report_where_the_recipe_sets_limits_and_once(telecom, capsys, monkeypatch):
+    command, folder, _ = telecom
+    monkeypatch.chdir(folder)
+    limits = "--hub.leak_audit={max_verbatim_50_fraction: 1}"
+    result = run([*command, limits], folder)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    audit, report = (folder / "runs" / "telecom" / name for name in ("audit.json", "report.html"))
+    assert audit.stat().st_mtime < report.stat().st_mtime
+    finding = html.escape(json.loads(audit.read_text())["findings"][0])
+    assert finding in report.read_text()
+    assert (folder / "runs" / "telecom" / "release" / "audit.json").exists()
+    monkeypatch.setattr(run_recipe, "run_script", lambda *_: pytest.fail("it is not made again"))
+    run_recipe.main([*map(str, command[1:]), limits])

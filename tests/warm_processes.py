@@ -8,6 +8,7 @@ starts is forked: the scripts of the stages, and a launcher that handles signals
 import ctypes
 import importlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -44,6 +45,8 @@ class Harm:
         forward: number of the forward pass in training in which `signals` are sent; 0: none.
         target: who gets them: rank, launcher or run_recipe.
         signals: sent one after the other, `pause` seconds apart.
+        open_files: how many the process may open; 0: as many as it likes.
+        memory_bytes: how much the process may take beside what it has; 0: as much as it likes.
         trace: a folder in which each script lists the changes that it makes and what it imports; empty: no lists.
     """
 
@@ -56,6 +59,8 @@ class Harm:
     target: str = "rank"
     signals: tuple[int, ...] = ()
     pause: float = 0.0
+    open_files: int = 0
+    memory_bytes: int = 0
     trace: str = ""
 
     def arm(self, script: str) -> None:
@@ -66,6 +71,11 @@ class Harm:
             ctypes.CDLL(None).crash_shim_watch(os.fsencode(self.watched), ctypes.c_long(0), os.fsencode(trace))
         if script != self.script or rank != self.rank:
             return
+        if self.open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+        if self.memory_bytes:
+            most = psutil.Process().memory_info().vms + self.memory_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         if self.change:
             shim = ctypes.CDLL(None)
             shim.crash_shim_refuse(self.error)

@@ -174,6 +174,7 @@ def with_shape_of(settings: Model, config: PreTrainedConfig) -> Model:
     names = type(settings).model_fields.keys() - not_of_shape
     shape = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     shape.setdefault("intermediate_size", 4 * config.hidden_size)  # GPT-2's config leaves it out
+    shape["qk_norm"] = config.model_type == "qwen3"
     if has_plain_rotation(config):
         shape["rope_theta"] = float(config.rope_parameters["rope_theta"])
     kind = PlainModel if config.model_type in PLAIN_FEED_FORWARD else type(settings)

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Llama model: its initial weights, its context window in each phase, and its parameter counts."""
+"""The Llama model, or Qwen 3's where queries and keys are normalised: initial weights, context window, counts."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from planning.model_shape import head_dim
 from recipe_config import Model, Recipe, Training
 
 
-def llama_config(settings: Model, vocab_size: int, sequence_length: int) -> LlamaConfig:
+def llama_config(settings: Model, vocab_size: int, sequence_length: int) -> LlamaConfig | Qwen3Config:
     """Return the config of a model that is made from scratch, in fp32."""
-    shape = settings.model_dump(exclude={"rope_theta", "scaled_residual_init"})
-    return LlamaConfig(
+    shape = settings.model_dump(exclude={"rope_theta", "scaled_residual_init", "qk_norm"})
+    if settings.qk_norm:  # what LlamaConfig derives, Qwen3Config sets to numbers of its own
+        shape["head_dim"] = head_dim(settings)
+        shape["num_key_value_heads"] = settings.num_key_value_heads or settings.num_attention_heads
+    return (Qwen3Config if settings.qk_norm else LlamaConfig)(
         **{name: value for name, value in shape.items() if value is not None},
         vocab_size=vocab_size,
         max_position_embeddings=sequence_length,
@@ -23,10 +27,10 @@ def llama_config(settings: Model, vocab_size: int, sequence_length: int) -> Llam
     )
 
 
-def build_model(recipe: Recipe, vocab_size: int) -> LlamaForCausalLM:
+def build_model(recipe: Recipe, vocab_size: int) -> LlamaForCausalLM | Qwen3ForCausalLM:
     """Build the model with its initial weights, in fp32."""
     config = llama_config(recipe.model, vocab_size, recipe.training.sequence_length)
-    model = LlamaForCausalLM(config)
+    model = (Qwen3ForCausalLM if recipe.model.qk_norm else LlamaForCausalLM)(config)
     # Each layer adds to the residual stream twice. This scale keeps the stream's variance from growing with depth
     # (GPT-2, section 2.3); transformers leaves it out for Llama.
     with torch.no_grad():

@@ -35,6 +35,7 @@ def count_parameters(model: Model, vocab_size: int) -> dict[str, int]:
         tied=model.tie_word_embeddings,
         gated=not model.plain,
         biased=model.plain,
+        head_norm=head_dim(model) if model.qk_norm else 0,
     )
 
 
@@ -55,13 +56,14 @@ def count_decoder_parameters(
     biased: bool = False,
     positions: int = 0,
     embedding_norm: bool = False,
+    head_norm: int = 0,
 ) -> dict[str, int]:
     """Count the parameters of a decoder of any of the usual kinds; as `count_parameters`.
 
     Widths are LlamaConfig's; query_width and key_value_width are heads times head_dim. `tied`: the projection is the
     embedding. `gated`: three matrices in the feed-forward layer (SwiGLU), not two. `biased`: in every linear layer and
     norm (GPT-2, BLOOM, BloombergGPT). `positions`: learned ones (GPT-2). `embedding_norm`: a norm after the embedding
-    (BLOOM, BloombergGPT).
+    (BLOOM, BloombergGPT). `head_norm`: the width of the norms of a layer's queries and keys (Qwen 3).
     """
     attention = hidden_size * (2 * query_width + 2 * key_value_width)
     feed_forward = (3 if gated else 2) * hidden_size * intermediate_size
@@ -69,6 +71,7 @@ def count_decoder_parameters(
         attention += query_width + 2 * key_value_width + hidden_size
         feed_forward += (2 if gated else 1) * intermediate_size + hidden_size
     norms = (2 * num_hidden_layers + 1 + embedding_norm) * hidden_size * (2 if biased else 1)
+    norms += 2 * num_hidden_layers * head_norm
     table = vocab_size * hidden_size
     parts = {
         "embedding": table + positions * hidden_size,

@@ -34,6 +34,15 @@ def describe_findings(audit: dict) -> list[str]:
         elif own["documents"]:
             line += ". Chance may explain the difference"
         found.append(line + ".")
+    by_chance = verbatim["sampled"]
+    for length, own in by_chance["trained"]["continued"].items():
+        if length == list(by_chance["trained"]["continued"])[:2][-1]:  # 50, where the model reads as many
+            other = by_chance["held_out"]["continued"][length]
+            found.append(
+                f"Of {by_chance['samples']} continuations drawn at random, one is more likely than not that of "
+                f"the document for {length} tokens: for {counted(own)} of {trained['documents']:,} that were trained "
+                f"on, for {counted(other)} of {held_out['documents']:,} others."
+            )
     groups = verbatim["by_times_trained"]
     if any(entry["documents"] for entry in trained["continued"].values()):
         for times, group in groups.items():
@@ -85,8 +94,8 @@ def describe_limits(audit: dict) -> list[str]:
     """Return what cannot be concluded from an audit.json."""
     settings, verbatim = audit["settings"], audit["verbatim"]
     limits = [
-        f"Greedy decoding from the first {settings['prompt_tokens']} tokens is one attack. Other prompts, sampling or "
-        "fine-tuning may extract more.",
+        f"Greedy decoding and sampling from the first {settings['prompt_tokens']} tokens are two attacks. Other "
+        "prompts, other sampling or fine-tuning may extract more.",
         f"Documents of fewer than {settings['least_tokens']:,} tokens, and the later parts of longer ones, were not "
         "audited.",
         "Patterns find no names, street addresses or statements about persons.",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model gives away of documents that it was trained on, against documents that it never saw.
 
-Two measures come from one reading of each document: how far greedy decoding continues it word for word from its first
-tokens, and whether its loss is lower than that of unseen documents.
+Three measures come from one reading of each document: how far greedy decoding continues it word for word from its
+first tokens, how far SAMPLES random continuations would, and whether its loss is lower than that of unseen documents.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,10 @@ LENGTHS = (20, 50, 100)  # tokens of a continuation; 20 is a sentence, 50 the le
 MOST_TOKENS = 512  # of a document that its loss is taken of: more tokens hardly sharpen the mean, and cost time
 TIMES = (1, 2, 4, 16, 64)  # where groups of documents by the times that they were trained on begin
 LOGITS_AT_ONCE = 1 << 27  # half a GiB in float32
+SAMPLES = 100  # random continuations of a prompt, at temperature 1
+# The chance that one of SAMPLES continuations is the document's is 1 - (1 - likelihood) ** SAMPLES: one half at this
+# likelihood. No text has to be generated (Hayes et al. 2024, https://arxiv.org/abs/2410.19482).
+LEAST_LIKELIHOOD = 1 - 0.5 ** (1 / SAMPLES)
 RESAMPLES = 1000  # of the bootstrap, and permutations
 
 
@@ -33,12 +37,14 @@ class Reading(NamedTuple):
 
     Attributes:
         continued_tokens: that greedy decoding writes as the document has them, after its first PROMPT_TOKENS.
+        sampled_tokens: likewise, that one of SAMPLES random continuations more likely has than not.
         nats: summed loss of its first tokens.
         tokens: how many these are.
         bytes: of their text.
     """
 
     continued_tokens: int
+    sampled_tokens: int
     nats: float
     tokens: int
     bytes: int
@@ -80,12 +86,15 @@ def read_documents(
             logits = model(input_ids=inputs.to(model.device), use_cache=False).logits.float()
             likeliest = logits.argmax(-1).cpu()
             losses = F.cross_entropy(logits.transpose(1, 2), targets.to(model.device), reduction="none")
-            nats = losses.double().sum(1).tolist()
+            losses = losses.double().cpu()
+            nats = losses.sum(1).tolist()
             for row, number in enumerate(batch):
                 tokens = documents[number].tokens
                 right = (likeliest[row, : len(tokens)] == targets[row, : len(tokens)])[PROMPT_TOKENS:].tolist()
                 continued = right.index(False) if False in right else len(right)
-                readings[number] = Reading(continued, nats[row], len(tokens), int(byte_lengths[tokens].sum()))
+                likelihoods = losses[row, PROMPT_TOKENS : len(tokens)].cumsum(0).neg().exp()
+                sampled = int((likelihoods >= LEAST_LIKELIHOOD).sum())
+                readings[number] = Reading(continued, sampled, nats[row], len(tokens), int(byte_lengths[tokens].sum()))
             progress.update(len(batch))
     return [readings[number] for number in range(len(documents))]
 

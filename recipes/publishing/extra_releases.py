@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from atomic_files import discard, sync
+from atomic_files import discard, sync, write_json
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.document_files import DOCUMENT_SCHEMA, FAMILY, PLACES
 from corpus.personal_data import searched_kinds
 from publishing.base_model import find_base
+from publishing.croissant import describe_in_croissant
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_secrets_in_text
 from publishing.release_files import (
+    describe_files,
     empty,
     own_licence,
     public_names,
@@ -60,7 +62,8 @@ def build_tokenizer_release(recipe: Recipe) -> None:
 
 
 def build_dataset_release(recipe: Recipe) -> list[str]:
-    """Make release_dataset/: the data card, the statistics, and with hub.dataset_text the text that may be published.
+    """Make release_dataset/: the data card, croissant.json, the statistics, and with hub.dataset_text the text that
+    may be published.
 
     Returns: with hub.dataset_text, a sentence for each source whose text is withheld.
     """
@@ -87,6 +90,8 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_terms(shown, recipe, folder)
+        if recipe.hub.dataset_repo_id:
+            write_json(folder / "croissant.json", describe_in_croissant(shown, stats, describe_files(folder)))
         seal(recipe, folder)
     reasons = withheld.items() if recipe.hub.dataset_text else ()
     return [f"the text of {name} is not published: {reason}" for name, reason in reasons if reason]
@@ -113,7 +118,7 @@ def copy_text(recipe: Recipe, path: Path, target: Path) -> None:
     file = pq.ParquetFile(path)
     for batch in file.iter_batches(SCANNED_ROWS, columns=["id", "text"]):
         texts, ids = batch["text"].to_pylist(), batch["id"].to_pylist()
-        refuse_secrets_in_text(texts, ids, str(path), public_names(recipe))
+        refuse_secrets_in_text(texts, ids, str(path), public_names(recipe), recipe.hub.confidential)
     target.parent.mkdir(parents=True, exist_ok=True)
     if FAMILY in file.schema_arrow.names:
         with pq.ParquetWriter(target, DOCUMENT_SCHEMA, compression="zstd") as writer:

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local paths in a release: relative below the current folder, elsewhere only their last component.
 
-The folders on the way to a file name clients, matters and the user of this machine.
+The folders on the way to a file name clients, matters and the user of this machine. What else must not be shown stands
+in hub.confidential.
 """
 
 import html
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from atomic_files import write_json
 from publishing.release_checks import home_folder
 from recipe_config import Recipe, RecipeError
 
 
+REMOVED = "(removed)"  # in place of a word of hub.confidential
 TEXT_KEYS = (
     "prompts",
     "instruction",
@@ -39,11 +42,11 @@ def shorten_value(value: str) -> str:
 
 
 def shorten_paths(recipe: Recipe) -> Recipe:
-    """Return a recipe with shortened paths.
+    """Return a recipe with shortened paths, and without the words of hub.confidential.
 
     Raises: RecipeError: a path that shows the home folder even then.
     """
-    shown = recipe.model_dump()
+    shown = remove_words(recipe.model_dump(exclude={"hub": {"confidential"}}), recipe.hub.confidential)
     for key, parent, name in strings(shown):
         value, short = parent[name], shorten_value(parent[name])
         if short != value and home_folder() and home_folder().strip("/") in short:
@@ -53,6 +56,18 @@ def shorten_paths(recipe: Recipe) -> Recipe:
             )
         parent[name] = short
     return Recipe.model_validate(shown)
+
+
+def remove_words(value: Any, words: Iterable[str]) -> Any:
+    """Return a value of JSON with each confidential word in its strings replaced by REMOVED."""
+    if isinstance(value, dict):
+        return {key: remove_words(part, words) for key, part in value.items()}
+    if isinstance(value, list):
+        return [remove_words(part, words) for part in value]
+    for word in words if isinstance(value, str) else ():
+        for spelling in {word, json.dumps(word)[1:-1], html.escape(word)}:
+            value = re.sub(rf"(?i)(?<![^\W_]){re.escape(spelling)}(?![^\W_])", REMOVED, value)
+    return value
 
 
 def strings(value: dict | list, key: str = "") -> Iterator[tuple[str, dict | list, str | int]]:
@@ -83,8 +98,9 @@ def shorten_paths_in_text(text: str, recipe: Recipe) -> str:
 
 
 def copy_without_paths(path: Path, target: Path, recipe: Recipe) -> None:
-    """Copy a text file with shortened paths; in stats.json those of the sources, whatever the recipe says now."""
+    """Copy a text file with shortened paths, in stats.json of all sources, and without confidential words."""
     text = shorten_paths_in_text(path.read_text(encoding="utf-8"), recipe)
+    text = remove_words(text, recipe.hub.confidential)
     target.write_text(text, encoding="utf-8")
     if path.name == "stats.json":
         stats = json.loads(text)

@@ -38,6 +38,7 @@ RECORDS = (
     "audit",
     "gguf",
 )
+FAMILY_STYLES = {"llama": "Llama-style", "qwen3": "Qwen3-style"}  # the shapes of models from scratch
 MOST_TASKS = 10  # a larger group is listed by its average only
 PROMPT = "In general, the"
 # Groups of benchmark items in results.json, as the card names them.
@@ -172,7 +173,7 @@ def describe_shape(folder: Path) -> dict:
     heads, architecture = config.num_attention_heads, (config.architectures or [config.model_type])[0]
     return {
         "type": config.model_type,
-        "family": "Llama-style" if config.model_type == "llama" else architecture.removesuffix("ForCausalLM"),
+        "family": FAMILY_STYLES.get(config.model_type, architecture.removesuffix("ForCausalLM")),
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "feed_forward": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,12 +104,20 @@ class Secret(NamedTuple):
         return None
 
 
-def all_secrets(public_names: set[str]) -> dict[str, Secret]:
+def all_secrets(public_names: set[str], confidential: Iterable[str] = ()) -> dict[str, Secret]:
     """Return what no released file may contain, by kind: credentials, and names of the user and the machine.
 
-    Args: public_names: names of the user that may appear, such as the owner of the repository.
+    Args:
+        public_names: names of the user that may appear, such as the owner of the repository.
+        confidential: other words that may not appear, in any usual spelling.
     """
     secrets = {kind: Secret(literals, re.compile(pattern)) for kind, (literals, pattern) in SECRETS.items()}
+    for word in confidential:
+        spellings = {word, word.lower(), word.upper(), word.capitalize(), word.title()}
+        spellings |= {json.dumps(spelling)[1:-1] for spelling in spellings}
+        written = tuple(sorted(spelling.encode() for spelling in spellings))
+        pattern = rb"(?<![A-Za-z0-9])(?:" + b"|".join(map(re.escape, written)) + rb")(?![A-Za-z0-9])"
+        secrets[f"{word!r} of hub.confidential"] = Secret(written, re.compile(pattern))
     values = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
     values["HF_TOKEN"] = get_token() or ""
     for name, value in values.items():
@@ -150,12 +159,12 @@ def user_name() -> str:
         return ""
 
 
-def refuse_secrets(folder: Path, public_names: set[str]) -> None:
-    """Search every byte of a folder, but of weights only the header.
+def refuse_secrets(folder: Path, public_names: set[str], confidential: Iterable[str] = ()) -> None:
+    """Search every byte of a folder, but of weights only the header; the arguments are those of all_secrets.
 
     Raises: RecipeError: it names files and kinds, never the secret itself.
     """
-    secrets, problems = all_secrets(public_names), []
+    secrets, problems = all_secrets(public_names, confidential), []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             end = len(content)
@@ -169,9 +178,11 @@ def refuse_secrets(folder: Path, public_names: set[str]) -> None:
         raise RecipeError(*problems)
 
 
-def refuse_secrets_in_text(texts: list[str], ids: list[str], where: str, public_names: set[str]) -> None:
+def refuse_secrets_in_text(
+    texts: list[str], ids: list[str], where: str, public_names: set[str], confidential: Iterable[str] = ()
+) -> None:
     """Search the text of documents, since their files are compressed. Raises: RecipeError: it names the documents."""
-    secrets, problems = all_secrets(public_names), []
+    secrets, problems = all_secrets(public_names, confidential), []
     for text, document in zip(texts, ids, strict=True):
         content = text.encode()
         problems += [

@@ -176,7 +176,7 @@ def build_release(recipe: Recipe) -> list[str]:
 def seal(recipe: Recipe, folder: Path) -> None:
     """Search a folder for what must not be published, then list its files in manifest.json."""
     refuse_odd_files(folder)
-    refuse_secrets(folder, public_names(recipe))
+    refuse_secrets(folder, public_names(recipe), recipe.hub.confidential)
     write_json(folder / "manifest.json", {"format": 1, "files": describe_files(folder)})
 
 

@@ -6,7 +6,8 @@
 | `chronicle.jsonl` | one event a line: `time` (UTC), `event`, `step`, `text`, and details of some events |
 | `chronicle.md` | the same events as Markdown |
 | `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
-|  | `reason` and `exit_code` of the end, `pid`, `host`, `started`, `updated` |
+|  | `save_seconds` (that a save may take after a signal), `reason` and `exit_code` of the end, `pid`, `host`, |
+|  | `started`, `updated` |
 
 Events: start, resume, note, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in
 the order in which they happened; the events of a step that was trained again after a kill appear twice. Scripts read
@@ -61,6 +62,11 @@ class RunStatus:
                 write_json(own, self.values | {"updated": utc_now()})
                 os.replace(own, self.path)
 
+    def read_end(self) -> str | None:
+        """Return why a process of this launch ended the run; None if none has recorded that."""
+        found = read_json(self.path) or {}
+        return found.get("reason") if found.get("status") in ("failed", "preempted") else None
+
     def is_preempted(self) -> bool:
         """Return whether a process of this launch has recorded that a signal ended the run."""
         return (read_json(self.path) or {}).get("status") == "preempted"
@@ -97,7 +103,7 @@ class Chronicle:
 
 def read_chronicle(run: Path) -> list[dict]:
     """Return a run's events, without a truncated last line; empty where there is no file."""
-    return read_json_lines(run / "chronicle.jsonl")
+    return read_json_lines(run / "chronicle.jsonl", "time", "event", "step", "text")
 
 
 def describe(entry: dict) -> str:

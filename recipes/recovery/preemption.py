@@ -26,13 +26,13 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from child_processes import EXIT_STOPPED, SIGNALS, end_with_parent, heeded_signals
+from child_processes import EXIT_STOPPED, SAVE_SECONDS, SIGNALS, end_with_parent, heeded_signals
+from recipe_config import RecipeError
 from recovery.chronicle import RunStatus
 
 
 LEAVE = "leave"
 LAUNCHER_SECONDS = 30  # after which torchrun, having passed a signal on, kills the processes that still run
-SAVE_SECONDS = 20.0  # at least, after a signal
 
 
 class Preemption:
@@ -56,8 +56,12 @@ class Preemption:
             self.leave_file.unlink(missing_ok=True)  # for the run before
 
     def allow(self, seconds: float) -> str:
-        """Allow for a save that takes so long, after one that is being written; return what to print about it."""
+        """Allow for a save that takes so long, after one that is being written; return what to print about it.
+
+        status.json gets it too, for run_recipe.py, which ends processes that lost their launcher.
+        """
         self.save_seconds = max(SAVE_SECONDS, 2 * seconds)
+        self.status.update(save_seconds=self.save_seconds)
         text = f"a checkpoint takes about {seconds:.1f} s to write; after a signal, saving may take "
         text += f"{self.save_seconds:.0f} s"
         if self.save_seconds <= LAUNCHER_SECONDS:
@@ -110,9 +114,18 @@ class Preemption:
         os._exit(EXIT_STOPPED)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
-        """Open a process group on the CPU, so that agreeing never waits for a device."""
+        """Open a process group on the CPU, so that agreeing never waits for a device.
+
+        Raises: RecipeError: the processes do not reach each other by gloo.
+        """
         if accelerator.num_processes > 1:
-            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            try:
+                self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"gloo, by which the processes agree, does not connect them: {str(error).splitlines()[0]}; set "
+                    "GLOO_SOCKET_IFNAME to the network between the machines (`ip -brief address`)"
+                ) from error
 
     def requested(self) -> bool:
         """Return whether any process received a signal: the same on all, which must call this equally often.

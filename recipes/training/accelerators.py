@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from launching import refuse_lone_process, refuse_silent_cpu
+from launching import refuse_lone_process, refuse_silent_cpu, refuse_unreachable_machine
 from recipe_config import Recipe, RecipeError, Training
 
 
@@ -22,6 +22,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises: RecipeError: the launch file or the environment asks for what is not there, or for what would be ignored.
     """
     refuse_lone_process()
+    refuse_unreachable_machine()
     available = [str(tracker) for tracker in get_available_trackers()]
     if absent := set(recipe.training.report_to) - set(available):  # Accelerate ignores them silently
         raise RecipeError(f"training.report_to: not installed: {', '.join(sorted(absent))}; pip install them")
@@ -50,7 +51,7 @@ def check_devices(accelerator: Accelerator) -> str | None:
     refuse_silent_cpu(accelerator.device.type)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
-        raise SystemExit(
+        raise RecipeError(
             f"{launched} processes were launched but Accelerate counts {accelerator.num_processes}: each would train "
             "alone. Use a file from accelerate_configs/; on CPUs launch with ACCELERATE_USE_CPU=true and ddp.yaml."
         )

@@ -80,6 +80,9 @@ class PreparedModel:
     def step(self, ok: Tensor) -> None:
         """Step the optimizers if `ok`, a bool on the device, and clear the gradients."""
         step_where(self.optimizers, ok)
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 

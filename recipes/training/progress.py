@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar."""
+"""How far training is: its clock, the counts for the next line of metrics.jsonl, and the progress bar.
+
+Where standard error is no terminal, as in a scheduler's log, there is no bar; each logging step prints a line.
+"""
 
 import math
+import platform
+import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +24,51 @@ from training.text import TrainingText
 from training.utilisation import Utilisation, measure_utilisation, peak_flops, peak_memory_bytes
 
 
+LAG = 1.5  # times the median of the processes' own seconds
+LAG_LINES = 3  # of metrics.jsonl, one after the other, before a warning
+
+
+class OwnSeconds:
+    """How long this process computes in a step before it waits for others: its batches and forward passes.
+
+    On a GPU events measure it, so that nothing waits. Under FSDP2 a forward pass waits for the others' weights too.
+
+    Args: module: the prepared model.  device: that it is on.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device):
+        self.device, self.steps = device, []
+        module.register_forward_hook(lambda *_: self.note_forward())
+
+    def mark(self) -> float | torch.Event:
+        """Return a point in time: on the clock, or among the device's work."""
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+    def note_forward(self) -> None:
+        self.last_forward = self.mark()
+
+    def start_step(self) -> None:
+        self.started = self.last_forward = self.mark()
+
+    def end_step(self) -> None:
+        self.steps.append((self.started, self.last_forward))
+
+    def mean(self) -> float:
+        """Return the mean of the steps since the last call; waits for the device."""
+        if self.device.type == "cpu":
+            seconds = [end - start for start, end in self.steps]
+        else:
+            for _, end in self.steps:
+                end.synchronize()
+            seconds = [start.elapsed_time(end) / 1000 for start, end in self.steps]
+        self.steps = []
+        return sum(seconds) / max(1, len(seconds))
+
+
 class Progress:
     """The clock, the counts and the progress bar of a run.
 
@@ -26,6 +77,7 @@ class Progress:
         text: of the run.
         accelerator: of the run.
         state: of the run, at the step that training starts from.
+        module: the prepared model.
 
     Attributes:
         started: the clock (time.perf_counter) when training started, moved back by the seconds before a resume.
@@ -34,7 +86,9 @@ class Progress:
         grad_norm: of the last step.
     """
 
-    def __init__(self, recipe: Recipe, text: TrainingText, accelerator: Accelerator, state: dict):
+    def __init__(
+        self, recipe: Recipe, text: TrainingText, accelerator: Accelerator, state: dict, module: torch.nn.Module
+    ):
         self.run, self.recipe, self.training = Path(recipe.run.output_dir), recipe, text.training
         self.vocab_size = len(text.tokenizer)
         self.accelerator, self.is_main = accelerator, accelerator.is_main_process
@@ -47,13 +101,16 @@ class Progress:
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
+        self.prints_lines = self.is_main and not sys.stderr.isatty()
+        self.own_seconds = OwnSeconds(module, accelerator.device)
+        self.lagging: tuple[int | None, int] = (None, 0)  # the slowest process, and for how many lines
         self.bar = tqdm(
             total=state["max_steps"],
             initial=state["step"],
             desc="pretrain",
             unit=" steps",
             leave=False,
-            disable=not self.is_main,
+            disable=not self.is_main or self.prints_lines,
         )
 
     def enter_phase(self, sequence_length: int, causal: bool) -> None:
@@ -113,8 +170,12 @@ class Progress:
         self.bar.total = broadcast_object_list([steps])[0]
         return self.bar.total
 
-    def log_steps(self, state: dict, learning_rate: float, skipped_steps: int) -> None:
-        """Write a line of metrics.jsonl about the steps since the last, and add what they read to the state."""
+    def log_steps(self, state: dict, learning_rate: float, skipped_steps: int) -> str | None:
+        """Write a line of metrics.jsonl about the steps since the last, and add what they read to the state.
+
+        Returns: a warning, the same on all processes, if one of them is slower than the others, for the first time.
+        """
+        own = self.gather_own_seconds()
         self.add_seen(state)
         nats, num_bytes, num_tokens = self.sums.tolist()
         if num_tokens:  # data.skip may have left none
@@ -132,9 +193,16 @@ class Progress:
                 "train/peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
             }
             record |= self.utilisation.record(speed) | total_seen(state)
+            record |= {"train/own_seconds": own} if own else {}
             self.log(record)
             self.bar.set_postfix_str(describe_step(record), refresh=False)
+            if self.prints_lines:
+                left = (state["max_steps"] - state["step"]) * self.training.tokens_per_step / speed
+                last = f"{state['max_steps']:,}"
+                step = f"step {state['step']:>{len(last)},}/{last}, {tqdm.format_interval(left)} left"
+                self.bar.write(f"pretrain: {step}: {describe_step(record)}", file=sys.stderr)
         self.sums.zero_()
+        return self.find_lag(own)
 
     def add_seen(self, state: dict) -> None:
         """Add what was read since the last call to the state; every process must call it."""
@@ -144,12 +212,41 @@ class Progress:
             state["tokens_seen"][name] += num_tokens
         self.seen.zero_()
 
+    def gather_own_seconds(self) -> list[float]:
+        """Return OwnSeconds.mean of every process; empty where there is only one."""
+        mean = self.own_seconds.mean()
+        if self.accelerator.num_processes == 1:
+            return []
+        return self.accelerator.gather(torch.tensor([mean], device=self.accelerator.device)).tolist()
+
+    def find_lag(self, own: list[float]) -> str | None:
+        """Return a warning at the LAG_LINES-th line in a row in which a process computed for longer than the rest."""
+        if not own:
+            return None
+        slowest, median = own.index(max(own)), statistics.median_low(own)
+        process, lines = self.lagging
+        lines = lines + 1 if process == slowest else 1
+        self.lagging = (slowest, lines) if own[slowest] > LAG * median else (None, 0)
+        if self.lagging != (slowest, LAG_LINES):
+            return None
+        host = gather_object([platform.node()])[slowest]
+        return (
+            f"process {slowest} on {host} computes for {own[slowest]:.3g} s of each step before it waits for others, "
+            f"whose median is {median:.3g} s; all train at its speed"
+        )
+
     def log(self, record: dict) -> None:
         """Append a line to metrics.jsonl, and hand it to the trackers."""
         if self.is_main:
             append_lines(self.run / "metrics.jsonl", [record])
-        values = {name: value for name, value in record.items() if name != "step"}
+        values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, list)}
         self.accelerator.log(values, step=record["step"])
+
+    def note_compiling(self) -> None:
+        """Show that the first step of a phase compiles, for seconds to minutes."""
+        self.bar.set_description("pretrain: compiling")
+        if self.prints_lines:
+            self.bar.write("pretrain: compiling", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -56,7 +56,9 @@ def truncate_records(run: Path, step: int, checkpoint: Path | None) -> None:
             size = beginnings[path.name]["bytes"] if path.name in beginnings else 0
             kept = path.read_bytes()[:size].decode("utf-8")
         else:
-            kept = "".join(json.dumps(entry) + "\n" for entry in read_json_lines(path) if entry["step"] <= step)
+            kept = "".join(
+                json.dumps(entry) + "\n" for entry in read_json_lines(path, "step") if entry["step"] <= step
+            )
         replace_text(path, kept)
 
 

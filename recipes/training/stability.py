@@ -24,6 +24,9 @@ from recipe_config import Stability
 from recovery.stored_tensors import list_checkpoints
 
 
+SAME_ON_GPU = 1e-2  # relative
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The verdict on a step. kind: taken, spike (skipped) or not_finite (skipped)."""
@@ -33,9 +36,12 @@ class Verdict:
     loss: float
     grad_norm: float
 
-    def describe(self) -> str:
+    def describe(self, repeated: bool = False) -> str:
+        """Return what happened, in words; `repeated`: the step was computed again, with the same result."""
         what = "not finite" if self.kind == "not_finite" else "a spike"
-        return f"step {self.step} is {what} (loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}) and was skipped"
+        text = f"step {self.step} is {what} (loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}) and was skipped"
+        cause = "the data, or the weights as they are, cause it, not a device"
+        return text + (f"; it was computed a second time, with the same result: {cause}" if repeated else "")
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,11 @@ class StabilityMonitor:
         self.unread.append((step, copied, event))
         return ok
 
+    def newest_skipped(self) -> Verdict | None:
+        """Return the verdict on the newest step if that was skipped; waits until it has arrived from the device."""
+        verdict = read_verdict(*self.unread[-1]) if self.unread else None
+        return None if verdict is None or verdict.kind == "taken" else verdict
+
     def forget(self) -> None:
         """Start the statistics again, where a phase changes the data."""
         self.window.fill_(math.nan)
@@ -120,13 +131,7 @@ class StabilityMonitor:
         """Return the verdicts that were not read yet, except the newest; with `last`, that one too."""
         keep = 0 if last else 1
         unread, self.unread = self.unread[: len(self.unread) - keep], self.unread[len(self.unread) - keep :]
-        verdicts = []
-        for step, values, event in unread:
-            if event is not None:
-                event.synchronize()  # recorded a step ago
-            ok, finite, loss, grad_norm = values.tolist()
-            verdicts.append(Verdict(step, "taken" if ok else "spike" if finite else "not_finite", loss, grad_norm))
-        return verdicts
+        return [read_verdict(*one) for one in unread]
 
     def decide(self, verdict: Verdict, rollbacks: int) -> Decision | None:
         """Count a verdict, and return what follows beside skipping its step.
@@ -162,6 +167,24 @@ class StabilityMonitor:
         unread = [[step, values.tolist()] for step, values, _ in self.unread]
         recent = [vars(verdict) for verdict in self.recent]
         return {"window": window, "skipped": dict(self.skipped), "recent": recent, "unread": unread}
+
+
+def read_verdict(step: int, values: Tensor, event: torch.Event | None) -> Verdict:
+    """Return a verdict from the device, when it has arrived."""
+    if event is not None:
+        event.synchronize()
+    ok, finite, loss, grad_norm = values.tolist()
+    return Verdict(step, "taken" if ok else "spike" if finite else "not_finite", loss, grad_norm)
+
+
+def is_same(first: float, second: float, device: torch.device) -> bool:
+    """Return whether two computations of a number agree: NaN and infinity with each other, on a processor bit by bit.
+
+    The kernels of a GPU may add in another order, which a number that a fault has changed exceeds by far.
+    """
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return math.isfinite(first) == math.isfinite(second)
+    return first == second or (device.type != "cpu" and math.isclose(first, second, rel_tol=SAME_ON_GPU))
 
 
 def explain_abort(decision: Decision, mixture: TokenMixture, sequences_per_step: int, run: Path) -> str:

@@ -64,7 +64,10 @@ class ZeroStage3Model(PreparedModel):
         if ok:  # the host waits here, since the engine's step takes no flag on the device
             self.module.step()
         else:
-            self.module.optimizer.zero_grad()
+            self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        self.module.optimizer.zero_grad()
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

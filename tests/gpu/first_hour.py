@@ -37,6 +37,7 @@ from planning.devices import UTILISATION_INTERVAL
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import RunStatus
+from recovery.liveness import Liveness
 from recovery.preemption import EXIT_STOPPED, SAVE_SECONDS, Preemption
 from recovery.stored_tensors import newest_checkpoint
 from training import preflight
@@ -215,7 +216,8 @@ def prepared(argv: list[str]) -> Iterator[pretrain.Pretraining]:
     status = RunStatus(Path(recipe.run.output_dir), True)
     with Preemption(status) as preemption:
         accelerator = pretrain.make_accelerator(recipe)
-        with closing(pretrain.Pretraining(recipe, accelerator, status, preemption)) as run:
+        alone = Liveness(status.path.parent, 0, 1, recipe.run.timeout_seconds, print)
+        with closing(pretrain.Pretraining(recipe, accelerator, status, preemption, alone)) as run:
             run.prepared.module.train()
             run.prepared.set_learning_rate(1e-4)
             yield run

@@ -64,10 +64,24 @@ def test_parameters_are_those_of_transformers_llama(shape):
             128_256,
             8_030_261_248,
         ),
+        (
+            dict(
+                hidden_size=1024,
+                intermediate_size=3072,
+                num_hidden_layers=28,
+                num_attention_heads=16,
+                num_key_value_heads=8,
+                head_dim=128,
+                qk_norm=True,
+                tie_word_embeddings=True,
+            ),
+            151_936,
+            596_049_920,
+        ),
     ],
-    ids=["LLaMA 7B", "Llama 3 8B"],
+    ids=["LLaMA 7B", "Llama 3 8B", "Qwen3 0.6B"],
 )
-def test_published_llamas_have_the_parameters_of_their_files(shape, vocab_size, printed):
+def test_published_models_have_the_parameters_of_their_files(shape, vocab_size, printed):
     assert count_parameters(Model(**shape), vocab_size)["total"] == printed
 
 

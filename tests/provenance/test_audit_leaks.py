@@ -22,7 +22,7 @@ from figure_style import style
 from mixture.shard_writer import load_tokenizer
 from provenance.audited_documents import choose_held_out, choose_trained
 from provenance.canary_exposure import measure_exposures, summarise_exposures
-from provenance.leak_measures import PROMPT_TOKENS, count_continued, read_documents, separate, times_group
+from provenance.leak_measures import PROMPT_TOKENS, SAMPLES, count_continued, read_documents, separate, times_group
 from publishing.leak_limits import refuse_leaks
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
@@ -112,10 +112,14 @@ def test_a_model_that_learned_documents_by_heart_is_flagged_and_unseen_documents
     assert control["50"]["documents"] == control["100"]["documents"] == 0
     assert own["50"]["interval"][0] > control["50"]["interval"][1]
     assert found["membership"]["auc"] > 0.95
+    drawn = found["verbatim"]["sampled"]
+    assert (drawn["samples"], drawn["held_out"]["continued"]["50"]["documents"]) == (100, 0)
+    assert drawn["trained"]["continued"]["50"]["documents"] > 0.8 * len(trained)
+    assert any(line.startswith("Of 100 continuations drawn at random, one is") for line in found["findings"])
     count = own["50"]["documents"]
     start = f"Of {len(trained)} documents that were trained on, {count} are continued word for word for 50 tokens"
     assert any(line.startswith(start) and "more often than chance explains" in line for line in found["findings"])
-    assert any("Other prompts, sampling" in line for line in found["cannot_be_concluded"])
+    assert any("prompts, other sampling or fine-tuning may" in line for line in found["cannot_be_concluded"])
 
 
 def test_the_audit_holds_no_text_and_the_passages_stay_in_trace(audits, run, tmp_path_factory):
@@ -200,7 +204,10 @@ def test_what_is_counted_as_continued_is_what_greedy_decoding_writes(models, led
         with torch.no_grad():
             tokens = torch.tensor([[bos, *one.tokens.tolist()]])
             nats = model(input_ids=tokens, labels=tokens).loss.item() * len(one.tokens)
+            scores = model(input_ids=tokens).logits.log_softmax(-1)[0, :-1]
         assert reading.nats == pytest.approx(nats, rel=1e-4)
+        chances = scores[torch.arange(len(one.tokens)), tokens[0, 1:]][PROMPT_TOKENS:].double().cumsum(0).exp()
+        assert reading.sampled_tokens == int((1 - (1 - chances) ** SAMPLES >= 0.5).sum())
         assert reading.bytes == byte_lengths[one.tokens].sum()
 
 

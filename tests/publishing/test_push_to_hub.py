@@ -519,6 +519,7 @@ def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
 
 def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
+    recipe.hub.repo_id, recipe.hub.dataset_repo_id = "me/a", "me/stories"
     documents = Path(recipe.run.output_dir) / "documents"
     for split in ("validation", "test"):
         (path,) = (documents / split / "stories").glob("*.parquet")
@@ -534,6 +535,20 @@ def test_published_text_has_the_same_columns_in_every_split(recipe, tmp_path):
     assert found["test"]["text"] == [f"A test story, {index}." for index in range(3)]
     published = [path for path in Path(folder).rglob("*") if path.is_file()]
     assert not any(b"a dropped document" in path.read_bytes() for path in published)
+    described = read(Path(folder) / "croissant.json")
+    assert described["url"] == "https://huggingface.co/datasets/me/stories"
+    assert [records["@id"] for records in described["recordSet"]] == [f"documents-{split}" for split in found]
+    columns = {
+        field["source"]["extract"]["column"] for records in described["recordSet"] for field in records["field"]
+    }
+    assert columns == {"id", "source", "text", "date"}
+    hashes = {entry["@id"]: entry.get("sha256") for entry in described["distribution"]}
+    assert hashes["stats.json"] == file_sha256(Path(folder) / "stats.json")
+    croissant = pytest.importorskip("mlcroissant", reason="pip install mlcroissant checks the description")
+    dataset = croissant.Dataset(described, mapping={"repository": folder})
+    assert not dataset.metadata.ctx.issues.errors
+    rows = [row["documents-test/text"].decode() for row in dataset.records("documents-test")]
+    assert sorted(rows) == [f"A test story, {index}." for index in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -849,6 +864,8 @@ def test_no_file_of_a_release_names_a_local_folder(workspace, tmp_path):
     recipe.data.sources[0].path = str(matter / "contracts.txt")
     recipe.tokenizer.compare_with = [f"zip://tekken.json::{matter}/other.whl"]
     recipe.evaluation.prompts = ["/s/ Jane Roe, for the"]
+    recipe.tokenizer.terms = ["estoppel", "Wächter & Co"]
+    recipe.hub.confidential = ["Wächter & Co", "old"]
     paths = {
         "contracts": str(matter / "contracts.txt"),
         "stories": str(tmp_path / "matters" / "acme_v_smith_2" / "old"),
@@ -858,26 +875,43 @@ def test_no_file_of_a_release_names_a_local_folder(workspace, tmp_path):
         lambda stats: [stats["sources"][name].update(path=path) for name, path in paths.items()],
     )
     notes = [f"skipped {matter}/run/checkpoints/step_00000010", f"read {matter}/contracts.txt:7"]
+    notes += ["prompted by WÄCHTER & CO, of older and old_name"]
     rewrite(matter / "run" / "training.json", lambda training: training.update(notes=notes))
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
         record_stage(recipe, stage)
     folders = [*build(recipe, ["model", "tokenizer", "dataset"]).values()]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "stage.json"]
     assert len(folders) == 3 and not [path for path in files if b"acme_v_smith" in path.read_bytes()]
+    spellings = ("Wächter & Co", "WÄCHTER", json.dumps("Wächter & Co")[1:-1], "W&auml;chter")
+    assert not [path for path in files if any(spelling.encode() in path.read_bytes() for spelling in spellings)]
     shown = load_recipe([folders[0] / "recipe.yaml"])
     assert (shown.run.output_dir, shown.data.sources[0].path) == ("run", "contracts.txt")
     assert shown.tokenizer.compare_with == ["zip://tekken.json::other.whl"]
     assert shown.evaluation.prompts == recipe.evaluation.prompts
+    assert (shown.tokenizer.terms, shown.hub.confidential) == (["estoppel", "(removed)"], [])
     for folder in (folders[0], folders[2]):
         stats = read(folder / "data_stats.json")["sources"]
         assert {name: entry["path"] for name, entry in stats.items()} == {
             "contracts": "contracts.txt",
-            "stories": "old",
+            "stories": "(removed)",
         }
     assert read(folders[0] / "training.json")["notes"] == [
         "skipped run/checkpoints/step_00000010",
         "read contracts.txt:7",
+        "prompted by (removed), of older and (removed)_name",
     ]
+
+
+def test_a_confidential_word_is_refused_in_a_vocabulary_and_in_the_name_of_a_source(workspace, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"\u0120acme": 7}}}, ensure_ascii=False))
+    refuse_secrets(tmp_path, set(), ["cme", "acm"])
+    with pytest.raises(RecipeError, match="tokenizer.json, byte 24: looks like 'Acme' of hub.confidential"):
+        refuse_secrets(tmp_path, set(), ["Acme"])
+    with pytest.raises(RecipeError, match="document 7: looks like 'Acme' of hub.confidential"):
+        refuse_secrets_in_text(["For ACME."], ["7"], "x.parquet", set(), ["Acme"])
+    name = list(SOURCES)[0]
+    with pytest.raises(RecipeError, match="data.sources.0.name: .* is in hub.confidential, and names and domains"):
+        load(workspace, confidential=[name[:5].upper()])
 
 
 def test_a_second_call_does_nothing_and_a_changed_input_rebuilds_the_release(recipe):
@@ -921,6 +955,10 @@ def test_without_an_evaluation_the_card_claims_nothing(recipe, capsys):
 # The card
 
 
+def test_the_results_come_before_everything_but_what_the_model_is(card):
+    assert card.index("\n## ") == card.index("\n## Results")
+
+
 def test_the_front_matter_reads_the_same_everywhere(release, card):
     data = metadata_load(release / "README.md")
     assert data == YAML(typ="safe", pure=True).load(card.split("\n---\n")[0])
@@ -962,7 +1000,7 @@ def test_the_front_matter_reads_the_same_everywhere(release, card):
         "validation: 3 documents; test: 2 documents",
         "is **unknown**: no licence that is known here is stated",
         "2.345 bits per byte",
-        "![bits per byte](figures/bits_per_byte.png)",
+        "![bits per byte](figures/bits_per_byte.png)\n*Bits per byte*",
         "python recipes/run_recipe.py --config recipe.yaml --run.output_dir=runs/again\n",
         "to whoever gave you this model",
         "lists each step that a `--document` was trained in",

@@ -220,6 +220,7 @@ def test_the_time_allowed_at_a_stop_follows_from_how_fast_the_disk_takes_a_file(
     assert "about 9.0 s to write; after a signal, saving may take 20 s" in preemption.allow(9.0)
     text = preemption.allow(seconds)
     assert preemption.save_seconds == 2 * seconds and "only 30 s where the launcher gets it" in text
+    assert json.loads((tmp_path / "status.json").read_text())["save_seconds"] == 2 * seconds, "run_recipe.py waits"
 
 
 def test_training_waits_only_for_the_copy_and_its_later_changes_are_not_saved(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import traceback
 from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-import plan_run
+import child_processes
 import prepare_data
 import pretrain
 import push_to_hub
@@ -406,6 +406,28 @@ def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the
     assert shlex.split(error.partition("start again with: ")[2]) == command
 
 
+@pytest.mark.parametrize(("save_seconds", "saved"), [(20, True), (0, False)])
+def test_a_process_that_lost_its_launcher_has_the_time_to_save_that_its_run_measured(
+    save_seconds, saved, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(child_processes, "LEAVE_SECONDS", 0.5)
+    training = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_):\n    time.sleep(3)\n    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit()\n"
+        f"signal.signal(signal.SIGTERM, save)\npathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)"
+    )
+    launcher = (
+        "import pathlib, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {training!r}])\n"
+        f"while not pathlib.Path({str(tmp_path / 'ready')!r}).exists(): time.sleep(0.01)\n"
+        f"pathlib.Path({str(tmp_path / 'status.json')!r}).write_text('{{\"save_seconds\": {save_seconds}}}')\n"
+        "sys.exit(9)"
+    )
+    with pytest.raises(SystemExit):
+        run_recipe.run_script("pretrain", [sys.executable, "-c", launcher], tmp_path)
+    assert (tmp_path / "saved").exists() is saved
+
+
 def run_whole(run: TinyRun, *overrides: str, **settings) -> subprocess.Popen:
     """Start run_recipe.py on a tokenized run, with more to train than a test waits for."""
     command = [sys.executable, str(RECIPES / "run_recipe.py"), *run.argv("--training.max_tokens=2560000", *overrides)]
@@ -516,12 +538,21 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
     limit = ["--run.timeout_seconds=4"]
     survivor, harmed = start_pair(run, script, limit, limit, HARM=harm)
     try:
+        while psutil.Process(harmed.pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED):
+            assert survivor.poll() is None, read_log(run)
+            time.sleep(0.05)
+        fell = time.time()
         assert survivor.wait(200) == 1, (run.output_dir / "log.txt").read_text()[-3000:]
+        ended = datetime.fromisoformat(read_status(run)["updated"]).timestamp()
+        assert ended - fell < 4 + 5, "run.timeout_seconds, and five"
     finally:
         harmed.kill()
         harmed.wait()
-    status = read_status(run)
-    assert status["status"] == "failed" and status["reason"].startswith("process 0: "), status
+    status, log = read_status(run), (run.output_dir / "log.txt").read_text()
+    named = rf"process 1 on {platform.node()} \(pid {harmed.pid}, step \d\) "
+    named += r"(is dead or stopped|did not move for run\.timeout_seconds=4)"
+    assert status["status"] == "failed" and re.match(named, status["reason"]), status
+    assert re.search(named, log) and "Traceback" not in log, log[-3000:]
     assert events(run)[-1] == "failure"
     ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
     assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
@@ -605,19 +636,22 @@ def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_
 
 
 def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
-    before = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*") if path.is_file()}
-    with run_lock(tiny_run.output_dir, "pretrain"):
-        for stage in (prepare_data, train_tokenizer, tokenize_corpus, plan_run, push_to_hub, pretrain):
-            changed = ["--data.min_document_bytes=10", "--plan.hours=1", "--plan.device=cpu", "--overwrite"]
-            with pytest.raises(RunLockedError, match=r"is in use by process .* \(pretrain, "):
-                stage.main(tiny_run.argv(*changed))
-        stage = run_recipe.STAGES["report"]
-        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
+    run = tiny_run.output_dir
+    stages = [(pretrain, "model"), (tokenize_corpus, "tokens"), (train_tokenizer, "tokenizer")]
+    stages += [(prepare_data, "documents"), (push_to_hub, "release")]
+    refused = pytest.raises(RunLockedError, match=r"is in use by process .* \(pretrain, ")
+    with run_lock(run, "pretrain"):
+        for stage, output in stages:
+            shutil.rmtree(run / output, ignore_errors=True)
+            with refused:
+                stage.main(tiny_run.argv())
+            assert not (run / output).exists()
         recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
-        with pytest.raises(RunLockedError):
-            run_recipe.run_stage(recipe, "report", options, [])
-    after = {path: path.stat().st_mtime_ns for path in tiny_run.output_dir.rglob("*") if path.is_file()}
-    assert {path for path in before if before[path] != after.get(path)} <= {tiny_run.output_dir / ".hashes"}
+        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
+        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
+        for name in ("requests", "evaluate", "report"):  # whose scripts read no recipe
+            with refused:
+                run_recipe.run_stage(recipe, name, options, ["--cpu", "--num_processes", "1"])
 
 
 HOLD = """import os, socket, sys, pathlib, platform, time

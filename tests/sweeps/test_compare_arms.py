@@ -201,7 +201,9 @@ def test_a_row_a_run_and_a_second_start_trains_nothing(tiny, capsys):
     written = (tiny.parent / "results" / "runs.csv").read_bytes()
     capsys.readouterr()
     compare_arms.main(["--config", str(tiny)])
-    assert "2 runs, 2 with a row" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 runs, 2 with a row; the others and 0 base models take 0 FLOPs" in shown
+    assert float(shown.split("without the rows it is ")[1].split()[0]) > 0
     assert (tiny.parent / "results" / "runs.csv").read_bytes() == written
     base = json.loads(next((tiny.parent / "runs" / "runs").glob("*/training.json")).read_text())
     assert base["parameters"]["total"] > 0

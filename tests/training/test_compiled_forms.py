@@ -7,6 +7,7 @@ torch.compile gets the backend aot_eager, which traces and differentiates as on 
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -135,10 +136,16 @@ def test_a_gpu_compiles_by_layer_where_no_mask_is_made(device, overrides, by_lay
     assert compiled == (["LlamaDecoderLayer"] * 2 if by_layer else ["LlamaModel"])
 
 
-def test_the_bar_says_that_the_first_step_compiles(tiny_run, monkeypatch, capsys):
+def test_a_log_has_a_line_each_logging_step_and_a_terminal_a_bar(tiny_run, monkeypatch, capsys):
+    plain = tiny_run.copy(tiny_run.output_dir.parent / "plain")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     pretrain.main(tiny_run.argv("--training.torch_compile=true", "--training.max_tokens=1024"))
     printed = capsys.readouterr().err
     assert 0 < printed.index("compiling") < printed.index("tokens/s")
-    pretrain.main(tiny_run.copy(tiny_run.output_dir.parent / "plain").argv("--training.max_tokens=1024"))
-    assert "compiling" not in capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if line.startswith("pretrain: step")]
+    assert len(lines) == 4 and "\r" not in printed
+    assert re.match(r"pretrain: step 4/4, 00:00 left: loss \d\.\d{3}, .* tokens/s.*, 1,024 tokens", lines[3]), lines
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    pretrain.main(plain.argv("--training.max_tokens=1024"))
+    printed = capsys.readouterr().err
+    assert "\rpretrain:  25%|" in printed and "step 4/4" not in printed and "compiling" not in printed

@@ -29,11 +29,13 @@ from mixture.shards import TokenShards
 from model import summed_loss
 from model.llama import build_model
 from model.summed_loss import SummedLoss
+from planning.model_shape import count_parameters
 from recipe_config import RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
 from recovery.preemption import Preemption
 from recovery.stored_tensors import find_damage, newest_checkpoint
+from stages import STAGES
 from training import accelerators
 from training.optimizers import build_optimizers
 from training.schedule import learning_rate_at
@@ -263,6 +265,28 @@ def test_the_model_folder_loads_with_the_same_logits_and_no_tensor_missing_or_un
     assert text.startswith("The court") and len(text) > len("The court")
 
 
+def test_a_model_with_normalised_queries_and_keys_loads_as_qwen_3_with_the_logits_it_was_trained_to(tiny_run):
+    overrides = ("--model.qk_norm=true", "--model.num_attention_heads=4", "--model.num_key_value_heads=2")
+    pretrain.main(tiny_run.argv(*overrides, "--training.max_tokens=1024"))
+    model, info = AutoModelForCausalLM.from_pretrained(tiny_run.output_dir / "model", output_loading_info=True)
+    assert type(model).__name__ == "Qwen3ForCausalLM" and not any(info.values()), info
+    recipe, stored = recipe_of(tiny_run, *overrides), weights(tiny_run, "step_00000004")
+    assert not torch.equal(stored["model.layers.1.self_attn.k_norm.weight"], torch.ones(8)), "it is trained"
+    in_memory = build_model(recipe, 384)
+    in_memory.load_state_dict({"lm_head.weight": stored["model.embed_tokens.weight"]} | stored)
+    tokens = torch.tensor([[5, 17, 3, 99, 7]])
+    assert torch.equal(model.eval()(tokens).logits, in_memory.eval()(tokens).logits)
+    plain = build_model(recipe_of(tiny_run, *overrides[1:]), 384)
+    assert not torch.allclose(model(tokens).logits, plain.eval()(tokens).logits)
+    total = json.loads((tiny_run.output_dir / "training.json").read_text())["parameters"]["total"]
+    assert count_parameters(recipe.model, 384)["total"] == total
+    with pytest.raises(RecipeError, match=r"hub.gguf: is written for Llama's shape only, not Qwen 3's"):
+        recipe_of(tiny_run, *overrides, "--hub.gguf=[f16]")
+    assert "qk_norm" not in STAGES["pretrain"].settings(recipe_of(tiny_run))["model"], (
+        "records of earlier runs lack it"
+    )
+
+
 def test_the_summed_loss_leaves_out_ignored_labels(trained_run):
     model = AutoModelForCausalLM.from_pretrained(trained_run.output_dir / "model").eval()
     tokens = torch.randint(1, 384, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -330,7 +354,7 @@ def test_processes_that_accelerate_does_not_count_are_refused(tiny_run, monkeypa
     monkeypatch.setattr(
         accelerators, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1, "device": torch.device("cpu")})
     )
-    with pytest.raises(SystemExit, match="2 processes were launched but Accelerate counts 1"):
+    with pytest.raises(RecipeError, match="2 processes were launched but Accelerate counts 1"):
         pretrain.main(tiny_run.argv())
 
 

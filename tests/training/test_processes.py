@@ -6,9 +6,11 @@ All runs of two processes share one launch, one after the other, since starting 
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def main(plan: str) -> None:
     """Train one run after the other as one process of several; `plan` lists [name, arguments] of each.
 
     Runs named `sharded...` have FSDP2, on CPUs by means of divided_models.py. The run named `poisoned` has NaN in the
-    loss of process 1 at step 3.
+    loss of process 1 at step 3, in the one named `slow` that process waits in each forward pass.
     """
     sys.path.insert(0, str(RECIPES))
     from divided_models import fsdp2
@@ -51,13 +53,18 @@ def main(plan: str) -> None:
             harmed = os.environ["RANK"] == "1" and Poisoned.step == 3 and self.training
             return super().forward(*batch, **named) * (float("nan") if harmed else 1.0)
 
+    class Slow(plain):
+        def forward(self, *batch, **named):
+            time.sleep(0.15 if self.training and os.environ["RANK"] == "1" else 0)
+            return super().forward(*batch, **named)
+
     def note_step(seed, step, process):
         Poisoned.step = step
         seed_step(seed, step, process)
 
     for name, argv in json.loads(Path(plan).read_text()):
         accelerators.Accelerator = fsdp2 if name.startswith("sharded") else real
-        summed_loss.SummedLoss = Poisoned if name == "poisoned" else plain
+        summed_loss.SummedLoss = {"poisoned": Poisoned, "slow": Slow}.get(name, plain)
         pretrain.seed_step = note_step if name == "poisoned" else seed_step
         pretrain.main(argv)
 
@@ -102,6 +109,7 @@ def runs(tokenized_run, tmp_path_factory) -> dict[str, TinyRun]:
     kept = ["--training.keep_every_steps=4"]
     pretrain.main(add("kept").argv(*kept))
     plan.append(["poisoned", add("poisoned").argv()])
+    plan.append(["slow", add("slow").argv("--training.max_tokens=1280", "--training.warmup_steps=1")])
     plan.append(["1 to 2", half("1 to 2", runs["kept"]).argv(*kept)])
     plan.append(["sharded", add("sharded").argv(*kept)])
     plan.append(["sharded 1 to 2", half("sharded 1 to 2", runs["kept"]).argv(*kept)])
@@ -170,6 +178,15 @@ def test_each_process_writes_its_part_and_the_parts_are_the_whole(runs):
         assert torch.allclose(tensor, alone[name], atol=1e-4), name
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert manifest["num_processes"] == 2 and manifest["tokenize_sha256"] and manifest["versions"]["torch"]
+
+
+def test_each_process_has_its_own_seconds_in_the_metrics_and_a_slow_one_gives_a_warning(runs):
+    """Process 1 of the run named slow waits in each forward pass of training."""
+    run = runs["slow"]
+    lines = [line["train/own_seconds"] for line in run.metrics() if "train/loss" in line]
+    assert len(lines) == 5 and all(len(line) == 2 and line[1] > 0.3 > line[0] for line in lines)
+    warnings = [entry["text"] for entry in read_chronicle(run.output_dir) if entry["event"] == "warning"]
+    assert len(warnings) == 1 and warnings[0].startswith(f"process 1 on {platform.node()} computes for "), warnings
 
 
 def test_nan_on_one_process_makes_all_skip_the_same_step(runs):

@@ -3,6 +3,7 @@
 
 import json
 import math
+import platform
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from model.probe import find_warnings
 from recipe_config import RecipeError, Stability
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import list_checkpoints, load_state
+from training.prepared import PreparedModel
 from training.stability import StabilityMonitor, Verdict
 
 
@@ -111,10 +113,11 @@ def test_several_skipped_steps_in_the_window_roll_the_run_back_and_too_many_roll
 # --- in training, with the loss of chosen steps poisoned
 
 
-def poison(monkeypatch, harm: dict[int, float], times: int = 1) -> None:
+def poison(monkeypatch, harm: dict[int, float], times: int = 99) -> None:
     """Have the loss of steps, which have four micro-steps each in the tiny run, multiplied by a factor.
 
-    A step is known by its data, as it is after a rollback or a resume. Only the first `times` visits are poisoned.
+    A step is known by its data, as it is when it is computed again, after a rollback or a resume. Only the first
+    `times` that it is computed are poisoned.
     """
     visits: dict[int, int] = {}
     real = pretrain.seed_step
@@ -152,6 +155,48 @@ def test_a_step_with_nan_is_skipped_counted_and_named_and_the_logged_loss_stays_
     assert (tiny_run.output_dir / "model").exists()
 
 
+def test_a_skipped_step_is_computed_again_and_only_what_is_equal_is_blamed_on_the_data(
+    tokenized_run, tmp_path, monkeypatch
+):
+    """The last step too; the steps between are as if nothing had been computed twice."""
+    poison(monkeypatch, {7: math.nan, 20: math.nan})
+    runs = [tokenized_run.copy(tmp_path / name) for name in ("twice", "once")]
+    pretrain.main(runs[0].argv())
+    skips = [entry["text"] for entry in read_chronicle(runs[0].output_dir) if entry["event"] == "skip"]
+    assert len(skips) == 2 and all("computed a second time, with the same result: the data" in skip for skip in skips)
+    monkeypatch.setattr(pretrain.Pretraining, "newest_skipped", lambda _: None)
+    pretrain.main(runs[1].argv())
+    assert runs[0].losses() == runs[1].losses()
+
+
+@pytest.mark.parametrize("step", [7, 20])
+def test_a_step_that_a_device_computed_wrongly_stops_the_run_and_names_it(tiny_run, monkeypatch, step):
+    """A bit of a gradient flips once, and the loss is as it should be."""
+    real, flips = PreparedModel.add_gradients, []
+
+    def flip(prepared, batch, factor, last):
+        nats = real(prepared, batch, factor, last)
+        if last and flip.step == step and not flips:
+            gradient = next(prepared.module.parameters()).grad
+            gradient.view(torch.int32).flatten()[3] ^= 1 << 30  # the highest bit of the exponent
+            flips.append(step)
+        return nats
+
+    def note_step(seed, number, process):
+        flip.step = number
+        seed_step(seed, number, process)
+
+    seed_step = pretrain.seed_step
+    monkeypatch.setattr(PreparedModel, "add_gradients", flip)
+    monkeypatch.setattr(pretrain, "seed_step", note_step)
+    with pytest.raises(RecipeError, match=rf"step {step} .* computed a second time .* on {platform.node()}"):
+        pretrain.main(tiny_run.argv())
+    monkeypatch.undo()
+    assert json.loads((tiny_run.output_dir / "status.json").read_text())["status"] == "failed"
+    pretrain.main(tiny_run.argv())
+    assert not skipped_in(tiny_run) and len(tiny_run.losses()) == 20
+
+
 def test_a_run_stops_after_several_such_steps_and_names_their_documents(tiny_run, monkeypatch):
     poison(monkeypatch, dict.fromkeys((6, 7, 8), math.inf))
     with pytest.raises(FloatingPointError) as stopped:
@@ -173,7 +218,7 @@ def test_spikes_roll_a_run_back_past_their_data_at_half_the_rate_and_a_resumed_r
 ):
     overrides = [*LONG, f"--training.stability.rollback={POLICY}"]
     runs = [tokenized_run.copy(tmp_path / name) for name in ("straight", "killed")]
-    poison(monkeypatch, {25: 50.0, 27: 50.0}, times=9)
+    poison(monkeypatch, {25: 50.0, 27: 50.0})
     pretrain.main(runs[0].argv(*overrides))
     (entry,) = [entry for entry in read_chronicle(runs[0].output_dir) if entry["event"] == "rollback"]
     assert entry["skipped_steps"] == [23, 28] and entry["at_step"] == 28 and entry["to_step"] == 20

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import random
 import shutil
+import string
 import sys
 import time
 from types import SimpleNamespace
@@ -194,7 +195,9 @@ def test_fastokens_agrees_on_hostile_and_fuzzed_text(style, real):
     encode_batch(texts, tokenizer, fast, check_all=True)
 
 
-@pytest.mark.parametrize("unit", ["a", "0123456789abcdef", "ACGT", "\u0e01\u0e33", "\n", " "])
+@pytest.mark.parametrize(
+    "unit", ["a", "0123456789abcdef", string.ascii_letters + string.digits + "+/", "ACGT", "\u0e01\u0e33", "\n", " "]
+)
 def test_time_is_near_linear_in_text_without_spaces(unit, real):
     tokenizer = train_bpe([make_text(seed) for seed in range(30)], "qwen2", 400)
     fast, _ = load_fastokens(tokenizer)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine lacks ends a script with a message that names what to do, and the command that starts it again."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+from tiny_run import RECIPES
+
+import limits
+import run_recipe
+from child_processes import EXIT_STOPPED
+from recipe_config import RecipeError
+from recipe_loading import run_command
+from recovery.run_lock import run_lock
+
+
+def heed_signals() -> None:
+    """Take signals as usual where the tests were started in the background."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def fail_with(error: BaseException, cause: BaseException | None = None) -> None:
+    raise error from cause
+
+
+def system_error(number: int, name: str | None = None) -> OSError:
+    return OSError(number, os.strerror(number), name)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        (
+            "prepare_data.py",
+            system_error(errno.ENOSPC, "runs/x/a.parquet"),
+            "the disk is full: .*runs/x/a.parquet.*make",
+        ),
+        ("push_to_hub.py", system_error(errno.EDQUOT), "the disk is full"),
+        ("train_tokenizer.py", ValueError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        ("prepare_data.py", MemoryError(), r"memory ran out \(MemoryError\); set data.workers lower"),
+        ("train_tokenizer.py", MemoryError("40 GB"), r"memory ran out \(40 GB\); set tokenizer.max_train_bytes lower"),
+        ("tokenize_corpus.py", system_error(errno.ENOMEM), "memory ran out .* set data.workers lower"),
+        (
+            "pretrain.py",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000000 bytes"),
+            "memory ran out .* set training.per_device_train_batch_size lower",
+        ),
+        ("prepare_data.py", system_error(errno.EMFILE, "a"), "too many files are open: .* `ulimit -n 4096`"),
+        (
+            "pretrain.py",
+            system_error(errno.EROFS, "runs/x/status.json"),
+            "runs/x/status.json cannot be used: Read-only",
+        ),
+    ],
+)
+def test_a_limit_of_the_machine_ends_a_script_with_a_message(monkeypatch, script, error, message):
+    monkeypatch.setattr(sys, "argv", [f"recipes/{script}"])
+    for raised in (error, RuntimeError("a worker failed")):
+        with pytest.raises(SystemExit, match=f"^{script}: {message}"):
+            run_command(lambda raised=raised: fail_with(raised, None if raised is error else error))
+
+
+def test_a_stop_between_two_stages_prints_the_command_that_starts_again():
+    code = f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe, signal, os; "
+    code += "run_recipe.parse_command_line = lambda *_, **__: os.kill(os.getpid(), getattr(signal, sys.argv[1])); "
+    code += "run_recipe.main()"
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        command = [sys.executable, "-c", code, name]
+        ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=heed_signals)
+        assert ended.returncode == EXIT_STOPPED and "Traceback" not in ended.stderr, ended.stderr
+        assert f"stopped on {name}: finished stages are kept; start again with: " in ended.stderr
+
+
+def test_ctrl_c_ends_a_script_without_a_traceback(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["recipes/prepare_data.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: fail_with(KeyboardInterrupt()))
+    assert ended.value.code == EXIT_STOPPED
+    assert capfd.readouterr().err == "prepare_data.py: stopped on SIGINT; the same command starts it again\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        run_command(lambda: fail_with(KeyError("x")))
+    with pytest.raises(FileNotFoundError):
+        limits.run_script(lambda: fail_with(system_error(errno.ENOENT, "x")))
+
+
+def test_a_full_disk_ends_an_evaluation_with_a_message():
+    with pytest.raises(SystemExit, match="No space left on device: runs/x/eval/results.json"):
+        limits.run_script(lambda: fail_with(system_error(errno.ENOSPC, "runs/x/eval/results.json")))
+
+
+def test_a_stage_that_the_system_killed_names_what_to_lower(tmp_path, capfd):
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(SystemExit) as ended:
+        run_recipe.run_script("tokenizer", command, tmp_path)
+    assert ended.value.code == 1
+    error = capfd.readouterr().err
+    assert "killed, as when memory runs out (then set tokenizer.max_train_bytes lower)" in error
+    assert "start again with: " in error
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_run_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise system_error(number)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with (
+        pytest.raises(RecipeError, match=f"run.output_dir={tmp_path} cannot be written"),
+        run_lock(tmp_path, "prepare"),
+    ):
+        pass
