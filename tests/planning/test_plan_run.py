@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner: BloombergGPT's case, scarce text, every kind of budget, and what it refuses."""
 
+import csv
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_run import RECIPES, ROOT
 
@@ -23,6 +25,7 @@ from planning.memory import largest_batch, memory_by_part
 from planning.plan import choose_size, make_plan, plan_loss
 from planning.plan_table import describe
 from planning.scaling_laws import LAWS
+from planning.scarce_text import MEASURED_FOUR_EPOCHS, WAYS
 from recipe_config import Model, RecipeError
 from recipe_loading import load_recipe
 
@@ -128,15 +131,45 @@ def test_for_little_text_the_ways_to_train_are_compared_and_the_best_that_is_pai
     little = ["--plan.domain_bytes=500e6", "--plan.general_bytes=1e6", "--plan.min_domain_share=0.99"]
     rich = plan(*little, "--plan.flops=1e21")
     ways = {way["way"]: way for way in rich["scarce_text"]}
-    assert list(ways) == ["once", "four times", "regularised", "ensemble", "student"]
+    assert list(ways) == ["once", "four times", "many times", "ensemble", "student"]
     assert [name for name, way in ways.items() if way["take"]] == ["student"]
     reading = rich["flops"]["per_token"] * rich["tokens"] / rich["text"]["max_repetitions"]
     assert ways["four times"]["flops"] == pytest.approx(4 * reading, rel=0.01)
-    assert ways["student"]["flops"] == pytest.approx(ways["ensemble"]["flops"] + 16 * (1 + 4 / 3) * reading, rel=0.01)
-    assert ways["once"]["equal_to"] < ways["four times"]["equal_to"] < [1, 1] == ways["regularised"]["equal_to"]
+    assert ways["student"]["flops"] == pytest.approx(ways["ensemble"]["flops"] + 30 * (1 + 4 / 3) * reading, rel=0.01)
+    assert ways["once"]["equal_to"] < ways["four times"]["equal_to"] < [1, 1] < ways["many times"]["equal_to"]
     assert "little text" in describe(rich) and "scarce.yaml <- take" in describe(rich)
     poor = plan(*little, f"--plan.flops={5 * reading}")
     assert [way["way"] for way in poor["scarce_text"] if way["take"]] == ["four times"]
+
+
+def test_the_factors_for_little_text_are_those_of_the_measured_rows():
+    rows = list(csv.DictReader((RECIPES / "experiments" / "scarce_text" / "runs.csv").open()))
+    usual: dict[float, float] = {}  # bytes of text -> the best of the usual recipe
+    for row in rows:
+        if row["arm"] == "default":
+            size, bits = float(row["domain_bytes"]), float(row["legal_bits_per_byte"])
+            usual[size] = min(bits, usual.get(size, math.inf))
+
+    def factor(bits: float) -> float:
+        sizes = sorted(usual, reverse=True)
+        return 2 ** np.interp(bits, [usual[size] for size in sizes], np.log2([size / 125_000 for size in sizes]))
+
+    of_arm: dict[str, list[float]] = {}
+    for row in rows:
+        of_arm.setdefault(row["arm"], []).append(float(row["legal_bits_per_byte"]))
+    (student,) = [row for row in rows if row["arm"] == "student-longer"]
+    measured = {
+        "many times": sum(of_arm["repacked-longer"]) / 3,
+        "ensemble": float(student["legal_of_teachers"]),
+        "student": float(student["legal_bits_per_byte"]),
+    }
+    assert {name: round(factor(bits), 1) for name, bits in measured.items()} == {
+        name: WAYS[name][0][0] for name in WAYS
+    }
+    of_four = next(row for row in rows if row["arm"] == "default" and 3.5 < float(row["legal_repetitions"]) < 4)
+    slope = usual[125_000] - usual[250_000]  # bits per byte for each doubling of the text
+    less = 2 ** ((usual[125_000] - float(of_four["legal_bits_per_byte"])) / slope)
+    assert less == pytest.approx(MEASURED_FOUR_EPOCHS, abs=0.01)
 
 
 @pytest.mark.parametrize("law", list(LAWS))

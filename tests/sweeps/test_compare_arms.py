@@ -15,7 +15,7 @@ from sweeps.arms import flops_per_token, load_experiment
 from sweeps.runs import read_rows
 
 
-EXPERIMENTS = ("ablations", "break_even", "mixture_share", "scratch_or_adapt", "scratch_or_adapt_legal")
+EXPERIMENTS = ("ablations", "break_even", "mixture_share", "scarce_text", "scratch_or_adapt", "scratch_or_adapt_legal")
 TINY = """
 results: results
 x: domain_bytes
