@@ -10,7 +10,7 @@ bash recipes/quickstart.sh --install_only
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Nothing a test does may reach the network. Two processes take the tests a file at a time, so that what a file prepares
-# is prepared once.
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+# is prepared once. Each computes on one thread: several would wait for each other.
+export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 [ $# -gt 0 ] || .venv/bin/python tests/campaign.py --minutes 0.25 --seed 1  # random attacks; 30 minutes by itself
 exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"
