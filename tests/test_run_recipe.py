@@ -204,7 +204,7 @@ def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(tel
         "evaluate",
         "report",
     }
-    assert any(line.startswith("pretrain: saving") for line in lines)
+    assert any(line.startswith("pretrain: step") for line in lines)
     assert ".benchmarks." not in telecom[2].stderr + telecom[2].stdout, "a hidden folder, which is no longer there"
 
 

@@ -59,12 +59,13 @@ def main() -> None:
         print(f"{options.gigabytes:g} GB are in their place after {seconds:.2f} s")
         return
     import pretrain
+    from training import step as step_module
 
     stalls: list[float] = []
     written: list[float] = []
     steps: list[tuple[bool, float]] = []  # was a checkpoint being written, seconds
     saving: list[pretrain.Checkpoints] = []
-    save, seed_step = pretrain.Checkpoints.save, pretrain.seed_step
+    save, seed_step = pretrain.Checkpoints.save, step_module.seed_step
     started = [0.0]
 
     def timed_save(self, *what) -> None:
@@ -82,7 +83,7 @@ def main() -> None:
         started[0] = now
         seed_step(*what)
 
-    pretrain.Checkpoints.save, pretrain.seed_step = timed_save, timed_step
+    pretrain.Checkpoints.save, step_module.seed_step = timed_save, timed_step
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         recipe_step = json.loads((options.run_folder / "training.json").read_text())["tokens_per_step"]

@@ -59,6 +59,7 @@ from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
+from training import step as step_module
 from training.stability import Decision, rolled_back
 
 
@@ -731,7 +732,7 @@ def test_a_lock_that_does_not_reach_another_machine_is_taken_over_only_after_its
 
 
 def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_written(tiny_run, monkeypatch):
-    real_commit, real_seed = checkpointing.commit, pretrain.seed_step
+    real_commit, real_seed = checkpointing.commit, step_module.seed_step
 
     def commit_slowly(*arguments):
         time.sleep(1)
@@ -743,7 +744,7 @@ def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_writte
         real_seed(seed, step, process)
 
     monkeypatch.setattr(checkpointing, "commit", commit_slowly)
-    monkeypatch.setattr(pretrain, "seed_step", break_down)
+    monkeypatch.setattr(step_module, "seed_step", break_down)
     with pytest.raises(ValueError, match="step 4 breaks down"):
         pretrain.main(tiny_run.argv("--training.save_steps=3"))
     status = json.loads((tiny_run.output_dir / "status.json").read_text())
