@@ -25,6 +25,7 @@ NOT_RUN = {
     r"^source ": "each command below runs in this environment",
     r"^(pip|apt-get|ray|vllm|transformers|RAY_ADDRESS)": "needs a network or a program of its own",
     r"^accelerate launch": "trains; tests/training/test_processes.py does",
+    r"campaign": "takes its minutes; tests/run.sh gives it some seconds",
     r"slurm": "needs a scheduler; tests/corpus/test_pipeline_executor.py has a mock one",
     r"^(?!.*plan_run).*(HuggingFaceTB|(legal|finance|medical)/base\.yaml|me/|BillSum)": "needs the Hub",
     r"finetune\.py.*(my-summaries|summarise)": "needs BillSum, from the Hub",
