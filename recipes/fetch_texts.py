@@ -8,18 +8,20 @@ Out:  texts/<domain>/<name>.jsonl, a JSON object a line with text, id, source an
     python recipes/fetch_texts.py legal general      # then run_recipe.py --config recipes/legal/trial.yaml
 
 It needs git. Git names a commit by the hash of all its content, so what it fetches is what the row names. A text with
-a sha256 must be the trial's to the byte; of the others this prints how much it gave, how much the trial read, and what
-is known to differ. A file that is there and unchanged is not fetched again.
+a sha256 must have it to the byte. Of each text this prints whether its documents are those that the trial read, by
+their sha256, and otherwise how much it gave, how much the trial read, and what is known to differ. A file that is
+there and unchanged is not fetched again.
 """
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
@@ -172,7 +174,14 @@ def make_file(rows: list[dict[str, str]], target: Path) -> dict:
         )
     sync(partial)
     os.replace(partial, target)
-    return {"made_from": describe(rows), **sizes, "bytes": target.stat().st_size, "sha256": sha256}
+    entry = {"made_from": describe(rows), **sizes, "bytes": target.stat().st_size, "sha256": sha256}
+    return entry | {"texts_sha256": hash_texts(documents.values())}
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """Return a hash of texts, whatever their order and ids."""
+    hashes = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def compare(row: dict[str, str], sizes: dict[str, int]) -> str:
@@ -206,7 +215,8 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             write_json(memory, (read_json(memory) or {}) | {name: entry})
         place = f"{row['repository']} at {row['commit'][:12]}" if len(text) == 1 else f"{len(text)} repositories"
-        proof = "its sha256 is the trial's" if row["sha256"] else "not compared with the trial's text to the byte"
+        is_trials = entry["texts_sha256"] == row["texts_sha256"]
+        proof = "its documents are those of the trial (sha256)" if is_trials else "not the trial's documents (sha256)"
         print(
             f"fetch_texts: {target}: {state}, {compare(row, entry)}, {row['license']}; credit: {row['credit']}; "
             f"{place}; {proof}{'; ' if row['differences'] else ''}{row['differences']}"

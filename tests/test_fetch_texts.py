@@ -56,7 +56,7 @@ def row(tmp_path, monkeypatch) -> dict[str, str]:
     monkeypatch.setattr(fetch_texts, "TABLE", tmp_path / "table.csv")
     place = {"name": "laws", "domain": "legal", "repository": repository.as_uri(), "commit": commit}
     kind = {"paths": "laws/*.txt", "converter": "wrapped_lines", "min_characters": "5"}
-    return write(place | kind | {"license": "CC0 1.0", "credit": "the parties", "sha256": ""})
+    return write(place | kind | {"license": "CC0 1.0", "credit": "the parties", "sha256": "", "texts_sha256": ""})
 
 
 def write(row: dict[str, str], *others: dict[str, str], **changes: str) -> dict[str, str]:
@@ -139,18 +139,29 @@ def test_the_named_commit_is_converted_to_one_object_a_line_and_a_second_run_doe
     assert all(line["source"] == "laws" and line["license"] == "CC0 1.0" for line in lines)
     shown = capsys.readouterr().out
     assert "laws.jsonl: fetched, 2 documents, 0.00 MB of text, CC0 1.0; credit: the parties; file://" in shown
-    assert "not compared with the trial's text to the byte" in shown
+    assert "not the trial's documents (sha256)" in shown
     made = json.loads((tmp_path / "texts" / "fetched.json").read_text())["laws"]
+    assert made["texts_sha256"] == fetch_texts.hash_texts(line["text"] for line in reversed(lines))
     assert made["bytes"] == target.stat().st_size and files(tmp_path / "texts") == ["fetched.json", "legal/laws.jsonl"]
 
     (tmp_path / "made").rename(tmp_path / "gone")
     before = target.stat().st_mtime_ns
     fetch_texts.main(["legal"])
-    assert "laws.jsonl: up to date, 2 documents" in capsys.readouterr().out and target.stat().st_mtime_ns == before
+    shown = capsys.readouterr().out
+    assert "laws.jsonl: up to date, 2 documents" in shown and target.stat().st_mtime_ns == before
     write(row, sha256=made["sha256"])
     with pytest.raises(RecipeError, match="gave no commit"):
         fetch_texts.main(["legal"])
     assert target.stat().st_mtime_ns == before, "what is there stays until its successor is whole"
+
+
+def test_the_documents_of_the_trial_are_recognised_whatever_their_order(row, tmp_path, capsys):
+    write(
+        row,
+        texts_sha256=fetch_texts.hash_texts(["The parties do not agree.", "The parties agree.\n\nIt is so ordered."]),
+    )
+    fetch_texts.main(["legal"])
+    assert "its documents are those of the trial (sha256)" in capsys.readouterr().out
 
 
 def test_a_file_that_was_edited_is_fetched_again(row, tmp_path, capsys):
@@ -200,7 +211,7 @@ def test_two_repositories_make_one_text_and_a_short_commit_is_found_in_the_histo
     ]
     shown = capsys.readouterr().out
     assert "3 documents, 0.00 MB of text (the trial read 4, 0.00 MB), CC0 1.0" in shown
-    assert "; 2 repositories; not compared with the trial's text to the byte; other editions" in shown
+    assert "; 2 repositories; not the trial's documents (sha256); other editions" in shown
 
 
 def test_texts_are_joined_to_documents_of_so_many(row, tmp_path):
