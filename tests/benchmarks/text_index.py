@@ -62,7 +62,8 @@ def write_documents(run: Path, folder: Path, num_bytes: int) -> list[bytes]:
             files |= write_file(train, rows, len(files))
             rows = []
     files |= write_file(train, rows, len(files))
-    write_json(run / "documents" / "stage.json", {"format": 1, "sha256": hash_files(files), "files": files})
+    record = {"format": 1, "settings": {}, "inputs": {}, "sha256": hash_files(files), "files": files}
+    write_json(run / "documents" / "stage.json", record)
     return passages
 
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=int, default=1000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary)
         passages = write_documents(run, options.folder, options.megabytes * 1_000_000)
         started, clock = time.process_time(), time.perf_counter()
