@@ -31,7 +31,8 @@ from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
 from sources.dates import document_date
-from sources.readers import Unreadable, read_unit, rows_before
+from sources.readers import read_unit, rows_before
+from sources.row_checks import Unreadable
 from sources.row_text import describe_fields
 from sources.separators import count_markers
 from sources.units import Unit, is_hub_dataset, named_errors

@@ -21,7 +21,8 @@ from mini_hub import ask_hub, hub_environment, start_hub
 from tiny_run import TinyRun, make_text
 
 from recipe_config import Source
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import list_units
 
 
