@@ -25,7 +25,7 @@ from model.continued import with_shape_of
 from model.llama import count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from planning.devices import stated_utilisation
-from planning.memory import memory_by_part
+from planning.memory import count_teachers, memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
 from recorded_files import record_run_files
@@ -145,6 +145,8 @@ def describe_plan(
         checkpointing=training.gradient_checkpointing,
         compiled=compiled,
         muon=training.optimizer == "muon",
+        average=training.average is not None,
+        num_teachers=count_teachers(training),
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
         device_type=accelerator.device.type,
     )
