@@ -384,7 +384,7 @@ def print_preflight(plan: dict, checks: list[dict], accelerator: Accelerator) ->
         + ("device's peak unknown" if plan["seconds"] is None else f"about {plan['seconds'] / 60:,.1f} minutes")
         + f" at {plan['seconds_assume_utilisation_fraction']:.0%} of the peak",
         f"memory of a process {sum(memory.values()) / 1e9:.2f} of {plan['memory_available_bytes'] / 1e9:.1f} GB: "
-        + ", ".join(f"{size / 1e9:.2f} {part}" for part, size in memory.items()),
+        + ", ".join(f"{size / 1e9:.2f} {part}" for part, size in memory.items() if size),
         "mixture by bytes: " + ", ".join(f"{share:.1%} {name}" for name, share in plan["mixture"].items()),
         "files: " + ", ".join(plan["files"]),
         *(f"note: {note}" for note in plan["notes"]),
