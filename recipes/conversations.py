@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from recipe_config import RecipeError, Source
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import list_units
 from summaries import CHAT_TEMPLATE, remove_control_tokens
 

@@ -60,7 +60,8 @@ from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, require, write_record
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import list_units
 from stages import STAGES, benchmarks_folder, output_folder, why_unchecked
 from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lead, summarise

@@ -40,7 +40,8 @@ from planning.plan import make_plan, plan_memory, plan_training
 from planning.planned_recipe import comments_on, launch_file, settings_of_plan, summarise, write_base
 from recipe_config import Name, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import load_recipe, run_command
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.row_text import describe_fields
 from sources.units import list_source
 from stages import ROOT

@@ -31,7 +31,8 @@ from corpus.text_normalisation import normalise
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
 from sources.dates import document_date
-from sources.readers import Unreadable, read_unit, rows_before
+from sources.readers import read_unit, rows_before
+from sources.row_checks import Unreadable
 from sources.row_text import describe_fields
 from sources.separators import count_markers
 from sources.units import Unit, is_hub_dataset, named_errors
@@ -43,7 +44,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def pin_revisions(data: Data, note: Path) -> Data:
-    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, so that all tasks read one.
+    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, for the listing and all tasks.
 
     Args:
         data: settings of the recipe.
@@ -53,13 +54,15 @@ def pin_revisions(data: Data, note: Path) -> Data:
     sources = []
     for source in data.sources:
         if is_hub_dataset(source) and not COMMIT.fullmatch(source.revision or ""):
-            if source.name not in commits:
+            branch = f"{source.path}@{source.revision}"
+            if branch not in commits:
                 with named_errors(source):
-                    commits[source.name] = HfApi().dataset_info(source.path, revision=source.revision).sha
-            source = source.model_copy(update={"revision": commits[source.name]})
+                    commits[branch] = HfApi().dataset_info(source.path, revision=source.revision).sha
+            source = source.model_copy(update={"revision": commits[branch]})
         sources.append(source)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, commits)
+    if commits:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, commits)
     return data.model_copy(update={"sources": sources})
 
 

@@ -16,71 +16,55 @@ the file systems retry for a limited time, then reading ends with an error.
 
 Memory is bounded, whatever a file unpacks to: at worst about 10 * MAX_ROW_BYTES = 1.3 GB (a row with a character
 outside the basic plane, for which Python stores four bytes a character, as read, as parsed and as yielded), 5 *
-MAX_ROW_BYTES for plain ASCII, a few MB for rows of usual length. Parquet takes twice its largest page, which writers
-limit to 1 MB or 1,024 rows, Arrow its largest batch, usually of 1,000 rows. Formats that `datasets` reads have its
-bounds.
+MAX_ROW_BYTES for plain ASCII, a few MB for rows of usual length, and in arrow_rows.py the batch of its file. Formats
+that `datasets` reads have its bounds.
 """
 
 import copy
-import csv
 import dataclasses
-import gzip
 import io
-import json
-import math
 import os
 import shutil
 import tempfile
 import zipfile
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from itertools import accumulate, chain
 from typing import BinaryIO
 
 import fsspec
-import httpx2
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipe_config import Source
+from sources import row_checks
+from sources.arrow_rows import MAX_COMPRESSION_RATIO, groups_in, read_arrow, read_parquet
 from sources.conversion import convert_file
 from sources.file_kinds import COLUMNS, DOCUMENTS, TABLES, suffix
-from sources.packed_files import DAMAGED_PACKING, open_archive, read_tar, unpack
-from sources.row_text import kind_of, set_text
+from sources.packed_files import open_archive, read_tar, unpack
+from sources.row_checks import DAMAGED, Unreadable, describe_damage, is_damage, why_unfit
+from sources.row_text import set_text
 from sources.separators import compile_separator, split_text
-from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
+from sources.text_encoding import find_stream_encoding
+from sources.text_rows import (
+    as_utf8,
+    decode_file,
+    explain_encoding,
+    holds_json_lines,
+    read_bounded,
+    read_columns,
+    read_json,
+    read_json_lines,
+    recode,
+    split_file,
+)
 from sources.units import Unit, load_builder, matching_members, named_errors, why_left_out
 
 
-# The longest row or file, unpacked.
-MAX_ROW_BYTES = 128 << 20
-# The most values of a row: `[[],[],` takes three bytes a value in a file, and seventy in Python.
-MAX_ROW_VALUES = 10_000_000
-# Rows of a Parquet file in memory at a time, few because one text in a dictionary can repeat in any number of rows.
-PARQUET_BATCH_ROWS = 4
-# Above this compression ratio, which text never reaches, a Parquet page must not exceed MAX_ROW_BYTES.
-MAX_COMPRESSION_RATIO = 100
 # The largest member of a tar that is copied to memory.
 COPIED_BYTES = 16 << 20
-NOT_UTF8 = "not UTF-8"
-AS_ROW = '; write it as {"text": ...}'
-# Errors of the readers on a file that is damaged, truncated or of another type.
-DAMAGED = (*DAMAGED_PACKING, UnicodeDecodeError, pa.ArrowException)
-# Errors of `datasets` on one.
+# Errors of `datasets` on a damaged file.
 DAMAGED_FOR_DATASETS = (*DAMAGED, ValueError, TypeError, KeyError)
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A part of a unit that cannot be read: its position, the reason and its size."""
-
-    position: str
-    reason: str
-    size_bytes: int
 
 
 def read_unit(
@@ -119,18 +103,6 @@ def read_unit(
             if isinstance(example, dict) and not of_tar:
                 example = {**example, "path": unit.name}
             yield example
-
-
-def is_damage(error: Exception, kinds: tuple[type[Exception], ...] = DAMAGED) -> bool:
-    """Return whether an error means a damaged file, rather than a failure to get at it."""
-    if isinstance(error, OSError | httpx2.HTTPError) and not isinstance(error, gzip.BadGzipFile):
-        # Arrow's decoders raise a bare OSError; the operating system's have an errno, a client's are a subclass.
-        return type(error) is OSError and error.errno is None
-    return isinstance(error, kinds)
-
-
-def describe_damage(error: Exception) -> str:
-    return f"damaged or cut short: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def read_with_datasets(source: Source, unit: Unit) -> Iterator[dict | Unreadable]:
@@ -184,7 +156,7 @@ def read_tar_unit(source: Source, unit: Unit, opened: Callable[[BinaryIO], objec
     A member is copied first, since a tar can be read forwards only: to memory, or a large one to a temporary file.
     """
     is_match = matching_members(source) if unit.path == source.path else None
-    largest = MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
+    largest = row_checks.MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
     for member, size_bytes, content in read_tar(unit.path, unit.start, unit.stop, opened):
         if why_left_out(source, member, is_match) is not None:
             continue
@@ -355,297 +327,7 @@ def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterato
     for example in examples:
         if isinstance(example, dict) and isinstance(example.get("text"), str):
             whole = {name: value for name, value in example.items() if name != "page_starts"}
-            for text in split_text([example["text"]], separator, MAX_ROW_BYTES):
+            for text in split_text([example["text"]], separator, row_checks.MAX_ROW_BYTES):
                 yield {**whole, "text": text}
         else:
             yield example
-
-
-def split_file(
-    opener: Callable[[], AbstractContextManager[BinaryIO]], name: str, source: Source
-) -> Iterator[dict | Unreadable]:
-    """Yield the documents of a text file of any size, which a separator divides."""
-    with opener() as stream:
-        encoding = find_stream_encoding(stream)
-    if not encoding.is_certain:
-        yield Unreadable(name, explain_encoding(encoding), 0)
-        return
-    noted = {} if encoding.name == "utf-8" else {"converted_from": encoding.name}
-    with opener() as stream:
-        pieces = io.TextIOWrapper(recode(stream, encoding.name), encoding="utf-8-sig")
-        texts = split_text(
-            iter(partial(pieces.read, 1 << 20), ""), compile_separator(source.document_separator), MAX_ROW_BYTES
-        )
-        for number, text in enumerate(texts, start=1):
-            position = f"{name}: document {number}"
-            reason = f"longer than {MAX_ROW_BYTES:,} bytes" if text is None else why_unfit(text)
-            yield {"text": text, **noted} if reason is None else Unreadable(position, reason, 0)
-
-
-def recode(stream: BinaryIO, encoding: str) -> BinaryIO:
-    """Return a stream of UTF-8 for a file in an encoding."""
-    return stream if encoding == "utf-8" else io.BufferedReader(Recoded(stream, encoding), 1 << 20)
-
-
-def as_utf8(stream: BinaryIO) -> BinaryIO:
-    """Return a stream of UTF-8 for a file that starts with the mark of another Unicode encoding."""
-    buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream, 1 << 20)
-    return recode(buffered, find_mark(buffered.peek(4)[:4]) or "utf-8")
-
-
-def decode_file(content: bytearray, name: str) -> dict | Unreadable:
-    """Return a text file as an example: converted where its encoding is certain, else why it is not read."""
-    text = decode(content, name)
-    if not isinstance(text, Unreadable):
-        return {"text": text}
-    if len(content) > MAX_ROW_BYTES:
-        return dataclasses.replace(text, reason=f"{text.reason}, the most of one document; set document_separator")
-    encoding = find_encoding(content)
-    if not encoding.is_certain:
-        return dataclasses.replace(text, reason=explain_encoding(encoding)) if text.reason == NOT_UTF8 else text
-    try:
-        converted = content.decode(encoding.name)
-    except UnicodeDecodeError as error:
-        return Unreadable(f"{name}: byte {error.start}", f"not {encoding.name} throughout", len(content))
-    reason = why_unfit(converted)
-    return (
-        {"text": converted, "converted_from": encoding.name}
-        if reason is None
-        else Unreadable(name, reason, len(content))
-    )
-
-
-def read_bounded(stream: BinaryIO) -> bytearray:
-    """Read a stream to its end, or a little past MAX_ROW_BYTES."""
-    content = bytearray()
-    while len(content) <= MAX_ROW_BYTES and (piece := stream.read(1 << 20)):
-        content += piece
-    return content
-
-
-def read_json_lines(
-    stream: BinaryIO, name: str, start: int = 0, stop: float = math.inf
-) -> Iterator[dict | Unreadable]:
-    """Yield the rows of the lines that begin from byte `start` to before byte `stop`."""
-    number, position = 0, start
-    if start:
-        position = stream.seek(start - 1)
-        begun = True  # the line that holds the byte before the range, and may end with it
-        while begun:
-            rest = stream.readline(1 << 20)
-            position += len(rest)
-            begun = rest and not rest.endswith(b"\n")
-    while position < stop and (line := stream.readline(MAX_ROW_BYTES + 1)):
-        position += len(line)
-        number += 1
-        too_long = len(line) > MAX_ROW_BYTES and not line.endswith(b"\n")
-        if not line.isspace():
-            row = check_row(parse_json(line, f"{name}:{number}"), f"{name}:{number}", len(line))
-            del line
-            yield row
-        while too_long:
-            rest = stream.readline(1 << 20)
-            position += len(rest)
-            too_long = rest and not rest.endswith(b"\n")
-
-
-def explain_encoding(encoding: Encoding) -> str:
-    """Return why a text in an encoding that is not certain is not read."""
-    guess = f"; perhaps {encoding.name}: convert it with iconv -t utf-8 -f {encoding.name}" if encoding.name else ""
-    return NOT_UTF8 + guess
-
-
-def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unreadable]:
-    """Yield the rows of a table. Its first line names the columns, and what it has most of divides them."""
-    csv.field_size_limit(MAX_ROW_BYTES)
-    first = stream.readline(MAX_ROW_BYTES).decode("utf-8-sig")
-    delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
-    lines = chain([first], (line.decode() for line in iter(partial(stream.readline, MAX_ROW_BYTES), b"")))
-    rows = csv.reader(lines, delimiter=delimiter)
-    try:
-        columns = [column.strip() for column in next(rows, [])]
-        named = [column for column in columns if column]
-        if len(set(named)) < len(named):
-            yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
-            return
-        for number, row in enumerate(rows, start=1):
-            position, size_bytes = f"{name}: row {number}", sum(map(len, row))
-            if not row:
-                continue
-            if len(row) != len(columns):
-                reason = f"{len(row)} values, where the first line names {len(columns)} columns"
-                yield Unreadable(position, reason, size_bytes)
-            else:
-                yield check_row(dict(zip(columns, row, strict=True)), position, size_bytes)
-    except csv.Error as error:
-        yield Unreadable(f"{name}: after line {rows.line_num}", f"damaged table: {error}", 0)
-
-
-def holds_json_lines(opener: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
-    """Return whether a .json file is JSON lines, as many on the Hub are: one of its first two lines is an object."""
-    with opener() as packed:
-        stream = as_utf8(packed)
-        first, second = stream.readline(MAX_ROW_BYTES + 1), stream.readline(MAX_ROW_BYTES + 1)
-    if first.lstrip()[:1] != b"{" or not second.strip():
-        return False
-    return any(isinstance(parse_json(line, ""), dict) for line in (first, second))
-
-
-def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    """Yield the elements of a list or the values of an object of objects; any other object is one row."""
-    content = read_bounded(stream)
-    value, size = parse_json(content, name), len(content)
-    del content
-    if isinstance(value, dict) and 2 * sum(isinstance(row, dict) for row in value.values()) > len(value):
-        value = list(value.values())
-    if not isinstance(value, list):
-        yield check_row(value, name, size)
-        return
-    for number, row in enumerate(value, start=1):
-        yield check_row(row, f"{name}: row {number}", 0)
-
-
-def read_parquet(stream: BinaryIO, name: str, span: tuple[int, int] | None = None) -> Iterator[dict | Unreadable]:
-    """Yield the rows; for a damaged row group those before the damage, then continue with the next group.
-
-    With a span, only those of the row groups that begin in it; what is wrong with the whole file is for the first one.
-
-    A page is unpacked as a whole, to a size that only its header has. Writers end a page at 1 MB, but check its size
-    only every 1,024 rows. Larger pages are refused only in a file with a compression ratio that text never reaches,
-    because a file with many long documents has such pages too.
-    """
-    size_bytes = stream.seek(0, io.SEEK_END)
-    try:
-        file = pq.ParquetFile(stream, buffer_size=1 << 20, page_checksum_verification=True)
-    except Exception as error:
-        if span and span[0] and is_damage(error):
-            return
-        raise
-    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    suspicious = sum(group.total_byte_size for group in groups) > MAX_COMPRESSION_RATIO * size_bytes
-    start, stop = span or (0, size_bytes)
-    chosen = groups_in(file.metadata, size_bytes, start, stop)
-    promised, listed = file.metadata.num_rows, sum(group.num_rows for group in groups)
-    if start == 0 and promised != listed:
-        yield Unreadable(name, f"damaged or cut short: {promised:,} rows, of which {listed:,} are listed", 0)
-    number = 0
-    for index, group in enumerate(groups):
-        last = number + group.num_rows
-        if index not in chosen:
-            number = last
-            continue
-        page_bytes = int(group.total_byte_size * min(1, 1024 / max(group.num_rows, 1)))
-        if suspicious and page_bytes > MAX_ROW_BYTES:
-            reason = f"unpacks to pages of {page_bytes:,} bytes, from a file of {size_bytes:,}"
-            yield Unreadable(f"{name}: rows {number + 1} to {last}", reason, group.total_byte_size)
-            number = last
-            continue
-        try:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[index], use_threads=False):
-                for row in range(len(batch)):
-                    number += 1
-                    yield convert_row(batch.slice(row, 1), f"{name}: row {number}")
-            if number < last:
-                raise EOFError("these rows are missing")
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            yield Unreadable(f"{name}: rows {number + 1} to {last}", describe_damage(error), group.total_byte_size)
-        number = last
-
-
-def groups_in(metadata: pq.FileMetaData, size_bytes: int, start: int, stop: int) -> range:
-    """Return the row groups that begin in a range of a file's bytes.
-
-    Each begins after the earlier ones' part of the file. Where its pages are, damaged metadata can't be asked: Arrow
-    ends the process.
-    """
-    sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
-    before = [size * size_bytes // max(sum(sizes), 1) for size in accumulate(sizes, initial=0)]
-    starts = [min(start, size_bytes - 1) for start in before[:-1]]
-    return range(bisect_left(starts, start), bisect_left(starts, stop))
-
-
-def read_arrow(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    """Yield the rows of an Arrow file or stream, as `datasets` writes them; after damage, no more."""
-    is_file = stream.read(6) == b"ARROW1"
-    stream.seek(0)
-    if is_file:
-        file = pa.ipc.open_file(stream)
-        batches = (file.get_batch(index) for index in range(file.num_record_batches))
-    else:
-        batches = iter(pa.ipc.open_stream(stream))
-    number = 0
-    for batch in batches:
-        for row in range(len(batch)):
-            number += 1
-            yield convert_row(batch.slice(row, 1), f"{name}: row {number}")
-
-
-def convert_row(row: pa.RecordBatch, position: str) -> dict | Unreadable:
-    """Convert a batch of one row to an example."""
-    if row.nbytes > MAX_ROW_BYTES:
-        return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", row.nbytes)
-    try:
-        example = row.to_pylist()[0]
-    except UnicodeDecodeError:
-        return Unreadable(position, NOT_UTF8, row.nbytes)
-    except (ValueError, OverflowError) as error:
-        return Unreadable(position, f"holds a value out of range: {error}", row.nbytes)
-    reason = why_unfit(example)
-    return example if reason is None else Unreadable(position, reason, row.nbytes)
-
-
-def decode(content: bytes | bytearray, position: str) -> str | Unreadable:
-    """Decode UTF-8 text that a document can contain: of bounded length, without NUL."""
-    if len(content) > MAX_ROW_BYTES:
-        return Unreadable(position, f"longer than {MAX_ROW_BYTES:,} bytes", len(content))
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Unreadable(f"{position}: byte {error.start}", NOT_UTF8, len(content))
-    return Unreadable(position, "holds NUL", len(content)) if "\0" in text else text
-
-
-def parse_json(content: bytes | bytearray, position: str) -> object:
-    """Parse JSON, or return an `Unreadable`."""
-    text = decode(content, position)
-    if isinstance(text, Unreadable):
-        return text
-    if text.count(",") > MAX_ROW_VALUES:
-        return Unreadable(position, f"more than {MAX_ROW_VALUES:,} commas", len(content))
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return Unreadable(position, "broken JSON", len(content))
-
-
-def check_row(value: object, position: str, size_bytes: int) -> dict | Unreadable:
-    """Return a parsed row, or an `Unreadable`. A size of 0 means not measured yet."""
-    if isinstance(value, Unreadable):
-        return value
-    reason = (
-        why_unfit(value)
-        if isinstance(value, dict)
-        else f"not a JSON object but {kind_of(value)}{AS_ROW * isinstance(value, str)}"
-    )
-    return value if reason is None else Unreadable(position, reason, size_bytes or len(json.dumps(value)))
-
-
-def why_unfit(example: object) -> str | None:
-    """Return why a document cannot contain a row: one of its texts has NUL or a lone surrogate, invalid in UTF-8."""
-    waiting = [example]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif isinstance(value, str):
-            if "\0" in value:
-                return "holds NUL"
-            try:
-                value.isascii() or value.encode()
-            except UnicodeEncodeError:
-                return "lone surrogate"
-    return None

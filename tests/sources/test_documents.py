@@ -35,7 +35,8 @@ from recipe_config import RecipeError, Source
 from sources import conversion, file_kinds
 from sources.file_kinds import DOCUMENTS
 from sources.inventory import INSTALL
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import list_units
 from sources.word_numbering import write_number
 

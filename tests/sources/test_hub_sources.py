@@ -21,8 +21,9 @@ from mini_hub import ask_hub, hub_environment, start_hub
 from tiny_run import TinyRun, make_text
 
 from recipe_config import Source
-from sources.readers import Unreadable, read_unit
-from sources.units import list_units
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
+from sources.units import list_units, load_builder_of
 
 
 def rows(label: str) -> list[dict]:
@@ -192,6 +193,7 @@ def prepare_session(out: str) -> None:
     seen["left"] = (folder / "again" / "documents").exists()
     ask_hub("/_faults", [])
     commit("me/corpus", **{f"{part}.jsonl": lines(make_text(999)) for part in range(6)})
+    load_builder_of.cache_clear()  # as in another process
     seen["again"] = run("again")
     Path(out).write_text(json.dumps(seen))
 

@@ -12,7 +12,8 @@ import pytest
 
 from recipe_config import Source
 from sources.ranges import divide, divide_unit
-from sources.readers import Unreadable, read_unit, rows_before
+from sources.readers import read_unit, rows_before
+from sources.row_checks import Unreadable
 from sources.units import Unit, list_units
 
 

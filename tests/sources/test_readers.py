@@ -26,7 +26,8 @@ from atomic_files import read_record
 from recipe_config import RecipeError, Source
 from sources import units
 from sources.dates import document_date
-from sources.readers import MAX_ROW_BYTES, MAX_ROW_VALUES, Unreadable, WholeFile, read_unit
+from sources.readers import WholeFile, read_unit
+from sources.row_checks import MAX_ROW_BYTES, MAX_ROW_VALUES, Unreadable
 from sources.units import list_units, source_fingerprint
 
 
@@ -333,7 +334,8 @@ def test_a_connection_that_ends_early_is_no_damage(error):
 BOUNDS = """
 import sys
 from pathlib import Path
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import list_units
 from recipe_config import Source
 
@@ -435,8 +437,8 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_decompression_bomb_is_refused_and_what_follows_is_read(tmp_path, monkeypatch, name):
     bound, values = 1 << 20, 1000
-    monkeypatch.setattr("sources.readers.MAX_ROW_BYTES", bound)
-    monkeypatch.setattr("sources.readers.MAX_ROW_VALUES", values)
+    monkeypatch.setattr("sources.row_checks.MAX_ROW_BYTES", bound)
+    monkeypatch.setattr("sources.row_checks.MAX_ROW_VALUES", values)
     write_bomb(tmp_path / name, bound, values)
     rows = read_all(tmp_path / name)
     kept, reason = BOMBS[name]
@@ -456,7 +458,7 @@ def test_a_decompression_bomb_is_met_within_five_times_the_bound(tmp_path, name)
 
 
 def test_a_row_longer_than_the_bound_is_refused_and_reading_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("sources.readers.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("sources.row_checks.MAX_ROW_BYTES", 100)
     rows = [row("first"), row("x" * 1000), row("last")]
     write_file(tmp_path / "a.jsonl", b"\n".join(rows))
     write_file(tmp_path / "b.jsonl.zst", zstandard.compress(b"\n".join(rows)))

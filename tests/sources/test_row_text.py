@@ -12,8 +12,9 @@ import pytest
 
 from recipe_config import Source
 from recipe_loading import load_recipe
-from sources import readers
-from sources.readers import Unreadable, read_unit
+from sources import row_checks
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.row_text import describe_fields, set_text
 from sources.separators import LOOKAHEAD_CHARACTERS, compile_separator, count_markers, split_text
 from sources.units import list_units
@@ -162,7 +163,7 @@ def test_damaged_rows_of_a_table_are_quarantined_and_the_others_kept(tmp_path, m
     assert read_all(tmp_path, text_field="text") == ["two columns have one name: text, text"]
     (tmp_path / "a.csv").write_text("")
     assert read_all(tmp_path, text_field="text") == []
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(row_checks, "MAX_ROW_BYTES", 1000)
     (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"' + "never closed\n" * 1000)
     one, rest = read_all(tmp_path, text_field="text")
     assert one == "one" and rest.startswith("damaged table: field larger than field limit")
@@ -204,7 +205,7 @@ def test_a_text_is_divided_alike_in_pieces_of_any_size(separator):
 
 
 def test_of_a_divided_text_a_document_over_the_bound_is_refused_and_the_others_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 5_000_000)
+    monkeypatch.setattr(row_checks, "MAX_ROW_BYTES", 5_000_000)
     with (tmp_path / "a.txt").open("w") as file:
         for part in ("first", "x" * 12_000_000, "third", "y" * 4_000_000):
             file.write(f"{part}\n===\n")

@@ -6,7 +6,8 @@ import codecs
 import pytest
 
 from recipe_config import Source
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.text_encoding import find_encoding
 from sources.units import list_units
 

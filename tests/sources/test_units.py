@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 from recipe_config import RecipeError, Source
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import Listing, list_source, list_units, source_fingerprint
 
 
