@@ -290,7 +290,7 @@ LABELLED = {
     ),
 }
 
-BEFORE_A_WORD = bytes(not chr(code).isalnum() for code in range(128)).ljust(256)
+BEFORE_A_WORD = bytes(not chr(code).isalnum() for code in range(256))
 
 
 @cache

@@ -107,7 +107,7 @@ BULLETS, ELLIPSES = ("•", "-"), (ELLIPSIS, "…")
 # A full stop before a lower-case letter ends an abbreviation.
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?:[ \t]+|(?<=[。！？]))(?![a-z])")
 LENGTH = np.uint64(255)  # the bits of a word's key that are its length
-ODD = bytes(not (i == 32 or i < 128 and chr(i).isalpha()) for i in range(256))
+ODD = bytes(not (i == 32 or 65 <= i < 128 and chr(i).isalnum()) for i in range(256))  # no ASCII letter, no space
 
 
 class NgramLimits(NamedTuple):
