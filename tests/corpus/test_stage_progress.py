@@ -118,9 +118,9 @@ def test_a_dry_run_measures_the_text_and_the_steps_of_the_recipe(tmp_path, monke
         return float(re.search(r"([\d.]+) MB/s a worker", lines[1])[1])
 
     started = time.monotonic()
-    fast = megabytes_per_second("return example['text']")
     slow = megabytes_per_second("time.sleep(0.1); return example['text']")
-    assert slow < 0.05 and fast > 4 * slow and time.monotonic() - started < 10
+    fast = megabytes_per_second("return example['text']")
+    assert slow < 0.05 and fast > 2 * slow and time.monotonic() - started < 30
 
 
 def test_text_that_is_not_on_this_machine_is_not_fetched_to_measure_it(tmp_path):
