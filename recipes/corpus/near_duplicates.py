@@ -14,7 +14,7 @@ datatrove has these steps too. These replace them for three reasons:
 
 - It treats all numbers as equal, and so drops a quarter of a collection of fact sheets that differ in their figures.
 - It keeps an arbitrary document of a cluster.
-- Its signatures take ten times as long, even with words by regular expression: most of the time goes into accents,
+- Its signatures take eight times as long, even with words by regular expression: most of the time goes into accents,
   character by character, and 112 products an n-gram. They hold 112 numbers for each word of a document at once (14 GB
   for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8 bytes a bucket, and 42 for the
   fields that decide which document is kept.
