@@ -20,13 +20,14 @@ machine.
 """
 
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from atomic_files import discard, write_json
+from atomic_files import discard, is_unchanged, read_json, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.canaries import CANARIES, choose_canaries, plant_canaries
@@ -208,8 +209,11 @@ def prepare(recipe: Recipe) -> dict:
 
 def resume_work(work: Path, identity: str) -> Path:
     """Return the folder of an interrupted try, without what it holds if that was made of other tasks."""
-    note = work / "identity"
-    if work.exists() and (not note.exists() or note.read_text() != identity):
+    note, commits = work / "identity", work / "commits.json"
+    if work.exists() and (not note.exists() or note.read_bytes() != identity.encode()):
+        discard(work)
+    elif commits.exists() and ((read := read_json(commits)) is None or not is_unchanged(read)):
+        sys.stderr.write(f"prepare: reads everything again: {commits} is not as it was written\n")
         discard(work)
     work.mkdir(exist_ok=True)
     note.write_text(identity)

@@ -16,6 +16,7 @@ from datatrove.data import Document
 from corpus.accounting import Tally
 from corpus.document_files import document_files
 from corpus.dropped_samples import Samples, no_samples
+from corpus.finished_tasks import note_written
 
 
 KEPT, COPY, SURPLUS = range(3)
@@ -78,6 +79,7 @@ def choose_copies(
     fates[order[1:][equal]] = COPY
     for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         np.save(folder / f"{number:05d}.npy", fates[start:stop])
+        note_written(folder / f"{number:05d}.npy")
 
 
 def drop_copies(

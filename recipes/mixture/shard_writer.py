@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from corpus.finished_tasks import note_written
 from corpus.pipeline_executor import TaskProgress
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import RecipeError
@@ -68,6 +69,7 @@ def write_shard(
         progress.done = 0
         write_documents(source, target, tokenizer, None, tokenizer_folder, progress)
     target.with_suffix(".encoder").write_text(encoder, encoding="utf-8")
+    note_written(target, target.with_suffix(".index"), target.with_suffix(".encoder"))
     progress.note()
 
 
