@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands of the recipes, run in forks of this process, which has imported everything, and harmed at a given point.
 
-Starting Python and importing torch takes most of the time of a tiny run. Here run_recipe.py runs as it is, but what it
+Starting Python and importing torch takes most of the time of a tiny run. Here a command runs as it is, but what it
 starts is forked: the scripts of the stages, and a launcher that handles signals and failures as Accelerate's does.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 from tiny_run import ROOT
@@ -118,14 +119,14 @@ def import_as(trace: Path) -> None:
                     importlib.import_module(name)
 
 
-def start(arguments: list[str], output: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
-    """Start run_recipe.py in a session of its own, as from a terminal in the repository's folder.
+def start(command: list[str], output: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
+    """Start a command in a session of its own, as from a terminal in the repository's folder.
 
     Args:
-        arguments: of run_recipe.py.
+        command: run_recipe.py or another script, with its arguments.
         output: file that everything printed is appended to.
         harm: what happens to it.
-        stages: those to run, of the ones that the recipe has.
+        stages: those that run_recipe.py runs, of the ones that the recipe has.
     """
 
     def run() -> None:
@@ -141,7 +142,7 @@ def start(arguments: list[str], output: Path, harm: Harm, stages: tuple[str, ...
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run_script([sys.executable, RUN_RECIPE, *arguments], harm)
+        run_script([sys.executable, *command], harm)
 
     return psutil.Process(fork(run))
 
@@ -164,12 +165,21 @@ def fork(run: Callable[[], None]) -> int:
 
 
 def start_forked(
-    command: list[str], harm: Harm, stdin: int, process_group: int, preexec_fn: Callable[[], None]
+    command: list[str],
+    harm: Harm,
+    stdin: int,
+    stdout: IO | None,
+    stderr: IO | None,
+    process_group: int,
+    preexec_fn: Callable[[], None],
 ) -> psutil.Process:
     """Stand for psutil.Popen."""
-    assert stdin == subprocess.DEVNULL and process_group == 0
+    assert stdin == subprocess.DEVNULL and process_group == 0 and stdout is stderr
 
     def run() -> None:
+        if stdout is not None:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
         preexec_fn()
         os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
