@@ -81,7 +81,7 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
-HASHES = "sha256.json"  # in a checkpoint
+HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -225,14 +225,21 @@ def accumulation_steps(settings: Finetune, num_processes: int) -> int:
     return settings.examples_per_step // per_batch
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 class CheckpointHashes(TrainerCallback):
-    """Write the hash of each file of a checkpoint beside them when all processes have written theirs."""
+    """Write the hash of each file of a checkpoint beside them when all processes have written theirs; keep two."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             write_json(folder / HASHES, {path.name: file_sha256(path) for path in folder.iterdir()})
+            # The trainer's own limit deletes by time, and so the newest after the clock was set back.
+            for older in sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of)[:-KEPT_CHECKPOINTS]:
+                discard(older)
 
 
 def newest_checkpoint(checkpoints: Path) -> str | None:
@@ -285,7 +292,6 @@ def build_trainer(
             weight_decay=0.0,
             logging_steps=10,
             save_steps=settings.save_steps,
-            save_total_limit=2,
             seed=recipe.run.seed,
             data_seed=recipe.run.seed,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),

@@ -140,8 +140,9 @@ class Attacked:
         return max(json.loads(next(self.whole.rglob("training.json")).read_text())["max_steps"], 1)
 
     def stages_until(self, stage: str) -> tuple[str, ...]:
-        """Return the stages that run where one is attacked: up to the one that reads its output."""
-        return tuple(list(SCRIPTS)[: list(SCRIPTS).index(stage) + 2])
+        """Return the stages that run where one is attacked: up to it, or to the training if that is later."""
+        last = max(list(SCRIPTS).index(stage), list(SCRIPTS).index("pretrain"))
+        return tuple(list(SCRIPTS)[: last + 1])
 
     def copy_before(self, stage: str, run: Path, draw: random.Random) -> None:
         """Copy the undisturbed run as it was before a stage, or where it trains several models, before one of them."""

@@ -182,6 +182,15 @@ class Attack:
             self.problems.append(f"signals ended the command with {status}")
         self.finish()
 
+    def set_clock_back(self) -> None:
+        """Set the wall clock of a process back by a minute to a year while it trains."""
+        self.copy()
+        seconds = self.draw.choice([60, 86_400, 365 * 86_400])
+        status = self.execute(replace(self.in_step(()), target="rank", clock_back_seconds=seconds))
+        if status != 0:
+            self.problems.append(f"with a clock set back by {seconds} s the command ended with {status}")
+        self.finish()
+
     def limit_files(self) -> None:
         """Let a process of the stage open few files, of which it has some from the start."""
         self.copy()
@@ -365,6 +374,7 @@ KINDS_OF_TRAINING = {
     "started twice": (Attack.start_twice, 4),
     "few open files": (Attack.limit_files, 2),
     "little memory": (Attack.limit_memory, 4),
+    "clock set back": (Attack.set_clock_back, 3),
 }
 KINDS_OF_STAGES = {
     "killed at any change": (Attack.kill_at_change, 35),

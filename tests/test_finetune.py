@@ -266,9 +266,11 @@ def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(bytes([step] * 64))
         (folder / "trainer_state.json").write_text('{"global_step": 8}')
+        os.utime(folder, (1e9 - step, 1e9 - step))  # as after the clock was set back
         arguments = finetune.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
         state = finetune.TrainerState(global_step=step, is_world_process_zero=True)
         finetune.CheckpointHashes().on_save(arguments, state, finetune.TrainerControl())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-24"]
     assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
     (tmp_path / "checkpoint-24" / "adapter_model.safetensors").write_bytes(bytes([16] * 64))
     (tmp_path / "checkpoint-32").mkdir()
@@ -278,7 +280,6 @@ def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one
     (tmp_path / "checkpoint-16" / finetune.HASHES).unlink()  # as an earlier version left it
     assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
     (tmp_path / "checkpoint-16" / "trainer_state.json").unlink()
-    (tmp_path / "checkpoint-8" / finetune.HASHES).write_text("{")
     assert finetune.newest_checkpoint(tmp_path) is None
 
 

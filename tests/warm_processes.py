@@ -47,6 +47,7 @@ class Harm:
         target: who gets them: rank, launcher or run_recipe.
         signals: sent one after the other, `pause` seconds apart.
         open_files: how many the process may open; 0: as many as it likes.
+        clock_back_seconds: how much the wall clock of this process is set back, in that pass.
         memory_bytes: how much the process may take beside what it has; 0: as much as it likes.
         trace: a folder in which each script lists the changes that it makes and what it imports; empty: no lists.
     """
@@ -61,6 +62,7 @@ class Harm:
     signals: tuple[int, ...] = ()
     pause: float = 0.0
     open_files: int = 0
+    clock_back_seconds: int = 0
     memory_bytes: int = 0
     trace: str = ""
 
@@ -98,6 +100,7 @@ class Harm:
         """Send the signals to the target, above which this process is."""
         parents = {"rank": os.getpid(), "launcher": os.getppid()}
         parents["run_recipe"] = psutil.Process(os.getppid()).ppid()
+        ctypes.CDLL(None).crash_shim_set_clock_back(ctypes.c_long(self.clock_back_seconds))
         for number in self.signals:
             os.kill(parents[self.target], number)
             time.sleep(self.pause)
