@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runs that campaign.py attacks: tiny recipes of every kind, their commands, what an undisturbed one gives."""
 
+import csv
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from warm_processes import RUN_RECIPE, Harm, start
 
 
 SECONDS_A_TRY = 120
-TIMEOUT_SECONDS = 5  # run.timeout_seconds of the recipes
+TIMEOUT_SECONDS = {1: 5, 2: 8, 4: 15}  # number of processes -> run.timeout_seconds, on a machine of two busy cores
 # Stage -> its script, and how often it is attacked. All of a recipe's stages run in this order.
 SCRIPTS = {
     "prepare": ("prepare_data", 9),
@@ -72,6 +73,7 @@ class Attacked:
         self.root, self.folder, draw = root, root / f"recipe-{number}", random.Random(f"{seed}/recipe/{number}")
         self.kind, self.processes, self.divided = KINDS[number % len(KINDS)]
         self.settings = draw_recipe(draw, self.kind, root)
+        self.settings.append(f"--run.timeout_seconds={TIMEOUT_SECONDS[self.processes]}")
         self.whole = self.folder / "whole"
         self.launch_file = self.folder / "launch.yaml"
         self.traces = self.folder / "traces"
@@ -247,7 +249,7 @@ class Experiment(Attacked):
             {"name": "web", "path": str(texts / "web"), "domain": "general", "share": 0.25},
         ]
         recipe = {
-            "run": {"output_dir": str(run / "runs"), "timeout_seconds": TIMEOUT_SECONDS},
+            "run": {"output_dir": str(run / "runs"), "timeout_seconds": TIMEOUT_SECONDS[self.processes]},
             "data": {"sources": sources, "near_duplicates": None, "workers": 1, "max_repetitions": 100}
             | {"splits": {"validation_fraction": 0.1, "test_fraction": 0.1}},
             "tokenizer": {"vocab_size": 384},
@@ -271,8 +273,9 @@ class Experiment(Attacked):
 
     def describe(self, run: Path, stages: tuple[str, ...]) -> dict[str, object]:
         found: dict[str, object] = {}
-        for row in sorted((run / "results" / "runs.csv").read_text().splitlines()):
-            found[f"row of {row[:16]}"] = row.rsplit(",", 2)[0]  # without the seconds and the device
+        with (run / "results" / "runs.csv").open() as rows:
+            for row in csv.DictReader(rows):
+                found[f"row of {row['key']}"] = {key: row[key] for key in row if key != "seconds"}
         for trained in sorted((run / "runs" / "runs").iterdir()):
             record = json.loads((trained / "model" / "stage.json").read_text())
             found[f"model {trained.name}"] = record["files"]["model.safetensors"]["sha256"]
@@ -293,7 +296,6 @@ def draw_recipe(draw: random.Random, kind: str, root: Path) -> list[str]:
     """Return overrides of a tiny recipe."""
     settings = {
         "run.seed": draw.randrange(1000),
-        "run.timeout_seconds": TIMEOUT_SECONDS,
         "data.near_duplicates": draw.choice([None, {}]),
         "tokenizer.vocab_size": draw.choice([320, 352, 384]),
         "model.hidden_size": draw.choice([32, 48]),

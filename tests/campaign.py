@@ -433,10 +433,13 @@ def size_of(folder: Path) -> int:
 
 
 def find_error(output: str) -> str:
-    """Return the first line that names an exception after a traceback."""
+    """Return the first line that names an exception after a traceback, and the last line of ours above it."""
     after = output.partition("Traceback (most recent call last)")[2]
     found = re.search(r"^(\w[\w.]*(Error|Exception|Interrupt)\b.*)", after, re.M)
-    return found[1][:300] if found else after[:600]
+    if not found:
+        return after[:600]
+    ours = re.findall(r'File ".*/((?:recipes|eval)/\S+)", line (\d+)', after[: found.start()])
+    return f"{':'.join(ours[-1]) if ours else ''} {found[1][:300]}"
 
 
 def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | None) -> None:

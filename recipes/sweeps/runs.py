@@ -208,14 +208,19 @@ def run_logged(command: list[str], log_file: Path, name: str) -> None:
     Raises: SystemExit: a signal came (EXIT_STOPPED), or the command failed, with the last lines of its output.
     """
 
+    status = log_file.with_name("status.json")
+    before = read_json(status)
+
     def save_seconds() -> float:
-        return (read_json(log_file.with_name("status.json")) or {}).get("save_seconds", SAVE_SECONDS)
+        return (read_json(status) or {}).get("save_seconds", SAVE_SECONDS)
 
     with log_file.open("a", encoding="utf-8") as log:
         ended = run_child(command, "accelerate.commands.launch" in command, save_seconds, log)
-    if ended.signal_name:
-        again = shlex.join(sys.orig_argv)
-        sys.stderr.write(f"{name} stopped on {ended.signal_name}: {KEPT}; start again with: {again}\n")
+    training = read_json(status) or {}
+    preempted = training != before and training.get("status") == "preempted"
+    if ended.signal_name or preempted:
+        reason = ended.signal_name or training["reason"]
+        sys.stderr.write(f"{name} stopped on {reason}: {KEPT}; start again with: {shlex.join(sys.orig_argv)}\n")
         raise SystemExit(EXIT_STOPPED)
     if ended.status:
         last = log_file.read_text(encoding="utf-8").strip().splitlines()[-5:]
