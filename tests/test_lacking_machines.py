@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, TinyRun
+from tiny_run import ROOT, TinyRun, write_tiny_texts
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -60,8 +60,9 @@ def memory_group(request) -> Iterator[Path]:
 
 
 def words_of(run: TinyRun, *overrides: str) -> list[str]:
-    single = ["--accelerate_config", ROOT / "accelerate_configs" / "cpu.yaml", "--num_processes", "1"]
-    return ["recipes/run_recipe.py", *single, *run.argv(*overrides)]
+    single = run.output_dir.with_name("fp32.yaml")  # no other process is asked whether bf16 is faster
+    single.write_text("{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', num_machines: 1, use_cpu: true}")
+    return ["recipes/run_recipe.py", "--accelerate_config", single, "--num_processes", "1", *run.argv(*overrides)]
 
 
 def last_lines(stderr: str) -> list[str]:
@@ -110,20 +111,25 @@ def test_a_full_dev_shm_is_named_and_not_the_disk(tokenized_run, tmp_path, in_mo
 @pytest.mark.parametrize(
     ("stage", "mib", "remedy"),
     [
-        ("prepare", 160, "set data.workers lower"),
+        ("prepare", 200, "set data.workers lower"),
         ("tokenizer", 300, "set tokenizer.max_train_bytes lower"),
         ("pretrain", 350, "set training.per_device_train_batch_size lower"),
     ],
 )
 def test_a_stage_that_exceeds_the_memory_of_its_container_names_what_to_lower(
-    tiny_run, memory_group, stage, mib, remedy
+    tiny_run, tmp_path, memory_group, stage, mib, remedy
 ):
+    texts = tmp_path / "texts"
+    write_tiny_texts(texts)
+    with (texts / "law.jsonl").open("a") as file:  # a document of 15 MB, of which there are many copies
+        file.write(json.dumps({"text": "The court denies any claim.\n" * 540_000}) + "\n")
+    run = TinyRun(texts if stage == "prepare" else tiny_run.texts, tiny_run.output_dir)
     outputs = {"prepare": "documents", "tokenizer": "tokenizer", "tokenize": "tokens"}
     for name in list(outputs)[list(outputs).index(stage) if stage in outputs else 3 :]:
         shutil.rmtree(tiny_run.output_dir / outputs[name])
     [limit] = [*memory_group.glob("memory.limit_in_bytes"), *memory_group.glob("memory.max")]
     limit.write_text(str(mib * MIB))
-    status, stderr = run_in(f"echo $$ > {memory_group}/cgroup.procs", words_of(tiny_run))
+    status, stderr = run_in(f"echo $$ > {memory_group}/cgroup.procs", words_of(run))
     assert status == 1, stderr
     [*_, reason] = last_lines(stderr)
     assert f"{stage} stopped with status" in reason and f"killed, as when memory runs out (then {remedy}" in reason
