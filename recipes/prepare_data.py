@@ -20,14 +20,13 @@ machine.
 """
 
 import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from atomic_files import discard, is_unchanged, read_json, write_json
+from atomic_files import discard, write_json
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.canaries import CANARIES, choose_canaries, plant_canaries
@@ -50,7 +49,7 @@ from corpus.pipeline_executor import check_executor, run_pipeline, track
 from corpus.reading import find_surplus, load_extract_text, load_redact, pin_revisions, read_sources
 from corpus.reading_plan import ReadingPlan, estimate
 from corpus.repeated_passages import find_repeated_passages, summarise
-from recipe_config import Recipe, RecipeError
+from recipe_config import Data, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from recorded_files import record_run_files
 from recovery.run_lock import stage_lock
@@ -59,6 +58,7 @@ from sources.units import Listing, list_all_sources
 from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
 
 
+COMMITS = ".commits.json"  # of the Hub datasets, which an interrupted try reads on at; afterwards stats.json has them
 REPORTED_SECONDS = 60.0  # a pass that takes so long leaves a line with its rate: a log file keeps no bar
 
 
@@ -70,12 +70,13 @@ def prepare(recipe: Recipe) -> dict:
     index = load_benchmarks(recipe)
     earlier = list_earlier_documents(recipe.data.near_duplicates.against if recipe.data.near_duplicates else [])
     names = [source.name for source in recipe.data.sources]
-    listings = list_files(recipe)
+    commits = Path(recipe.run.output_dir) / COMMITS
+    data = pin_revisions(recipe.data, commits)
+    listings = list_files(data)
     with new_output(recipe, "prepare") as output:
-        plan = ReadingPlan(recipe.data.sources, listings)
+        plan = ReadingPlan(data.sources, listings)
         work = resume_work(output / "work", plan.identity())
         counts = work / "counts"
-        data = pin_revisions(recipe.data, work / "commits.json")
         tasks_now = 0  # of the passes after reading: one for each file
 
         new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
@@ -204,25 +205,23 @@ def prepare(recipe: Recipe) -> dict:
         quarantined = [path.read_text(encoding="utf-8") for path in sorted((work / "quarantine").iterdir())]
         (output / "quarantine.jsonl").write_text("".join(quarantined), encoding="utf-8")
         discard(work)
+    commits.unlink(missing_ok=True)
     return stats
 
 
 def resume_work(work: Path, identity: str) -> Path:
     """Return the folder of an interrupted try, without what it holds if that was made of other tasks."""
-    note, commits = work / "identity", work / "commits.json"
+    note = work / "identity"
     if work.exists() and (not note.exists() or note.read_bytes() != identity.encode()):
-        discard(work)
-    elif commits.exists() and ((read := read_json(commits)) is None or not is_unchanged(read)):
-        sys.stderr.write(f"prepare: reads everything again: {commits} is not as it was written\n")
         discard(work)
     work.mkdir(exist_ok=True)
     note.write_text(identity)
     return work
 
 
-def list_files(recipe: Recipe) -> dict[str, Listing]:
+def list_files(data: Data) -> dict[str, Listing]:
     """Print which files of each source are read and which are not, and return them."""
-    listings = list_all_sources(recipe.data.sources)
+    listings = list_all_sources(data.sources)
     for listing in listings.values():
         print(listing.inventory.describe(), flush=True)
     return listings
@@ -262,7 +261,7 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     if options.dry_run:
-        plan = ReadingPlan(recipe.data.sources, list_files(recipe))
+        plan = ReadingPlan(recipe.data.sources, list_files(recipe.data))
         print(*(f"prepare: {line}" for line in estimate(plan, recipe.data.workers or available_cores())), sep="\n")
         return
     with stage_lock(recipe, "prepare", options.overwrite) as has_work:

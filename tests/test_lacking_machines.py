@@ -121,7 +121,7 @@ def test_a_stage_that_exceeds_the_memory_of_its_container_names_what_to_lower(
 ):
     texts = tmp_path / "texts"
     write_tiny_texts(texts)
-    with (texts / "law.jsonl").open("a") as file:  # a document of 15 MB, of which there are many copies
+    with (texts / "law.jsonl").open("a") as file:  # a document of 15 MB, copied several times
         file.write(json.dumps({"text": "The court denies any claim.\n" * 540_000}) + "\n")
     run = TinyRun(texts if stage == "prepare" else tiny_run.texts, tiny_run.output_dir)
     outputs = {"prepare": "documents", "tokenizer": "tokenizer", "tokenize": "tokens"}

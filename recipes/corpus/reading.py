@@ -17,7 +17,7 @@ import numpy as np
 from datatrove.data import Document
 from huggingface_hub import HfApi
 
-from atomic_files import CHECKSUM, read_json, with_checksum, write_json
+from atomic_files import CHECKSUM, is_unchanged, read_json, with_checksum, write_json
 from corpus.accounting import Tally, sum_counts
 from corpus.document_files import Place, PlaceWriter, document_id, write_documents
 from corpus.dropped_samples import KEPT, Samples, hide
@@ -45,23 +45,29 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def pin_revisions(data: Data, note: Path) -> Data:
-    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, so that all tasks read one.
+    """Set the revision of each Hub dataset to a commit, that of a branch as it is now, for the listing and all tasks.
 
     Args:
         data: settings of the recipe.
         note: file that stores the commits, so that an interrupted run resumes with the same ones.
     """
-    commits = {name: commit for name, commit in (read_json(note) or {}).items() if name != CHECKSUM}
+    commits = read_json(note) or {}
+    if note.exists() and (not commits or not is_unchanged(commits)):
+        sys.stderr.write(f"prepare: asks the Hub for its newest commits: {note} is not as it was written\n")
+        commits = {}
+    commits.pop(CHECKSUM, None)
     sources = []
     for source in data.sources:
         if is_hub_dataset(source) and not COMMIT.fullmatch(source.revision or ""):
-            if source.name not in commits:
+            branch = f"{source.path}@{source.revision}"
+            if branch not in commits:
                 with named_errors(source):
-                    commits[source.name] = HfApi().dataset_info(source.path, revision=source.revision).sha
-            source = source.model_copy(update={"revision": commits[source.name]})
+                    commits[branch] = HfApi().dataset_info(source.path, revision=source.revision).sha
+            source = source.model_copy(update={"revision": commits[branch]})
         sources.append(source)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, with_checksum(commits))
+    if commits:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, with_checksum(commits))
     return data.model_copy(update={"sources": sources})
 
 

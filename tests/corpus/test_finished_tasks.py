@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import TinyRun, make_text
@@ -15,6 +16,7 @@ import train_tokenizer
 from atomic_files import read_record
 from corpus import reading
 from corpus.finished_tasks import drop_damaged
+from recipe_config import Data, Source
 from stages import STAGES
 
 
@@ -66,7 +68,7 @@ def half_made(request, tokenized_run, tmp_path, monkeypatch) -> tuple[TinyRun, P
 def test_what_was_damaged_since_a_stage_was_interrupted_is_made_again(half_made, capfd):
     run, left, stage, expected = half_made
     damaged = [path for path in left.rglob("*") if path.is_file() and path.stat().st_size]
-    damaged = [path for path in damaged if path.name not in ("identity", "commits.json")]  # see below
+    damaged = [path for path in damaged if path.name != "identity"]  # or all is made again
     marks = [path for path in damaged if path.parent.name == "completions"]
     with_files = [mark for mark in marks if json.loads(mark.read_text())]
     for path in damaged:
@@ -77,15 +79,6 @@ def test_what_was_damaged_since_a_stage_was_interrupted_is_made_again(half_made,
     lines = [line for line in capfd.readouterr().err.splitlines() if "is not as it was written" in line]
     assert len(lines) >= len(with_files) > len(marks) / 2 > 3
     assert read_record(run.output_dir / STAGES[stage].output)["sha256"] == expected
-
-
-@pytest.mark.parametrize("half_made", ["prepare"], indirect=True)
-def test_where_it_is_damaged_which_text_was_read_all_of_it_is_read_again(half_made, capfd):
-    run, left, _, expected = half_made
-    (left / "work" / "commits.json").write_text('{"law": "')
-    prepare_data.main(run.argv(*EVERY_PASS))
-    assert "prepare: reads everything again: " in capfd.readouterr().err
-    assert read_record(run.output_dir / "documents")["sha256"] == expected
 
 
 def test_a_task_of_an_earlier_version_whose_mark_is_empty_does_not_run_again(tmp_path, capfd):
@@ -117,3 +110,18 @@ def test_a_limited_source_that_was_being_read_is_read_in_the_same_rounds_after_a
     prepare_data.main(run.argv(sources))
     ended = [read_record(one.output_dir / "documents")["files"] for one in (whole, run)]
     assert ended[0] == ended[1]
+
+
+def test_a_damaged_note_of_commits_is_asked_for_again(tmp_path, monkeypatch, capfd):
+    data = Data(sources=[Source(name="law", path="me/lines", revision="main")])
+    answers = iter(["a" * 40, "b" * 40, "c" * 40])
+    monkeypatch.setattr(reading.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=next(answers)))
+    note = tmp_path / "commits.json"
+    for _ in range(2):
+        assert reading.pin_revisions(data, note).sources[0].revision == "a" * 40
+    for damage, commit in ((note.read_text().replace("aaa", "aba"), "b"), ("{", "c")):
+        note.write_text(damage)
+        assert reading.pin_revisions(data, note).sources[0].revision == commit * 40
+        assert "is not as it was written" in capfd.readouterr().err
+    note.write_text('{"me/lines@main": "' + "d" * 40 + '"}')  # as an earlier version wrote it
+    assert reading.pin_revisions(data, note).sources[0].revision == "d" * 40

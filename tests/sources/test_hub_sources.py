@@ -23,7 +23,7 @@ from tiny_run import TinyRun, make_text
 from recipe_config import Source
 from sources.readers import read_unit
 from sources.row_checks import Unreadable
-from sources.units import list_units
+from sources.units import list_units, load_builder_of
 
 
 def rows(label: str) -> list[dict]:
@@ -193,6 +193,7 @@ def prepare_session(out: str) -> None:
     seen["left"] = (folder / "again" / "documents").exists()
     ask_hub("/_faults", [])
     commit("me/corpus", **{f"{part}.jsonl": lines(make_text(999)) for part in range(6)})
+    load_builder_of.cache_clear()  # as in another process
     seen["again"] = run("again")
     Path(out).write_text(json.dumps(seen))
 
