@@ -16,7 +16,8 @@ LESS_MEMORY = {
     "run_eval.py": "set evaluation.batch_size lower",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_MEMORY = ("can't allocate memory", "can't start new thread")  # torch, Python
+# torch, Python, and C++, which means a thread where no file is named
+NO_MEMORY = ("can't allocate memory", "can't start new thread", os.strerror(errno.EAGAIN))
 SHARED = Path("/dev/shm")  # memory that processes share, small in a container
 LEAST_SHARED_BYTES = 1 << 20
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -45,7 +46,8 @@ def explain_limit(error: BaseException, script: str) -> str | None:
             )
         if code in (errno.EMFILE, errno.ENFILE):
             return f"too many files are open: {text}; raise the limit by `ulimit -n 4096`, and start again"
-        if isinstance(error, MemoryError) or code == errno.ENOMEM or any(words in text for words in NO_MEMORY):
+        in_words = code is None and any(words in text for words in NO_MEMORY)
+        if isinstance(error, MemoryError) or code == errno.ENOMEM or in_words:
             return f"memory ran out ({text or 'MemoryError'}); {lower_memory(script)}, and the same command resumes"
     return None
 

@@ -187,7 +187,7 @@ def write_places(places: Path, renamed: dict[str, str], path: Path) -> None:
                 rows_read[name] += rows
             offsets = np.zeros(max(before, default=0) + 2, dtype=np.int64)
             offsets[list(before)] = list(before.values())
-            for batch in pq.ParquetFile(file).iter_batches(1 << 16):
+            for batch in pq.ParquetFile(file).iter_batches(1 << 16, use_threads=False):
                 units = np.minimum(batch["unit"].to_numpy(), len(offsets) - 1)  # the last offset is 0
                 later = new.take(pc.index_in(batch["id"], old))
                 ids, rows = pc.coalesce(later, batch["id"]), batch["row"].to_numpy() + offsets[units]

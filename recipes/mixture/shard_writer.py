@@ -44,7 +44,8 @@ def encode_as_text(tokenizer: Tokenizer) -> Tokenizer:
 
 def read_batches(source: Path) -> Iterator[pa.RecordBatch]:
     """Yield the id and text of documents, BATCH_BYTES of text at a time or one longer document."""
-    for rows in pq.ParquetFile(source).iter_batches(columns=["id", "text"], batch_size=ROWS_READ):
+    # Without Arrow's threads: where memory allows no new one, Arrow waits for it for ever.
+    for rows in pq.ParquetFile(source).iter_batches(ROWS_READ, columns=["id", "text"], use_threads=False):
         sizes = pc.binary_length(rows["text"]).to_numpy()
         start = 0
         while start < len(rows):
