@@ -269,8 +269,12 @@ class Attack:
         return self.attacked.tokens_per_step // (64 * self.attacked.processes)
 
     def newest(self) -> int:
-        """Return the step of the newest checkpoint; 0 if there is none."""
-        names = [path.name for path in (self.run / "checkpoints").glob("step_*") if path.is_dir()]
+        """Return the step of the newest checkpoint of the model that was trained last; 0 if there is none."""
+        trained = [run / "status.json" for run in self.attacked.runs_in(self.run) if (run / "status.json").exists()]
+        if not trained:
+            return 0
+        last = max(trained, key=lambda path: path.stat().st_mtime_ns).parent
+        names = [path.name for path in (last / "checkpoints").glob("step_*") if path.is_dir()]
         return max((int(name[5:13]) for name in names if re.fullmatch(r"step_\d{8}", name)), default=0)
 
     def execute(self, harm: Harm, killed: bool = False, later=None) -> int | None:
