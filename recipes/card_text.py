@@ -41,6 +41,7 @@ def render_card(template: Path, front_matter: dict | None, **values: object) -> 
         "code": lambda text: Markup(json.dumps(text)),
         "shell": lambda text: Markup(shlex.quote(text)),
         "file_name": Markup,
+        "printed": printed,
     }
     if front_matter is None:
         return environment.get_template(template.name).render(**values)

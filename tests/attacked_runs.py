@@ -228,7 +228,9 @@ class FineTuned(Attacked):
     def describe(self, run: Path, stages: tuple[str, ...]) -> dict[str, object]:
         files = json.loads((run / "finetuned" / "stage.json").read_text())["files"]
         results = json.loads((run / "finetuned" / "results.json").read_text())
-        measured = {key: results[key] for key in results if key not in ("seconds", "resumed_from", "last_loss")}
+        measured = {
+            key: results[key] for key in results if key not in ("made_from", "seconds", "resumed_from", "last_loss")
+        }
         return {"model": files["model.safetensors"]["sha256"], "files": sorted(files), "results": measured}
 
 
