@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from atomic_files import RECORD, read_record, write_json
+from child_processes import leave_on_signals
 from mixture.shares import average_shares, resolve_shares
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -45,6 +46,7 @@ from recovery.run_lock import run_lock
 from run_folder import describe_inputs, is_finished, new_output, require, write_record
 from stages import STAGES, output_folder
 from sweeps.runs import (
+    KEPT,
     Run,
     choose_launcher,
     hash_settings,
@@ -284,6 +286,7 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None, folder: Pa
     return found | {"reason": list(describe_choice(found, by_law, domains))}
 
 
+@leave_on_signals(KEPT)
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,

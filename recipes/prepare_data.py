@@ -237,7 +237,7 @@ def prepare(recipe: Recipe) -> dict:
 def resume_work(work: Path, identity: str) -> Path:
     """Return the folder of an interrupted try, without what it holds if that was made of other tasks."""
     note = work / "identity"
-    if work.exists() and (not note.exists() or note.read_text() != identity):
+    if work.exists() and (not note.exists() or note.read_bytes() != identity.encode()):
         discard(work)
     work.mkdir(exist_ok=True)
     note.write_text(identity)

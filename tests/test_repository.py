@@ -70,7 +70,16 @@ ARROWS = {
         "run_folder",
         "vocabulary",
     },
-    "sweeps": {"atomic_files", "launching", "planning", "recipe_config", "recipe_loading", "run_folder", "stages"},
+    "sweeps": {
+        "atomic_files",
+        "child_processes",
+        "launching",
+        "planning",
+        "recipe_config",
+        "recipe_loading",
+        "run_folder",
+        "stages",
+    },
     "provenance": {"atomic_files", "corpus", "mixture", "recipe_config", "vocabulary"},
     "publishing": {
         "atomic_files",

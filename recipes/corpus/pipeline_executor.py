@@ -2,8 +2,8 @@
 """Run a datatrove pipeline over a fixed number of tasks, with a progress bar; resume where a killed run stopped.
 
 The number of tasks depends on the data and decides the output. Where they run, and how many at a time, depends on the
-machine and does not. A finished task leaves an empty file in `<folder>/completions`; a running one writes its progress
-to `<folder>/progress`. On a cluster, the run folder must be on a file system that all nodes share.
+machine and does not. A finished task leaves its mark in `<folder>/completions` (see finished_tasks.py); a running one
+writes its progress to `<folder>/progress`. On a cluster, the run folder must be on a file system that all nodes share.
 """
 
 import threading
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from corpus.local_executor import LocalExecutor
+from corpus.finished_tasks import drop_damaged
+from corpus.local_executor import LocalExecutor, available_cores
 from corpus.ray_executor import RayExecutor
 from corpus.slurm_executor import SlurmExecutor
 from corpus.stage_progress import StageProgress
@@ -93,6 +94,7 @@ def run_pipeline(
     """
     notes = folder / "progress"
     notes.mkdir(parents=True, exist_ok=True)
+    drop_damaged(sorted((folder / "completions").glob("[0-9]*")), description, available_cores())
     executor = EXECUTORS[data.executor](data, pipeline, tasks, folder, description)
     in_bytes = total_bytes is not None
     bar = tqdm(
@@ -104,7 +106,7 @@ def run_pipeline(
     )
 
     def refresh() -> None:
-        files = list((notes if in_bytes else folder / "completions").glob("*"))
+        files = list((notes if in_bytes else folder / "completions").glob("[0-9]*"))
         done = sum(int(file.read_text() or 0) for file in files) if in_bytes else len(files)
         if stage is not None:
             stage.move_to(min(done / max(bar.total, 1), 1.0))

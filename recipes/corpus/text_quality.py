@@ -24,7 +24,7 @@ for one without spaces, where each character counts as a word, gopher_min_mean_w
 
 With the profile web, the results equal those of datatrove's filters on the same words, as tests show, except that the
 text of a removed line no longer counts. Those filters build every n-gram as a string and take about 1 MB/s together;
-here words are numbered and the numbers sorted, which is six times as fast (tests/benchmarks/README.md).
+here words are hashed and the hashes sorted, which is six times as fast (tests/benchmarks/README.md).
 """
 
 import re

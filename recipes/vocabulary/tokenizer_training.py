@@ -2,6 +2,7 @@
 """Train a recipe's tokenizer on a sample of its documents, drawn by the sources' shares."""
 
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -185,6 +186,8 @@ def train_tokenizer(
             return train_bpe(
                 texts, settings.pretokenization, vocab_size, min_frequency=settings.min_frequency, **options
             )
+        for left in Path(recipe.run.output_dir).glob(".chunks.*"):  # by a try that was killed
+            shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=".chunks.", dir=recipe.run.output_dir) as folder:
             chunks = {}
             for source, size_bytes in sample_sizes(recipe, shares, sample.available).items():
