@@ -15,14 +15,14 @@ MIN_FRACTION = 0.02  # of a step that is done before its own rate counts
 # Seconds of a core for a megabyte of text (tests/benchmarks/README.md).
 WEIGHTS = {
     "read": 0.03,
-    "quality": 0.07,
-    "languages": 0.035,
+    "quality": 0.06,
+    "languages": 0.03,
     "personal_data": 0.06,
-    "exact duplicates": 0.0003,
-    "signatures": 0.11,
+    "exact duplicates": 0.0002,
+    "signatures": 0.027,
     "signatures of earlier documents": 0.0,  # by the size of another corpus
-    "near-duplicates": 0.001,
-    "clusters": 0.0003,
+    "near-duplicates": 0.0002,
+    "clusters": 0.0002,
     "passages": 0.1,
     "repeated passages": 0.001,
     "cut": 0.1,
