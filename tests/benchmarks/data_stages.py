@@ -34,7 +34,7 @@ STAGES = ("prepare_data", "train_tokenizer", "tokenize_corpus")
 REPLACED_FRACTION = 0.3
 FILES = 8
 PIECE = re.compile(r"\w+|\W+")
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.5
 # Runs a stage, and says on its last line when each pipeline in it began and ended.
 TIMED = """
 import importlib, json, sys, time
