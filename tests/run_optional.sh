@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that need optional packages, which tests/run.sh skips where these are missing: .docx, .pdf and other
-# documents, GGUF files run by llama.cpp, and Ray on two nodes of which one dies. They run in .venv/optional, which has tests/requirements-optional.txt and
-# sees the packages of .venv.
+# documents, GGUF files run by llama.cpp, and Ray on two nodes of which one dies. They run in .venv/optional, which has
+# tests/requirements-optional.txt and sees the packages of .venv.
 #
 #   bash tests/run_optional.sh    5 minutes on 2 cores; arguments go to pytest
 set -euo pipefail
