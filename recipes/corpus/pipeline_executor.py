@@ -17,6 +17,7 @@ from corpus.finished_tasks import drop_damaged
 from corpus.local_executor import LocalExecutor, available_cores
 from corpus.ray_executor import RayExecutor
 from corpus.slurm_executor import SlurmExecutor
+from corpus.stage_progress import StageProgress
 from recipe_config import Data
 
 
@@ -60,6 +61,12 @@ def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iter
     progress.note()
 
 
+def read_progress(note: Path) -> int:
+    """Return the bytes that a task has done; 0 where its note is half-written or damaged, for only the bar uses it."""
+    content = note.read_bytes()
+    return int(content) if content.isdigit() else 0
+
+
 def check_executor(data: Data) -> None:
     """Check, before work starts, that the tasks can run on data.executor.
 
@@ -69,7 +76,13 @@ def check_executor(data: Data) -> None:
 
 
 def run_pipeline(
-    pipeline: list, tasks: int, data: Data, folder: Path, description: str, total_bytes: int | None = None
+    pipeline: list,
+    tasks: int,
+    data: Data,
+    folder: Path,
+    description: str,
+    total_bytes: int | None = None,
+    stage: StageProgress | None = None,
 ) -> None:
     """Run each task of a pipeline once.
 
@@ -80,6 +93,7 @@ def run_pipeline(
         folder: for the state of the pipeline; a second run with the same folder runs only the missing tasks.
         description: name in the progress bar and in errors.
         total_bytes: sum of the tasks' `TaskProgress`; None counts finished tasks instead.
+        stage: gets how much is done, and says in the bar how far the stage is.
 
     Raises: the error of the first task that fails, as soon as it does; RecipeError if the user can fix the cause, such
         as a task that was killed because memory ran out.
@@ -99,8 +113,11 @@ def run_pipeline(
 
     def refresh() -> None:
         files = list((notes if in_bytes else folder / "completions").glob("[0-9]*"))
-        done = sum(int(file.read_text() or 0) for file in files) if in_bytes else len(files)
-        bar.set_postfix_str(executor.status, refresh=False)
+        done = sum(map(read_progress, files)) if in_bytes else len(files)
+        if stage is not None:
+            stage.move_to(min(done / max(bar.total, 1), 1.0))
+        parts = [stage.describe() if stage is not None else "", executor.status]
+        bar.set_postfix_str(", ".join(filter(None, parts)), refresh=False)
         bar.update(min(done, bar.total) - bar.n)
 
     finished = threading.Event()
@@ -109,6 +126,7 @@ def run_pipeline(
         while not finished.wait(REFRESH_SECONDS[data.executor]):
             refresh()
 
+    refresh()  # which notes what an earlier try has done
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
