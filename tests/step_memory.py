@@ -18,8 +18,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.summed_loss import SummedLoss
+from model.teachers import Teachers
 from planning.memory import memory_by_part
-from recipe_config import Model, Training
+from recipe_config import Average, Model, Training
+from training.average import WeightAverage
 from training.optimizers import build_optimizers
 
 
@@ -40,8 +42,11 @@ def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: i
         optimizer=options.optimizer,
         learning_rate=1e-3,
     )
+    teachers = [SummedLoss(LlamaForCausalLM(config), options.compiled) for _ in range(options.teachers)]
+    model.teachers = (Teachers(teachers, share=0.5),) if teachers else ()
+    average = WeightAverage(model, Average(ema=0.9)) if options.average else None
     optimizers = build_optimizers(model, training)
-    for _ in range(2):  # the optimizer's state is there from the second on
+    for step in range(2):  # the optimizer's state is there from the second on
         for _ in range(MICRO_STEPS):
             input_ids = torch.randint(0, vocab_size, (batch_size, sequence_length))
             position_ids = torch.arange(sequence_length).expand(batch_size, -1)
@@ -52,6 +57,8 @@ def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: i
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if average is not None:
+            average.add(step + 1, 2)
 
 
 def resident_bytes(key: str) -> int:
@@ -66,6 +73,8 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--average", action="store_true")
+    parser.add_argument("--teachers", type=int, default=0)
     options = parser.parse_args()
     sizes = (options.vocab_size, options.sequence_length, options.batch_size)
     take_steps(TINY, 300, 64, 2, options)
@@ -79,6 +88,8 @@ def main() -> None:
         *sizes,
         compiled=options.compiled,
         muon=options.optimizer == "muon",
+        average=options.average,
+        num_teachers=options.teachers,
         compute_bytes=2 if options.bf16 else 4,
         device_type="cpu",
     )

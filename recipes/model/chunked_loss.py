@@ -42,6 +42,7 @@ class SoftTargets(NamedTuple):
         for hidden, weight, cap in self.models:
             own = capped(F.linear(hidden[chunk], weight).float(), cap).softmax(-1)
             total = own if total is None else total.add_(own)
+            del own  # or it would be there beside the next one
         return total.div_(len(self.models))
 
 

@@ -7,7 +7,7 @@ count a GPT with everything in 16 bits: 34 bytes a token, layer and unit of widt
 """
 
 from planning.model_shape import count_parameters, head_dim
-from recipe_config import Model
+from recipe_config import Model, Training
 
 
 FP32, BF16 = 4, 2
@@ -29,6 +29,12 @@ def rows_per_chunk(vocab_size: int, device_type: str) -> int:
     """Return how many rows of logits model/chunked_loss.py computes at a time on a device of torch's type."""
     logits = LOGITS_PER_CHUNK["cpu" if device_type == "cpu" else "cuda"]
     return max(LEAST_ROWS, logits // vocab_size)
+
+
+def count_teachers(training: Training) -> int:
+    """Return how many models a run with training.distillation holds beside its own."""
+    distillation = training.distillation
+    return 0 if distillation is None else distillation.members + len(distillation.teachers)
 
 
 def activation_bytes_per_token(model: Model, compiled: bool, compute_bytes: int = BF16) -> float:
@@ -66,6 +72,8 @@ def memory_by_part(
     checkpointing: bool = False,
     compiled: bool = True,
     muon: bool = False,
+    average: bool = False,
+    num_teachers: int = 0,
     compute_bytes: int = BF16,
     device_type: str = "cuda",
 ) -> dict[str, float]:
@@ -73,10 +81,11 @@ def memory_by_part(
 
     `batch_size`: sequences in one forward pass on one device. `strategy`: file of accelerate_configs/, which divides
     over num_devices. `checkpointing`: activations of a layer are recomputed in the backward pass. `muon`: one state,
-    not two, for the matrices of the layers. `compiled` and `compute_bytes` as in activation_bytes_per_token;
-    `device_type` as in rows_per_chunk.
+    not two, for the matrices of the layers. `average`: training.average keeps one of the weights, divided as they are.
+    `num_teachers`: of training.distillation, taken to have this shape; each device holds them whole. `compiled` and
+    `compute_bytes` as in activation_bytes_per_token; `device_type` as in rows_per_chunk.
 
-    Returns: parameters, working_weights, gradients, optimizer, activations, logits.
+    Returns: parameters, working_weights, gradients, optimizer, average, teachers, activations, logits.
     """
     counts = count_parameters(model, vocab_size)
     matrices = counts["attention"] + counts["feed_forward"]
@@ -102,11 +111,18 @@ def memory_by_part(
     rows = min(tokens, rows_per_chunk(vocab_size, device_type))
     in_fp32 = 0 if compiled else 2 * FP32 + (FP32 if compute_bytes < FP32 else 0)
     chunk = rows * vocab_size * (compute_bytes + in_fp32)
+    # The weights, and of a batch the last hidden states; of one teacher the distribution of a chunk beside the mean.
+    projection = compute_bytes * table if compute_bytes < FP32 else 0
+    teachers = num_teachers * (FP32 * counts["total"] + projection + compute_bytes * tokens * model.hidden_size)
+    if num_teachers:
+        teachers += rows * vocab_size * FP32 * (3 if compiled and num_teachers > 1 else 2)
     return {
         "parameters": FP32 * counts["total"] / shares["parameters"],
         "working_weights": working,
         "gradients": FP32 * counts["total"] / shares["gradients"],
         "optimizer": FP32 * states / shares["optimizer"],
+        "average": average * FP32 * counts["total"] / shares["parameters"],
+        "teachers": teachers,
         "activations": activations + ends,
         "logits": chunk + FP32 * table,  # and the gradient of the projection, until the backward pass takes it
     }

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from planning.available_text import NotEnoughText, Text, read_text
 from planning.budget import plan_cost, read_budget
 from planning.devices import Device
-from planning.memory import STRATEGIES, largest_batch, memory_by_part
+from planning.memory import STRATEGIES, count_teachers, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
 from planning.scaling_laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
@@ -237,7 +237,8 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
 
     Returns: device_bytes; strategies, each with the bytes by part and the largest batch; chosen, None if none fits.
     """
-    plan, length, muon = recipe.plan, recipe.training.sequence_length, recipe.training.optimizer == "muon"
+    plan, training = recipe.plan, recipe.training
+    length, muon = training.sequence_length, training.optimizer == "muon"
     single = plan.devices == 1 or plan.device == "cpu"
     names = ["cpu.yaml" if plan.device == "cpu" else "single_gpu.yaml"] if single else list(STRATEGIES)[1:]
     share = max(1, sequences // plan.devices)  # a device never needs more sequences at once
@@ -249,6 +250,7 @@ def plan_memory(recipe: Recipe, model: Model, vocab_size: int, device: Device, s
             kind = "single_gpu.yaml" if name == "cpu.yaml" else name
             options = {"strategy": kind, "num_devices": plan.devices, "checkpointing": checkpointing, "muon": muon}
             options["device_type"] = "cpu" if plan.device == "cpu" else "cuda"
+            options |= {"average": training.average is not None, "num_teachers": count_teachers(training)}
             batch = min(share, largest_batch(device.memory_bytes, model, vocab_size, length, **options))
             parts = memory_by_part(model, vocab_size, length, max(1, batch), **options)
             strategies.append(

@@ -123,7 +123,8 @@ def describe_ways(plan: dict) -> list[tuple[str, str]]:
 def describe_memory(memory: dict) -> list[tuple[str, str]]:
     rows = []
     for one in memory["strategies"]:
-        parts = ", ".join(f"{name.replace('_', ' ')} {number / 1e9:.2f}" for name, number in one["bytes"].items())
+        used = [(name.replace("_", " "), number) for name, number in one["bytes"].items() if number]
+        parts = ", ".join(f"{name} {number / 1e9:.2f}" for name, number in used)
         name = one["accelerate_config"].removesuffix(".yaml")
         recomputed = " + activation checkpointing" if one["activation_checkpointing"] else ""
         batch = one["per_device_train_batch_size"]

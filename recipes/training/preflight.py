@@ -25,7 +25,7 @@ from model.continued import with_shape_of
 from model.llama import count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from planning.devices import stated_utilisation
-from planning.memory import memory_by_part
+from planning.memory import count_teachers, memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from recipe_config import Model, Recipe, RecipeError, Training
 from recorded_files import record_run_files
@@ -145,6 +145,8 @@ def describe_plan(
         checkpointing=training.gradient_checkpointing,
         compiled=compiled,
         muon=training.optimizer == "muon",
+        average=training.average is not None,
+        num_teachers=count_teachers(training),
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
         device_type=accelerator.device.type,
     )
@@ -382,7 +384,7 @@ def print_preflight(plan: dict, checks: list[dict], accelerator: Accelerator) ->
         + ("device's peak unknown" if plan["seconds"] is None else f"about {plan['seconds'] / 60:,.1f} minutes")
         + f" at {plan['seconds_assume_utilisation_fraction']:.0%} of the peak",
         f"memory of a process {sum(memory.values()) / 1e9:.2f} of {plan['memory_available_bytes'] / 1e9:.1f} GB: "
-        + ", ".join(f"{size / 1e9:.2f} {part}" for part, size in memory.items()),
+        + ", ".join(f"{size / 1e9:.2f} {part}" for part, size in memory.items() if size),
         "mixture by bytes: " + ", ".join(f"{share:.1%} {name}" for name, share in plan["mixture"].items()),
         "files: " + ", ".join(plan["files"]),
         *(f"note: {note}" for note in plan["notes"]),

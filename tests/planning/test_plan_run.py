@@ -373,6 +373,10 @@ def test_the_verdict_is_from_scratch_continued_pretraining_or_lora_as_budget_and
             {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1376},
             ["--vocab_size=8192", "--sequence_length=256", "--batch_size=4", "--optimizer=muon"],
         ),
+        (
+            {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 704},
+            ["--vocab_size=8192", "--sequence_length=256", "--batch_size=16", "--average", "--teachers=3"],
+        ),
     ],
 )
 def test_estimated_memory_is_within_a_tenth_of_what_steps_on_a_processor_take(shape, options):
