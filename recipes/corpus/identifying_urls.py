@@ -68,7 +68,8 @@ def identifies(name: str, value: str) -> bool:
 
 def find_urls(text: str) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of each URL that carries an identifier."""
-    places = [match.start() for match in PARAMETER.finditer(text) if identifies(match["name"], match["value"])]
+    parameters = PARAMETER.finditer(text) if "=" in text else ()
+    places = [match.start() for match in parameters if identifies(match["name"], match["value"])]
     places += [match.start() for match in FOLDER.finditer(text) if not YEAR.fullmatch(match["value"] or "")]
     places += [match.start() for match in LOGIN.finditer(text)]
     start, end, found = 0, 0, None  # of what stands between two spaces, and where a URL begins in it

@@ -9,19 +9,22 @@ Out:  the reason to refuse the document, such as language_fr, or None.
 
 py3langid classifies byte n-grams; its model comes with the package, so nothing is downloaded. Its prior is uniform
 over 139 languages, which rejects drug lists, citations and Latin phrases. We give the wanted languages half of the
-prior.
+prior. Its own code walks an automaton from byte to byte; here all bytes of a text are walked to at once.
 
-It is slow, so only four excerpts of a longer text are read, which also gives a foreign title, quotation or table less
+Still, only four excerpts of a longer text are read, which also gives a foreign title, quotation or table less
 weight; if the beginnings of the four leave no doubt about a wanted language, no more. Numbers and punctuation,
 frequent in tables and citations, are removed. Text mostly in capitals is lower-cased, because the model knows few
 words in capitals.
 """
 
+import math
 import re
+import unicodedata
 from collections.abc import Collection
 from difflib import get_close_matches
 from functools import cache
 
+import numpy as np
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from recipe_config import RecipeError
@@ -29,6 +32,7 @@ from recipe_config import RecipeError
 
 EXCERPTS, EXCERPT_CHARS = 4, 250
 BEGINNING_CHARS, NO_DOUBT = 64, 0.99
+LONGEST_FEATURE = 6  # bytes of the model's n-grams
 # Not \W, which matches the vowel signs of Indic scripts.
 NOT_LETTERS = re.compile(r"[\x00-@\[-`{-\xbf\u2010-\u206f]+")
 
@@ -72,17 +76,46 @@ class LanguageFilter:
 
     def rate(self, words: str) -> tuple[float, str, float]:
         """Return the probability of the kept languages together, the likeliest language and its own probability."""
-        ranked = load_model().rank(words)
-        kept = sum(probability for code, probability in ranked if code in self.keep)
+        labels, probabilities = load_model().labels, rate_languages(words)
+        kept = sum(probability for code, probability in zip(labels, probabilities, strict=True) if code in self.keep)
         others = 1 - kept
-        weight = max(len(ranked) - len(self.keep), 1) / len(self.keep)  # gives the kept languages half of the prior
-        return kept * weight / (kept * weight + others), *ranked[0]
+        weight = max(len(labels) - len(self.keep), 1) / len(self.keep)  # gives the kept languages half of the prior
+        highest = max(probabilities)
+        return kept * weight / (kept * weight + others), labels[probabilities.index(highest)], highest
+
+
+def rate_languages(text: str) -> list[float]:
+    """Return the probability of each of the model's labels: what its method `rank` gives, in half the time."""
+    model, moves, rows, features, columns = load_arrays()
+    encoded = unicodedata.normalize("NFC", text.lower() if text.isupper() else text).encode()
+    # The automaton is in the state of the longest feature, or beginning of one, that ends at a byte: no byte further
+    # back than LONGEST_FEATURE matters. No feature has the byte that stands before the text.
+    padded = np.frombuffer(b"\xff" * (LONGEST_FEATURE - 1) + encoded, dtype=np.uint8)
+    states = np.zeros(len(encoded), dtype=np.int64)
+    for step in range(LONGEST_FEATURE):
+        states = moves[rows[states] + padded[step : step + len(states)]]
+    found, counts = np.unique(features[states], return_counts=True)
+    found, counts = found[found >= 0], counts[found >= 0].astype(np.float32)
+    scores = np.log1p(counts) @ model.nb_ptc[found].astype(np.float32) + model.nb_pc * bool(len(found))
+    scores = scores / math.sqrt(max(len(encoded), 1))
+    probabilities = np.bincount(columns, np.exp(scores - scores.max()))
+    return (probabilities / probabilities.sum()).tolist()
 
 
 @cache
 def load_model() -> LanguageIdentifier:
     """Load the model once a process; takes about 1 second and 110 MB."""
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def load_arrays() -> tuple:
+    """Return the model; its automaton's moves, where each state's begin, and the feature that ends in it or -1; the
+    number of each column's label, because a language in two scripts has two columns."""
+    model = load_model()
+    rows = np.array(model.tk_row, dtype=np.int64) << 8
+    columns = [model.labels.index(code) for code in model.nb_classes]
+    return model, np.asarray(model.tk_nextmove), rows, np.array(model.tk_output), np.array(columns)
 
 
 def excerpt(text: str, chars: int = EXCERPT_CHARS) -> str:

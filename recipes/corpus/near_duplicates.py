@@ -14,10 +14,10 @@ datatrove has these steps too. These replace them for three reasons:
 
 - It treats all numbers as equal, and so drops a quarter of a collection of fact sheets that differ in their figures.
 - It keeps an arbitrary document of a cluster.
-- Its signatures take three times as long, even with words by regular expression: most of the time goes into accents,
-  character by character, and a remainder after each of 112 products an n-gram. They hold 112 numbers for each word
-  of a document at once (14 GB for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8
-  bytes a bucket, and 42 for the fields that decide which document is kept.
+- Its signatures take eight times as long, even with words by regular expression: most of the time goes into accents,
+  character by character, and 112 products an n-gram. They hold 112 numbers for each word of a document at once (14 GB
+  for 100 MB of text), and fill 952 bytes of disk a document. Here a document fills 8 bytes a bucket, and 42 for the
+  fields that decide which document is kept.
 
 At 1 TB in 170 million documents of 6 kB: 26 GB of disk; each bucket's task sorts them in about 5 GB of memory. One
 task finds the clusters in some minutes, with about 250 bytes for each document in a cluster: 14 GB if a third are. All
@@ -49,9 +49,8 @@ RECORD = np.dtype([("id", "S32"), ("bytes", "<u8"), ("priority", "<u2")])
 HIGHEST = np.iinfo(np.uint64).max
 # A block may end inside a word, which changes 5 of about 10,000 n-grams. It fits into a core's cache.
 BLOCK_CHARACTERS = 1 << 16
-# Of a text of fewer n-grams all permutations are computed together; of a longer one, one after the other, which is
-# twice as fast but has the cost of its calls.
-FEW_NGRAMS = 1000
+# Of a text with empty places after the first round, so many hashes are computed together.
+ROUND_HASHES = 1000
 
 
 def list_earlier_documents(folders: list[str]) -> list[Path]:
@@ -125,34 +124,43 @@ def find_near_duplicates(
 class MinHash:
     """Compute signatures of texts: one number a bucket, equal if all hashes of the bucket are equal.
 
-    The n-gram hashes x are permuted by x -> a x + b modulo 2^64 with odd a, after the bits of x are mixed. Modulo 2^32
-    would be twice as fast, and find several times the pairs of low similarity that the formula does.
+    Fast similarity sketching (Dahlgaard, Knudsen, Thorup, FOCS 2017, arXiv 1704.04370): an n-gram is hashed once, to a
+    place of the signature and a number, of which each place keeps the lowest. Places that stay empty, in a short text,
+    are filled in further rounds, with other hashes of the same n-grams. As with a permutation a place, each place of
+    two texts is equal with the probability of their Jaccard similarity.
     """
 
     def __init__(self, settings: NearDuplicates):
         self.n_grams, self.num_buckets = settings.n_grams, settings.num_buckets
-        count = settings.num_buckets * settings.hashes_per_bucket
-        draw = np.random.RandomState(1)  # NumPy has promised never to change its numbers
-        self.factors = draw.randint(0, HIGHEST, size=count, dtype=np.uint64) | np.uint64(1)
-        self.terms = draw.randint(0, HIGHEST, size=count, dtype=np.uint64)
+        self.num_places = settings.num_buckets * settings.hashes_per_bucket
         self.powers = np.multiply.accumulate(np.full(settings.hashes_per_bucket, BASE))
 
     def signature(self, text: str) -> np.ndarray:
         """Return the signature, (num_buckets,) uint64."""
-        lowest = np.full(len(self.factors), HIGHEST)
+        lowest, seen = np.full(self.num_places, HIGHEST, dtype=np.uint64), []
         for ngrams in self.ngrams(text):
-            if len(ngrams) < FEW_NGRAMS:
-                permuted = self.factors[:, None] * ngrams
-                permuted += self.terms[:, None]
-                np.minimum(lowest, permuted.min(axis=1), out=lowest)
-                continue
-            permuted = np.empty_like(ngrams)
-            for place, (factor, term) in enumerate(zip(self.factors, self.terms, strict=True)):
-                np.multiply(ngrams, factor, out=permuted)
-                permuted += term
-                lowest[place] = min(lowest[place], permuted.min())
+            self.lower(lowest, ngrams, np.arange(1))
+            if (lowest == HIGHEST).any():
+                seen = [np.unique(np.concatenate([*seen, ngrams]))]  # few distinct ones, or no place would be empty
+        first_round, empty = 1, lowest == HIGHEST
+        if empty.any():
+            ngrams = seen[0]
+            rounds = max(1, ROUND_HASHES // len(ngrams))
+        while empty.any():
+            filled = np.full(self.num_places, HIGHEST, dtype=np.uint64)
+            self.lower(filled, ngrams, np.arange(first_round, first_round + rounds))
+            lowest[empty] = filled[empty]
+            first_round, empty = first_round + rounds, lowest == HIGHEST
         # Combined as the words of an n-gram are: different hashes give equal numbers in 1 of 2^64 cases.
         return lowest.reshape(self.num_buckets, -1) @ self.powers
+
+    def lower(self, lowest: np.ndarray, ngrams: np.ndarray, rounds: np.ndarray) -> None:
+        """Lower each place of a signature to the least that n-grams give it; those of an earlier round are less."""
+        numbers = rounds.astype(np.uint64)[:, None]
+        hashes = mix(ngrams + numbers * BASE)
+        places = (hashes >> np.uint64(32)) * np.uint64(self.num_places) >> np.uint64(32)
+        values = numbers << np.uint64(48) | hashes & np.uint64((1 << 48) - 1)
+        np.minimum.at(lowest, places.ravel().view(np.int64), values.ravel())
 
     def ngrams(self, text: str) -> Iterator[np.ndarray]:
         """Yield the uint64 hashes of all n-grams, at least one, block by block."""

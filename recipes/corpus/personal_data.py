@@ -9,15 +9,17 @@ Out:  the text with fixed placeholders that belong to nobody, or None for a docu
 
 A number counts if its form and check digits are right. Where the form alone is too common, a cue such as "account no."
 must also precede it. Cues and month names are English. Names and street addresses need a model and are not searched
-for. Repetitions in the patterns are bounded, so the time is linear in the text.
+for. Repetitions in the patterns are bounded, so the time is linear in the text. A pattern is tried only
+where the digits or the words are that its values need: the tests show that this finds the same.
 """
 
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
+import numpy as np
 from datatrove.pipeline.formatters.pii import public_ip_validator
 
 from corpus.identifying_urls import find_urls
@@ -60,7 +62,11 @@ class Kind(NamedTuple):
     cue: str = NEVER  # a value that follows this counts
     without_cue: str = NEVER  # a value in which this is found counts without a cue,
     not_after: str = OTHER_NUMBER  # unless it follows this
-    words: tuple[str, ...] = ()  # a text with none of these, in lower case, is not searched
+    # Where a value can be, so that the form is tried only there. It has at least so many digits, the first of them
+    digits: tuple[int, int] = (0, 0)  # among so many characters (0, 0: it need not start with digits),
+    leads: tuple[int, ...] = (0,)  # after so many others; or
+    words: tuple[str, ...] = ()  # it, or its cue, contains one of these, in lower case,
+    reach: tuple[int, int] = (0, 0)  # and lies within so many characters before and after the word's start.
 
 
 # --- email
@@ -77,6 +83,7 @@ EMAIL = Kind(
     without_cue=ALWAYS,
     not_after=NEVER,
     words=("@", "(at)", "[at]"),
+    reach=(480, 640),
 )
 
 # --- ip
@@ -92,6 +99,7 @@ IP = Kind(
     form=rf"{DIGIT}(?:[0-9]{{0,2}}(?:\.[0-9]{{1,3}}){{3}}|[0-9A-Fa-f]{{3}}(?::[0-9A-Fa-f]{{0,4}}){{2,7}}){END}",
     placeholder="192.0.2.1",  # reserved for documentation by RFC 5737
     is_valid=is_public_ip,
+    digits=(1, 1),
     without_cue=ALWAYS,
 )
 
@@ -120,6 +128,8 @@ IBAN = Kind(
     form=rf"(?i:[A-Z](?<!\w[A-Z])[A-Z][0-9]{{2}}(?:{BY_COUNTRY}){END})",
     placeholder="XX00 0000 0000 0000 0000 00",
     is_valid=is_iban,
+    digits=(2, 2),
+    leads=(2,),
     without_cue=ALWAYS,
     not_after=NEVER,
 )
@@ -144,6 +154,7 @@ CARD = Kind(
         (?:(?:[0-9]{{4}}(?P=gap)){{2}}[0-9]{{4}}|[0-9]{{6}}(?P=gap)[0-9]{{4,5}})){END}""",
     placeholder="0000 0000 0000 0000",
     is_valid=is_card,
+    digits=(14, 17),
     cue=rf"\b(?:card|visa|mastercard|american\sexpress|amex|discover|diners\sclub|jcb){NO}?{TO}",
     without_cue=ALWAYS,
 )
@@ -155,6 +166,7 @@ SSN = Kind(
     form=rf"""[0-8]{LONE}[0-9]{{2}}(?<!000|666)
         (?P<gap>[{DASH}{SPACE}]?)(?!00)[0-9]{{2}}(?P=gap)(?!0000)[0-9]{{4}}{END}""",
     placeholder="000-00-0000",
+    digits=(9, 11),
     cue=rf"\b(?:SSNs?|SS(?=\s?n|\s?\#)|S\.S\.|soc(?:ial|\.)?[\s-]sec(?:urity|\.)?){NO}?{TO}",
     without_cue=f"[{DASH}]",
     not_after=rf"(?:\b(?:{OTHER_WORDS.replace('claim|', '')})|\bv\.?|[\u00a7$]){NO}?[\s:]{{0,2}}",
@@ -169,6 +181,7 @@ TAX = Kind(
         (?<=9)[0-9]{{2}}(?P<gap>[{DASH}{SPACE}]?)(?:[579][0-9]|6[0-5]|8[0-8])(?P=gap)[0-9]{{4}}|
         [0-9](?<!0[0789]|1[789]|2[89]|[46]9|7[089]|89|9[67])[{DASH}]?[0-9]{{7}}){END}""",
     placeholder="00-0000000",
+    digits=(9, 11),
     cue=rf"""\b(?:F?EIN|[IA]?TIN|(?:tax(?:payer)?|employer)\s(?:ID|I\.D\.|identification))(?!\w)
         {NO}?(?:\s\((?:EIN|ITIN|TIN)\))?{TO}""",
     without_cue=f"[{DASH}]",
@@ -189,6 +202,7 @@ ACCOUNT = Kind(
     is_valid=is_account,
     cue=rf"\b(?:accounts?|acct\b\.?|a/c)(?:[\s:#(]{{0,4}}|{NO}(?:\sending)?{TO}){PREFIX}",
     words=("account", "acct", "a/c"),
+    reach=(0, CUE_CHARS + 160),
 )
 
 # --- record: the number of a medical record
@@ -206,6 +220,7 @@ RECORD = Kind(
     cue=rf"""\b(?:MRN|MR\s?\#|patient\sID|
         (?:(?:medical|health|hospital|patient)\srecord|hospital|chart)(?=\s?n|\s?\#)){NO}?(?:\s\(MRN\))?{TO}{PREFIX}""",
     words=("mrn", "mr#", "mr #", "record", "patient id", "hospital", "chart"),
+    reach=(0, CUE_CHARS + 160),
 )
 
 # --- docket
@@ -216,6 +231,7 @@ DOCKET = Kind(
     form=rf"""{DIGIT}(?:[0-9]?:[0-9]{{2}}|[0-9](?:[0-9]{{2}})?)[-\u2013]
         (?:(?i:cv|cr|mj|mc|md|ml|bk|ap|po|sw)[-\u2013])?[0-9]{{1,6}}(?:-[A-Z0-9]{{1,4}}){{0,3}}{END}""",
     placeholder="00-cv-00000",
+    digits=(3, 7),
     cue=r"""(?:\b(?:case|docket|appeal|cause)(?:\s(?:number|\#))?:?|
         (?<!L\.\s)(?<!law\s)(?<!act\s)(?<!release\s)(?<!file\s)(?<!rep\.\s)(?<!report\s)(?<!reg\.\s)
         (?<!regulation\s)(?<!doc\.\s)(?<!order\s)(?<!rule\s)(?<!contract\s)(?<!model\s)(?<!form\s)(?<!part\s)
@@ -241,6 +257,7 @@ BIRTH = Kind(
         (?:(?!\b(?:before|after|since|until|between)\b)[^.;:\d]|(?<=\bst)\.|(?<=\b[a-z])\.){2,60}?)?)
         [\s:,(=]{0,4}(?:(?:is|was|on|of)\s)?(?:the\s)?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s)?""",
     words=("born", "birth", "dob", "d.o.b", "(b."),
+    reach=(0, CUE_CHARS + 60),
 )
 
 # --- phone
@@ -266,6 +283,8 @@ PHONE = Kind(
         (?<=[1-9])(?:[0-9]{{3}}-[0-9]{{4}}|[0-9]{{2}}(?P<sep>[ .-]?)[0-9]{{3}}(?P=sep)[0-9]{{3}})
         ){EXTENSION}(?:{END}|(?=x[0-9]))""",
     placeholder="555-555-0100",
+    digits=(7, 32),
+    leads=(0, 1),
     cue=rf"""\b(?:(?:tel(?:e(?:phone|cop(?:y|ier)|fon|fax))?s?|phones?|ph|fax|facsimile|mob(?:ile?)?|m\u00f3vil|cell?(?:ular|phone)?|
         gsm|handy|festnetz|portable|port|t\u00e9l(?:\u00e9phone)?|tl?fn?o?|telefono|call(?:ed)?|pager|dial(?:ed)?)\b\.?(?:(?:\sus)?\sat)?
         {NO}?[\s.]?{TO}|(?:^|[|\s])[TFMD][ :.]{{1,2}})|
@@ -304,6 +323,8 @@ NATIONAL_ID = Kind(
         (?<=[A-Z])[A-Z]{{5}}[0-9]{{2}}[A-EHLMPRST][0-9]{{2}}[A-Z][0-9]{{3}}[A-Z]|
         (?<=[0-9])[0-9]\.[0-9]{{2}}\.[0-9]{{2}}-[0-9]{{3}}\.[0-9]{{2}}|(?<=[0-9])[0-9]{{2}}\.[0-9]{{3}}\.[0-9]{{3}}-[0-9]{{2}})(?!\w|-\w)""",
     placeholder="ID-0000000",
+    digits=(6, 9),
+    leads=(0, 1, 2, 3, 6),
     is_valid=is_national_id,
     without_cue=ALWAYS,
 )
@@ -371,6 +392,55 @@ PROFILES = {
 }
 
 
+class Digits(NamedTuple):
+    """Where the digits 0 to 9 of a text are, in characters, and which of them follow no other."""
+
+    places: np.ndarray
+    are_first: np.ndarray
+
+
+def find_digits(text: str) -> Digits:
+    places = np.flatnonzero(np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8) - ord("0") < 10)
+    are_first = np.ones(len(places), dtype=bool)
+    np.not_equal(places[1:], places[:-1] + 1, out=are_first[1:])
+    return Digits(places, are_first)
+
+
+def find_forms(name: str, text: str, lowered: str, digits: Digits) -> Iterator[re.Match]:
+    """Yield the matches of a kind's form in a text, except those that have no cue and need one.
+
+    Args: lowered: the text in lower case, as long as the text.
+    """
+    kind, pattern, end = KINDS[name], PATTERNS[name], 0
+    if kind.words:
+        for start, stop in reached(lowered, kind.words, *kind.reach):
+            yield from pattern.finditer(text, start, stop)
+    elif not kind.digits[0]:
+        yield from pattern.finditer(text)
+    elif (possible := len(digits.places) - kind.digits[0] + 1) > 0:
+        fewest, span = kind.digits
+        first, last = digits.places[:possible], digits.places[fewest - 1 :]
+        begins = first[(last - first < span) & digits.are_first[:possible]].tolist()
+        for start in sorted([place - lead for place in begins for lead in kind.leads if place >= lead]):
+            if start >= end and (match := pattern.match(text, start)):
+                end = match.end()
+                yield match
+
+
+def reached(lowered: str, words: tuple[str, ...], before: int, after: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the parts of a text that lie around words, apart from each other and in order."""
+    start = stop = 0
+    present = [re.escape(word) for word in words if word in lowered]
+    for place in sorted(match.start() for word in present for match in re.finditer(word, lowered)):
+        if place - before > stop:
+            if stop:
+                yield start, stop
+            start = max(0, place - before)
+        stop = place + after
+    if stop:
+        yield start, stop
+
+
 def is_personal(kind: Kind, match: re.Match) -> bool:
     """Return whether a match of the kind's form is personal data, by its value and the text before it."""
 
@@ -421,20 +491,18 @@ class Redactor:
         if not re.search("[0-9@=]|[(\\[]at[)\\]]", text):
             return []
         lowered = "".join(map(lower, text)) if len(text.lower()) != len(text) else text.lower()
+        digits = find_digits(text)
         candidates = [
             (*match.span(), name)
             for name, kind in KINDS.items()
-            if name in self.actions
-            and kind.form != NEVER
-            and (not kind.words or any(map(lowered.__contains__, kind.words)))
-            for match in PATTERNS[name].finditer(text)
+            if name in self.actions and kind.form != NEVER
+            for match in find_forms(name, text, lowered, digits)
             if is_personal(kind, match)
         ]
+        kinds = tuple(name for name in LABELLED if name in self.actions)
         candidates += [
             (start, end, name)
-            for name in LABELLED
-            if name in self.actions
-            for start, end in find_labelled(name, text, lowered)
+            for start, end, name in find_labelled(kinds, text, lowered)
             if not is_placeholder(text[start:end])
         ]
         if "url" in self.actions:

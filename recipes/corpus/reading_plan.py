@@ -28,7 +28,7 @@ BYTES_PER_TASK = 256 << 20
 FIRST_ROUND = 0.25  # of max_bytes: compressed files hold several times their size in text
 MARGIN = 1.05  # of a later round, so that a last one for very little text is rare
 # Of the files that the passes of prepare exchange: a try that was interrupted with another format starts anew.
-FORMAT = 1
+FORMAT = 2
 
 
 # For the estimate of a dry run: text in a byte of a file, the rate with quality rules, language and personal data

@@ -24,7 +24,7 @@ for one without spaces, where each character counts as a word, gopher_min_mean_w
 
 With the profile web, the results equal those of datatrove's filters on the same words, as tests show, except that the
 text of a removed line no longer counts. Those filters build every n-gram as a string and take about 1 MB/s together;
-here words are numbered and the numbers sorted, which is six times as fast (tests/benchmarks/README.md).
+here words are hashed and the hashes sorted, which is six times as fast (tests/benchmarks/README.md).
 """
 
 import re
@@ -32,16 +32,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
 from datatrove.pipeline.filters.c4_filters import CITATION_REGEX, ELLIPSIS, END_PUNCTUATION, POLICY_SUBSTRINGS
 from datatrove.pipeline.filters.gopher_quality_filter import STOP_WORDS
-from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 
-from corpus.words import WORD
+from corpus.words import find_words, ngram_hashes, words_apart
 from recipe_config import RecipeError
 
 
@@ -96,18 +94,20 @@ RULES = {
     "domain_max_policy_phrases": Rule(False, 0.04, "per word", "mentions of cookies, terms of use, privacy policies"),
     "domain_min_common_words": Rule(False, 0.03, "fraction", "words that are numbers or stop words, in any case"),
 }
+TOP_NGRAMS = tuple(f"gopher_max_top_{n}_gram" for n in range(2, 5))
+REPEATED_NGRAMS = tuple(f"gopher_max_repeated_{n}_grams" for n in range(5, 11))
 SHORT_LINE_CHARS = 30
 # Only this many characters of a text, or of a line, are measured, which bounds the memory for its words.
 MEASURED_CHARS = 4_000_000
 
-COMMON = sorted({form for word in STOP_WORDS for form in (word, word.capitalize(), word.upper())})
+STOPS = tuple(sorted(STOP_WORDS))
+COMMON = tuple(sorted({form for word in STOP_WORDS for form in (word, word.capitalize(), word.upper())}))
 TERMINALS = tuple(sorted(TERMINAL_PUNCTUATION))
 BULLETS, ELLIPSES = ("•", "-"), (ELLIPSIS, "…")
 # A full stop before a lower-case letter ends an abbreviation.
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?:[ \t]+|(?<=[。！？]))(?![a-z])")
-CHINESE_OR_JAPANESE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
-ASCII = bytes(range(128))
-ASCII_WORDS_APART = bytes(i if i >= 128 or chr(i).isalnum() or chr(i) == "_" else 32 for i in range(256))
+LENGTH = np.uint64(255)  # the bits of a word's key that are its length
+ODD = bytes(not (i == 32 or 65 <= i < 128 and chr(i).isalnum()) for i in range(256))  # no ASCII letter, no space
 
 
 class NgramLimits(NamedTuple):
@@ -145,8 +145,8 @@ class QualityFilter:
         self.cuts = {name: limit for name, limit in used.items() if "_cut_" in name}
         self.limits = {name: limit for name, limit in used.items() if "_cut_" not in name}
         self.ngram_limits = NgramLimits(
-            min(self.limits.get(f"gopher_max_top_{n}_gram", 1) for n in range(2, 5)),
-            min(self.limits.get(f"gopher_max_repeated_{n}_grams", 1) for n in range(5, 11)),
+            min(self.limits.get(name, 1) for name in TOP_NGRAMS),
+            min(self.limits.get(name, 1) for name in REPEATED_NGRAMS),
         )
 
     def apply(self, text: str) -> tuple[str, str | None]:
@@ -161,13 +161,13 @@ class QualityFilter:
     def measure(self, text: str) -> tuple[str, dict[str, Callable[[], float]]]:
         """Return the text without removed lines, and rule -> function that measures it."""
         measured_text = text[:MEASURED_CHARS]
-        words = split_words(measured_text)
+        words = CountedWords(measured_text)
         measures = measure_words(measured_text, words, self.ngram_limits)
         kept = text
         if self.cuts:
             kept = cut_lines(text, self.cuts)
             measured_text = kept[:MEASURED_CHARS]
-            words = split_words(measured_text)
+            words = CountedWords(measured_text)
         return kept, measures | measure_lines(measured_text, len(words))
 
 
@@ -187,24 +187,66 @@ def explain_override(name: str, value: float | bool) -> str | None:
     return None
 
 
-def split_words(text: str) -> list[str]:
-    """Return WORD.findall(text), several times as fast for text that is not Chinese or Japanese."""
-    others = set(text.encode().translate(None, ASCII).decode())
-    if len(others) > 100 or CHINESE_OR_JAPANESE.search("".join(others)):
-        return WORD.findall(text)
-    for character in others:
-        if not character.isalnum():
-            text = text.replace(character, " ")
-    return text.encode().translate(ASCII_WORDS_APART).decode().split()
+class CountedWords:
+    """The words of a text, and how often each occurs.
+
+    Attributes:
+        hashes: of each word.
+        lengths: of each word, in characters.
+        keys: as `word_keys` gives them, ascending.
+        odd: words that are not letters alone -> how often they occur.
+    """
+
+    def __init__(self, text: str):
+        apart = words_apart(text, plain=False)
+        starts, num_bytes, self.hashes = find_words(apart)
+        self.lengths = num_bytes
+        if not text.isascii():  # without the bytes after a character's first
+            continued = np.flatnonzero(np.frombuffer(apart, dtype=np.int8) < -64)
+            of_word = np.searchsorted(starts, continued, side="right") - 1
+            self.lengths = num_bytes - np.bincount(of_word, minlength=len(starts))
+        self.keys = np.sort(word_keys(self.hashes, self.lengths))
+        odd_bytes = np.flatnonzero(np.frombuffer(apart.translate(ODD), dtype=bool))
+        is_odd = np.zeros(len(starts), dtype=bool)
+        is_odd[np.searchsorted(starts, odd_bytes, side="right") - 1] = True
+        spans = zip(starts[is_odd].tolist(), (starts + num_bytes)[is_odd].tolist(), strict=True)
+        words = b" ".join([apart[start:end] for start, end in spans]).decode().split()
+        self.odd = {word: times for word, times in Counter(words).items() if not word.isalpha()}
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def count(self, keys: np.ndarray) -> np.ndarray:
+        """Return how often each of some words occurs."""
+        return np.searchsorted(self.keys, keys, side="right") - np.searchsorted(self.keys, keys)
+
+    def most_chars(self) -> int:
+        """Return the most characters that one of the words takes, each time with a space."""
+        is_first = np.ones(len(self) + 1, dtype=bool)
+        np.not_equal(self.keys[1:], self.keys[:-1], out=is_first[1:-1])
+        bounds = np.flatnonzero(is_first)
+        times = (bounds[1:] - bounds[:-1]).astype(np.uint64)
+        return int((times * ((self.keys[bounds[:-1]] & LENGTH) + np.uint64(1))).max(initial=0))
 
 
-def measure_words(text: str, words: list[str], limits: NgramLimits) -> dict[str, Callable[[], float]]:
+def word_keys(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return a number for each word: its hash, with its length, of up to 255 characters, in place of the last bits."""
+    return hashes & ~LENGTH | np.minimum(lengths, LENGTH.astype(np.int64)).astype(np.uint64)
+
+
+@cache
+def keys_of(words: tuple[str, ...]) -> np.ndarray:
+    """Return the keys of distinct words of ASCII letters."""
+    _, lengths, hashes = find_words(" ".join(words).encode())
+    return word_keys(hashes, lengths)
+
+
+def measure_words(text: str, words: CountedWords, limits: NgramLimits) -> dict[str, Callable[[], float]]:
     """Return rule -> function that measures it, for Gopher's rules and for domain_min_common_words."""
-    counts = Counter(words)
-    odd = [word for word in counts if not word.isalpha()]
-    marks = [word for word in odd if not word.isalnum() and PUNCTUATION_SET.issuperset(word)]
-    num_words = len(words) - sum([counts[word] for word in marks])
-    num_word_chars = sum(map(len, words)) - sum([counts[word] * len(word) for word in marks])
+    odd = words.odd.items()
+    marks = {word: times for word, times in odd if not word.isalnum() and PUNCTUATION_SET.issuperset(word)}
+    num_words = len(words) - sum(marks.values())
+    num_word_chars = int(words.lengths.sum()) - sum([times * len(word) for word, times in marks.items()])
     each_word = max(len(words), 1)
 
     @cache
@@ -222,13 +264,13 @@ def measure_words(text: str, words: list[str], limits: NgramLimits) -> dict[str,
         return sum([line.rstrip().endswith(ELLIPSES) for line in lines()]) if ellipses() else 0
 
     def letterless() -> int:
-        return sum([counts[word] for word in odd if not any(map(str.isalpha, word))])
+        return sum([times for word, times in odd if not any(map(str.isalpha, word))])
 
     def common() -> int:
-        numbers = sum([counts[word] for word in odd if any(map(str.isdigit, word))])
-        return numbers + sum([counts[word] for word in COMMON if word in counts])
+        numbers = sum([times for word, times in odd if any(map(str.isdigit, word))])
+        return numbers + int(words.count(keys_of(COMMON)).sum())
 
-    return measure_repetition(text, words, counts, limits) | {
+    return measure_repetition(text, words, limits) | {
         "gopher_min_words": lambda: num_words,
         "gopher_max_words": lambda: num_words,
         "gopher_min_mean_word_length": lambda: num_word_chars / max(num_words, 1),
@@ -238,14 +280,18 @@ def measure_words(text: str, words: list[str], limits: NgramLimits) -> dict[str,
         "gopher_max_bullet_lines": lambda: per_line(sum([line.lstrip().startswith(BULLETS) for line in lines()])),
         "gopher_max_ellipsis_lines": lambda: per_line(ellipsis_lines()),
         "gopher_min_alphabetic_words": lambda: (len(words) - letterless()) / each_word,
-        "gopher_min_stop_words": lambda: sum([word in counts for word in STOP_WORDS]),
+        "gopher_min_stop_words": lambda: int((words.count(keys_of(STOPS)) > 0).sum()),
         "domain_min_common_words": lambda: common() / each_word,
     }
 
 
-def measure_repetition(
-    text: str, words: list[str], counts: Counter, limits: NgramLimits
-) -> dict[str, Callable[[], float]]:
+def count_repeated(parts: list[str]) -> tuple[int, int]:
+    """Return how many parts of a text occurred before, and their characters."""
+    distinct = set(parts)
+    return len(parts) - len(distinct), sum(map(len, parts)) - sum(map(len, distinct))
+
+
+def measure_repetition(text: str, words: CountedWords, limits: NgramLimits) -> dict[str, Callable[[], float]]:
     """Return rule -> function that measures it, for Gopher's rules on repetition.
 
     For example, in "a b a b a b" the 2-gram "a b" occurs three times and "b a" twice. The most frequent is "a b": 3
@@ -254,7 +300,6 @@ def measure_repetition(
     Args:
         text: a document.
         words: its words.
-        counts: of its distinct words.
         limits: the lowest thresholds. If an upper bound of what n-grams cover, as a fraction of the text, is no
             higher, the bound is returned for all of them: no rule is broken.
     """
@@ -263,45 +308,52 @@ def measure_repetition(
     @cache
     def repeated_parts(separator: str) -> tuple[float, float]:
         """Return the fractions of the parts, and of the characters, that are in repeated parts."""
-        parts = [part for part in (part.lstrip("\n") for part in text.split(separator)) if part]
-        repeated, repeated_chars = find_duplicates(parts)
+        parts = text.split(separator)
+        if separator == "\n\n":  # a third line end belongs to no paragraph
+            parts = [part.lstrip("\n") for part in parts]
+        parts = list(filter(None, parts))
+        repeated, repeated_chars = count_repeated(parts)
         return repeated / max(len(parts), 1), repeated_chars / num_chars
 
     @cache
     def ngrams() -> dict[str, float]:
-        return measure_ngrams(num_chars, words, counts, limits)
+        return measure_ngrams(num_chars, words, limits)
 
-    parts = {
-        f"gopher_max_repeated_{name}{measure}": lambda separator=separator, place=place: repeated_parts(separator)[
-            place
-        ]
-        for name, separator in (("paragraph", "\n\n"), ("line", "\n"))
-        for place, measure in enumerate(("s", "_chars"))
-    }
-    names = [f"gopher_max_top_{n}_gram" for n in range(2, 5)]
-    names += [f"gopher_max_repeated_{n}_grams" for n in range(5, 11)]
-    return parts | {name: lambda name=name: ngrams()[name] for name in names}
+    return {
+        "gopher_max_repeated_paragraphs": lambda: repeated_parts("\n\n")[0],
+        "gopher_max_repeated_paragraph_chars": lambda: repeated_parts("\n\n")[1],
+        "gopher_max_repeated_lines": lambda: repeated_parts("\n")[0],
+        "gopher_max_repeated_line_chars": lambda: repeated_parts("\n")[1],
+    } | {name: lambda name=name: ngrams()[name] for name in (*TOP_NGRAMS, *REPEATED_NGRAMS)}
 
 
-def measure_ngrams(num_chars: int, words: list[str], counts: Counter, limits: NgramLimits) -> dict[str, float]:
+def measure_ngrams(num_chars: int, words: CountedWords, limits: NgramLimits) -> dict[str, float]:
     """Return the measured values of the rules on repeated n-grams; arguments as in measure_repetition."""
     measured: dict[str, float] = {}
+    lengths, longest = words.lengths, int(words.lengths.max(initial=0))
     # An n-gram is no more frequent than each of its words.
-    top_at_most = 4 * max([times * (len(word) + 1) for word, times in counts.items()], default=0) / num_chars
-    are_bounded = top_at_most <= limits.top
+    top_at_most = 4 * words.most_chars() / num_chars
+    are_bounded = top_at_most <= limits.top and longest < LENGTH
+    codes = ngram_hashes(words.hashes, 5) if len(words) >= 5 else words.hashes[:0]
     if are_bounded:
-        measured |= {f"gopher_max_top_{n}_gram": top_at_most for n in range(2, 5)}
-    numbering = dict(zip(counts, count(), strict=False))
-    numbers = np.fromiter(map(numbering.__getitem__, words), np.int64, len(words))
-    lengths = np.fromiter(map(len, numbering), np.int64, len(numbering))[numbers]
+        measured |= dict.fromkeys(TOP_NGRAMS, top_at_most)
+        ordered = np.sort(codes)
+        # Of a 5-gram that occurs n times, n - 1 are counted here, so at most two places for each one counted.
+        at_most = 2 * 5 * longest * int(np.count_nonzero(ordered[1:] == ordered[:-1])) / num_chars
+        if at_most <= limits.repeated:
+            return measured | dict.fromkeys(REPEATED_NGRAMS, at_most)
     starts = np.concatenate(([0], lengths.cumsum()))  # of the words, in characters, separators not counted
+    distinct, numbers = np.unique(words.hashes, return_inverse=True)
     # Ten unique words after the end: an n-gram that reaches them is never repeated.
-    padding = np.arange(len(numbering), len(numbering) + 10)
-    numbers, base = np.concatenate((numbers, padding)), len(numbering) + 10
+    base = len(distinct) + 10
+    numbers = np.concatenate((numbers, np.arange(len(distinct), base)))
     # A repeated n-gram begins with a repeated (n-1)-gram, so each round looks at fewer positions.
     positions, grams = np.arange(len(words)), numbers[: len(words)]
-    for n in range(2, 11):
-        positions, grams = keep_recurring(positions, grams * base + numbers[positions + (n - 1)])
+    for n in range(5 if are_bounded else 2, 11):
+        if n == 5 and are_bounded:  # the first round
+            positions, grams = keep_recurring(positions[: len(codes)], codes)
+        else:
+            positions, grams = keep_recurring(positions, grams * base + numbers[positions + (n - 1)])
         if n <= 4 and not are_bounded:
             most, first = 1, 0
             if len(grams):
@@ -386,7 +438,7 @@ def measure_lines(text: str, num_words: int) -> dict[str, Callable[[], float]]:
         return count / max(len(lines()), 1)
 
     def repeated_chars() -> float:
-        return find_duplicates(lines())[1] / max(len(text) - text.count("\n"), 1)
+        return count_repeated(lines())[1] / max(len(text) - text.count("\n"), 1)
 
     return {
         "c4_max_lorem_ipsum": lambda: lower().count("lorem ipsum"),

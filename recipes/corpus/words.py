@@ -84,9 +84,12 @@ def plain_character(character: str) -> str:
 
 def mix(hashes: np.ndarray) -> np.ndarray:
     """Mix the bits of each hash: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+    hashes = hashes ^ (hashes >> np.uint64(30))
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(27)
+    hashes *= np.uint64(0x94D049BB133111EB)
+    hashes ^= hashes >> np.uint64(31)
+    return hashes
 
 
 def ngram_hashes(words: np.ndarray, length: int) -> np.ndarray:

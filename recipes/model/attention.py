@@ -41,7 +41,7 @@ def choose_attention(
     longest = longest or training.sequence_length
     window, cap = shortest_window(model.config), getattr(model.config, "attn_logit_softcapping", None)
     slides = window is not None and window < longest
-    problem = why_not_varlen(model.config, accelerator, longest)
+    problem = why_not_varlen(model.config, accelerator)
     if wanted == "auto":
         long = training.document_masking and training.sequence_length >= LONG_ON_CPU
         varlen = problem is None and (device == "cuda" or long)
@@ -68,14 +68,11 @@ def choose_attention(
     model.set_attn_implementation(wanted)
 
 
-def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator, longest: int) -> str | None:
+def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator) -> str | None:
     """Return why the variable-length kernel cannot train a model on this machine; None if it can."""
     device = accelerator.device
     if dropout := getattr(config, "attention_dropout", 0.0):
         return f"has no dropout, and model.attention_dropout is {dropout:g}"
-    window = shortest_window(config)
-    if window is not None and window < longest:
-        return f"has no sliding window, and some layers see {window} tokens of the sequences of {longest}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "has no soft-capped attention, which this model was trained with"
     if device.type == "cpu":

@@ -77,10 +77,11 @@ def read_unit(
         unit: to read.
         opened: gets each stream of the file's own bytes that is opened, whose position says how much has been read.
     """
+    of_tar = not unit.by_datasets and is_tar(unit)
     if unit.by_datasets:
         examples = set_texts(read_with_datasets(source, unit), unit.name, source)
         examples = split_rows(examples, source) if source.document_separator else examples
-    elif is_tar(unit):
+    elif of_tar:
         examples = read_tar_unit(source, unit, opened)
     elif unit.stop is not None:
         examples = read_range(source, unit, opened)
@@ -99,7 +100,7 @@ def read_unit(
                 return
             if example is None:
                 return
-            if isinstance(example, dict) and not is_tar(unit):
+            if isinstance(example, dict) and not of_tar:
                 example = {**example, "path": unit.name}
             yield example
 

@@ -19,9 +19,20 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from personal_forms import measure_forms
+from personal_forms import measure_forms, read_forms
 
-from corpus.personal_data import KINDS, PLACEHOLDERS, PROFILES, Redactor
+from corpus.labelled_identifiers import LABELLED, find_labelled, label_pattern
+from corpus.personal_data import (
+    KINDS,
+    NEVER,
+    PATTERNS,
+    PLACEHOLDERS,
+    PROFILES,
+    Redactor,
+    find_digits,
+    find_forms,
+    is_personal,
+)
 from recipe_config import PersonalData, PersonalDataKind
 
 
@@ -669,6 +680,46 @@ def test_the_table_of_forms_that_the_patterns_had_not_seen_gives_what_they_find_
     }
     assert now["all"]["precision"] > 0.98
     assert now["all"]["recall"] > 0.7, "a sixth of the values are names and addresses, which no pattern finds"
+
+
+def mixed_texts() -> list[str]:
+    """Return texts of parts of the forms and of characters that values have, one by one and joined without a space."""
+    rng, forms = random.Random(0), [text for text, _ in read_forms().values()]
+    alphabets = ("0123456789-. ()/+:", "0123456789-. ABab@:", '0123456789 \u00e9abc@.(at)[ ]"', "+(0 1234567.-/")
+    texts = forms + ["".join(rng.choices(rng.choice(alphabets), k=rng.randrange(20, 300))) for _ in range(400)]
+    for _ in range(300):
+        parts = [(text, rng.randrange(len(text))) for text in rng.choices(forms, k=rng.randrange(1, 9))]
+        texts.append(rng.choice(["", " ", "\n"]).join(text[i : i + rng.randrange(100)] for text, i in parts))
+    return texts
+
+
+def test_looking_only_where_a_value_can_be_finds_what_the_whole_text_gives():
+    found = Counter()
+    for text in mixed_texts():
+        lowered, digits = text.lower(), find_digits(text)
+        for name, kind in KINDS.items():
+            if kind.form != NEVER:
+                matches = [match for match in PATTERNS[name].finditer(text) if is_personal(kind, match)]
+                there = [match for match in find_forms(name, text, lowered, digits) if is_personal(kind, match)]
+                assert [match.span() for match in there] == [match.span() for match in matches], (name, text)
+                found[name] += len(matches)
+    assert min(found.values()) > 5 and len(found) == sum(kind.form != NEVER for kind in KINDS.values())
+
+
+def test_labels_are_found_wherever_a_word_begins_with_them():
+    found, kinds = Counter(), tuple(LABELLED)
+    for text in mixed_texts()[::2]:
+        lowered, expected = text.lower(), set()
+        for kind in kinds:
+            for label in LABELLED[kind].labels:
+                for place in (match.start() for match in re.finditer(f"(?={re.escape(label)})", lowered)):
+                    match = label_pattern(kind, label).match(text, place)
+                    begins = place == 0 or not lowered[place - 1].isalnum()
+                    if begins and match and len(re.findall("[0-9]", match["value"])) >= LABELLED[kind].min_digits:
+                        expected.add((*match.span("value"), kind))
+        assert set(find_labelled(kinds, text, lowered)) == expected
+        found.update(kind for _, _, kind in expected)
+    assert found.keys() == LABELLED.keys()
 
 
 def test_a_text_without_digits_or_at_signs_comes_back_as_it_is():

@@ -10,6 +10,7 @@ import string
 import unicodedata
 from base64 import b64encode
 
+import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
@@ -20,10 +21,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from corpus.language import LanguageFilter
+from corpus.language import LONGEST_FEATURE, LanguageFilter, load_arrays, load_model, rate_languages
 from corpus.text_normalisation import normalise
-from corpus.text_quality import RULES, SENTENCE_END, QualityFilter, split_words
-from corpus.words import WORD
+from corpus.text_quality import RULES, SENTENCE_END, QualityFilter
+from corpus.words import WORD, words_apart
 from recipe_config import Languages, Quality, RecipeError
 
 
@@ -362,7 +363,7 @@ def test_words_are_those_of_the_near_duplicates():
     texts += ["".join(chr(rng.randrange(0x3000)) for _ in range(80)) for _ in range(300)]
     texts += ["".join(rng.choices("aZ9_ -é“§ßمक\u0301\t\n", k=80)) for _ in range(300)]
     for text in texts:
-        assert split_words(text) == WORD.findall(text)
+        assert words_apart(text, plain=False).decode().split() == WORD.findall(text)
 
 
 def test_a_very_long_text_is_judged_by_its_beginning(monkeypatch):
@@ -449,6 +450,21 @@ def test_normalising_takes_linear_time():
             assert len(normalise("x" + text)) <= len(text) + 1
     finally:
         signal.alarm(0)
+
+
+def test_languages_are_rated_as_the_model_rates_them():
+    _, moves, rows, _, _ = load_arrays()
+    last, seen = np.zeros(1, dtype=np.int64), np.arange(len(rows)) == 0
+    for _ in range(LONGEST_FEATURE):  # no state of the automaton is further from its start
+        known = seen.copy()
+        for letter in range(256):
+            seen[moves[rows[last] + letter]] = True
+        last = np.flatnonzero(seen & ~known)
+    assert seen.all() and moves[rows[0] + 255] == 0
+    texts = ["", "7", "ça", "LES PARTIES CONVIENNENT", "Закон о раду", "zakon o radu", "民法第709条", *GOOD.values()]
+    for text in texts:
+        rated = dict(zip(load_model().labels, rate_languages(text), strict=True))
+        assert rated == pytest.approx(dict(load_model().rank(text)), abs=1e-4)
 
 
 def test_unknown_languages_are_refused_with_those_that_are_known():

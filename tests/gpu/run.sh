@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The eleven checks of README.md, on the GPU of this machine. Needs no network and no environment of its own.
+# The twelve checks of README.md, on the GPU of this machine. Needs no network and no environment of its own.
 #
 #   bash tests/gpu/run.sh [--wheels FOLDER] [--out FOLDER] [--seconds 480] [--rehearse]
 #

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_models import small_model
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -245,6 +246,22 @@ def test_on_a_gpu_torchs_kernel_gets_packed_tokens_causal_and_grouped(grouped, m
     assert one.get("enable_gqa") is (True if grouped else None)
     accepted = document_attention.inspect.signature(varlen.varlen_attn).parameters
     assert {*names, "scale", "window_size"} <= set(accepted)  # of the torch that is installed
+
+
+def test_on_a_gpu_torchs_kernel_gets_the_window_of_the_layers_that_have_one(monkeypatch):
+    windows = []
+
+    def recorded(query, *_, window_size, **options):
+        windows.append(window_size)
+        return torch.empty_like(query)
+
+    monkeypatch.setattr(document_attention, "varlen_attn", recorded)
+    model = small_model("gemma3_text", layer_types=["sliding_attention", "full_attention"], sliding_window=5)
+    choose_attention(model, Training(max_tokens=1000, sequence_length=LENGTH, attn_implementation="varlen"), CPU)
+    module = SummedLoss(model.to("meta"), compiled=False)
+    batch = {name: tensor.to("meta") for name, tensor in make_batch([[20], [33]]).items()}
+    module.hidden_states(batch["input_ids"], batch["position_ids"], batch["cumulative_lengths"])
+    assert windows == [(4, 0), (-1, 0)]  # tokens before and after a token's own
 
 
 def test_flash_attention_3_is_used_on_hopper_where_it_is_installed_and_refused_where_it_is_broken(monkeypatch):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mixture.batches import document_positions
 from model.attention import choose_attention
 from model.continued import load_config, load_model, lora_config, merge_adapters, with_shape_of
-from model.families import FAMILIES, layers, projections, shortest_window
+from model.families import FAMILIES, layers, projections
 from model.llama import ContextWindow, count_module_parameters
 from model.probe import probe
 from model.summed_loss import SummedLoss
@@ -78,10 +78,8 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_model_itself(family
 def test_documents_do_not_see_each_other(family, name):
     """A document gets the hidden states that it has alone, so the windows that slide stay inside it too."""
     model = small_model(family)
-    window = shortest_window(model.config)
-    refused = (window and window < LENGTH) or getattr(model.config, "attn_logit_softcapping", None)
-    if name == "varlen" and refused:
-        with pytest.raises(RecipeError, match="no sliding window|no soft-capped attention"):
+    if name == "varlen" and getattr(model.config, "attn_logit_softcapping", None):
+        with pytest.raises(RecipeError, match="no soft-capped attention"):
             choose_attention(model, training(attn_implementation=name), CPU)
         return
     choose_attention(model, training(attn_implementation=name), CPU)
@@ -97,6 +95,23 @@ def test_documents_do_not_see_each_other(family, name):
             else:
                 alone_states = alone.last_hidden_state
             assert torch.allclose(together[:, start:end], alone_states, atol=1e-4), (start, end)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("window", [1, 3, 5, 14])
+@pytest.mark.parametrize("family", ["mistral", "olmo3", "gemma3_text"])
+def test_a_window_that_slides_without_a_mask_gives_the_losses_and_gradients_of_one_with_a_mask(family, window, masked):
+    found = []
+    for name in ("sdpa", "varlen"):
+        model = small_model(family, sliding_window=window)
+        choose_attention(model, training(attn_implementation=name, document_masking=masked), CPU)
+        loss, nats = SummedLoss(model, compiled=False, document_masking=masked)(*batch())
+        loss.backward()
+        found.append((nats.item(), {name: one.grad for name, one in model.named_parameters()}))
+    (expected, gradients), (nats, own) = found
+    assert nats == pytest.approx(expected, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(own[name], gradient, rtol=1e-3, atol=1e-5), name
 
 
 @pytest.mark.parametrize("family", ["mistral", "olmo3"])
