@@ -40,7 +40,7 @@ def read_documents(folder: Path) -> Iterator[Document]:
     for path in sorted(folder.glob("*.parquet")):
         file = pq.ParquetFile(path)
         columns = [name for name in Document._fields if name in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=columns, batch_size=256):
+        for batch in file.iter_batches(columns=columns, batch_size=256, use_threads=False):
             yield from (Document(**row) for row in batch.to_pylist())
 
 

@@ -2,12 +2,13 @@
 """Share pieces of work among processes and keep finished pieces, so that a stopped evaluation can resume.
 
 The pieces, and so the batches of texts, never depend on the number of processes: any number gives the same results. A
-finished piece is a file named by the hash of its inputs.
+finished piece is a file named by the hash of its inputs, with a hash of its result.
 """
 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,9 +54,20 @@ class SharedWork:
         made_from = json.dumps([kind, self.made_from, piece], sort_keys=True)
         path = self.folder / f"{hashlib.sha256(made_from.encode()).hexdigest()}.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept["sha256"] == hash_value(kept["result"]):
+                    return kept["result"]
+            except (ValueError, TypeError, KeyError):
+                pass  # damaged, or of an earlier version, which kept no hash
+            sys.stderr.write(f"evaluate: a piece is scored again: {path} is not as it was written\n")
         result = work(piece)
         new = path.with_suffix(f".{os.getpid()}.tmp")
-        new.write_text(json.dumps(result), encoding="utf-8")
+        new.write_text(json.dumps({"result": result, "sha256": hash_value(result)}), encoding="utf-8")
         os.replace(new, path)
         return result
+
+
+def hash_value(value: object) -> str:
+    """Return the hash of a value as it is after a round trip through JSON."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()

@@ -94,9 +94,13 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file atomically: after a crash it is the old or the new one, whole."""
     partial = path.with_name(f".{path.name}.tmp")
     partial.unlink(missing_ok=True)  # a planted link would lead the text out of the run folder
-    with partial.open("x", encoding="utf-8") as file:
-        file.write(text)
-    sync(partial)
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+        sync(partial)
+    except OSError:  # a full disk needs the room
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
     sync(path.parent)
 

@@ -41,6 +41,7 @@ def render_card(template: Path, front_matter: dict | None, **values: object) -> 
         "code": lambda text: Markup(json.dumps(text)),
         "shell": lambda text: Markup(shlex.quote(text)),
         "file_name": Markup,
+        "printed": printed,
     }
     if front_matter is None:
         return environment.get_template(template.name).render(**values)
@@ -65,6 +66,11 @@ def render_html(template: Path, **values: object) -> str:
     return environment.get_template(template.name).render(**values)
 
 
+def printed(text: str) -> str:
+    """Return what a line shows of a text: no control characters, and one space between words."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def escape_markdown(value: object) -> str:
     """Escape text for one line of Markdown: no HTML, table cell, link, list or heading begins in it.
 
@@ -72,7 +78,7 @@ def escape_markdown(value: object) -> str:
     """
     if isinstance(value, Markup):
         return str(value)
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    text = printed(str(value))
     if value is None or not text:
         raise ValueError(f"the card would have an empty field ({value!r})")
     text = re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", html.escape(text, quote=False))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import psutil
 
@@ -70,7 +70,9 @@ class Ended(NamedTuple):
     signal_name: str | None
 
 
-def run_child(command: list[str], launches: bool, save_seconds: Callable[[], float] = lambda: 0.0) -> Ended:
+def run_child(
+    command: list[str], launches: bool, save_seconds: Callable[[], float] = lambda: 0.0, log: IO | None = None
+) -> Ended:
     """Run a command to its end, pass signals on to it, and leave none of its processes behind.
 
     The command has a process group of its own, so that Ctrl-C and a scheduler's signal to the group reach it once, as
@@ -81,6 +83,7 @@ def run_child(command: list[str], launches: bool, save_seconds: Callable[[], flo
         launches: the command is a launcher, whose own handling of signals leaves too little time to save: its
             children get the signal instead.
         save_seconds: how long its processes may save; called when the command has ended and left some behind.
+        log: file for what it prints; None: the terminal.
     """
     others, received, process = set(psutil.Process().children(recursive=True)), [], None
 
@@ -98,6 +101,8 @@ def run_child(command: list[str], launches: bool, save_seconds: Callable[[], flo
         process = psutil.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             process_group=0,
             preexec_fn=end_with_parent,  # if this one is killed
         )

@@ -29,11 +29,13 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from atomic_files import RECORD, read_record, write_json
+from child_processes import leave_on_signals
 from mixture.shares import average_shares, resolve_shares
 from planning.model_shape import VOCAB_MULTIPLE, count_parameters, training_flops_per_token
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -44,6 +46,7 @@ from recovery.run_lock import run_lock
 from run_folder import describe_inputs, is_finished, new_output, require, write_record
 from stages import STAGES, output_folder
 from sweeps.runs import (
+    KEPT,
     Run,
     choose_launcher,
     hash_settings,
@@ -57,7 +60,7 @@ from sweeps.runs import (
 )
 from vocabulary.measures import first_bytes
 from vocabulary.tokenizer_files import load_others, load_tokenizer
-from vocabulary.tokenizer_training import as_transformers, read_texts, train_tokenizer
+from vocabulary.tokenizer_training import TrainingSample, as_transformers, read_texts, train_tokenizer
 
 
 MAX_HELD_OUT_BYTES = 2_000_000  # of a source
@@ -97,16 +100,16 @@ def with_size(recipe: Recipe, vocab_size: int) -> Recipe:
     return other
 
 
-def tokenizer_of(recipe: Recipe, shares: dict[str, float]) -> Tokenizer:
+def tokenizer_of(recipe: Recipe, shares: dict[str, float], sample: TrainingSample) -> Tokenizer:
     """Return the tokenizer of a recipe from `with_size`, and train it if that is not done yet.
 
     Raises: RecipeError: the text is too small for so many tokens.
     """
-    documents = require(recipe, "prepare")
+    require(recipe, "prepare")
     if not is_finished(recipe, "tokenizer", overwrite=True):
         with new_output(recipe, "tokenizer") as output:
             size = recipe.tokenizer.vocab_size
-            made = train_tokenizer(recipe, documents, shares, size, recipe.tokenizer.pad_vocabulary, f"{size:,}")
+            made = train_tokenizer(recipe, sample, shares, size, recipe.tokenizer.pad_vocabulary, f"{size:,}")
             as_transformers(made, recipe.tokenizer.special_tokens[0], recipe.training.sequence_length).save_pretrained(
                 output
             )
@@ -142,12 +145,12 @@ def run_key(run: Run, documents: Path) -> str:
     return hash_settings({"recipe": stated, "seed": recipe.run.seed, "shares": shares, "documents": documents_hash})
 
 
-def train(run: Run, folder: Path, shares: dict[str, float], launcher: list[str]) -> dict:
+def train(run: Run, folder: Path, shares: dict[str, float], sample: TrainingSample, launcher: list[str]) -> dict:
     """Make a small model's tokenizer and tokens, train it in `folder`, and return its row without the key."""
     recipe = run.recipe
     inputs = Path(recipe.run.output_dir)
     with locked(inputs / ".sizes.lock"):  # not the own lock of the stage, which runs inside
-        tokenizer_of(recipe, shares)
+        tokenizer_of(recipe, shares, sample)
         run_stage("tokenize", [sys.executable], write_config(recipe, inputs), inputs, run.name)
     training, scores = train_model(recipe, folder, inputs, launcher, run.name)
     by_source = {
@@ -174,14 +177,19 @@ def train(run: Run, folder: Path, shares: dict[str, float], launcher: list[str])
 
 
 def train_small(
-    recipe: Recipe, sizes: list[int], shares: dict[str, float], csv_file: Path, launcher: list[str]
+    recipe: Recipe,
+    sizes: list[int],
+    shares: dict[str, float],
+    sample: TrainingSample,
+    csv_file: Path,
+    launcher: list[str],
 ) -> list:
     """Train the small models that have no row yet, and return the rows of all sizes that have one."""
     runs = [small_run(recipe, size) for size in sizes]
     documents = require(recipe, "prepare")
     by_key = {run_key(run, documents): run for run in runs}
     folder = Path(recipe.run.output_dir) / "vocabulary"
-    train_missing(by_key, csv_file, folder, partial(train, shares=shares, launcher=launcher))
+    train_missing(by_key, csv_file, folder, partial(train, shares=shares, sample=sample, launcher=launcher))
     rows = read_rows(csv_file)
     return [rows[key] for key in by_key if key in rows]
 
@@ -195,14 +203,22 @@ def sizes_to_train(recipe: Recipe) -> list[int]:
     return [factor * round_size(best) for factor in (1, 4, 16, 64)]
 
 
-def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
-    """Measure, train, and return vocabulary.json's content. Without `launcher` no small model is trained."""
+def choose(recipe: Recipe, results: Path, launcher: list[str] | None, folder: Path) -> dict:
+    """Measure, train, and return vocabulary.json's content.
+
+    Args:
+        recipe: of the planned run.
+        results: folder of runs.csv.
+        launcher: of the small models' training; None trains none.
+        folder: for the text that all tokenizers are trained on.
+    """
     documents = require(recipe, "prepare")
     sources = recipe.data.sources
     others = load_others(recipe.tokenizer.compare_with)
     stats = json.loads((documents / "stats.json").read_text(encoding="utf-8"))["sources"]
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
+    sample = TrainingSample(recipe, documents, [shares], folder)
     texts = {
         source.name: first_bytes(read_texts(documents, "validation", source.name), MAX_HELD_OUT_BYTES)
         for source in sources
@@ -216,7 +232,7 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
     sizes = sorted({*recipe.vocabulary.sizes, by_law, *(sizes_to_train(recipe) if launcher else [])})
     for size in tqdm(sizes, desc="choose_vocabulary: tokenizers", unit=" sizes"):
         try:
-            tokenizer = tokenizer_of(with_size(recipe, size), shares)
+            tokenizer = tokenizer_of(with_size(recipe, size), shares, sample)
         except RecipeError as error:
             left_out[str(size)] = str(error)
             continue
@@ -225,7 +241,7 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
         raise RecipeError(f"vocabulary.sizes: the text is too small for all of them: {next(iter(left_out.values()))}")
     reached = [row["vocab_size"] for row in measured]
     trained_sizes = sizes_to_train(recipe)
-    small = train_small(recipe, trained_sizes, shares, results / "runs.csv", launcher) if launcher else []
+    small = train_small(recipe, trained_sizes, shares, sample, results / "runs.csv", launcher) if launcher else []
     small_law = law_optima(recipe.vocabulary.model, recipe.vocabulary.flops)
     parameters = count_parameters(recipe.model, VOCAB_MULTIPLE)["non_vocabulary"]
     trained = {
@@ -270,6 +286,7 @@ def choose(recipe: Recipe, results: Path, launcher: list[str] | None) -> dict:
     return found | {"reason": list(describe_choice(found, by_law, domains))}
 
 
+@leave_on_signals(KEPT)
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(
         __doc__,
@@ -295,7 +312,9 @@ def main(argv: list[str] | None = None) -> None:
     if not finished:
         with run_lock(Path(recipe.run.output_dir), "vocabulary"):
             made_from = describe_inputs(recipe, "vocabulary")
-            found = choose(recipe, results, choose_launcher(options, recipe) if trained_sizes else None)
+            launcher = choose_launcher(options, recipe) if trained_sizes else None
+            with TemporaryDirectory(prefix=".sample.", dir=recipe.run.output_dir) as folder:
+                found = choose(recipe, results, launcher, Path(folder))
             output.mkdir(parents=True, exist_ok=True)
             (output / RECORD).unlink(missing_ok=True)  # until all files are whole
             write_json(output / "vocabulary.json", found)

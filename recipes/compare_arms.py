@@ -25,12 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from child_processes import leave_on_signals
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
 from stages import ROOT, STAGES, exported_tasks
 from sweeps.arm_results import draw, write_means
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
+    KEPT,
     argument_parser,
     choose_launcher,
     export_tasks,
@@ -156,6 +158,7 @@ def describe_cost(bases: dict[str, ArmRun], runs: list[ArmRun], rows: dict[str, 
     )
 
 
+@leave_on_signals(KEPT)
 def main(argv: list[str] | None = None) -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--dry_run", action="store_true", help="print what the runs without a row cost, then stop")

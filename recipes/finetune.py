@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from contextlib import nullcontext
@@ -34,12 +35,23 @@ from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import RECORD, read_json, write_json
+from atomic_files import RECORD, discard, file_sha256, read_json, write_json
 from card_text import render_card
+from child_processes import leave_on_signals
 from conversations import (
     answer,
     answer_bits,
@@ -69,6 +81,7 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
+HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -212,6 +225,43 @@ def accumulation_steps(settings: Finetune, num_processes: int) -> int:
     return settings.examples_per_step // per_batch
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+class CheckpointHashes(TrainerCallback):
+    """Write the hash of each file of a checkpoint beside them when all processes have written theirs; keep two."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / HASHES, {path.name: file_sha256(path) for path in folder.iterdir()})
+            # The trainer's own limit deletes by time, and so the newest after the clock was set back.
+            for older in sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of)[:-KEPT_CHECKPOINTS]:
+                discard(older)
+
+
+def newest_checkpoint(checkpoints: Path) -> str | None:
+    """Return the newest whole checkpoint, after deleting those that are not as they were written; None for none.
+
+    One without hashes is of an earlier version, or half-made if it lacks what is written last.
+    """
+    while checkpoints.is_dir() and (newest := get_last_checkpoint(checkpoints)):
+        folder = Path(newest)
+        hashes = read_json(folder / HASHES) if (folder / HASHES).exists() else {}
+        damaged = [
+            name
+            for name, sha256 in (hashes or {}).items()
+            if not (folder / name).is_file() or file_sha256(folder / name) != sha256
+        ]
+        if hashes is not None and not damaged and read_json(folder / TRAINER_STATE_NAME):
+            return newest
+        sys.stderr.write(f"finetune: does not resume from {newest}, which is damaged or half-made; it is deleted\n")
+        discard(folder)
+    return None
+
+
 def build_trainer(
     recipe: Recipe,
     model: PreTrainedModel,
@@ -242,7 +292,6 @@ def build_trainer(
             weight_decay=0.0,
             logging_steps=10,
             save_steps=settings.save_steps,
-            save_total_limit=2,
             seed=recipe.run.seed,
             data_seed=recipe.run.seed,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
@@ -256,6 +305,7 @@ def build_trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.lora else None,
+        callbacks=[CheckpointHashes()],
     )
 
 
@@ -272,7 +322,8 @@ def train(
         resumed_from, as results.json has them.
     """
     trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    with PartialState().main_process_first():
+        last = newest_checkpoint(checkpoints)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started
@@ -468,6 +519,7 @@ def adopt_earlier(recipe: Recipe) -> None:
         write_record(folder, "finetune", {"settings": results["made_from"], "inputs": {}, "once": {}})
 
 
+@leave_on_signals("finished checkpoints are kept")
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from atomic_files import read_record, write_json
+from child_processes import leave_on_signals
 from planning.charts import draw_frontier, draw_isoflop
 from recipe_config import Recipe, RecipeError
 from recipe_loading import run_command
@@ -23,6 +24,7 @@ from stages import output_folder
 from sweeps.isoflop import IsoflopRun, load_experiment
 from sweeps.isoflop_fit import collect, describe_fit, fit
 from sweeps.runs import (
+    KEPT,
     argument_parser,
     choose_launcher,
     locked,
@@ -92,6 +94,7 @@ def train(run: IsoflopRun, folder: Path, inputs: Path, launcher: list[str]) -> d
     }
 
 
+@leave_on_signals(KEPT)
 def main(argv: list[str] | None = None) -> None:
     options = argument_parser(__doc__).parse_args(argv)
     experiment, runs = load_experiment(options.config)

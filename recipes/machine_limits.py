@@ -2,7 +2,9 @@
 """What a machine can lack while a script runs, and what to do about it: room, memory, files, permissions."""
 
 import errno
+import math
 import os
+from pathlib import Path
 
 
 LESS_MEMORY = {
@@ -14,7 +16,10 @@ LESS_MEMORY = {
     "run_eval.py": "set evaluation.batch_size lower",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_MEMORY = ("can't allocate memory", "can't start new thread")  # torch, Python
+# torch, Python, and C++, which means a thread where no file is named
+NO_MEMORY = ("can't allocate memory", "can't start new thread", os.strerror(errno.EAGAIN))
+SHARED = Path("/dev/shm")  # memory that processes share, small in a container
+LEAST_SHARED_BYTES = 1 << 20
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -25,6 +30,12 @@ def explain_limit(error: BaseException, script: str) -> str | None:
         errors.append(found)
     for error in errors:
         code, text = getattr(error, "errno", None), str(error)
+        is_full = code in FULL and not error.filename and shared_bytes_left() < LEAST_SHARED_BYTES
+        if is_full or "out of shared memory" in text:  # the words of torch, for the workers that read its batches
+            return (
+                f"{SHARED}, the memory that processes share, is full: {text}; make it larger, in a container by "
+                "`--shm-size 8g`, or an emptyDir of medium Memory on Kubernetes, and the same command resumes"
+            )
         # Libraries in Rust and C++ raise errors of their own with the system's words.
         if code in FULL or any(os.strerror(full) in text for full in FULL):
             return f"the disk is full: {text}; make room there, and the same command resumes"
@@ -35,9 +46,19 @@ def explain_limit(error: BaseException, script: str) -> str | None:
             )
         if code in (errno.EMFILE, errno.ENFILE):
             return f"too many files are open: {text}; raise the limit by `ulimit -n 4096`, and start again"
-        if isinstance(error, MemoryError) or code == errno.ENOMEM or any(words in text for words in NO_MEMORY):
+        in_words = code is None and any(words in text for words in NO_MEMORY)
+        if isinstance(error, MemoryError) or code == errno.ENOMEM or in_words:
             return f"memory ran out ({text or 'MemoryError'}); {lower_memory(script)}, and the same command resumes"
     return None
+
+
+def shared_bytes_left() -> float:
+    """Return the room in /dev/shm; infinity where there is none."""
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:
+        return math.inf
+    return found.f_bavail * found.f_frsize
 
 
 def lower_memory(script: str) -> str:

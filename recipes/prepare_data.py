@@ -40,6 +40,7 @@ from corpus.document_files import (
     write_places,
 )
 from corpus.dropped_samples import SAMPLES, Samples, write_samples
+from corpus.estimate import estimate
 from corpus.exact_duplicates import find_exact_duplicates
 from corpus.held_out import choose_held_out, describe_dates, lowest_training_ids, note_documents, write_splits
 from corpus.local_executor import available_cores
@@ -47,8 +48,9 @@ from corpus.near_duplicates import find_near_duplicates, list_earlier_documents
 from corpus.personal_data import Redactor
 from corpus.pipeline_executor import check_executor, run_pipeline, track
 from corpus.reading import find_surplus, load_extract_text, load_redact, pin_revisions, read_sources
-from corpus.reading_plan import ReadingPlan, estimate
+from corpus.reading_plan import ReadingPlan, expect
 from corpus.repeated_passages import find_repeated_passages, summarise
+from corpus.stage_progress import StageProgress, weigh_steps
 from recipe_config import Data, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
 from recorded_files import record_run_files
@@ -78,18 +80,30 @@ def prepare(recipe: Recipe) -> dict:
         work = resume_work(output / "work", plan.identity())
         counts = work / "counts"
         tasks_now = 0  # of the passes after reading: one for each file
+        workers = data.workers or available_cores()
+        stage = StageProgress(weigh_steps(data, workers, index is not None))
+        to_read = sum(own.read_bytes for own in expect(ReadingPlan(data.sources, listings)).values())
+        was_read = 0
 
         new_samples = partial(Samples, work / "samples", data.dropped_samples_bytes)
 
         def run(name: str, pipeline: list, tasks: int | None = None, total_bytes: int | None = None) -> None:
-            started = time.monotonic()
-            run_pipeline(pipeline, tasks or tasks_now, data, work / "logs" / name, f"prepare: {name}", total_bytes)
+            nonlocal was_read
+            started, step, part = time.monotonic(), name.partition(",")[0], (0.0, 1.0)
+            if step == "read" and total_bytes and to_read:  # in rounds
+                part = min(was_read / to_read, 1.0), min((was_read + total_bytes) / to_read, 1.0)
+                was_read += total_bytes
+            stage.begin(step, part)
+            run_pipeline(
+                pipeline, tasks or tasks_now, data, work / "logs" / name, f"prepare: {name}", total_bytes, stage
+            )
             if (seconds := time.monotonic() - started) >= REPORTED_SECONDS:
                 rate = f", {total_bytes / seconds / 1e6:.1f} MB/s" if total_bytes else ""
-                print(f"prepare: {name}: {seconds / 60:.1f} minutes{rate}", flush=True)
+                print(f"prepare: {name}: {seconds / 60:.1f} minutes{rate}; {stage.describe()}", flush=True)
 
         def with_progress(documents: list, name: str) -> list:
-            return [*documents, partial(track, folder=work / "logs" / name / "progress")]
+            read, *steps = documents  # counted before the steps drop some
+            return [read, partial(track, folder=work / "logs" / name / "progress"), *steps]
 
         # Read and clean each document by itself, without comparing it to others.
         read_sources(run, data, plan, work, new_samples)
@@ -131,7 +145,9 @@ def prepare(recipe: Recipe) -> dict:
                 total_bytes=read_bytes,
                 new_samples=new_samples,
             )
-            run("cut", [*documents, remove_passages, partial(write_documents, folder=work / "cut")])
+            write = partial(write_documents, folder=work / "cut")
+            run("cut", [*with_progress(documents, "cut"), remove_passages, write], total_bytes=read_bytes)
+            read_bytes = None  # of fewer documents, and no pass has counted them
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
             documents, tasks_now = [partial(read_documents, folder=work / "cut")], count_tasks(work / "cut")
             documents += find_exact_duplicates(
@@ -154,9 +170,17 @@ def prepare(recipe: Recipe) -> dict:
                 partial(count, name="overlap_out"),
             ]
         note = partial(note_documents, folder=work / "notes", sources=names)
-        run("keep", [*documents, *decontaminate, note, partial(write_documents, folder=work / "kept")])
+        keep = [
+            *with_progress(documents, "keep"),
+            *decontaminate,
+            note,
+            partial(write_documents, folder=work / "kept"),
+        ]
+        run("keep", keep, total_bytes=read_bytes)
 
         # Split.
+        if data.family_containment is not None:
+            stage.begin("families")
         held_out = choose_held_out(work / "notes", work / "kept", data)
         write_json(work / "held_out.json", held_out._asdict())
         kept, tasks_now = [partial(read_documents, folder=work / "kept")], count_tasks(work / "kept")
@@ -183,7 +207,8 @@ def prepare(recipe: Recipe) -> dict:
             counts=counts,
             new_samples=new_samples,
         )
-        run("split", [*kept, split])
+        kept_bytes = sum(int(np.load(file)["num_bytes"].sum()) for file in (work / "notes").glob("*.npy"))
+        run("split", [*with_progress(kept, "split"), split], total_bytes=kept_bytes)
 
         # Report.
         renamed = read_renamed(work / "passages" / "renamed")
@@ -212,7 +237,7 @@ def prepare(recipe: Recipe) -> dict:
 def resume_work(work: Path, identity: str) -> Path:
     """Return the folder of an interrupted try, without what it holds if that was made of other tasks."""
     note = work / "identity"
-    if work.exists() and (not note.exists() or note.read_text() != identity):
+    if work.exists() and (not note.exists() or note.read_bytes() != identity.encode()):
         discard(work)
     work.mkdir(exist_ok=True)
     note.write_text(identity)
@@ -262,7 +287,9 @@ def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     if options.dry_run:
         plan = ReadingPlan(recipe.data.sources, list_files(recipe.data))
-        print(*(f"prepare: {line}" for line in estimate(plan, recipe.data.workers or available_cores())), sep="\n")
+        index = None if unexported_tasks(recipe) else load_benchmarks(recipe)
+        workers = recipe.data.workers or available_cores()
+        print(*(f"prepare: {line}" for line in estimate(plan, recipe.data, workers, index)), sep="\n")
         return
     with stage_lock(recipe, "prepare", options.overwrite) as has_work:
         if not has_work:

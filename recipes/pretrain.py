@@ -18,13 +18,15 @@ the experiment is the same on any number of processes.
 
 import os
 import sys
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from atomic_files import read_record, write_json
 from child_processes import EXIT_STOPPED
@@ -209,6 +211,7 @@ class Pretraining:
         self.prepared.module.train()
         if self.state["evaluation_due"]:
             self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+        self.arrange_buckets()
         while self.state["step"] < self.state["max_steps"]:
             if self.preemption.requested():
                 self.leave()
@@ -252,6 +255,20 @@ class Pretraining:
         self.checkpoints.finish()
         progress.bar.close()
         return self.export()
+
+    def arrange_buckets(self) -> None:
+        """Have DDP arrange its buckets of gradients, as it does after its first backward pass, before a step counts.
+
+        The order in which more than two processes' gradients are added, and so their last bit, depends on it: the
+        first step after a resume would differ from that of a run that was not stopped.
+        """
+        several = self.accelerator.num_processes > 2 and isinstance(self.prepared.module, DistributedDataParallel)
+        if several and self.state["step"] < self.state["max_steps"]:
+            batch = next(self.batches)
+            read = {name: batch[name].to(self.accelerator.device) for name in batch if name not in ("seen", "scored")}
+            self.prepared.add_gradients(read, 1.0, last=True)
+            self.prepared.clear_gradients()
+            self.batches = self.text.read(self.mixture, self.state)
 
     def train_step(self, step: int) -> None:
         """Train on the micro-batches of a step, with the learning rate that is set."""
@@ -345,6 +362,7 @@ class Pretraining:
     def save(self) -> None:
         """Save a checkpoint; its files are written while training continues."""
         self.state |= {"seconds": self.progress.seconds(), "stability": self.monitor.state()}
+        self.state["unlogged"] = self.progress.sums.tolist()
         self.progress.bar.set_description("pretrain: saving")
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
         self.progress.bar.set_description("pretrain")
@@ -407,6 +425,24 @@ def lost_contact(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
+@contextmanager
+def named_lost_contact() -> Iterator[None]:
+    """Have a process to which another no longer answers end with a message: its own traceback explains nothing.
+
+    Raises: RecipeError: another process ended, or did not answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not lost_contact(error):
+            raise
+        raise RecipeError(
+            f"another process ended or does not answer ({str(error).splitlines()[0][:200]}); its reason is above, if "
+            "it had one; the same command resumes from the newest checkpoint"
+        ) from error
+
+
+@named_lost_contact()
 def main(argv: list[str] | None = None) -> None:
     recipe, options = parse_command_line(__doc__, argv)
     silence_transformers()

@@ -8,18 +8,21 @@ Out:  <run.output_dir>/tokenizer/, which AutoTokenizer loads, with report.json a
     python recipes/train_tokenizer.py --config recipes/finance/base.yaml --tokenizer.algorithm=unigram \\
         --tokenizer.pretokenization=multiword --tokenizer.compare_with='["mistralai/Mistral-7B-v0.1"]'
 
-Every byte string can be encoded and decodes to itself. The training sample follows the sources' shares and the hash of
-the text, so the number of workers and the order of files change nothing. A second tokenizer of the same kind and size,
-trained on general text only, is the baseline. With model.from_pretrained or tokenizer.from_pretrained that tokenizer
-is used instead, with tokenizer.extend_by more tokens; the baseline is then the tokenizer before the extension.
+Every byte string can be encoded and decodes to itself. The training sample follows the sources' shares and the hash
+of the text, so the number of workers and the order of files change nothing. The text is read once, on data.executor.
+A second tokenizer of the same kind and size, trained on general text only, is the baseline. With model.from_pretrained
+or tokenizer.from_pretrained that tokenizer is used instead, with tokenizer.extend_by more tokens; the baseline is then
+the tokenizer before the extension.
 
-report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, sample_bytes {source: about as many were
-drawn}, bytes_per_token {tokenizer: {source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, card: the
-measures of vocabulary/report_card.py, and differs: how a tokenizer that was taken differs from the original.
+report.json: vocab_size, num_reserved_tokens, train_bytes {source: bytes}, sample_bytes {source: bytes trained on},
+samples {tokenizer: documents and bytes that it was trained on, by source and by domain}, bytes_per_token {tokenizer:
+{source: ratio}} on validation text, terms {term: {tokenizer: pieces}}, card: the measures of
+vocabulary/report_card.py, and differs: how a tokenizer that was taken differs from the original.
 speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_second on one thread}.
 """
 
 import json
+from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 
@@ -27,7 +30,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from atomic_files import write_json
+from atomic_files import discard, write_json
+from corpus.pipeline_executor import check_executor
 from mixture.fitting import check_length
 from mixture.shard_writer import encode_as_text
 from mixture.shares import average_shares, resolve_shares
@@ -46,10 +50,9 @@ from vocabulary.token_bytes import refuse_changed_text, token_bytes
 from vocabulary.tokenizer_extension import extend_tokenizer
 from vocabulary.tokenizer_files import load_others
 from vocabulary.tokenizer_training import (
+    TrainingSample,
     as_transformers,
-    read_samples,
     read_texts,
-    sample_sizes,
     train_tokenizer,
 )
 
@@ -89,12 +92,20 @@ def domain_terms(recipe: Recipe) -> dict[str, list[str]]:
     return {next((label for label in labels if label != "general"), labels[0]): read_terms(file)}
 
 
+def sum_domains(sources: list[Source], drawn: dict[str, dict[str, int]]) -> dict[str, dict]:
+    """Return the documents and bytes of a sample by source, and their sums by domain."""
+    domains: dict[str, Counter] = {}
+    for source in sources:
+        domains.setdefault(source.label, Counter()).update(drawn.get(source.name, {}))
+    return {"sources": drawn, "domains": {name: dict(count) for name, count in domains.items() if count}}
+
+
 def is_general(source: Source) -> bool:
     return source.label == "general"
 
 
 def take_tokenizer(
-    recipe: Recipe, taken: str, documents: Path, shares: dict[str, float], output: Path
+    recipe: Recipe, taken: str, sample: TrainingSample, shares: dict[str, float], output: Path
 ) -> tuple[dict[str, Tokenizer], list[str]]:
     """Write an existing tokenizer, with tokenizer.extend_by new tokens, instead of training one.
 
@@ -120,11 +131,11 @@ def take_tokenizer(
     old = encode_as_text(exact)
     table = token_bytes(old)
     for source in recipe.data.sources:
-        for text in islice(read_texts(documents, "validation", source.name), CHECKED_DOCUMENTS):
+        for text in islice(read_texts(sample.documents, "validation", source.name), CHECKED_DOCUMENTS):
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     if settings.extend_by is None:
         return {OURS: old}, changes
-    texts = chain.from_iterable(read_samples(recipe, documents, shares, old.pre_tokenizer, "new tokens").values())
+    texts = chain.from_iterable(sample.read(shares, old.pre_tokenizer, OURS).values())
     with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
         new_tokens = choose_tokens(old, bar, settings.extend_by, settings.min_frequency)
     if len(new_tokens) < settings.extend_by:
@@ -138,6 +149,7 @@ def take_tokenizer(
 
 def make_tokenizer(recipe: Recipe) -> dict:
     """Run the stage and return tokenizer/report.json's content."""
+    check_executor(recipe.data)
     documents = require(recipe, "prepare")
     settings, sources = recipe.tokenizer, recipe.data.sources
     # Read before training, so that a mistake in them is refused at once.
@@ -147,26 +159,30 @@ def make_tokenizer(recipe: Recipe) -> dict:
     train_bytes = {source.name: stats[source.name]["kept"]["train"]["bytes"] for source in sources}
     shares = average_shares(recipe.data, resolve_shares(recipe.data, train_bytes))
     check_length(recipe, train_bytes)
+    general = {source.name: shares[source.name] for source in sources if is_general(source)}
+    mixtures = [shares, general] if sum(general.values()) and len(general) < len(sources) else [shares]
     with new_output(recipe, "tokenizer") as output:
+        sample = TrainingSample(recipe, documents, mixtures, output / "sample")
         taken = settings.from_pretrained or recipe.model.from_pretrained
         if taken is not None:
-            tokenizers, changes = take_tokenizer(recipe, taken, documents, shares, output)
+            tokenizers, changes = take_tokenizer(recipe, taken, sample, shares, output)
             vocab_size, num_reserved = tokenizers[OURS].get_vocab_size(), 0
             for change in changes:
                 print(f"tokenizer: note: unlike the tokenizer of {taken}, {change}")
         else:
             vocab_size = supported_size(recipe, train_bytes)
             pad = settings.pad_vocabulary or recipe.data.fit_to_corpus
-            tokenizers = {OURS: train_tokenizer(recipe, documents, shares, vocab_size, pad, "all text")}
+            tokenizers = {OURS: train_tokenizer(recipe, sample, shares, vocab_size, pad, OURS)}
             num_reserved = sum(token.startswith("<|reserved_") for token in tokenizers[OURS].get_vocab())
             if num_reserved > settings.num_reserved_tokens:
                 print(
                     f"tokenizer: note: the text yields {vocab_size - num_reserved:,} tokens; {num_reserved:,} "
                     f"reserved tokens fill them up to {vocab_size:,}"
                 )
-            general = {source.name: shares[source.name] for source in sources if is_general(source)}
-            if sum(general.values()) and len(general) < len(sources):
-                tokenizers[BASELINE] = train_tokenizer(recipe, documents, general, vocab_size, True, "general text")
+            if len(mixtures) > 1:
+                tokenizers[BASELINE] = train_tokenizer(recipe, sample, general, vocab_size, True, BASELINE)
+        if sample.folder.exists():
+            discard(sample.folder)
         card = report_card(
             tokenizers | others,
             {source.name: read_texts(documents, "validation", source.name) for source in sources},
@@ -178,7 +194,8 @@ def make_tokenizer(recipe: Recipe) -> dict:
             "vocab_size": vocab_size,
             "num_reserved_tokens": num_reserved,
             "train_bytes": train_bytes,
-            "sample_bytes": sample_sizes(recipe, shares, train_bytes),
+            "sample_bytes": {name: part["bytes"] for name, part in sample.drawn.get(OURS, {}).items()},
+            "samples": {name: sum_domains(sources, parts) for name, parts in sample.drawn.items()},
             "bytes_per_token": {
                 name: {source: part["bytes"] / part["tokens"] for source, part in measured["sources"].items()}
                 for name, measured in card["tokenizers"].items()

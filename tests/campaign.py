@@ -4,8 +4,9 @@
     python tests/campaign.py --minutes 30 --seed 1      # prints each failure, and the command that repeats it
     python tests/campaign.py --seed 1 --tries 417       # repeat one, or several
 
-A recipe is drawn for every dozen tries: from scratch, with phases, with adapters, continued or with a Unigram
-vocabulary, on 1, 2 or 4 processes, by DDP or FSDP2. A try harms a stage of it and then runs the same command again.
+A recipe is drawn for every dozen tries: from scratch, with phases, with adapters, continued, distilled or with a
+Unigram vocabulary, on 1, 2 or 4 processes, by DDP or FSDP2; or a fine-tuning, or an experiment (attacked_runs.py). A
+try harms a stage of it and then runs the same command again.
 A campaign of ten minutes or more writes its result into tests/README.md. Needs Linux and a C compiler.
 """
 
@@ -30,11 +31,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import cache
 from pathlib import Path
 
 import psutil
-from tiny_run import TinyRun, write_tiny_texts
+from attacked_runs import SCRIPTS, SECONDS_A_TRY, Attacked, attacked_run, make_base, tail
+from tiny_run import write_tiny_texts
 from warm_processes import RUN_RECIPE, Harm, fork, import_all, import_as, start
 
 
@@ -43,36 +44,6 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFF
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRIES_A_RECIPE = 12
 LEAST_TRIES = 2  # of a worker, however slow the machine is
-SECONDS_A_TRY = 120
-TIMEOUT_SECONDS = 5  # run.timeout_seconds of the recipes
-# Stage -> its script, and how often it is attacked. All of a recipe's stages run in this order.
-SCRIPTS = {
-    "prepare": ("prepare_data", 9),
-    "tokenizer": ("train_tokenizer", 8),
-    "tokenize": ("tokenize_corpus", 8),
-    "pretrain": ("pretrain", 55),
-    "evaluate": ("run_eval", 6),
-    "report": ("report", 5),
-    "publish": ("push_to_hub", 9),
-}
-OUTPUTS = dict(zip(SCRIPTS, ("documents", "tokenizer", "tokens", "model", "eval", "figures", "release"), strict=True))
-OF_TRAINING = ("checkpoints", "metrics.jsonl", "samples.jsonl", "chronicle.jsonl", "chronicle.md", "status.json")
-OF_TRAINING += ("training.json", "environment.json", "recipe.yaml", "run_files.json", "report.html", "summary.txt")
-# Road, number of processes, and whether FSDP2 divides the model. Adapters cannot be divided.
-ROADS = [
-    ("from scratch", 1, False),
-    ("phases", 2, False),
-    ("LoRA", 1, False),
-    ("Unigram", 2, True),
-    ("continued", 1, False),
-    ("from scratch", 4, True),
-    ("phases", 1, False),
-    ("LoRA", 2, False),
-    ("continued", 2, True),
-    ("Unigram", 1, False),
-    ("from scratch", 2, False),
-    ("phases", 4, False),
-]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -92,140 +63,6 @@ class Try:
     problems: list[str]
 
 
-class Attacked:
-    """A recipe, a run of it that nothing disturbed, and attacks on others.
-
-    Args:
-        root: folder of the campaign.
-        seed: of the campaign.
-        number: of the recipe.
-    """
-
-    def __init__(self, root: Path, seed: int, number: int):
-        self.root, self.folder, draw = root, root / f"recipe-{number}", random.Random(f"{seed}/recipe/{number}")
-        self.road, self.processes, self.divided = ROADS[number % len(ROADS)]
-        self.settings = draw_recipe(draw, self.road, root)
-        self.whole = self.folder / "whole"
-        self.launch_file = self.folder / "launch.yaml"
-        self.traces = self.folder / "traces"
-
-    def __str__(self) -> str:
-        kind = "FSDP2" if self.divided else "DDP" if self.processes > 1 else "alone"
-        return f"{self.road}, {self.processes} processes, {kind}"
-
-    def arguments(self, run: Path) -> list[str]:
-        """Return the arguments of run_recipe.py for a run folder."""
-        tiny = TinyRun(self.root / "texts", run)
-        launch = ["--accelerate_config", str(self.launch_file), "--num_processes", str(self.processes)]
-        return [*launch, *tiny.argv(*self.settings)]
-
-    def make(self) -> None:
-        """Run the recipe undisturbed."""
-        self.traces.mkdir(parents=True)
-        kind = "MULTI_GPU" if self.processes > 1 else "NO"
-        self.launch_file.write_text(
-            f'compute_environment: LOCAL_MACHINE\ndistributed_type: "{kind}"\nnum_machines: 1\nmixed_precision: "no"\n'
-        )
-        harm = Harm(trace=str(self.traces), watched=str(self.whole))
-        status = self.run(self.whole, self.folder / "log", harm, tuple(SCRIPTS))
-        if status != 0:
-            raise RuntimeError(f"the undisturbed run of {self} failed: {tail(self.folder / 'log')}")
-
-    def run(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> int | None:
-        """Run the recipe to the end and return its exit code; None if it did not end."""
-        process = self.start(run, log, harm, stages)
-        try:
-            return process.wait(SECONDS_A_TRY)
-        except psutil.TimeoutExpired:
-            return None
-
-    def start(self, run: Path, log: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
-        os.environ.pop("CAMPAIGN_DIVIDED", None)
-        if self.divided:
-            os.environ["CAMPAIGN_DIVIDED"] = "1"
-        return start(self.arguments(run), log, harm, stages)
-
-    @cache  # noqa: B019 (lives as long as the campaign)
-    def changes(self, script: str, rank: int) -> list[str]:
-        """Return the changes to the run folder that a process of a script makes, in order."""
-        trace = self.traces / f"{script}-{rank}"
-        return trace.read_text().splitlines() if trace.exists() else []
-
-    def seconds(self, stage: str) -> float:
-        """Return how long a stage takes, with what run_recipe does before it."""
-        ends = [(self.whole / OUTPUTS[name] / "stage.json").stat().st_mtime for name in SCRIPTS]
-        starts = [min(path.stat().st_mtime for path in self.traces.iterdir()), *ends]
-        index = list(SCRIPTS).index(stage)
-        return max(0.2, ends[index] - starts[index])
-
-    def copy_before(self, stage: str, run: Path) -> None:
-        """Copy the undisturbed run as it was before a stage."""
-        index = list(SCRIPTS).index(stage)
-        later = [OUTPUTS[name] for name in list(SCRIPTS)[index:]]
-        later += OF_TRAINING if index <= list(SCRIPTS).index("pretrain") else []
-        shutil.copytree(self.whole, run, ignore=lambda folder, names: later if Path(folder) == self.whole else [])
-
-    def find_differences(self, run: Path, stages: tuple[str, ...]) -> list[str]:
-        """List in what a finished run differs from the undisturbed one."""
-        found, expected = describe_run(run, stages), describe_run(self.whole, stages)
-        return [f"{key} differs from the undisturbed run" for key in expected if found.get(key) != expected[key]]
-
-
-def draw_recipe(draw: random.Random, road: str, root: Path) -> list[str]:
-    """Return overrides of a tiny recipe."""
-    settings = {
-        "run.seed": draw.randrange(1000),
-        "run.timeout_seconds": TIMEOUT_SECONDS,
-        "data.near_duplicates": draw.choice([None, {}]),
-        "tokenizer.vocab_size": draw.choice([320, 352, 384]),
-        "model.hidden_size": draw.choice([32, 48]),
-        "model.num_hidden_layers": draw.choice([1, 2]),
-        "training.max_tokens": 256 * draw.choice([10, 12, 16]),
-        "training.optimizer": draw.choice(["adamw", "muon"]),
-        "training.learning_rate": 3e-3,
-        "training.warmup_steps": 2,
-        "training.save_steps": draw.choice([2, 3, 4]),
-        "training.eval_steps": draw.choice([3, 5, 8]),
-        "training.save_total_limit": draw.choice([2, 3]),
-        "training.document_masking": draw.choice([True, False]),
-    }
-    if road in ("LoRA", "continued"):
-        settings |= {"model.from_pretrained": str(root / "base"), "training.optimizer": "adamw"}
-    if road == "LoRA":
-        settings["model.lora"] = {"rank": 2, "targets": ["q_proj", "down_proj"]}
-    if road == "Unigram":
-        settings |= {"tokenizer.algorithm": "unigram", "tokenizer.pad_vocabulary": True}
-    if road == "phases":
-        settings |= {"model.attention_dropout": 0.1, "training.tokens_per_step": 512}
-        settings["training.max_tokens"] *= 2
-        settings["data.phases"] = [
-            {"start_fraction": 0.6, "shares": {"law": 0.3, "web": 0.7}, "sequence_length": 64}
-            | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
-        ]
-    return [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
-
-
-def describe_run(run: Path, stages: tuple[str, ...]) -> dict[str, object]:
-    """Return what two runs of a recipe have in common: no times, and no speeds."""
-    found: dict[str, object] = {}
-    for stage in stages:
-        record = json.loads((run / OUTPUTS[stage] / "stage.json").read_text())
-        names = {name: file["sha256"] for name, file in record["files"].items()}
-        if stage in ("evaluate", "report", "publish"):
-            found[stage] = sorted(names)
-        else:
-            found |= {f"{OUTPUTS[stage]}/{name}": names[name] for name in names if name != "speed.json"}
-    if "pretrain" in stages:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for key in ("train/loss", "train/grad_norm", "train/learning_rate", "train/bytes_seen", "eval/bits_per_byte"):
-            found[f"metrics.jsonl {key}"] = [(line["step"], line[key]) for line in lines if key in line]
-        samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-        found["samples.jsonl"] = samples
-    if "evaluate" in stages:
-        found["bits per byte"] = json.loads((run / "eval" / "results.json").read_text())["bits_per_byte"]["domains"]
-    return found
-
-
 def attack(attacked: Attacked, seed: int, number: int) -> Try:
     """Draw an attack, carry it out, run the command again, and check both."""
     draw = random.Random(f"{seed}/{number}")
@@ -234,10 +71,10 @@ def attack(attacked: Attacked, seed: int, number: int) -> Try:
     try:
         if draw.random() < 0.05:
             return Try(number, "recipe", "hostile file", attack_loader(draw, folder))
-        stage = draw.choices(list(SCRIPTS), [often for _, often in SCRIPTS.values()])[0]
+        stage = draw.choices(list(attacked.scripts), [often for _, often in attacked.scripts.values()])[0]
         kinds = KINDS_OF_TRAINING if stage == "pretrain" else KINDS_OF_STAGES
         kind = draw.choices(list(kinds), [often for _, often in kinds.values()])[0]
-        if kind in ("stopped process",) and attacked.processes == 1:
+        if (kind == "stopped process" and attacked.processes == 1) or (kind == FLIPPED and len(attacked.scripts) < 5):
             kind = "killed in a step"
         place = "a save" if kind == "killed in a save" else "training" if stage == "pretrain" else stage
         one = Attack(attacked, draw, stage, kind, folder / "run", folder / "log")
@@ -255,13 +92,11 @@ class Attack:
     def __init__(self, attacked: Attacked, draw: random.Random, stage: str, kind: str, run: Path, log: Path):
         self.attacked, self.draw, self.stage, self.kind, self.run, self.log = attacked, draw, stage, kind, run, log
         self.problems: list[str] = []
-        self.script = SCRIPTS[stage][0]
-        last = max(list(SCRIPTS).index(stage), list(SCRIPTS).index("pretrain"))
-        self.stages = tuple(list(SCRIPTS)[: last + 1])
+        self.script, self.stages = attacked.scripts[stage][0], attacked.stages_until(stage)
         self.rank = draw.randrange(attacked.processes) if stage == "pretrain" else 0
 
     def copy(self) -> None:
-        self.attacked.copy_before(self.stage, self.run)
+        self.attacked.copy_before(self.stage, self.run, self.draw)
 
     # --- kinds of attack
 
@@ -347,6 +182,15 @@ class Attack:
             self.problems.append(f"signals ended the command with {status}")
         self.finish()
 
+    def set_clock_back(self) -> None:
+        """Set the wall clock of a process back by a minute to a year while it trains."""
+        self.copy()
+        seconds = self.draw.choice([60, 86_400, 365 * 86_400])
+        status = self.execute(replace(self.in_step(()), target="rank", clock_back_seconds=seconds))
+        if status != 0:
+            self.problems.append(f"with a clock set back by {seconds} s the command ended with {status}")
+        self.finish()
+
     def limit_files(self) -> None:
         """Let a process of the stage open few files, of which it has some from the start."""
         self.copy()
@@ -396,9 +240,9 @@ class Attack:
 
     def flip_in_finished(self) -> None:
         """Flip a bit of a finished run: verify_run.py names the file, and no release is made of it."""
-        shutil.copytree(self.attacked.whole, self.run)
+        shutil.copytree(self.attacked.whole, self.run, symlinks=True)
         name, undo = self.flip()
-        found = verify(self.run)
+        found = [line for run in self.attacked.runs_in(self.run) for line in verify(run)]
         if not found and Path(name).name not in HARMLESS:
             self.problems.append(f"verify_run.py does not see a flipped bit in {name}")
         shutil.rmtree(self.run / "release")
@@ -416,17 +260,21 @@ class Attack:
 
     def in_step(self, signals: tuple[int, ...]) -> Harm:
         """Return the harm in a forward pass of training."""
-        steps = max(json.loads((self.attacked.whole / "training.json").read_text())["max_steps"], 1)
+        steps = self.attacked.max_steps()
         forward = self.draw.randrange(1, steps * self.micro_steps() + 1)
         target = self.draw.choice(["rank", "rank", "launcher", "run_recipe"])
         return Harm(self.script, self.rank, forward=forward, target=target, signals=signals)
 
     def micro_steps(self) -> int:
-        return (512 if self.attacked.road == "phases" else 256) // (64 * self.attacked.processes)
+        return self.attacked.tokens_per_step // (64 * self.attacked.processes)
 
     def newest(self) -> int:
-        """Return the step of the newest checkpoint; 0 if there is none."""
-        names = [path.name for path in (self.run / "checkpoints").glob("step_*") if path.is_dir()]
+        """Return the step of the newest checkpoint of the model that was trained last; 0 if there is none."""
+        trained = [run / "status.json" for run in self.attacked.runs_in(self.run) if (run / "status.json").exists()]
+        if not trained:
+            return 0
+        last = max(trained, key=lambda path: path.stat().st_mtime_ns).parent
+        names = [path.name for path in (last / "checkpoints").glob("step_*") if path.is_dir()]
         return max((int(name[5:13]) for name in names if re.fullmatch(r"step_\d{8}", name)), default=0)
 
     def execute(self, harm: Harm, killed: bool = False, later=None) -> int | None:
@@ -454,8 +302,8 @@ class Attack:
         self.look_at(output)
         if status not in (0, 1, 75, *([-signal.SIGKILL] if killed else [])):
             self.problems.append(f"ended with {status}: {tail(self.log)}")
-        hint = f"start again with: {shlex.join([sys.executable, RUN_RECIPE, *self.attacked.arguments(self.run)])}\n"
-        if status in (1, 75) and hint not in output:
+        hint = f"start again with: {shlex.join([sys.executable, *self.attacked.command(self.run)])}\n"
+        if hint not in output and (status == 75 or (status == 1 and self.attacked.says_how_to_start_again)):
             self.problems.append(f"no command to start again with: {tail(self.log)}")
         saved = [line["step"] for line in read_events(self.run) if line["event"] == "save"]
         if saved and self.newest() < max(saved):
@@ -489,15 +337,17 @@ class Attack:
 
     def compare(self, when: str) -> None:
         self.problems += [f"{when}{found}" for found in self.attacked.find_differences(self.run, self.stages)]
-        self.problems += [f"{when}verify_run.py: {line}" for line in verify(self.run)]
-        hidden = [path.name for path in self.run.glob(".*") if path.name not in HARMLESS]
+        for run in self.attacked.runs_in(self.run):
+            self.problems += [f"{when}verify_run.py: {line}" for line in verify(run)]
+        known = {path.relative_to(self.attacked.whole) for path in self.attacked.whole.rglob(".*")}
+        hidden = [path for path in self.run.rglob(".*") if path.relative_to(self.run) not in known]
+        hidden = [path.name for path in hidden if path.name not in HARMLESS]
         self.problems += [f"{when}{name} was left in the run folder" for name in hidden]
 
     def flip(self) -> tuple[str, Callable[[], None]]:
         """Flip a bit of a file; return its name, and a function that restores it."""
         paths = sorted(path for path in self.run.rglob("*") if path.is_file() and path.stat().st_size)
-        # What a killed stage left half-made has no checksum yet.
-        paths = [path for path in paths if path.name not in HARMLESS and ".tmp/" not in str(path)]
+        paths = [path for path in paths if path.name not in HARMLESS]
         path = self.draw.choice(
             self.draw.choice([paths, [path for path in paths if path.parent == self.run] or paths])
         )
@@ -513,6 +363,7 @@ class Attack:
         return str(path.relative_to(self.run)), undo
 
 
+FLIPPED = "flipped bit, finished"  # of a recipe with a release
 KINDS_OF_TRAINING = {
     "killed in a step": (Attack.kill_in_step, 22),
     "killed in a save": (Attack.kill_in_save, 22),
@@ -523,10 +374,11 @@ KINDS_OF_TRAINING = {
     "small disk": (Attack.fill_small_disk, 3),
     "stopped process": (Attack.freeze, 5),
     "flipped bit, then resumed": (Attack.flip_bit, 12),
-    "flipped bit, finished": (Attack.flip_in_finished, 4),
+    FLIPPED: (Attack.flip_in_finished, 4),
     "started twice": (Attack.start_twice, 4),
     "few open files": (Attack.limit_files, 2),
     "little memory": (Attack.limit_memory, 4),
+    "clock set back": (Attack.set_clock_back, 3),
 }
 KINDS_OF_STAGES = {
     "killed at any change": (Attack.kill_at_change, 35),
@@ -540,7 +392,8 @@ KINDS_OF_STAGES = {
     "little memory": (Attack.limit_memory, 6),
 }
 # The memory of hashes has a checksum of its own, and a damaged one is not used; a lock's content is not read.
-HARMLESS = {".hashes", ".hashes.lock", ".lock", "lock", "log.txt"}
+HARMLESS = {".hashes", ".hashes.lock", ".lock", "lock", "log.txt", ".arms.lock", ".rows.lock", ".claim"}
+HARMLESS |= {"arms.yaml"}  # the user's
 
 
 def attack_loader(draw: random.Random, folder: Path) -> list[str]:
@@ -549,7 +402,7 @@ def attack_loader(draw: random.Random, folder: Path) -> list[str]:
 
     recipe, log = write_hostile(draw.randrange(1_000_000), folder), folder / "log"
     started = time.monotonic()
-    process = start(["--config", str(recipe), "--dry_run"], log, Harm(), ())
+    process = start([RUN_RECIPE, "--config", str(recipe), "--dry_run"], log, Harm(), ())
     status, seconds, output = process.wait(60), time.monotonic() - started, log.read_text(errors="replace")
     problems = [f"a hostile recipe ended with {status}: {output[-300:]}"] if status != 2 else []
     problems += ["a traceback for a hostile recipe"] if "Traceback" in output else []
@@ -560,7 +413,7 @@ def verify(run: Path) -> list[str]:
     """Return the lines of verify_run.py about what is wrong."""
     import verify_run
 
-    log = run.parent / "verify"
+    log = run.with_name("verify")
 
     def check() -> None:
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.suppress(SystemExit):
@@ -583,25 +436,14 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
-def tail(log: Path) -> str:
-    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])[-600:]
-
-
 def find_error(output: str) -> str:
-    """Return the first line that names an exception after a traceback."""
+    """Return the first line that names an exception after a traceback, and the last line of ours above it."""
     after = output.partition("Traceback (most recent call last)")[2]
     found = re.search(r"^(\w[\w.]*(Error|Exception|Interrupt)\b.*)", after, re.M)
-    return found[1][:300] if found else after[:600]
-
-
-def make_base(folder: Path) -> None:
-    """Write the model that others continue from."""
-    from small_models import small_model
-    from small_tokenizers import llama3
-
-    tokenizer = llama3()
-    small_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if not found:
+        return after[:600]
+    ours = re.findall(r'File ".*/((?:recipes|eval)/\S+)", line (\d+)', after[: found.start()])
+    return f"{':'.join(ours[-1]) if ours else ''} {found[1][:300]}"
 
 
 def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | None) -> None:
@@ -616,7 +458,7 @@ def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | 
         numbers = [one for one in numbers if tries is None or one in tries]
         if not numbers or (time.monotonic() > until and made >= LEAST_TRIES):
             continue
-        attacked = Attacked(root, seed, number)
+        attacked = attacked_run(root, seed, number)
         try:
             attacked.make()
         except RuntimeError as error:
@@ -644,10 +486,11 @@ def note(root: Path, seed: int, found: Try, attacked: Attacked, seconds: float) 
 
 def report(results: list[dict], seed: int, minutes: float) -> str:
     """Return the result as Markdown: the number of tries of each kind on each stage, and the failures."""
-    places = ["training", "a save", *[stage for stage in SCRIPTS if stage != "pretrain"], "recipe"]
+    places = ["training", "a save", *[stage for stage in SCRIPTS if stage != "pretrain"], "fine-tuning", "recipe"]
     counts = Counter((one["kind"], one["stage"]) for one in results)
     kinds = sorted({kind for kind, _ in counts}, key=lambda kind: -sum(counts[kind, place] for place in places))
     failed = [one for one in results if one["problems"]]
+    recipes = Counter(one["recipe"] for one in results)
     lines = [
         f"{len(results):,} tries in {minutes:.0f} minutes, seed {seed}, {date.today()}, {os.cpu_count()} cores, "
         f"{processor()}: {len(failed)} failures.",
@@ -656,6 +499,7 @@ def report(results: list[dict], seed: int, minutes: float) -> str:
         f"|---|{'--:|' * len(places)}",
         *(f"| {kind} | {' | '.join(str(counts[kind, place] or '') for place in places)} |" for kind in kinds),
     ]
+    lines += ["", f"Tries by recipe: {'; '.join(f'{name}: {count}' for name, count in sorted(recipes.items()))}."]
     return "\n".join([*lines, *(f"- {one['recipe']}, {one['kind']}: {one['problems'][0]}" for one in failed), ""])
 
 

@@ -11,6 +11,8 @@
 // need room (a write, a longer file, a sync, a new folder) fail with that error, deletions and renames do not. With
 // n = 0 nothing is killed or refused. With a trace, the n-th line of that file is the n-th change, "operation path".
 //
+// After crash_shim_set_clock_back(seconds) the process reads a wall clock that was set back; file times stay right.
+//
 // The shim counts calls of these functions of the C library: Python's file objects, Arrow's, most of Rust's. It misses
 // fwrite, which numpy's tofile uses, direct system calls, such as some of Rust's renames, and other processes. Threads
 // may count in any order.
@@ -25,6 +27,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static char watched[4096];     // the folder; empty until crash_shim_watch
@@ -36,6 +39,21 @@ static int refuse_with;        // errno to fail with; 0: kill
 void crash_shim_refuse(int error)
 {
     refuse_with = error;
+}
+
+static long clock_back;  // seconds
+
+void crash_shim_set_clock_back(long seconds)
+{
+    clock_back = seconds;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int status = (int)syscall(SYS_clock_gettime, clock, now);
+    if (clock == CLOCK_REALTIME)
+        now->tv_sec -= clock_back;
+    return status;
 }
 
 void crash_shim_watch(const char *folder, long before, const char *trace)

@@ -9,7 +9,7 @@ from pathlib import Path
 # Below these, keys are names of data: of sources, tasks, reasons and the like.
 NAMES = re.compile(
     r"\.(sources|domains|months|context_lengths|mixture|converted|reasons|dropped|kept|personal_data|removed|not_checkable|sha256"
-    r"|tasks|metrics|by_overlap|groups|group_parts|train_bytes|sample_bytes|(bytes_per_token|terms)(\.\*)?)$"
+    r"|tasks|metrics|by_overlap|groups|group_parts|train_bytes|sample_bytes|samples|(bytes_per_token|terms)(\.\*)?)$"
 )
 
 

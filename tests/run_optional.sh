@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The tests that need optional packages, which tests/run.sh skips where these are missing: .docx, .pdf and other
-# documents, GGUF files run by llama.cpp, and a release served by transformers. They run in .venv/optional, which has
-# tests/requirements-optional.txt and sees the packages of .venv.
+# documents, GGUF files run by llama.cpp, a release served by transformers, and Ray on two nodes of which one dies. They
+# run in .venv/optional, which has tests/requirements-optional.txt and sees the packages of .venv.
 #
-#   bash tests/run_optional.sh    2 minutes on 2 cores; arguments go to pytest
+#   bash tests/run_optional.sh    5 minutes on 2 cores; arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/quickstart.sh --install_only
@@ -20,8 +20,9 @@ fi
 PYTHONPATH=recipes "$optional/bin/python" -c '
 from importlib import import_module
 from sources.file_kinds import DOCUMENTS
-for module in {"gguf", "xllamacpp", "fastapi", "openai", "uvicorn"}.union(*DOCUMENTS.values()):
+for module in {"fastapi", "gguf", "openai", "ray", "uvicorn", "xllamacpp"}.union(*DOCUMENTS.values()):
     import_module(module)'
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 exec "$optional/bin/python" -m pytest --numprocesses 2 tests/sources/test_documents.py tests/publishing/test_gguf.py \
+  tests/corpus/test_pipeline_executor.py \
   tests/publishing/test_push_to_hub.py::test_the_cards_commands_serve_the_release "$@"

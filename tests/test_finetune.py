@@ -260,6 +260,29 @@ def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
 
 
+def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one_taken(tmp_path, capfd):
+    for step in (8, 16, 24):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(bytes([step] * 64))
+        (folder / "trainer_state.json").write_text('{"global_step": 8}')
+        os.utime(folder, (1e9 - step, 1e9 - step))  # as after the clock was set back
+        arguments = finetune.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
+        state = finetune.TrainerState(global_step=step, is_world_process_zero=True)
+        finetune.CheckpointHashes().on_save(arguments, state, finetune.TrainerControl())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-24"]
+    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
+    (tmp_path / "checkpoint-24" / "adapter_model.safetensors").write_bytes(bytes([16] * 64))
+    (tmp_path / "checkpoint-32").mkdir()
+    (tmp_path / "checkpoint-32" / "adapter_model.safetensors").write_bytes(b"half")
+    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    assert capfd.readouterr().err.count("finetune: does not resume from ") == 2
+    (tmp_path / "checkpoint-16" / finetune.HASHES).unlink()  # as an earlier version left it
+    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    (tmp_path / "checkpoint-16" / "trainer_state.json").unlink()
+    assert finetune.newest_checkpoint(tmp_path) is None
+
+
 def test_every_weight_can_be_tuned_with_a_chat_template(tuned, tmp_path):
     run, argv = tuned[0].copy(tmp_path / "run"), tuned[2]
     more = ["--finetune.lora=null", "--finetune.template=chat", "--finetune.num_train_epochs=4", "--overwrite"]

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from tiny_run import RECIPES
@@ -45,6 +47,11 @@ def system_error(number: int, name: str | None = None) -> OSError:
         ("train_tokenizer.py", ValueError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         ("prepare_data.py", MemoryError(), r"memory ran out \(MemoryError\); set data.workers lower"),
         ("train_tokenizer.py", MemoryError("40 GB"), r"memory ran out \(40 GB\); set tokenizer.max_train_bytes lower"),
+        (
+            "pretrain.py",
+            RuntimeError("Resource temporarily unavailable"),  # of gloo, which starts a thread
+            "memory ran out .* set training.per_device_train_batch_size lower",
+        ),
         ("tokenize_corpus.py", system_error(errno.ENOMEM), "memory ran out .* set data.workers lower"),
         (
             "pretrain.py",
@@ -118,3 +125,25 @@ def test_a_run_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, mon
         run_lock(tmp_path, "prepare"),
     ):
         pass
+
+
+def test_where_no_thread_can_start_for_lack_of_memory_reading_documents_does_not_wait_for_ever(tmp_path):
+    file = tmp_path / "00000.parquet"
+    table = {"id": [f"{number:032x}" for number in range(50)], "source": ["law"] * 50, "text": ["a"] * 50}
+    pq.write_table(pa.table(table), file)
+    code = f"""import sys; sys.path.insert(0, {str(RECIPES)!r})
+import resource; from pathlib import Path; import psutil
+from corpus.exact_duplicates import read_ids
+from mixture.shard_writer import read_batches
+from recipe_loading import run_command
+most = psutil.Process().memory_info().vms + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+def read():
+    print(len(read_ids(file)[0]), sum(len(batch) for batch in read_batches(file)))
+sys.argv[0], file = "prepare_data.py", Path(sys.argv[1])
+run_command(read)"""
+    # The stack of a thread takes more than is left, and all data much less.
+    command = ["bash", "-c", 'ulimit -Ss 2097152 && exec "$@"', "bash", sys.executable, "-c", code, file]
+    plain = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # others reserve addresses by the gigabyte
+    ended = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=40)
+    assert ended.stdout == "50 50\n" or ended.stderr.startswith("prepare_data.py: memory ran out "), ended.stderr

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands of the recipes, run in forks of this process, which has imported everything, and harmed at a given point.
 
-Starting Python and importing torch takes most of the time of a tiny run. Here run_recipe.py runs as it is, but what it
+Starting Python and importing torch takes most of the time of a tiny run. Here a command runs as it is, but what it
 starts is forked: the scripts of the stages, and a launcher that handles signals and failures as Accelerate's does.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 from tiny_run import ROOT
@@ -46,6 +47,7 @@ class Harm:
         target: who gets them: rank, launcher or run_recipe.
         signals: sent one after the other, `pause` seconds apart.
         open_files: how many the process may open; 0: as many as it likes.
+        clock_back_seconds: how much the wall clock of this process is set back, in that pass.
         memory_bytes: how much the process may take beside what it has; 0: as much as it likes.
         trace: a folder in which each script lists the changes that it makes and what it imports; empty: no lists.
     """
@@ -60,6 +62,7 @@ class Harm:
     signals: tuple[int, ...] = ()
     pause: float = 0.0
     open_files: int = 0
+    clock_back_seconds: int = 0
     memory_bytes: int = 0
     trace: str = ""
 
@@ -97,6 +100,7 @@ class Harm:
         """Send the signals to the target, above which this process is."""
         parents = {"rank": os.getpid(), "launcher": os.getppid()}
         parents["run_recipe"] = psutil.Process(os.getppid()).ppid()
+        ctypes.CDLL(None).crash_shim_set_clock_back(ctypes.c_long(self.clock_back_seconds))
         for number in self.signals:
             os.kill(parents[self.target], number)
             time.sleep(self.pause)
@@ -118,14 +122,14 @@ def import_as(trace: Path) -> None:
                     importlib.import_module(name)
 
 
-def start(arguments: list[str], output: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
-    """Start run_recipe.py in a session of its own, as from a terminal in the repository's folder.
+def start(command: list[str], output: Path, harm: Harm, stages: tuple[str, ...]) -> psutil.Process:
+    """Start a command in a session of its own, as from a terminal in the repository's folder.
 
     Args:
-        arguments: of run_recipe.py.
+        command: run_recipe.py or another script, with its arguments.
         output: file that everything printed is appended to.
         harm: what happens to it.
-        stages: those to run, of the ones that the recipe has.
+        stages: those that run_recipe.py runs, of the ones that the recipe has.
     """
 
     def run() -> None:
@@ -141,7 +145,7 @@ def start(arguments: list[str], output: Path, harm: Harm, stages: tuple[str, ...
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run_script([sys.executable, RUN_RECIPE, *arguments], harm)
+        run_script([sys.executable, *command], harm)
 
     return psutil.Process(fork(run))
 
@@ -164,12 +168,21 @@ def fork(run: Callable[[], None]) -> int:
 
 
 def start_forked(
-    command: list[str], harm: Harm, stdin: int, process_group: int, preexec_fn: Callable[[], None]
+    command: list[str],
+    harm: Harm,
+    stdin: int,
+    stdout: IO | None,
+    stderr: IO | None,
+    process_group: int,
+    preexec_fn: Callable[[], None],
 ) -> psutil.Process:
     """Stand for psutil.Popen."""
-    assert stdin == subprocess.DEVNULL and process_group == 0
+    assert stdin == subprocess.DEVNULL and process_group == 0 and stdout is stderr
 
     def run() -> None:
+        if stdout is not None:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
         preexec_fn()
         os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

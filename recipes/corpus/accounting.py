@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from datatrove.data import Document
 
+from corpus.finished_tasks import note_written
 from recipe_config import Source
 
 
@@ -52,6 +53,7 @@ class Tally:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         counts = {prefix + label: [self.documents[label], self.num_bytes[label]] for label in sorted(self.documents)}
         self.file.write_text(json.dumps(counts))
+        note_written(self.file)
 
 
 def count_documents(documents, rank: int, world_size: int, folder: Path, name: str) -> Iterator[Document]:
@@ -63,10 +65,10 @@ def count_documents(documents, rank: int, world_size: int, folder: Path, name: s
     tally.write()
 
 
-def sum_counts(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Return label -> (documents, bytes), summed over the tasks of a step."""
+def sum_counts(folder: Path, name: str, num_tasks: int | None = None) -> dict[str, np.ndarray]:
+    """Return label -> (documents, bytes), summed over the first tasks of a step; None: over all."""
     totals: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob(f"{name}.*.json")):
+    for file in sorted(folder.glob(f"{name}.*.json"))[:num_tasks]:
         for label, counted in json.loads(file.read_text()).items():
             totals[label] = totals.get(label, np.zeros(2, dtype=np.int64)) + counted
     return totals

@@ -35,6 +35,7 @@ from datatrove.data import Document
 
 from atomic_files import file_sha256, write_json
 from corpus.dropped_samples import no_samples
+from corpus.finished_tasks import note_written
 from corpus.words import BASE, WORD, ngram_hashes
 
 
@@ -326,7 +327,9 @@ def drop_overlapping(
             samples.add(document.metadata["source"], "benchmark_overlap", document.id, document.text, marks, note=note)
     samples.write()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{rank:05d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = folder / f"{rank:05d}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    note_written(path)
 
 
 def write_report(path: Path, index: BenchmarkIndex, min_overlap_fraction: float, folder: Path) -> dict:

@@ -203,7 +203,7 @@ def choose_samples(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*.parquet")):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["id"])["id"]
+            ids = file.read_row_group(group, columns=["id"], use_threads=False)["id"]
             first = pc.select_k_unstable(pa.table({"id": ids}), k=SAMPLES, sort_keys=[("id", "ascending")])
             lowest += [(ids[row].as_py(), str(path), group) for row in first.to_pylist()]
         lowest = sorted(lowest)[:SAMPLES]
@@ -211,7 +211,7 @@ def choose_samples(folder: Path) -> list[str]:
 
 
 def read_text(path: Path, group: int, document: str) -> str:
-    table = pq.ParquetFile(path).read_row_group(group, columns=["id", "text"])
+    table = pq.ParquetFile(path).read_row_group(group, columns=["id", "text"], use_threads=False)
     return table.filter(pc.equal(table["id"], document))["text"][0].as_py()
 
 

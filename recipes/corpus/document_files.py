@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.data import Document
 
+from corpus.finished_tasks import note_written
+
 
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("date", pa.string())]
@@ -75,6 +77,7 @@ class DocumentWriter:
         self.flush()
         if self.file is not None:
             self.file.close()
+            note_written(self.path)
 
 
 def write_documents(documents, rank: int, world_size: int, folder: Path, first_task: int = 0) -> None:
@@ -155,6 +158,7 @@ class PlaceWriter:
         self.flush()
         self.file.close()
         self.path.with_suffix(".json").write_text(json.dumps(self.ranges))
+        note_written(self.path, self.path.with_suffix(".json"))
 
 
 def read_renamed(folder: Path) -> dict[str, str]:
@@ -183,7 +187,7 @@ def write_places(places: Path, renamed: dict[str, str], path: Path) -> None:
                 rows_read[name] += rows
             offsets = np.zeros(max(before, default=0) + 2, dtype=np.int64)
             offsets[list(before)] = list(before.values())
-            for batch in pq.ParquetFile(file).iter_batches(1 << 16):
+            for batch in pq.ParquetFile(file).iter_batches(1 << 16, use_threads=False):
                 units = np.minimum(batch["unit"].to_numpy(), len(offsets) - 1)  # the last offset is 0
                 later = new.take(pc.index_in(batch["id"], old))
                 ids, rows = pc.coalesce(later, batch["id"]), batch["row"].to_numpy() + offsets[units]

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import xxhash
 
+from corpus.finished_tasks import note_written
+
 
 SAMPLES = "dropped_samples.jsonl"
 # Documents of a source under one reason; characters of each, from a little before the first mark.
@@ -89,6 +91,7 @@ class Samples:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lines = [line + "\n" for own in self.lowest.values() for _, line in own]
             self.file.write_text("".join(lines), encoding="utf-8")
+            note_written(self.file)
 
 
 def no_samples(step: str, rank: int) -> Samples:

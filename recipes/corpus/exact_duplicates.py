@@ -16,6 +16,7 @@ from datatrove.data import Document
 from corpus.accounting import Tally
 from corpus.document_files import document_files
 from corpus.dropped_samples import Samples, no_samples
+from corpus.finished_tasks import note_written
 
 
 KEPT, COPY, SURPLUS = range(3)
@@ -53,8 +54,10 @@ def find_exact_duplicates(
 
 def read_ids(file: Path) -> tuple[np.ndarray, str]:
     """Return the ids of a file's documents, (n, 2) uint64, and their source."""
-    ids = bytes.fromhex("".join(pq.read_table(file, columns=["id"])["id"].to_pylist()))
-    source = next(pq.ParquetFile(file).iter_batches(1, columns=["source"]))["source"][0].as_py()
+    parquet = pq.ParquetFile(file)
+    # Without Arrow's threads: where memory allows no new one, Arrow waits for it for ever.
+    ids = bytes.fromhex("".join(parquet.read(columns=["id"], use_threads=False)["id"].to_pylist()))
+    source = next(parquet.iter_batches(1, columns=["source"], use_threads=False))["source"][0].as_py()
     return np.frombuffer(ids, dtype=">u8").astype(np.uint64).reshape(-1, 2), source
 
 
@@ -78,6 +81,7 @@ def choose_copies(
     fates[order[1:][equal]] = COPY
     for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         np.save(folder / f"{number:05d}.npy", fates[start:stop])
+        note_written(folder / f"{number:05d}.npy")
 
 
 def drop_copies(

@@ -20,6 +20,7 @@ from corpus.accounting import Tally
 from corpus.document_families import find_families
 from corpus.document_files import DocumentWriter, texts
 from corpus.dropped_samples import no_samples
+from corpus.finished_tasks import note_written
 from recipe_config import Data, RecipeError, Splits
 
 
@@ -57,6 +58,7 @@ def note_documents(documents, rank: int, world_size: int, folder: Path, sources:
         yield document
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{rank:05d}.npy", np.array(notes, dtype=NOTE))
+    note_written(folder / f"{rank:05d}.npy")
 
 
 def is_future(date: str | None, splits: Splits) -> bool:

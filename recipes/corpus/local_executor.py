@@ -22,6 +22,7 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from corpus.finished_tasks import mark_finished, written
 from recipe_config import Data, RecipeError
 
 
@@ -40,6 +41,7 @@ class TaskRunner:
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
         if self.is_rank_completed(rank):
             return
+        written.clear()
         logger.disable("datatrove")
         raise_open_files()
         documents = None
@@ -49,7 +51,7 @@ class TaskRunner:
             documents = own(documents, rank, self.world_size)
         if documents:
             deque(documents, maxlen=0)
-        self.mark_rank_as_completed(rank)
+        mark_finished(Path(self.logging_dir.path) / "completions" / f"{rank:05d}")
 
 
 def raise_open_files() -> None:

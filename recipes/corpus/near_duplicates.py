@@ -38,6 +38,7 @@ from atomic_files import read_record
 from corpus.accounting import Tally
 from corpus.document_files import PLACES, read_columns
 from corpus.dropped_samples import Samples, no_samples
+from corpus.finished_tasks import note_written
 from corpus.words import BASE, mix, ngram_hashes, word_hashes
 from recipe_config import NearDuplicates, RecipeError
 
@@ -195,10 +196,12 @@ class SignatureWriter:
 
     def __exit__(self, *error) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        np.array(self.records, dtype=RECORD).tofile(self.folder / f"{self.rank:05d}.documents")
         signatures = np.array(self.signatures, dtype="<u8").reshape(-1, self.minhash.num_buckets)
-        for bucket in range(self.minhash.num_buckets):
-            np.ascontiguousarray(signatures[:, bucket]).tofile(self.folder / f"{self.rank:05d}.{bucket:03d}")
+        columns = {f"{bucket:03d}": signatures[:, bucket] for bucket in range(self.minhash.num_buckets)}
+        for ending, column in {"documents": np.array(self.records, dtype=RECORD), **columns}.items():
+            path = self.folder / f"{self.rank:05d}.{ending}"
+            np.ascontiguousarray(column).tofile(path)
+            note_written(path)
 
 
 def sign_documents(
@@ -229,8 +232,10 @@ def pair_documents(documents, rank: int, world_size: int, folder: Path) -> None:
     order = np.argsort(numbers)
     numbers = numbers[order]
     equal = np.flatnonzero(numbers[1:] == numbers[:-1])
-    (folder / "pairs").mkdir(exist_ok=True)
-    np.save(folder / "pairs" / f"{rank:03d}.npy", np.stack([order[equal], order[equal + 1]], axis=1))
+    path = folder / "pairs" / f"{rank:03d}.npy"
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, np.stack([order[equal], order[equal + 1]], axis=1))
+    note_written(path)
 
 
 def connect(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -271,8 +276,9 @@ def choose_documents(documents, rank: int, world_size: int, folder: Path) -> Non
         for file, first, last in zip(files, bounds, bounds[1:], strict=False):
             if dropped[first:last].any():
                 chosen = np.flatnonzero(dropped[first:last]) + first
-                np.save(folder / reason / f"{file.stem}.npy", known["id"][chosen])
-                np.save(folder / reason / f"{file.stem}.best.npy", known["id"][best[chosen]])
+                for name, ids in ((file.stem, chosen), (f"{file.stem}.best", best[chosen])):
+                    np.save(folder / reason / f"{name}.npy", known["id"][ids])
+                    note_written(folder / reason / f"{name}.npy")
 
 
 def drop_near_duplicates(

@@ -2,8 +2,8 @@
 """Run a datatrove pipeline over a fixed number of tasks, with a progress bar; resume where a killed run stopped.
 
 The number of tasks depends on the data and decides the output. Where they run, and how many at a time, depends on the
-machine and does not. A finished task leaves an empty file in `<folder>/completions`; a running one writes its progress
-to `<folder>/progress`. On a cluster, the run folder must be on a file system that all nodes share.
+machine and does not. A finished task leaves its mark in `<folder>/completions` (see finished_tasks.py); a running one
+writes its progress to `<folder>/progress`. On a cluster, the run folder must be on a file system that all nodes share.
 """
 
 import threading
@@ -13,9 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from corpus.local_executor import LocalExecutor
+from corpus.finished_tasks import drop_damaged
+from corpus.local_executor import LocalExecutor, available_cores
 from corpus.ray_executor import RayExecutor
 from corpus.slurm_executor import SlurmExecutor
+from corpus.stage_progress import StageProgress
 from recipe_config import Data
 
 
@@ -59,6 +61,12 @@ def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iter
     progress.note()
 
 
+def read_progress(note: Path) -> int:
+    """Return the bytes that a task has done; 0 where its note is half-written or damaged, for only the bar uses it."""
+    content = note.read_bytes()
+    return int(content) if content.isdigit() else 0
+
+
 def check_executor(data: Data) -> None:
     """Check, before work starts, that the tasks can run on data.executor.
 
@@ -68,7 +76,13 @@ def check_executor(data: Data) -> None:
 
 
 def run_pipeline(
-    pipeline: list, tasks: int, data: Data, folder: Path, description: str, total_bytes: int | None = None
+    pipeline: list,
+    tasks: int,
+    data: Data,
+    folder: Path,
+    description: str,
+    total_bytes: int | None = None,
+    stage: StageProgress | None = None,
 ) -> None:
     """Run each task of a pipeline once.
 
@@ -79,12 +93,14 @@ def run_pipeline(
         folder: for the state of the pipeline; a second run with the same folder runs only the missing tasks.
         description: name in the progress bar and in errors.
         total_bytes: sum of the tasks' `TaskProgress`; None counts finished tasks instead.
+        stage: gets how much is done, and says in the bar how far the stage is.
 
     Raises: the error of the first task that fails, as soon as it does; RecipeError if the user can fix the cause, such
         as a task that was killed because memory ran out.
     """
     notes = folder / "progress"
     notes.mkdir(parents=True, exist_ok=True)
+    drop_damaged(sorted((folder / "completions").glob("[0-9]*")), description, available_cores())
     executor = EXECUTORS[data.executor](data, pipeline, tasks, folder, description)
     in_bytes = total_bytes is not None
     bar = tqdm(
@@ -96,9 +112,12 @@ def run_pipeline(
     )
 
     def refresh() -> None:
-        files = list((notes if in_bytes else folder / "completions").glob("*"))
-        done = sum(int(file.read_text() or 0) for file in files) if in_bytes else len(files)
-        bar.set_postfix_str(executor.status, refresh=False)
+        files = list((notes if in_bytes else folder / "completions").glob("[0-9]*"))
+        done = sum(map(read_progress, files)) if in_bytes else len(files)
+        if stage is not None:
+            stage.move_to(min(done / max(bar.total, 1), 1.0))
+        parts = [stage.describe() if stage is not None else "", executor.status]
+        bar.set_postfix_str(", ".join(filter(None, parts)), refresh=False)
         bar.update(min(done, bar.total) - bar.n)
 
     finished = threading.Event()
@@ -107,6 +126,7 @@ def run_pipeline(
         while not finished.wait(REFRESH_SECONDS[data.executor]):
             refresh()
 
+    refresh()  # which notes what an earlier try has done
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:

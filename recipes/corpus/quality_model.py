@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from corpus.document_files import sampled_texts
+from corpus.finished_tasks import note_written
 from corpus.held_out import is_future, past_documents
 from recipe_config import Data, QualityModel, RecipeError
 
@@ -132,6 +133,7 @@ def train(documents, rank: int, world_size: int, kept: Path, folder: Path, sampl
     model.fit(vectorizer().transform(piece for piece, _ in pieces), [good for _, good in pieces])
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "weights.npy", np.append(model.coef_[0], model.intercept_))
+    note_written(folder / "weights.npy")
 
 
 def score_documents(
@@ -147,8 +149,10 @@ def score_documents(
         if wanted and not is_future(document.metadata.get("date"), data.splits):
             logits = hashes.transform(passages(document.text)) @ weights[:-1] + weights[-1]
             scores.append((document.id, names.index(source), len(document.text.encode()), np.mean(logits), unseen))
-    (folder / "scores").mkdir(parents=True, exist_ok=True)
-    np.save(folder / "scores" / f"{rank:05d}.npy", np.array(scores, dtype=SCORE))
+    path = folder / "scores" / f"{rank:05d}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.array(scores, dtype=SCORE))
+    note_written(path)
 
 
 def choose_kept(scores: np.ndarray, keep_fraction: float) -> np.ndarray:

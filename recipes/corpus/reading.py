@@ -17,10 +17,11 @@ import numpy as np
 from datatrove.data import Document
 from huggingface_hub import HfApi
 
-from atomic_files import write_json
+from atomic_files import CHECKSUM, is_unchanged, read_json, with_checksum, write_json
 from corpus.accounting import Tally, sum_counts
 from corpus.document_files import Place, PlaceWriter, document_id, write_documents
 from corpus.dropped_samples import KEPT, Samples, hide
+from corpus.finished_tasks import note_written
 from corpus.language import LanguageFilter
 from corpus.pages import move_starts
 from corpus.personal_data import Redactor
@@ -50,7 +51,11 @@ def pin_revisions(data: Data, note: Path) -> Data:
         data: settings of the recipe.
         note: file that stores the commits, so that an interrupted run resumes with the same ones.
     """
-    commits = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    commits = read_json(note) or {}
+    if note.exists() and (not commits or not is_unchanged(commits)):
+        sys.stderr.write(f"prepare: asks the Hub for its newest commits: {note} is not as it was written\n")
+        commits = {}
+    commits.pop(CHECKSUM, None)
     sources = []
     for source in data.sources:
         if is_hub_dataset(source) and not COMMIT.fullmatch(source.revision or ""):
@@ -62,7 +67,7 @@ def pin_revisions(data: Data, note: Path) -> Data:
         sources.append(source)
     if commits:
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, commits)
+        write_json(note, with_checksum(commits))
     return data.model_copy(update={"sources": sources})
 
 
@@ -196,7 +201,7 @@ def read_sources(
         new_samples: new_samples(step, task) returns the Samples of a task.
     """
     first_task, number = 0, 1
-    while tasks := plan.next_round(text_read(work / "counts")):
+    while tasks := plan.next_round(text_read(work / "counts", first_task)):
         name = "read" if number == 1 else f"read, round {number}"
         write_tasks(work / "tasks", first_task, tasks)
         read = partial(read_task, data=data, work=work, first_task=first_task, new_samples=new_samples)
@@ -208,9 +213,9 @@ def read_sources(
         first_task, number = first_task + len(tasks), number + 1
 
 
-def text_read(counts: Path) -> dict[str, int]:
-    """Return source -> bytes of text read so far."""
-    read = sum_counts(counts, "read")
+def text_read(counts: Path, num_tasks: int) -> dict[str, int]:
+    """Return source -> bytes of text that the first tasks read; an interrupted try may have left counts of others."""
+    read = sum_counts(counts, "read", num_tasks)
     return {label.rpartition("/")[0]: int(n[1]) for label, n in read.items() if label.endswith("/read")}
 
 
@@ -306,9 +311,12 @@ def read_task(
             sample(KEPT, kept=document)
             yield document
     places.close()
+    note_written(quarantine)
     if source.max_bytes is not None:
-        (work / "slots" / source.name).mkdir(parents=True, exist_ok=True)
-        np.save(work / "slots" / source.name / f"{task:05d}.npy", slots)
+        path = work / "slots" / source.name / f"{task:05d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, slots)
+        note_written(path)
     progress.note()
     samples.write()
     tally.write()

@@ -29,13 +29,8 @@ FIRST_ROUND = 0.25  # of max_bytes: compressed files hold several times their si
 MARGIN = 1.05  # of a later round, so that a last one for very little text is rare
 # Of the files that the passes of prepare exchange: a try that was interrupted with another format starts anew.
 FORMAT = 2
-
-
-# For the estimate of a dry run: text in a byte of a file, the rate with quality rules, language and personal data
-# (tests/benchmarks/README.md), and the compressed copies of the text while it is prepared and afterwards.
+# About how much text a byte of a file holds.
 TEXT_OF_BYTE = {".parquet": 2.5, ".gz": 3, ".zst": 3.5, ".xz": 4, ".bz2": 4, ".tgz": 3, ".pdf": 0.1, ".docx": 0.2}
-BYTES_PER_CORE_SECOND = 4e6
-DISK_OF_TEXT, KEPT_DISK_OF_TEXT = 1.6, 0.4
 
 
 class Task(NamedTuple):
@@ -83,32 +78,26 @@ class ReadingPlan:
         return tasks
 
 
-def estimate(plan: ReadingPlan, workers: int) -> list[str]:
-    """Return lines on how much the tasks read, how long prepare takes and what disk it needs; uses the plan up."""
-    lines, texts, reads = [], 0, {}
-    found: dict[str, int] = {}
-    while tasks := plan.next_round(found):
-        for task in tasks:
-            count, num_bytes, text_bytes = reads.get(task.source, (0, 0, 0))
-            own = sum(map(weight, task.units))
-            text = sum(
-                weight(unit) * TEXT_OF_BYTE.get(packing(unit.name) or suffix(unit.name), 1) for unit in task.units
+class Expected(NamedTuple):
+    """What the tasks of a source are expected to read: how many they are, bytes of files, bytes of text."""
+
+    tasks: int
+    read_bytes: int
+    text_bytes: float
+
+
+def expect(plan: ReadingPlan) -> dict[str, Expected]:
+    """Return source -> what all rounds together are expected to read, by TEXT_OF_BYTE; uses the plan up."""
+    expected = {source.name: Expected(0, 0, 0.0) for source in plan.sources}
+    while tasks := plan.next_round({name: int(own.text_bytes) for name, own in expected.items()}):
+        for source, units in tasks:
+            before = expected[source]
+            text_bytes = sum(
+                weight(unit) * TEXT_OF_BYTE.get(packing(unit.name) or suffix(unit.name), 1) for unit in units
             )
-            reads[task.source] = count + 1, num_bytes + own, text_bytes + text
-        found = {name: int(text) for name, (_, _, text) in reads.items()}
-    for source in plan.sources:
-        count, num_bytes, text_bytes = reads.get(source.name, (0, 0, 0))
-        text_bytes = min(text_bytes, source.max_bytes or text_bytes)
-        texts += text_bytes
-        lines.append(
-            f"{source.name}: {count:,} tasks read {num_bytes:,} bytes, about {text_bytes / 1e9:.2f} GB of text"
-        )
-    hours = texts / BYTES_PER_CORE_SECOND / workers / 3600
-    return [
-        *lines,
-        f"about {hours:.2g} hours with {workers:,} workers, at {BYTES_PER_CORE_SECOND / 1e6:g} MB/s of text each, "
-        f"and {DISK_OF_TEXT * texts / 1e9:.2g} GB of disk, {KEPT_DISK_OF_TEXT * texts / 1e9:.2g} GB when it is done",
-    ]
+            own = (1, sum(map(weight, units)), text_bytes)
+            expected[source] = Expected(*(a + b for a, b in zip(before, own, strict=True)))
+    return expected
 
 
 def order_units(source: Source, units: list[Unit]) -> list[Unit]:

@@ -34,6 +34,7 @@ from datatrove.data import Document
 from corpus.accounting import Tally
 from corpus.document_files import document_id
 from corpus.dropped_samples import PASSAGES_REMOVED, Samples, no_samples
+from corpus.finished_tasks import note_written
 from corpus.words import WORD
 from recipe_config import RepeatedPassages
 
@@ -124,8 +125,10 @@ class RunWriter:
 
     def write(self) -> None:
         hashes, documents = np.unique(np.concatenate(self.waiting), return_counts=True)
-        np.save(f"{self.path}.{self.number:05d}.hashes.npy", hashes)
-        np.save(f"{self.path}.{self.number:05d}.documents.npy", documents)
+        for kind, values in (("hashes", hashes), ("documents", documents)):
+            path = Path(f"{self.path}.{self.number:05d}.{kind}.npy")
+            np.save(path, values)
+            note_written(path)
         self.number += 1
         self.waiting, self.num_waiting = [np.zeros(0, dtype=np.uint64)], 0
 
@@ -165,6 +168,7 @@ def choose_passages(documents, rank: int, world_size: int, folder: Path, min_doc
     most = np.lexsort((hashes, -in_documents))[:LISTED_PASSAGES]
     listed = [[int(hashes[place]), int(in_documents[place])] for place in most]
     (folder / "listed.json").write_text(json.dumps(listed))
+    note_written(folder / "repeated.npy", folder / "listed.json")
 
 
 def read_slice(file: Path, part: slice) -> np.ndarray:
@@ -218,10 +222,11 @@ def remove_passages(
         renamed[before] = document.id
         yield document
     cut_documents.write()
-    (folder / "renamed").mkdir(exist_ok=True)
-    (folder / "renamed" / f"{rank:05d}.json").write_text(json.dumps(renamed))
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "samples" / f"{rank:05d}.json").write_text(json.dumps(samples))
+    for kind, values in (("renamed", renamed), ("samples", samples)):
+        path = folder / kind / f"{rank:05d}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(values))
+        note_written(path)
     tally.write()
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from corpus.finished_tasks import note_written
 from corpus.pipeline_executor import TaskProgress
 from mixture.shards import DOCUMENT_RECORD
 from recipe_config import RecipeError
@@ -43,7 +44,8 @@ def encode_as_text(tokenizer: Tokenizer) -> Tokenizer:
 
 def read_batches(source: Path) -> Iterator[pa.RecordBatch]:
     """Yield the id and text of documents, BATCH_BYTES of text at a time or one longer document."""
-    for rows in pq.ParquetFile(source).iter_batches(columns=["id", "text"], batch_size=ROWS_READ):
+    # Without Arrow's threads: where memory allows no new one, Arrow waits for it for ever.
+    for rows in pq.ParquetFile(source).iter_batches(ROWS_READ, columns=["id", "text"], use_threads=False):
         sizes = pc.binary_length(rows["text"]).to_numpy()
         start = 0
         while start < len(rows):
@@ -68,6 +70,7 @@ def write_shard(
         progress.done = 0
         write_documents(source, target, tokenizer, None, tokenizer_folder, progress)
     target.with_suffix(".encoder").write_text(encoder, encoding="utf-8")
+    note_written(target, target.with_suffix(".index"), target.with_suffix(".encoder"))
     progress.note()
 
 

@@ -72,6 +72,8 @@ class Checkpoints:
         self.accelerator, self.saved, self.timeout_seconds = accelerator, saved, timeout_seconds
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        if accelerator.process_index == 0:
+            clean_up(folder)  # now: a run that was killed in its last save makes no other
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         """Copy tensors and state to memory and start writing them, once the checkpoint before is written.

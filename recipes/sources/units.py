@@ -205,8 +205,9 @@ def list_folder(source: Source, inventory: Inventory) -> list[Unit]:
     deep = not patterns or any("**" in pattern for pattern in patterns)
     depth = None if deep else max(pattern.count("/") for pattern in patterns)
     units, found = [], walk(source.path, depth, enter_hidden=names_hidden(source))
+    folder = (Path(source.path) / "x").as_posix()[:-1]
     for relative, size_bytes in found.files:
-        path = (Path(source.path) / relative).as_posix()
+        path = folder + relative
         reason = why_left_out(source, relative, is_match)
         if suffix(relative) in ARCHIVES and reason not in CHOSEN:
             refuse_unreadable(source, [Unit(path)], [])
@@ -218,7 +219,7 @@ def list_folder(source: Source, inventory: Inventory) -> list[Unit]:
             inventory.add(path, size_bytes, reason)
             units += [Unit(path, size_bytes=size_bytes)] if reason is None else []
     for relative, size_bytes, reason in found.others:
-        inventory.add((Path(source.path) / relative).as_posix(), size_bytes, reason)
+        inventory.add(folder + relative, size_bytes, reason)
     refuse_unreadable(source, units, found.refused)
     return units
 
@@ -358,11 +359,15 @@ def source_fingerprint(source: Source, sha256: Callable[[Path], str] = file_sha2
     if not Path(source.path).exists():
         return digest.hexdigest() if is_hub_dataset(source) else hash_names(list_source(source).units)
     files = sorted({unit.path for unit in list_source(source).units})
+    folder = (Path(source.path) / "x").as_posix()[:-1]
     for file in files:
-        size_bytes = Path(file).stat().st_size
-        digest.update(os.fsencode(Path(file).relative_to(source.path).as_posix()) + f"\0{size_bytes}\0".encode())
+        path = Path(file)
+        size_bytes = path.stat().st_size
+        is_below = file.startswith(folder)
+        relative = file.removeprefix(folder) if is_below else path.relative_to(source.path).as_posix()
+        digest.update(os.fsencode(relative) + f"\0{size_bytes}\0".encode())
         if whole or size_bytes <= ONCE_FULLY_HASHED_BYTES:
-            digest.update(bytes.fromhex(sha256(Path(file))))
+            digest.update(bytes.fromhex(sha256(path)))
         else:
             with open(file, "rb") as stream:
                 digest.update(stream.read(1 << 16))

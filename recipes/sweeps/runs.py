@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-import subprocess
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +23,16 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from atomic_files import read_json_lines, replace_text
+from atomic_files import read_json, read_json_lines, replace_text
+from child_processes import EXIT_STOPPED, SAVE_SECONDS, run_child
 from launching import clear_environment, launch_command
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
 from run_folder import is_finished, new_output
 from stages import ROOT, STAGES
+
+
+KEPT = "finished runs and checkpoints are kept"
 
 
 @dataclass(frozen=True)
@@ -199,15 +203,28 @@ def run_stage(stage: str, launcher: list[str], config: Path, output_dir: Path, n
 
 
 def run_logged(command: list[str], log_file: Path, name: str) -> None:
-    """Run a command with its output appended to a file.
+    """Run a command with its output appended to a file, and pass signals on to it.
 
-    Raises: SystemExit: the command failed; with the last lines of its output.
+    Raises: SystemExit: a signal came (EXIT_STOPPED), or the command failed, with the last lines of its output.
     """
+
+    status = log_file.with_name("status.json")
+    before = read_json(status)
+
+    def save_seconds() -> float:
+        return (read_json(status) or {}).get("save_seconds", SAVE_SECONDS)
+
     with log_file.open("a", encoding="utf-8") as log:
-        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if result.returncode:
+        ended = run_child(command, "accelerate.commands.launch" in command, save_seconds, log)
+    training = read_json(status) or {}
+    preempted = training != before and training.get("status") == "preempted"
+    if ended.signal_name or preempted:
+        reason = ended.signal_name or training["reason"]
+        sys.stderr.write(f"{name} stopped on {reason}: {KEPT}; start again with: {shlex.join(sys.orig_argv)}\n")
+        raise SystemExit(EXIT_STOPPED)
+    if ended.status:
         last = log_file.read_text(encoding="utf-8").strip().splitlines()[-5:]
-        raise SystemExit("\n".join([f"{name} stopped with status {result.returncode}, see {log_file}:", *last]))
+        raise SystemExit("\n".join([f"{name} stopped with status {ended.status}, see {log_file}:", *last]))
 
 
 def link(folder: Path, target: Path, name: str) -> None:

@@ -98,7 +98,7 @@ class Progress:
         self.logged_steps = state["trained_steps"]
         self.step_ended: list[float] = []
         # Since the last line of metrics.jsonl: nats, bytes and tokens that counted; bytes and tokens read, by source.
-        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        self.sums = self.unlogged(state)
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.prints_lines = self.is_main and not sys.stderr.isatty()
@@ -112,6 +112,11 @@ class Progress:
             leave=False,
             disable=not self.is_main or self.prints_lines,
         )
+
+    def unlogged(self, state: dict) -> Tensor:
+        """Return the sums at a state: of a checkpoint that a signal had saved between two lines, not zeros."""
+        sums = state.get("unlogged", [0.0, 0.0, 0.0])  # absent from earlier checkpoints
+        return torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
 
     def enter_phase(self, sequence_length: int, causal: bool) -> None:
         """Count the FLOPs of a token in sequences of a phase's length; `causal` as in measure_utilisation."""
@@ -156,7 +161,7 @@ class Progress:
     def forget_steps(self, state: dict) -> None:
         """Return the bar to the step of a rollback, and leave out what was counted since the last line."""
         self.bar.n = state["step"]
-        self.sums.zero_()
+        self.sums = self.unlogged(state)
         self.seen.zero_()
         self.restart_clock(state)
 

@@ -15,25 +15,26 @@ largest sum over the processes of their own (PSS), looked at every SAMPLE_SECOND
 
 import argparse
 import json
-import random
 import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("prepare_data", "train_tokenizer", "tokenize_corpus")
 REPLACED_FRACTION = 0.3
 FILES = 8
-SAMPLE_SECONDS = 0.1
+PIECE = re.compile(r"\w+|\W+")
+SAMPLE_SECONDS = 0.5
 # Runs a stage, and says on its last line when each pipeline in it began and ended.
 TIMED = """
 import importlib, json, sys, time
@@ -48,26 +49,46 @@ print(json.dumps(spans))
 """
 
 
+class Corpus:
+    """Texts as numbers of their words and of what stands between them, so that processes share one copy."""
+
+    def __init__(self, texts: list[str]):
+        numbers: dict[str, int] = {}
+        self.texts = [
+            np.array([numbers.setdefault(piece, len(numbers)) for piece in PIECE.findall(text)], dtype=np.int32)
+            for text in texts
+        ]
+        self.pieces = np.array(list(numbers), dtype=object)
+        self.is_word = np.array([piece[0].isalnum() for piece in numbers])
+        everything = np.concatenate(self.texts)
+        self.words = everything[self.is_word[everything]]  # each as often as in the texts
+
+    def write(self, file: Path, first: int, num_bytes: int) -> None:
+        """Write every FILES-th document from the first on, over and over; all but the first time with other words."""
+        draw, number, written = np.random.default_rng(first), first, 0
+        with file.open("w") as lines:
+            while written < num_bytes:
+                pieces = self.texts[number % len(self.texts)]
+                if number >= len(self.texts):
+                    is_replaced = self.is_word[pieces] & (draw.random(len(pieces)) < REPLACED_FRACTION)
+                    replaced = self.words[draw.integers(0, len(self.words), int(is_replaced.sum()))]
+                    pieces = pieces.copy()
+                    pieces[is_replaced] = replaced
+                text = "".join(self.pieces[pieces].tolist())
+                lines.write(json.dumps({"text": text}) + "\n")
+                written, number = written + len(text.encode()), number + FILES
+
+
 def write_corpus(folder: Path, texts: list[str], megabytes: int) -> None:
     """Write `megabytes` of text that resembles `texts` to FILES files of JSON lines."""
-    choose = random.Random(0)
-    words = [word for text in texts for word in re.findall(r"\w+", text)]
-    files = [(folder / f"{number}.jsonl").open("w") for number in range(FILES)]
-    written, number = 0, 0
-    with tqdm(total=megabytes * 10**6, desc="write corpus", unit="B", unit_scale=True) as bar:
-        while written < megabytes * 10**6:
-            pieces = re.split(r"(\w+)", texts[number % len(texts)])
-            if number >= len(texts):
-                for place in range(1, len(pieces), 2):
-                    if choose.random() < REPLACED_FRACTION:
-                        pieces[place] = words[int(choose.random() * len(words))]
-            text = "".join(pieces)
-            files[number % FILES].write(json.dumps({"text": text}) + "\n")
-            size_bytes = len(text.encode())
-            written, number = written + size_bytes, number + 1
-            bar.update(size_bytes)
-    for file in files:
-        file.close()
+    write = partial(Corpus(texts).write, num_bytes=megabytes * 10**6 // FILES)
+    files = [folder / f"{number}.jsonl" for number in range(FILES)]
+    processes = [get_context("fork").Process(target=write, args=(file, n)) for n, file in enumerate(files)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
 
 
 def watch(process: subprocess.Popen, samples: list[tuple[float, float, int]]) -> None:

@@ -26,10 +26,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from corpus.document_families import WORD
 from corpus.language import LanguageFilter, load_model
 from corpus.text_normalisation import normalise
 from corpus.text_quality import RULES, SENTENCE_END, QualityFilter
+from corpus.words import WORD
 
 
 def texts(file: Path) -> Iterator[str]:

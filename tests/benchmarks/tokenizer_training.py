@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -133,16 +132,19 @@ def train(options: argparse.Namespace, sample: dict[str, Iterator[str]]) -> Call
 
 def measure(options: argparse.Namespace) -> dict:
     """Train and return what it took: CPU and wall-clock seconds, and memory at its peak."""
-    from vocabulary.training_sample import draw_sample
+    from vocabulary.training_sample import SLOTS, copy_pieces, count_slots, read_copies
 
     files = choose_files(options.data, int(options.megabytes[0] * 1e6))
     options.bytes_of = {file.stem: num_bytes for file, num_bytes in files.items()}
-    sample = {
-        file.stem: draw_sample(partial(read, file, held_out=False), num_bytes, seed=0)
-        for file, num_bytes in files.items()
-    }
     start, before = time.perf_counter(), cpu_seconds()
-    count_tokens = train(options, sample)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = {}
+        for file, num_bytes in files.items():
+            copies = Path(folder) / file.stem
+            copies.mkdir()
+            copy_pieces(read(file, held_out=False), SLOTS, 0, copies / "0.jsonl")
+            sample[file.stem] = chain.from_iterable(read_copies(copies, count_slots(copies, num_bytes)))
+        count_tokens = train(options, sample)
     seconds, spent = time.perf_counter() - start, cpu_seconds() - before
     # Of the children it is that of the largest one.
     own, largest = (

@@ -17,7 +17,7 @@ import prepare_data
 from atomic_files import read_record
 from corpus import document_files
 from corpus.document_files import document_id, read_documents, write_documents
-from corpus.reading_plan import BYTES_PER_TASK, ReadingPlan, estimate, read_units, share_out, write_tasks
+from corpus.reading_plan import BYTES_PER_TASK, ReadingPlan, expect, read_units, share_out, write_tasks
 from mixture.ledger import describe_documents
 from recipe_config import Source
 from sources import ranges
@@ -140,13 +140,11 @@ def test_the_rounds_of_a_limited_source_end_when_the_text_is_enough_or_all_is_re
     assert plan_of(units).next_round({}) and plan_of([], max_bytes=9).next_round({}) == []
 
 
-def test_the_estimate_of_a_dry_run_is_of_what_will_be_read():
+def test_the_tasks_and_bytes_that_are_expected_are_those_that_will_be_read():
     units = [Unit(f"/texts/{number}.parquet", size_bytes=10**9) for number in range(100)]
-    lines = estimate(plan_of(units), workers=10)
-    assert lines[0] == "law: 373 tasks read 100,000,000,000 bytes, about 250.00 GB of text"
-    assert lines[1].startswith("about 1.7 hours with 10 workers, at 4 MB/s of text each, and 4e+02 GB of disk")
-    (read,) = estimate(plan_of(units, max_bytes=5 * 10**9), workers=10)[:1]
-    assert read.endswith("about 5.00 GB of text") and int(read.split()[4].replace(",", "")) < 2.2 * 10**9
+    assert expect(plan_of(units)) == {"law": (373, 100 * 10**9, 250e9)}
+    limited = expect(plan_of(units, max_bytes=5 * 10**9))["law"]
+    assert 2e9 <= limited.read_bytes < 2.2e9 and limited.text_bytes == 2.5 * limited.read_bytes
 
 
 def test_the_order_of_a_listing_and_the_place_of_the_folder_change_no_sample():

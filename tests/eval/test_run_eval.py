@@ -402,6 +402,25 @@ def test_written_answers_are_scored_and_do_not_depend_on_company(model, tokenize
     assert results[0]["gold_bits_per_byte"]["value"] > 1
 
 
+def test_a_finished_piece_that_was_damaged_is_scored_again(tmp_path, capfd):
+    calls = []
+
+    def work(piece: str) -> dict:
+        calls.append(piece)
+        return {"bits": 0.125 * len(calls), "of": [piece, None]}
+
+    first = SharedWork(tmp_path).map("kind", ["a", "b", "c"], work, "pieces")
+    damaged = sorted(tmp_path.glob("*.json"))
+    damaged[0].write_text(damaged[0].read_text().replace("0.", "7."))
+    damaged[1].write_text(damaged[1].read_text()[:-3])
+    calls.clear()
+    again = SharedWork(tmp_path).map("kind", ["a", "b", "c"], work, "pieces")
+    assert len(calls) == 2 and [one["of"] for one in again] == [one["of"] for one in first]
+    assert all(one["bits"] < 1 for one in again)
+    assert capfd.readouterr().err.count("a piece is scored again: ") == 2
+    assert SharedWork(tmp_path).map("kind", ["a", "b", "c"], work, "pieces") == again and len(calls) == 2
+
+
 def test_a_stopped_evaluation_resumes_and_gives_the_same(model_folder, documents, evaluated, tmp_path, monkeypatch):
     output = tmp_path / "eval"
     command = ["--model", str(model_folder), "--documents", str(documents), "--output", str(output), "--xz"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from invented_texts import count_bytes, sample_by_hand
 from tiny_run import make_text
 from token_files import open_shards, write_tokens
 from tokenizers import Tokenizer
@@ -31,8 +32,7 @@ from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from stages import tokenizer_settings
 from vocabulary.bulk_encoding import encode, split_at_lines
-from vocabulary.tokenizer_training import SAMPLE_SEED, read_texts
-from vocabulary.training_sample import draw_sample
+from vocabulary.tokenizer_training import read_texts
 
 
 SHARES = {"law": 0.6, "web": 0.4}
@@ -144,18 +144,22 @@ def test_the_report_measures_bytes_per_token_on_held_out_text_by_hand(tokenized_
     assert "".join(report["terms"]["indemnify"]["domain tokenizer"]) == " indemnify"
 
 
-def test_a_source_with_too_little_text_shrinks_the_sample_to_its_shares_and_the_report_has_its_bytes(tiny_run):
+def test_a_source_with_too_little_text_shrinks_the_sample_to_its_shares_and_the_report_has_what_was_read(tiny_run):
     train_tokenizer.main(tiny_run.argv("--tokenizer.max_train_bytes=100_000", "--overwrite"))
     report = json.loads((tiny_run.output_dir / "tokenizer" / "report.json").read_text())
+    ours, baseline = (report["samples"][f"{name} tokenizer"] for name in ("domain", "general"))
     documents = tiny_run.output_dir / "documents"
-    for source, size_bytes in report["sample_bytes"].items():
-        drawn = draw_sample(lambda source=source: read_texts(documents, "train", source), size_bytes, SAMPLE_SEED)
-        assert 0 <= size_bytes - sum(len(piece.encode()) for piece in drawn) < 2000
-    whole = [
-        source for source, size_bytes in report["sample_bytes"].items() if size_bytes == report["train_bytes"][source]
-    ]
+    texts = {source: list(read_texts(documents, "train", source)) for source in ("law", "web")}
+    whole = [source for source in texts if report["sample_bytes"][source] == report["train_bytes"][source]]
     assert len(whole) == 1 and sum(report["sample_bytes"].values()) < 100_000, report
-    assert report["sample_bytes"]["law"] / sum(report["sample_bytes"].values()) == pytest.approx(0.6, abs=1e-4)
+    assert report["sample_bytes"]["law"] / sum(report["sample_bytes"].values()) == pytest.approx(0.6, abs=0.01)
+    for source, own in texts.items():
+        drawn = sample_by_hand(own, report["sample_bytes"][source])
+        counted = {"documents": len(drawn), "bytes": count_bytes(drawn)}  # each of them is one piece
+        assert ours["sources"][source] == counted and counted["bytes"] == report["sample_bytes"][source]
+    assert ours["domains"] == {"legal": ours["sources"]["law"], "general": ours["sources"]["web"]}
+    assert baseline["sources"] == {"web": {"documents": len(texts["web"]), "bytes": count_bytes(texts["web"])}}
+    assert baseline["domains"] == {"general": baseline["sources"]["web"]}
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused_padded_or_shrunk_with_a_note(tiny_run, capsys):

@@ -4,11 +4,16 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from tiny_run import RECIPES, write_tiny_texts
 
 import compare_arms
+from child_processes import EXIT_STOPPED
 from recipe_config import RecipeError
 from sweeps.arm_results import draw, write_means
 from sweeps.arms import flops_per_token, load_experiment
@@ -207,3 +212,19 @@ def test_a_row_a_run_and_a_second_start_trains_nothing(tiny, capsys):
     assert (tiny.parent / "results" / "runs.csv").read_bytes() == written
     base = json.loads(next((tiny.parent / "runs" / "runs").glob("*/training.json")).read_text())
     assert base["parameters"]["total"] > 0
+
+
+def test_what_an_experiment_started_is_stopped_with_it(tmp_path):
+    log = tmp_path / "log.txt"
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"""import sys; from pathlib import Path; sys.path.insert(0, {str(RECIPES)!r})
+from sweeps.runs import run_logged
+run_logged([sys.executable, "-c", {child!r}], Path({str(log)!r}), "one arm")"""
+    experiment = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.05)
+    experiment.terminate()
+    assert "one arm stopped on SIGTERM" in experiment.communicate(timeout=30)[1]
+    assert experiment.returncode == EXIT_STOPPED
+    assert not psutil.pid_exists(int(log.read_text()))

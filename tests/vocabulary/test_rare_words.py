@@ -1,38 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """tokenizer.min_documents: no token of the vocabulary is of fewer documents, with either algorithm."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
+from invented_texts import count_bytes, write_training_texts
 from tiny_run import RECIPES, make_text, tiny_settings
 
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
-from vocabulary import tokenizer_training
 from vocabulary.pretokenization import splitter
 from vocabulary.rare_words import FrequentWords
 from vocabulary.token_bytes import token_bytes
+from vocabulary.tokenizer_training import TrainingSample, train_tokenizer
 
 
 NAME = "Zyqqerwald"
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
-def test_a_name_of_one_document_is_in_the_vocabulary_unless_min_documents_leaves_it_out(
-    tmp_path, monkeypatch, algorithm, capsys
-):
+def test_a_name_of_one_document_is_in_the_vocabulary_unless_min_documents_leaves_it_out(tmp_path, algorithm, capsys):
     texts = {"law": [make_text(seed) for seed in range(20)], "web": [make_text(seed) for seed in range(50, 60)]}
     texts["law"][3] = f"{NAME} pays {NAME}.\n" * 900 + texts["law"][3]
-    monkeypatch.setattr(tokenizer_training, "read_texts", lambda documents, split, source: iter(texts[source]))
-    monkeypatch.setattr(tokenizer_training, "training_bytes", lambda documents: dict.fromkeys(texts, 10**9))
+    documents = write_training_texts(tmp_path / "documents", texts)
 
     def train(*overrides: str) -> list[bytes]:
         given = [*tiny_settings(tmp_path, tmp_path), f"--tokenizer.algorithm={algorithm}", *overrides]
         recipe = load_recipe([RECIPES / "custom" / "base.yaml"], given)
-        shares = {"law": 0.5, "web": 0.5}
-        return token_bytes(tokenizer_training.train_tokenizer(recipe, tmp_path, shares, 320, False, "all text"))
+        shares = {source: count_bytes(own) for source, own in texts.items()}  # so that all text is in the sample
+        with TemporaryDirectory(dir=tmp_path) as folder:
+            sample = TrainingSample(recipe, documents, [shares], Path(folder))
+            return token_bytes(train_tokenizer(recipe, sample, shares, 310, False, "ours"))
 
     assert any(b"qqer" in entry for entry in train())
     long = [entry for entry in train("--tokenizer.min_documents=2") if len(entry) > 1]
-    assert len(long) == 320 - 256 - 1, "the vocabulary has its size all the same"
+    assert len(long) == 310 - 256 - 1, "the vocabulary has its size all the same"
     whole = [text.encode() for own in texts.values() for text in own]
     assert not [entry for entry in long if sum(entry in text for text in whole) < 2]
     assert not any(b"qq" in entry for entry in long)

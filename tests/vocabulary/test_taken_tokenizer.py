@@ -17,6 +17,7 @@ from vocabulary.bulk_encoding import encode
 from vocabulary.document_ends import adds_at_most_bos, settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
+from vocabulary.tokenizer_training import TrainingSample
 
 
 # kind: model_type and tokenizer_class as in the files on the Hub, and how the run's tokenizer differs
@@ -92,6 +93,5 @@ def test_a_tokenizer_that_loses_text_is_refused_before_text_is_tokenized(normali
     argv = [f"--tokenizer.from_pretrained={tmp_path / 'base'}"]
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*argv)[3:])
     with pytest.raises(RecipeError, match="the tokenizer changes the text: .*choose a tokenizer that keeps every"):
-        train_tokenizer.take_tokenizer(
-            recipe, str(tmp_path / "base"), tokenized_run.output_dir / "documents", {}, tmp_path / "run"
-        )
+        sample = TrainingSample(recipe, tokenized_run.output_dir / "documents", [], tmp_path / "sample")
+        train_tokenizer.take_tokenizer(recipe, str(tmp_path / "base"), sample, {}, tmp_path / "run")

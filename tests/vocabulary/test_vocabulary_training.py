@@ -12,15 +12,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from invented_texts import TEXTS, make_text, unigram
-from tiny_run import RECIPES
+from invented_texts import TEXTS, count_bytes, make_text, sample_by_hand, unigram, write_training_texts
+from tiny_run import RECIPES, tiny_settings
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recipe_config import RecipeError
+from recipe_loading import load_recipe
+from vocabulary import tokenizer_training
 from vocabulary.byte_level_bpe import train_bpe
-from vocabulary.pretokenization import PATTERNS, as_characters
+from vocabulary.pretokenization import PATTERNS, as_characters, splitter
 from vocabulary.split_and_merge import merge, most_probable, train_unigram
-from vocabulary.training_sample import PIECE_CHARACTERS, cut_pieces, draw_sample, read_chunk, write_chunks
+from vocabulary.tokenizer_training import TrainingSample, sample_sizes
+from vocabulary.training_sample import copied_slots, cut_pieces, read_chunk, write_chunks
 from vocabulary.unigram_lattice import Lattice, Nodes, substrings
 from vocabulary.unigram_trainer import by_length, count_words, learn_pieces, losses, piece_lattice
 
@@ -190,16 +193,56 @@ def test_neither_the_order_of_texts_nor_workers_change_a_unigram(tmp_path):
 # --- the sample
 
 
-def test_a_sample_is_limited_drawn_by_content_and_contains_the_smaller_ones():
-    texts = [*TEXTS, make_text(60, 50_000)]
-    total = sum(len(text) for text in texts)
-    whole = list(draw_sample(lambda: texts, total, seed=0))
-    assert sorted(whole) == sorted(cut_pieces(texts)) and max(map(len, whole)) == PIECE_CHARACTERS
-    half = list(draw_sample(lambda: texts, total // 2, seed=0))
-    assert 0 <= total // 2 - PIECE_CHARACTERS < sum(map(len, half)) <= total // 2
-    assert sorted(half) == sorted(draw_sample(lambda: texts[::-1], total // 2, seed=0))
-    assert not Counter(draw_sample(lambda: texts, total // 4, seed=0)) - Counter(half)
-    assert sorted(half) != sorted(draw_sample(lambda: texts, total // 2, seed=1))
+SAMPLED = {"law": [*TEXTS, make_text(60, 50_000)], "web": [make_text(seed) for seed in range(100, 130)]}
+
+
+def sample_of(folder, share: float, files: int = 1):
+    """Return a TrainingSample of all of `law`, and of twice the given share of half of it and of `web`."""
+    documents = write_training_texts(folder / "documents", SAMPLED, files)
+    size = count_bytes(SAMPLED["law"])
+    settings = [*tiny_settings(folder, folder), f"--tokenizer.max_train_bytes={size}"]
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], settings)
+    mixtures = [{"law": 1.0}, {"law": 1 - share, "web": share}]
+    return TrainingSample(recipe, documents, mixtures, folder / "sample"), mixtures
+
+
+def read_sample(sample, shares: dict[str, float], name: str = "ours") -> dict[str, list[str]]:
+    return {source: sorted(part) for source, part in sample.read(shares, splitter("gpt4"), name).items()}
+
+
+def test_a_sample_of_which_too_little_was_copied_is_drawn_from_all_text_after_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "copied_slots", lambda sample_bytes, source_bytes: 100)
+    sample, (whole, _) = sample_of(tmp_path, 0.1)
+    assert read_sample(sample, whole) == {"law": sorted(cut_pieces(SAMPLED["law"]))}
+
+
+def test_all_tokenizers_read_the_documents_once_and_get_their_own_samples_whatever_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "BYTES_PER_TASK", 10_000)
+    opened = Counter()
+    read = tokenizer_training.read_columns
+    monkeypatch.setattr(
+        tokenizer_training, "read_columns", lambda file, names: opened.update([file]) or read(file, names)
+    )
+    sample, (whole, mixed) = sample_of(tmp_path, 0.05, files=6)
+    assert read_sample(sample, whole) == {"law": sorted(cut_pieces(SAMPLED["law"]))}
+    sizes = sample_sizes(sample.recipe, mixed, sample.available)
+    part = read_sample(sample, mixed)
+    assert part == {source: sample_by_hand(SAMPLED[source], size) for source, size in sizes.items()}
+    assert not Counter(part["law"]) - Counter(cut_pieces(SAMPLED["law"])) and set(opened.values()) == {1}
+    assert len(opened) == 12 and len(list(sample.copies.glob("law/*.jsonl"))) > 2
+    assert {source: found["bytes"] for source, found in sample.drawn["ours"].items()} == {
+        source: count_bytes(pieces) for source, pieces in part.items()
+    }
+    again, _ = sample_of(tmp_path / "again", 0.05)
+    assert read_sample(again, mixed) == part
+
+
+def test_of_a_large_source_little_more_is_copied_than_a_sample_needs():
+    for sample_bytes, source_bytes in ((10**9, 10**12), (10**9, 2 * 10**9), (10**6, 10**9)):
+        copied = copied_slots(sample_bytes, source_bytes) / 65536 * source_bytes
+        assert sample_bytes < copied < 3 * sample_bytes
+    assert copied_slots(10**9, 10**12) <= 1.1 * 65.536 and copied_slots(10**9, 10**9) == 65536
+    assert copied_slots(0, 10**6) > 0
 
 
 def test_chunks_hold_every_piece_once_in_any_order_and_in_limited_memory(tmp_path, monkeypatch):
