@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The tests that need optional packages, which tests/run.sh skips where these are missing: .docx, .pdf and other
-# documents, GGUF files run by llama.cpp, Ray, DeepSpeed, Trackio and the description of data. They run in
-# .venv/optional, which has tests/requirements-optional.txt and sees the packages of .venv. The screenshot of the report
-# needs Chromium, which is installed where apt and its rights allow it, and skipped elsewhere.
+# documents, GGUF files run by llama.cpp, a release served by transformers, Ray, DeepSpeed, Trackio and the description
+# of data. They run in .venv/optional, which has tests/requirements-optional.txt and sees the packages of .venv. The
+# screenshot of the report needs Chromium, which is installed where apt and its rights allow it, and skipped elsewhere.
 #
 #   bash tests/run_optional.sh    10 minutes on 2 cores; arguments go to pytest
 set -euo pipefail
@@ -25,7 +25,7 @@ PYTHONPATH=recipes "$optional/bin/python" -c '
 from importlib import import_module
 from importlib.util import find_spec
 from sources.file_kinds import DOCUMENTS
-for module in {"gguf", "xllamacpp"}.union(*DOCUMENTS.values()):
+for module in {"fastapi", "gguf", "openai", "uvicorn", "xllamacpp"}.union(*DOCUMENTS.values()):
     import_module(module)
 for module in ("ray", "deepspeed", "trackio", "gradio", "mlcroissant"):
     assert find_spec(module), module'
@@ -37,4 +37,4 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_
   tests/publishing/test_gguf.py tests/training/test_zero_stage3.py "$@"
 exec "$optional/bin/python" -m pytest --numprocesses 2 --dist loadfile tests/corpus/test_pipeline_executor.py \
   tests/training/test_preflight.py tests/publishing/test_push_to_hub.py tests/eval/test_report.py \
-  -k "ray or trackio or gguf or croissant or drawn or prints" "$@"
+  -k "ray or trackio or gguf or croissant or drawn or prints or commands_serve" "$@"
