@@ -451,17 +451,18 @@ class Data(Section):
 
 
 class Tokenizer(Section):
-    """The domain tokenizer: byte-level, lossless for any text, digits split singly."""
+    """The domain tokenizer: byte-level, lossless for any text."""
 
     algorithm: Literal["bpe", "unigram"] = "bpe"
     """bpe: merges of frequent pairs, by tokenizers. unigram: the most probable pieces, trained chunk by chunk and
     merged as in BloombergGPT, in memory that does not grow with the text; slower."""
-    pretokenization: Literal["qwen2", "qwen35", "gpt4", "multiword", "neutral"] = "qwen2"
+    pretokenization: Literal["qwen2", "qwen35", "llama-bpe", "gpt4", "multiword", "neutral"] = "qwen2"
     """Where text is split before tokens are learnt; no token crosses a split. qwen2: at words, with English
-    contractions; qwen35: likewise, with combining marks, as in Thai and Devanagari, in words; both can be exported to
-    GGUF, the others not. gpt4: as qwen35, words of at most 64 letters; multiword: not between words, so a token may
-    be several words, as in BloombergGPT; neutral: without rules of any language. A run that has a tokenizer keeps its
-    own unless the recipe names another."""
+    contractions, and at each digit; qwen35: likewise, with combining marks, as in Thai and Devanagari, in words;
+    llama-bpe: as qwen2, with up to three digits together; these can be exported to GGUF, the others not. gpt4: as
+    qwen35, words of at most 64 letters; multiword: not between words, so a token may be several words, as in
+    BloombergGPT; neutral: without rules of any language. A run that has a tokenizer keeps its own unless the recipe
+    names another."""
     vocab_size: Annotated[Int, Field(ge=257)] = 32_768
     """Vocabulary size, including the 256 bytes and the special tokens; a multiple of 128 is fastest on GPUs."""
     min_frequency: Positive = 2
@@ -925,7 +926,7 @@ class Hub(Section):
     """Add the text of the sources whose licence and personal-data setting allow redistribution."""
     gguf: Annotated[list[Literal["f16", "q8_0"]], Field(min_length=1)] | None = None
     """Also publish the model as GGUF files with weights of these types, for llama.cpp and Ollama; needs the package
-    gguf and a BPE tokenizer with pretokenization qwen2 or qwen35. None: no such file."""
+    gguf and a BPE tokenizer with pretokenization qwen2, qwen35 or llama-bpe. None: no such file."""
     tensorboard: bool = False
     """Add metrics.jsonl as a TensorBoard log, which the Hub shows on the model's page."""
     leak_audit: LeakAudit | None = None

@@ -48,6 +48,11 @@ def system_error(number: int, name: str | None = None) -> OSError:
         ("prepare_data.py", MemoryError(), r"memory ran out \(MemoryError\); set data.workers lower"),
         ("train_tokenizer.py", MemoryError("40 GB"), r"memory ran out \(40 GB\); set tokenizer.max_train_bytes lower"),
         (
+            "finetune.py",
+            RuntimeError("basic_ios::clear: iostream error"),
+            "a file could not be written, as on a full disk: ",
+        ),
+        (
             "pretrain.py",
             RuntimeError("Resource temporarily unavailable"),  # of gloo, which starts a thread
             "memory ran out .* set training.per_device_train_batch_size lower",

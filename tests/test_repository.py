@@ -99,7 +99,7 @@ ARROWS = {
 # Functions that a constant may be computed with when a script is imported.
 COMPUTING = re.compile(
     "array|bytes|chr|list_|compile|dtype|enumerate|exp|float|fromkeys|frozenset|getLogger|iinfo|int64|isalnum|items|join|range|replace|"
-    "resolve|schema|sorted|startswith|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
+    "resolve|schema|sorted|startswith|strerror|string|tuple|uint64|upper|capitalize|values|zeros|bytes_to_unicode|chinchilla_frontier|"
     "accuracy|weighted_f1|counted_f1|answer_metric|mean_of|numbers_match|normalised|model_dump|withStroke|tatqa_scores|maketrans"
 )
 # Phrases that a reader has to translate, with the field's own words.

@@ -61,6 +61,12 @@ def track(documents: Iterable, rank: int, world_size: int, folder: Path) -> Iter
     progress.note()
 
 
+def read_progress(note: Path) -> int:
+    """Return the bytes that a task has done; 0 where its note is half-written or damaged, for only the bar uses it."""
+    content = note.read_bytes()
+    return int(content) if content.isdigit() else 0
+
+
 def check_executor(data: Data) -> None:
     """Check, before work starts, that the tasks can run on data.executor.
 
@@ -107,7 +113,7 @@ def run_pipeline(
 
     def refresh() -> None:
         files = list((notes if in_bytes else folder / "completions").glob("[0-9]*"))
-        done = sum(int(file.read_text() or 0) for file in files) if in_bytes else len(files)
+        done = sum(map(read_progress, files)) if in_bytes else len(files)
         if stage is not None:
             stage.move_to(min(done / max(bar.total, 1), 1.0))
         parts = [stage.describe() if stage is not None else "", executor.status]

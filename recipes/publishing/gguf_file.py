@@ -21,23 +21,24 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from publishing.gguf_checks import check_gguf
 from recipe_config import Recipe, RecipeError
-from vocabulary.pretokenization import PATTERNS
+from vocabulary.pretokenization import LOOKED_UP_WHOLE, PATTERNS
 
 
 INSTALL = "pip install gguf==0.19.0"
-LLAMA_3 = PATTERNS["qwen2"].replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 TO_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 GPT_2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 # Of llama.cpp: pre-tokenization -> its steps, as in tokenizer.json.
 NAMES = {
     **{
-        name: [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, TO_BYTES]
-        for name, pattern in (("qwen2", PATTERNS["qwen2"]), ("qwen35", PATTERNS["qwen35"]), ("llama-bpe", LLAMA_3))
+        name: [
+            {"type": "Split", "pattern": {"Regex": PATTERNS[name]}, "behavior": "Isolated", "invert": False},
+            TO_BYTES,
+        ]
+        for name in ("qwen2", "qwen35", "llama-bpe")
     },
     "gpt-2": [GPT_2],
     "smollm": [{"type": "Digits", "individual_digits": True}, GPT_2],
 }
-LOOKS_UP_WHOLE_PIECES = {"llama-bpe"}
 BLOCK = 32  # weights of a row that share a scale in q8_0
 
 
@@ -72,7 +73,7 @@ def refuse_unwritable(folder: Path) -> str:
         )
     if content["normalizer"] is not None:
         raise RecipeError(f"hub.gguf: the tokenizer changes text before it splits it, llama.cpp does not; {remedy}")
-    if bool(content["model"].get("ignore_merges")) != (name in LOOKS_UP_WHOLE_PIECES):
+    if bool(content["model"].get("ignore_merges")) != (name in LOOKED_UP_WHOLE):
         raise RecipeError(
             f"hub.gguf: the tokenizer looks up whole pieces, as after tokenizer.extend_by, or does not; with {name} "
             f"llama.cpp does the other; {remedy}"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from vocabulary.pretokenization import byte_level, training_splitter
+from vocabulary.pretokenization import LOOKED_UP_WHOLE, byte_level, training_splitter
 from vocabulary.special_tokens import (
     END_OF_TEXT,
     byte_level_tokenizer,
@@ -65,5 +65,6 @@ def train_bpe(
     num_reserved += check_size(len(vocabulary) + num_reserved, vocab_size, reason, pad)
     reserved = reserved_tokens(num_reserved)
     vocabulary |= {token: len(vocabulary) + index for index, token in enumerate(reserved)}
-    model = models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]])
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=style in LOOKED_UP_WHOLE)
     return byte_level_tokenizer(model, style, [*special_tokens, *reserved])

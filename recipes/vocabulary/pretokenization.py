@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-tokenization: where a text is split before its tokens are found; no token crosses a split.
 
-The split is a regular expression in tokenizer.json, so AutoTokenizer needs no code of ours. All styles share two
-properties. Nothing is lost, since a piece is encoded as its UTF-8 bytes. Each digit is a piece, so that amounts and
-section numbers are always split the same way.
+The split is a regular expression in tokenizer.json, so AutoTokenizer needs no code of ours. Nothing is lost, since a
+piece is encoded as its UTF-8 bytes. Each digit is a piece, so that amounts and section numbers are always split the
+same way; only `llama-bpe` keeps up to three digits together.
 
-`qwen2` and `qwen35` are the expressions of Qwen2 and Qwen3.5, letter for letter, which llama.cpp, Ollama and other
-programs know by these names. The others are read by `tokenizers` and transformers alone, so they have no GGUF file.
+`qwen2`, `qwen35` and `llama-bpe` are the expressions of Qwen2, Qwen3.5 and Llama 3, letter for letter. llama.cpp,
+Ollama and other programs know them by these names. The others are read by `tokenizers` and transformers alone, so they
+have no GGUF file.
 
-Text without spaces, such as a hash, a table or a DNA sequence, is one piece of any length for these two. Encoding it
+Text without spaces, such as a hash, a table or a DNA sequence, is one piece of any length for these three. Encoding it
 takes time near linear in its length, but training would take time quadratic in it. So a tokenizer is trained on pieces
 of at most MAX_TRAINED_CHARACTERS, and longer ones are split. The other styles split them in the expression itself.
 """
@@ -24,6 +25,7 @@ VALUES = {chr(value): value for value in VISIBLE} | {chr(256 + rank): value for 
 CHARACTERS = {value: character for character, value in VALUES.items()}
 MAX_CHARACTERS = 64
 MAX_TRAINED_CHARACTERS = MAX_CHARACTERS + 2
+LOOKED_UP_WHOLE = ("llama-bpe",)  # a piece in the vocabulary is one token, whatever the merges, as in llama.cpp
 LETTERS = r"\p{L}\p{M}"
 # One run of white space: up to its last line end, then all but the space that belongs to the next word.
 WHITE_SPACE = rf"\s{{0,{MAX_CHARACTERS - 1}}}[\r\n]|\s{{1,{MAX_CHARACTERS}}}(?!\S)|\s{{1,{MAX_CHARACTERS}}}"
@@ -36,6 +38,11 @@ PATTERNS = {
     # Marks belong to words.
     "qwen35": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+        + QWEN_WHITE_SPACE
+    ),
+    # As qwen2, but up to three digits are one piece: 1234 is 123 and 4.
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
         + QWEN_WHITE_SPACE
     ),
     # GPT-4's pattern with single digits: a word with one character before it (a space, a quote, a bracket), English

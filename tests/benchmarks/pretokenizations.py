@@ -5,8 +5,7 @@
 
 DATA has a folder of JSON lines with `text` for each of --domains and, for the mixture, `general`. A tenth of each
 source's documents is held out. Each tokenizer is trained on as much general text as text of its domain, `general` and
-`korean` on their own alone. llama-bpe (Llama 3) and gpt-4o, which keep up to three digits together, are no choice of
-recipes: they are added here.
+`korean` on their own alone. gpt-4o, which keeps up to three digits together, is not a choice of recipes.
 
 Prints CSV: bytes per token, and the tokens beside those of --baseline with the 95 % interval of a bootstrap over the
 held-out documents, the same ones for both.
@@ -30,9 +29,6 @@ CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PUBLISHED = {
-    "llama-bpe": (
-        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
-    ),
     "gpt-4o": (
         rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:{CONTRACTIONS})?|"
         rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*(?i:{CONTRACTIONS})?|"
@@ -61,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--domains", nargs="+", default=["legal", "finance", "medical", "general", "korean"])
-    parser.add_argument("--names", nargs="+", default=["gpt4", "neutral", "qwen2", "qwen35", *PUBLISHED])
+    parser.add_argument("--names", nargs="+", default=["gpt4", "neutral", "qwen2", "qwen35", "llama-bpe", *PUBLISHED])
     parser.add_argument("--baseline", default="gpt4")
     parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[8_192, 16_384])
     parser.add_argument("--megabytes", type=float, default=10, help="of training text of each domain")

@@ -180,7 +180,7 @@ def test_stretched_positions_and_untied_embeddings_are_written(rope, tmp_path):
         assert fields["llama.rope.scaling.type"] == rope["rope_type"] and fields["llama.rope.scaling.factor"] == 4
 
 
-@pytest.mark.parametrize("style", ["qwen2", "qwen35"])
+@pytest.mark.parametrize("style", ["qwen2", "qwen35", "llama-bpe"])
 def test_llama_cpp_gives_the_same_tokens_scores_and_text(style, tmp_path):
     pytest.importorskip("xllamacpp", reason="needs pip install xllamacpp")
     folder = write_model(tmp_path, style=style, tie_word_embeddings=style == "qwen2")

@@ -9,14 +9,17 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -1340,6 +1343,31 @@ def test_the_cards_code_runs_in_the_release(release, card, monkeypatch, capsys):
     monkeypatch.chdir(release)
     exec(compile(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("In general, the")
+
+
+def test_the_cards_commands_serve_the_release(release, card):
+    for package in ("fastapi", "openai", "uvicorn"):
+        pytest.importorskip(package, reason='needs pip install "transformers[serving]"')
+    command = shlex.split(re.search(r"^transformers serve .+$", card, re.MULTILINE).group())
+    asked = shlex.split(re.search(r"^curl .+\\\n.+$", card, re.MULTILINE).group())
+    assert command[0] == "transformers" and f"tried with {version('transformers')}" in card
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    body = json.loads(asked[asked.index("-d") + 1])
+    server = subprocess.Popen([*program, *command[1:], "--port", str(port)], cwd=release)
+    try:
+        with httpx2.Client(trust_env=False, timeout=60) as client:  # no proxy
+            answer = None
+            while answer is None:
+                assert server.poll() is None
+                time.sleep(0.1)
+                with suppress(httpx2.ConnectError):
+                    answer = client.post(asked[1].replace(":8000/", f":{port}/"), json=body)
+    finally:
+        server.kill()
+        server.wait()
+    assert answer.status_code == 200 and len(answer.json()["choices"][0]["text"]) > 10
 
 
 # The Hub

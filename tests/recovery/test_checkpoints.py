@@ -78,6 +78,14 @@ def test_what_was_saved_is_read_back(tmp_path):
     assert torch.equal(load_tensors(checkpoint, "model")["w"], torch.full((4,), 7.0))
 
 
+def test_what_a_kill_in_the_last_save_left_is_deleted_when_nothing_more_is_saved(tmp_path):
+    save(tmp_path, 7)
+    for name in (".trash.step_00000003", ".step_00000008.tmp"):
+        (tmp_path / name).mkdir()
+    open_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
+
+
 def test_without_checkpoints_there_is_none(tmp_path):
     assert newest_checkpoint(tmp_path / "nothing") == (None, [])
 

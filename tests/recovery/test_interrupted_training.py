@@ -223,6 +223,23 @@ def test_a_run_that_is_killed_once_or_twice_and_preempted_ends_as_an_uninterrupt
     assert (run.output_dir / "chronicle.md").read_text().count("**resume**") == len(ends)
 
 
+def test_the_line_after_a_signal_is_of_the_steps_before_it_too(tiny_run, tmp_path, monkeypatch):
+    more = ["--training.max_tokens=2048", "--training.logging_steps=4", "--training.save_steps=8"]
+    whole, asked = tiny_run.copy(tmp_path / "whole"), []
+    pretrain.main(whole.argv(*more))
+
+    def in_step_7(preemption) -> bool:
+        asked.append(preemption)
+        return len(asked) == 7
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match=str(EXIT_STOPPED)):
+        patched.setattr(pretrain.Preemption, "requested", in_step_7)
+        pretrain.main(tiny_run.argv(*more))
+    pretrain.main(tiny_run.argv(*more))
+    assert tiny_run.losses().keys() == {1, 4, 8} and "resume" in events(tiny_run)
+    assert_same(tiny_run, whole)
+
+
 def test_a_run_that_was_moved_resumes(uninterrupted, run, tmp_path):
     pretrain.main(run.argv(*TRAINING))
     shutil.rmtree(run.output_dir / "model")
@@ -525,6 +542,23 @@ def start_pair(
         start(run, *TRAINING, *more, script=script, folder=folder, RANK=rank, LOCAL_RANK=rank, **world, **environment)
         for rank, more, folder in zip("01", others or ([], []), folders, strict=True)
     ]
+
+
+@pytest.mark.long
+def test_a_run_of_four_processes_resumes_bit_for_bit(tiny_run, tmp_path):
+    """The gradients of more than two are added in an order that follows from how DDP divides them into buckets."""
+    run, whole = tiny_run, tiny_run.copy(tmp_path / "whole")
+    more = ["--training.max_tokens=2560", "--training.save_steps=2", "--training.save_total_limit=9"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--master_port", "0"]
+    launch += [str(RECIPES / "pretrain.py")]
+    subprocess.run([*launch, *whole.argv(*more)], cwd=ROOT, check=True, capture_output=True)
+    shutil.copytree(whole.output_dir, run.output_dir, dirs_exist_ok=True)
+    shutil.rmtree(run.output_dir / "model")
+    for later in ("04", "06", "08", "10"):
+        shutil.rmtree(run.output_dir / "checkpoints" / f"step_000000{later}")
+    subprocess.run([*launch, *run.argv(*more)], cwd=ROOT, check=True, capture_output=True)
+    assert events(run).count("resume") == 1
+    assert_same(run, whole)
 
 
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])

@@ -21,6 +21,7 @@ from sweeps.runs import read_rows
 
 
 EXPERIMENTS = ("ablations", "break_even", "mixture_share", "scarce_text", "scratch_or_adapt", "scratch_or_adapt_legal")
+EXPERIMENTS += ("pretokenization", "pretokenization_korean")
 TINY = """
 results: results
 x: domain_bytes

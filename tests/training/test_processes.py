@@ -19,6 +19,7 @@ from tiny_run import RECIPES, ROOT, TinyRun
 
 import pretrain
 from document_ledger import open_ledger
+from recipe_config import RecipeError
 from recovery.chronicle import read_chronicle
 from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
 
@@ -196,3 +197,12 @@ def test_nan_on_one_process_makes_all_skip_the_same_step(runs):
     checkpoint = run.output_dir / "checkpoints" / "step_00000020"
     assert all(tensor.isfinite().all() for tensor in load_tensors(checkpoint, "model").values())
     assert set(run.losses()) == set(range(1, 21)) - {3}
+
+
+def test_a_process_that_loses_another_says_so_and_what_to_do(monkeypatch, tiny_run):
+    def lose(_) -> None:
+        raise RuntimeError("[/third_party/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1\nx")
+
+    monkeypatch.setattr(pretrain, "make_accelerator", lose)
+    with pytest.raises(RecipeError, match=r"another process ended .*Connection closed by peer.*same command resumes"):
+        pretrain.main(tiny_run.argv())

@@ -184,7 +184,7 @@ def test_fastokens_writes_the_same_shards_bit_for_bit(real, right, written, monk
     assert written() == (*right, real)
 
 
-@pytest.mark.parametrize("style", ["qwen2", "qwen35", "multiword", "neutral"])
+@pytest.mark.parametrize("style", ["qwen2", "qwen35", "llama-bpe", "multiword", "neutral"])
 def test_fastokens_agrees_on_hostile_and_fuzzed_text(style, real):
     tokenizer = train_bpe([make_text(seed) for seed in range(30)], style, 400)
     tokenizer.encode_special_tokens = True

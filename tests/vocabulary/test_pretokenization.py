@@ -77,10 +77,11 @@ def test_the_styles_of_this_project_split_no_more_in_training_than_in_encoding(s
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_each_digit_is_a_piece_and_no_punctuation_follows_letters_in_one(style):
+def test_digits_are_pieces_of_their_own_and_no_punctuation_follows_letters_in_one(style):
+    most = 3 if style == "llama-bpe" else 1
     for text in [*TEXTS, *random_texts()]:
         for piece in cut(style, text):
-            assert len(piece) == 1 or not re.search(r"\d", piece), piece
+            assert not re.search(r"\d", piece) or (len(piece) <= most and piece.isnumeric()), piece
             assert not re.search(r"[A-Za-z][!-/:-@\[-`{-~]", piece), piece
 
 
@@ -116,13 +117,14 @@ def test_multiword_splits_a_run_that_is_too_long_between_words():
     assert len(pieces) > 5 and all(piece.startswith(" ") for piece in pieces[1:])
 
 
-@pytest.mark.parametrize("style", ["qwen2", "qwen35"])
+@pytest.mark.parametrize("style", ["qwen2", "qwen35", "llama-bpe"])
 def test_the_styles_with_a_name_of_llama_cpp_are_the_published_ones(style):
-    text = "The heirs don't, see (a) 42\n\n  ok a\u0301b \u0e01\u0e33"
+    text = "The heirs don't, see (a) 42195\n\n  ok a\u0301b \u0e01\u0e33"
     split = ["a\u0301b", " \u0e01\u0e33"] if style == "qwen35" else ["a", "\u0301b", " \u0e01\u0e33"]
     split[0] = f" {split[0]}"
+    number = ["421", "95"] if style == "llama-bpe" else list("42195")
     assert cut(style, text) == [
-        *("The", " heirs", " don", "'t", ",", " see", " (", "a", ")", " ", "4", "2", "\n\n", " ", " ok"),
+        *("The", " heirs", " don", "'t", ",", " see", " (", "a", ")", " ", *number, "\n\n", " ", " ok"),
         *split,
     ]
     # One piece, however long: the expressions of others have no limit.

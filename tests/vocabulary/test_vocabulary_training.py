@@ -28,7 +28,7 @@ from vocabulary.unigram_lattice import Lattice, Nodes, substrings
 from vocabulary.unigram_trainer import by_length, count_words, learn_pieces, losses, piece_lattice
 
 
-STYLES = [style for style in PATTERNS if style not in ("qwen35", "gpt4")]  # near enough to qwen2
+STYLES = [style for style in PATTERNS if style not in ("qwen35", "llama-bpe", "gpt4")]  # near enough to qwen2
 LANGUAGES = [
     "\uc81c1\uc870 \uc774 \ubc95\uc740 \ubbfc\uc0ac\uc5d0 ",
     "\u79c1\u6a29\u306f\u3001\u516c\u5171\u306e\u798f\u7949",
@@ -152,6 +152,13 @@ def test_multiword_learns_tokens_of_several_words_and_the_others_do_not(tmp_path
 
 
 # --- determinism
+
+
+def test_llama_bpe_looks_up_whole_pieces_as_llama_cpp_does_under_this_name():
+    for style in ("qwen2", "llama-bpe"):
+        trained = train_bpe(["the heirs pay 1250 and 125 " * 20], style, 300, pad=True)
+        assert trained.model.ignore_merges == (style == "llama-bpe")
+        assert ("125" in trained.get_vocab()) == (style == "llama-bpe")
 
 
 def test_neither_the_order_of_texts_nor_threads_change_a_bpe():
