@@ -60,6 +60,7 @@ class LanguageFilter:
         if problems:
             raise RecipeError(*problems)
         self.keep, self.min_probability = frozenset(keep), min_probability
+        self.places = [place for place, code in enumerate(load_model().labels) if code in self.keep]
 
     def refuse(self, text: str) -> str | None:
         """Return None for a wanted language, else language_<code>, or language_unsure if no language is likely."""
@@ -77,7 +78,7 @@ class LanguageFilter:
     def rate(self, words: str) -> tuple[float, str, float]:
         """Return the probability of the kept languages together, the likeliest language and its own probability."""
         labels, probabilities = load_model().labels, rate_languages(words)
-        kept = sum(probability for code, probability in zip(labels, probabilities, strict=True) if code in self.keep)
+        kept = sum([probabilities[place] for place in self.places])
         others = 1 - kept
         weight = max(len(labels) - len(self.keep), 1) / len(self.keep)  # gives the kept languages half of the prior
         highest = max(probabilities)
@@ -86,7 +87,7 @@ class LanguageFilter:
 
 def rate_languages(text: str) -> list[float]:
     """Return the probability of each of the model's labels: what its method `rank` gives, in half the time."""
-    model, moves, rows, features, columns = load_arrays()
+    model, weights, moves, rows, features, columns = load_arrays()
     encoded = unicodedata.normalize("NFC", text.lower() if text.isupper() else text).encode()
     # The automaton is in the state of the longest feature, or beginning of one, that ends at a byte: no byte further
     # back than LONGEST_FEATURE matters. No feature has the byte that stands before the text.
@@ -96,7 +97,7 @@ def rate_languages(text: str) -> list[float]:
         states = moves[rows[states] + padded[step : step + len(states)]]
     found, counts = np.unique(features[states], return_counts=True)
     found, counts = found[found >= 0], counts[found >= 0].astype(np.float32)
-    scores = np.log1p(counts) @ model.nb_ptc[found].astype(np.float32) + model.nb_pc * bool(len(found))
+    scores = np.log1p(counts) @ weights[found] + model.nb_pc * bool(len(found))
     scores = scores / math.sqrt(max(len(encoded), 1))
     probabilities = np.bincount(columns, np.exp(scores - scores.max()))
     return (probabilities / probabilities.sum()).tolist()
@@ -110,12 +111,13 @@ def load_model() -> LanguageIdentifier:
 
 @cache
 def load_arrays() -> tuple:
-    """Return the model; its automaton's moves, where each state's begin, and the feature that ends in it or -1; the
-    number of each column's label, because a language in two scripts has two columns."""
+    """Return the model; its weights in fp32; its automaton's moves, where each state's begin, and the feature that
+    ends in it or -1; the number of each column's label, because a language in two scripts has two columns."""
     model = load_model()
     rows = np.array(model.tk_row, dtype=np.int64) << 8
     columns = [model.labels.index(code) for code in model.nb_classes]
-    return model, np.asarray(model.tk_nextmove), rows, np.array(model.tk_output), np.array(columns)
+    weights = model.nb_ptc.astype(np.float32)
+    return model, weights, np.asarray(model.tk_nextmove), rows, np.array(model.tk_output), np.array(columns)
 
 
 def excerpt(text: str, chars: int = EXCERPT_CHARS) -> str:

@@ -453,7 +453,7 @@ def test_normalising_takes_linear_time():
 
 
 def test_languages_are_rated_as_the_model_rates_them():
-    _, moves, rows, _, _ = load_arrays()
+    _, _, moves, rows, _, _ = load_arrays()
     last, seen = np.zeros(1, dtype=np.int64), np.arange(len(rows)) == 0
     for _ in range(LONGEST_FEATURE):  # no state of the automaton is further from its start
         known = seen.copy()
