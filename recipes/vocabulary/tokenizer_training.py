@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from corpus.document_files import document_files, read_columns, texts
+from corpus.finished_tasks import note_written
 from corpus.local_executor import available_cores
 from corpus.pipeline_executor import TaskProgress, run_pipeline
 from recipe_config import Recipe
@@ -151,6 +152,7 @@ def copy_task(
     for source, files in groupby(tasks[rank], lambda pair: pair[0]):
         copy = folder / source / f"{rank:05d}.jsonl"
         copy_pieces(read(file for _, file in files), slots[source], SAMPLE_SEED, copy)
+        note_written(copy, copy.with_suffix(".npy"))
     progress.note()
 
 

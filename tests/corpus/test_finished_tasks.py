@@ -26,10 +26,11 @@ EVERY_PASS = [
     '--data.quality_model={"good": ["law"], "bad": ["web"], "keep_fraction": 0.9}',
     '--data.canaries={"repetitions": [1, 2], "per_level": 5}',
 ]
-MODULES = {"prepare": prepare_data, "tokenize": tokenize_corpus}
+STAGES_OF_PASSES = ("prepare", "tokenize")
+MODULES = {"prepare": prepare_data, "tokenizer": train_tokenizer, "tokenize": tokenize_corpus}
 
 
-def leave_half_made(stage: str, run: TinyRun, monkeypatch) -> Path:
+def leave_half_made(stage: str, run: TinyRun, monkeypatch, overrides: list[str]) -> Path:
     """Run a stage up to where it would delete its work; return the hidden folder that it leaves."""
 
     def be_interrupted(*_) -> None:
@@ -37,7 +38,7 @@ def leave_half_made(stage: str, run: TinyRun, monkeypatch) -> Path:
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(MODULES[stage], "discard", be_interrupted)
-        MODULES[stage].main(run.argv(*EVERY_PASS))
+        MODULES[stage].main(run.argv(*overrides))
     [left] = run.output_dir.glob(f".{STAGES[stage].output}.*.tmp")
     return left
 
@@ -58,13 +59,13 @@ def half_made(request, tokenized_run, tmp_path, monkeypatch) -> tuple[TinyRun, P
         prepare_data.main(run.argv(*EVERY_PASS, "--overwrite"))
         shutil.rmtree(run.output_dir / "tokens")
         train_tokenizer.main(run.argv(*EVERY_PASS, "--overwrite"))
-    left = leave_half_made(stage, run, monkeypatch)
+    left = leave_half_made(stage, run, monkeypatch, EVERY_PASS)
     whole = run.copy(tmp_path / "whole")
     MODULES[stage].main(whole.argv(*EVERY_PASS))
     return run, left, stage, read_record(whole.output_dir / STAGES[stage].output)["sha256"]
 
 
-@pytest.mark.parametrize("half_made", MODULES, indirect=True)
+@pytest.mark.parametrize("half_made", STAGES_OF_PASSES, indirect=True)
 def test_what_was_damaged_since_a_stage_was_interrupted_is_made_again(half_made, capfd):
     run, left, stage, expected = half_made
     damaged = [path for path in left.rglob("*") if path.is_file() and path.stat().st_size]
@@ -79,6 +80,21 @@ def test_what_was_damaged_since_a_stage_was_interrupted_is_made_again(half_made,
     lines = [line for line in capfd.readouterr().err.splitlines() if "is not as it was written" in line]
     assert len(lines) >= len(with_files) > len(marks) / 2 > 3
     assert read_record(run.output_dir / STAGES[stage].output)["sha256"] == expected
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".npy"])
+def test_text_that_was_copied_for_a_tokenizer_and_damaged_since_is_copied_again(
+    ending, tokenized_run, tmp_path, monkeypatch, capfd
+):
+    run = tokenized_run.copy(tmp_path / "run")
+    expected = (run.output_dir / "tokenizer" / "tokenizer.json").read_bytes()
+    shutil.rmtree(run.output_dir / "tokenizer")
+    for path in leave_half_made("tokenizer", run, monkeypatch, []).glob(f"sample/copies/*/*{ending}"):
+        flip_a_bit(path)
+    capfd.readouterr()
+    train_tokenizer.main(run.argv())
+    assert f"{ending} is not as it was written" in capfd.readouterr().err
+    assert (run.output_dir / "tokenizer" / "tokenizer.json").read_bytes() == expected
 
 
 def test_a_task_of_an_earlier_version_whose_mark_is_empty_does_not_run_again(tmp_path, capfd):
