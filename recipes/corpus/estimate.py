@@ -23,7 +23,8 @@ from corpus.reading_plan import ReadingPlan, expect
 from corpus.repeated_passages import count_passages
 from corpus.stage_progress import describe_seconds
 from recipe_config import Data, Source
-from sources.readers import Unreadable, read_unit
+from sources.readers import read_unit
+from sources.row_checks import Unreadable
 from sources.units import Unit
 
 

@@ -4,6 +4,7 @@
 A disk may damage a file between a kill and the resume, and after a power failure a file may lack what was written.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -26,11 +27,8 @@ def note_written(*paths: Path) -> None:
 
 def checksum(path: Path) -> str:
     """Return a hash of a file's content: one against damage, which need not withstand an attacker."""
-    found = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def mark_finished(mark: Path) -> None:
