@@ -4,7 +4,7 @@
 # of data. They run in .venv/optional, which has tests/requirements-optional.txt and sees the packages of .venv. The
 # screenshot of the report needs Chromium, which is installed where apt and its rights allow it, and skipped elsewhere.
 #
-#   bash tests/run_optional.sh    10 minutes on 2 cores; arguments go to pytest
+#   bash tests/run_optional.sh    6 minutes on 2 cores, the installation included; arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/quickstart.sh --install_only
