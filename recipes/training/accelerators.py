@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes and devices that a run trains on, as Accelerate finds them, and what they lack."""
 
+import ctypes
 import os
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ from recipe_config import Recipe, RecipeError, Training
 
 
 BUCKET_MB = 100  # of gradients that DDP averages at once; fp32 fills its own 25 with a layer or two
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -39,11 +41,25 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         broadcast_buffers=False,  # the only buffers are RoPE's frequencies, the same on every process
         bucket_cap_mb=BUCKET_MB,
     )
-    return Accelerator(
+    accelerator = Accelerator(
         log_with=recipe.training.report_to or None,
         project_dir=recipe.run.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.timeout_seconds)), ddp],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next, in place of returning it to the system.
+
+    Each step frees its activations and gradients, and every page that is taken anew is cleared first. A C library
+    without mallopt stays as it is.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(setting, 2**31 - 1)
 
 
 def check_devices(accelerator: Accelerator) -> str | None:

@@ -82,9 +82,11 @@ def make_ours(options) -> Callable[[], None]:
     from model.attention import choose_attention
     from model.summed_loss import SummedLoss
     from recipe_config import Stability, Training
+    from training.accelerators import keep_freed_memory
     from training.optimizers import build_optimizers, step_where
     from training.stability import StabilityMonitor
 
+    keep_freed_memory()
     masked = options.side in ("ours_masked", "ours_varlen")
     training = Training(
         max_tokens=1_000_000,

@@ -2,6 +2,9 @@
 """pretrain.py --dry_run: its checks pass on what is right and fail on what is planted; utilisation and trackers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import torch
 from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from tiny_run import RECIPES
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaModel
 
@@ -223,3 +227,31 @@ def test_a_tracker_that_is_not_installed_is_refused(tiny_run, monkeypatch):
     monkeypatch.setattr(accelerators, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(RecipeError, match="not installed: trackio"):
         pretrain.main(tiny_run.argv("--training.report_to=['trackio']"))
+
+
+STEPS_OF_MEMORY = """
+import ctypes, resource, sys, torch
+from training.accelerators import keep_freed_memory
+
+def faults_of_steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(16 << 20).add_(1)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults_of_steps()
+keep_freed_memory()
+faults_of_steps()
+print(first, faults_of_steps(), hasattr(ctypes.CDLL(None), "mallopt"))
+"""
+
+
+def test_on_a_processor_the_memory_of_a_step_is_used_by_the_next_without_being_cleared_again():
+    command = [sys.executable, "-c", STEPS_OF_MEMORY]
+    printed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(RECIPES)}, check=True, capture_output=True)
+    returned, kept, with_glibc = printed.stdout.split()
+    if with_glibc != b"True":
+        pytest.skip("this C library has no mallopt")
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    assert int(returned) > 0.9 * 5 * (64 << 20) / page_bytes  # where pages are not huge
+    assert int(kept) < 100
