@@ -713,7 +713,7 @@ class Training(Section):
     attn_implementation: Literal["auto", "varlen", "sdpa", "flex_attention"] = "auto"
     """varlen computes nothing that the borders of documents hide, without a mask: torch's FlashAttention, on GPUs from
     Ampere on in bf16. sdpa runs everywhere, flex_attention on GPUs. auto: varlen on such a GPU, and on a processor for
-    2,048 tokens or more with document masking; else sdpa."""
+    2,048 tokens or more with document masking; plain attention on a processor in bf16 up to 256 tokens; else sdpa."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: a third more work for a fraction
     of the memory."""

@@ -13,10 +13,12 @@ import gc
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.attention import choose_attention
 from model.summed_loss import SummedLoss
 from model.teachers import Teachers
 from planning.memory import memory_by_part
@@ -32,7 +34,6 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "nu
 def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: int, options: argparse.Namespace):
     torch.manual_seed(0)
     config = LlamaConfig(**shape, vocab_size=vocab_size, max_position_embeddings=sequence_length)
-    model = SummedLoss(LlamaForCausalLM(config), options.compiled)
     tokens_per_step = MICRO_STEPS * batch_size * sequence_length
     training = Training(
         sequence_length=sequence_length,
@@ -42,7 +43,15 @@ def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: i
         optimizer=options.optimizer,
         learning_rate=1e-3,
     )
-    teachers = [SummedLoss(LlamaForCausalLM(config), options.compiled) for _ in range(options.teachers)]
+    on_cpu = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16" if options.bf16 else "no")
+
+    def summed_loss() -> SummedLoss:
+        language_model = LlamaForCausalLM(config)
+        choose_attention(language_model, training, on_cpu)
+        return SummedLoss(language_model, options.compiled)
+
+    model = summed_loss()
+    teachers = [summed_loss() for _ in range(options.teachers)]
     model.teachers = (Teachers(teachers, share=0.5),) if teachers else ()
     average = WeightAverage(model, Average(ema=0.9)) if options.average else None
     optimizers = build_optimizers(model, training)

@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from model import document_attention
 from model.families import shortest_window
+from planning.memory import takes_plain_attention
 from recipe_config import RecipeError, Training
 
 
@@ -44,8 +45,8 @@ def choose_attention(
     problem = why_not_varlen(model.config, accelerator)
     if wanted == "auto":
         long = training.document_masking and training.sequence_length >= LONG_ON_CPU
-        varlen = problem is None and (device == "cuda" or long)
-        wanted = "varlen" if varlen else "sdpa" if cap is None else "eager"
+        plain = cap is not None or takes_plain_attention(device, accelerator.mixed_precision != "no", longest)
+        wanted = "varlen" if problem is None and (device == "cuda" or long) else "eager" if plain else "sdpa"
     if wanted == "sdpa" and cap is not None:
         raise RecipeError(
             "training.attn_implementation=sdpa has no soft-capped attention, which this model was trained with; use "

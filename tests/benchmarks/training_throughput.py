@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -94,10 +95,11 @@ def make_ours(options) -> Callable[[], None]:
         optimizer="adamw",
         learning_rate=1e-3,
         document_masking=masked,
-        attn_implementation="varlen" if options.side == "ours_varlen" else "sdpa",
+        attn_implementation="varlen" if options.side == "ours_varlen" else "auto",
     )
     language_model = llama(options)
-    choose_attention(language_model, training, type("Accelerated", (), {"device": torch.device("cpu")}))
+    precision = {"bf16": "bf16", "fp32": "no"}[options.precision]
+    choose_attention(language_model, training, SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision))
     model = SummedLoss(language_model, compiled=True, document_masking=masked)
     if options.side == "plain":
 

@@ -219,6 +219,16 @@ def test_on_a_processor_auto_is_varlen_for_long_masked_sequences_else_sdpa_and_f
         make_model("flex_attention")
 
 
+@pytest.mark.parametrize(
+    ("precision", "longest", "name"), [("bf16", 256, "eager"), ("bf16", 512, "sdpa"), ("no", 256, "sdpa")]
+)
+def test_on_a_processor_auto_keeps_the_scores_of_short_sequences_in_bf16(precision, longest, name):
+    model, training = make_model("sdpa").language_model, Training(max_tokens=1000, sequence_length=256)
+    on_cpu = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision)
+    choose_attention(model, training, on_cpu, longest)
+    assert model.config._attn_implementation == name
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_on_a_gpu_torchs_kernel_gets_packed_tokens_causal_and_grouped(grouped, monkeypatch):
     """With torch's function replaced by one that computes the same on a processor, and the device by one like it."""
