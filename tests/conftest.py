@@ -26,23 +26,9 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests marked `long` too: the whole enumerations")
-    parser.addoption("--part", type=parse_part, default=(1, 1), help="only part K/N of them: every N-th file")
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Return (K, N) of the K-th of N parts, K/N."""
-    part, parts = map(int, text.split("/"))
-    if not 1 <= part <= parts:
-        raise ValueError(text)
-    return part, parts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    part, parts = config.getoption("--part")
-    files = sorted({item.path for item in items if not item.get_closest_marker("divided")})
-    others = {path for number, path in enumerate(files) if number % parts != part - 1}
-    config.hook.pytest_deselected(items=[item for item in items if item.path in others])
-    items[:] = [item for item in items if item.path not in others]
     if not config.getoption("--all"):
         for item in items:
             if item.get_closest_marker("long"):

@@ -280,12 +280,13 @@ def describe_plan(
 ) -> str:
     """Return what will be trained, on what, and from which checkpoint."""
     micro_tokens = training.per_device_train_batch_size * training.sequence_length * accelerator.num_processes
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     plan = (
         f"pretrain: {parameters['total']:,} parameters ({parameters['non_embedding']:,} without the embedding), "
         f"{state['max_steps']:,} steps of {training.tokens_per_step:,} tokens = "
         f"{training.per_device_train_batch_size} sequences * {training.sequence_length} tokens * "
         f"{training.tokens_per_step // micro_tokens} micro-steps * {accelerator.num_processes} processes, "
-        f"{accelerator.device.type}, {accelerator.mixed_precision}" + (f", from {checkpoint}" if checkpoint else "")
+        f"{accelerator.device.type}, {precision}" + (f", from {checkpoint}" if checkpoint else "")
     )
     return f"{plan}\n{describe_phases(state['phases'])}"
 
