@@ -70,8 +70,13 @@ def refuse_lone_process() -> None:
 
     This process would wait for others that nobody starts. Variables of one process are removed.
 
-    Raises: RecipeError: with the variables.
+    Raises: RecipeError: with the variables; or each process would wait at a port of its own.
     """
+    if os.environ.get("MASTER_PORT") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError(
+            "MASTER_PORT=0: each process would choose a port of its own and wait there for the others; launch with "
+            "`torchrun --standalone`, or name a port"
+        )
     for size, others in PROCESSES.items():
         given = {name: os.environ[name] for name in (size, *others) if os.environ.get(name)}
         ranks = [name for name in given if name.endswith("RANK")]

@@ -213,6 +213,12 @@ def test_training_by_hand_with_a_part_of_a_launchers_variables_is_refused_at_onc
     assert not (tiny_run.output_dir / "metrics.jsonl").exists()
 
 
+def test_processes_without_a_common_port_are_refused_instead_of_waiting(tiny_run, launched):
+    launched(**(WHOLE | {"MASTER_PORT": "0"}))
+    with pytest.raises(RecipeError, match="MASTER_PORT=0: each process would .*torchrun --standalone"):
+        pretrain.main(tiny_run.argv())
+
+
 @pytest.mark.parametrize(
     ("variables", "kept"),
     [

@@ -549,7 +549,7 @@ def test_a_run_of_four_processes_resumes_bit_for_bit(tiny_run, tmp_path):
     """The gradients of more than two are added in an order that follows from how DDP divides them into buckets."""
     run, whole = tiny_run, tiny_run.copy(tmp_path / "whole")
     more = ["--training.max_tokens=2560", "--training.save_steps=2", "--training.save_total_limit=9"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--standalone"]
     launch += [str(RECIPES / "pretrain.py")]
     subprocess.run([*launch, *whole.argv(*more)], cwd=ROOT, check=True, capture_output=True)
     shutil.copytree(whole.output_dir, run.output_dir, dirs_exist_ok=True)
