@@ -23,16 +23,16 @@ from recipe_config import RecipeError, Source
 from recipe_loading import load_recipe
 
 
-# Short facts of law that a model of any size can repeat, asked in several ways.
-FACTS = {
-    "consideration": "something of value that each party gives",
-    "a tort": "a civil wrong that is no breach of contract",
-    "a lien": "a right in property that secures a debt",
-    "estoppel": "a bar against denying what one has said",
-    "a tenant": "one who holds land under a lease",
-    "hearsay": "a statement made out of court",
+# Questions of the civics test of US Citizenship and Immigration Services, with its answers: public domain.
+CIVICS = {
+    "What is the supreme law of the land?": "the Constitution",
+    "What is an amendment?": "an addition to the Constitution",
+    "What do we call the first ten amendments to the Constitution?": "the Bill of Rights",
+    "Who is in charge of the executive branch?": "the President",
+    "What is the highest court in the United States?": "the Supreme Court",
+    "Who makes federal laws?": "Congress",
 }
-WAYS = ("What is {}?", "Define {}.", "Please explain {}.", "Say in a few words what {} is.")
+WAYS = ("{}", "Civics test: {}", "Please answer: {}", "Say in a few words: {}")
 
 
 def turns(*texts: str) -> list[dict]:
@@ -42,11 +42,11 @@ def turns(*texts: str) -> list[dict]:
 def write_rows(path, ways: tuple[str, ...]) -> None:
     """Write a prompt and its completion, or messages with a second turn, one JSON object a line."""
     rows = []
-    for number, (term, meaning) in enumerate(FACTS.items()):
+    for number, (question, reply) in enumerate(CIVICS.items()):
         for way in ways:
-            asked = way.format(term)
-            pair = {"prompt": asked, "completion": f"It is {meaning}."}
-            thanked = turns(asked, f"It is {meaning}.", "Thank you.", "You are welcome.")
+            asked = way.format(question)
+            pair = {"prompt": asked, "completion": reply}
+            thanked = turns(asked, reply, "Thank you.", "You are welcome.")
             system = {"role": "system", "content": "Answer briefly."}
             rows.append(pair if number % 2 else {"messages": [system, *thanked]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -132,7 +132,7 @@ def chat_settings(folder, **more) -> list[str]:
     chosen = {
         "task": "chat",
         "train": {"name": "facts", "path": str(folder / "train.jsonl")},
-        "test": {"name": "asked-otherwise", "path": str(folder / "test.jsonl"), "license": "made up"},
+        "test": {"name": "asked-otherwise", "path": str(folder / "test.jsonl"), "license": "public domain"},
         "sequence_length": 128,
         "max_summary_tokens": 32,
         "num_train_epochs": 12,
@@ -220,8 +220,8 @@ def test_a_run_ends_in_a_model_that_answers_as_it_was_taught(chatting, capsys):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert "<|user|>" in tokenizer.get_vocab() and "<|assistant|>" in tokenizer.chat_template
     assert GenerationConfig.from_pretrained(folder).eos_token_id in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
-    said = answer(turns("What is hearsay?", "?"), model, tokenizer, 32)
-    assert said.startswith("It is a") and len(said) < 60, f"it answers and stops: {said}"
+    for question in ("Who makes federal laws?", "What is the highest court in the United States?"):
+        assert answer(turns(question, "?"), model, tokenizer, 32) == CIVICS[question]
     finetune.main(argv)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -231,8 +231,8 @@ def test_the_card_shows_the_scores_the_licences_and_how_to_talk_to_it(chatting):
     card = (folder / "README.md").read_text()
     after = json.loads((folder / "results.json").read_text())["bits_per_byte"]["after"]["mean"]
     assert "fine-tuned to converse" in card and f"| after | {after:.3f} (" in card
-    assert "fine-tuned on 18 conversations, by\ntraining every weight" in card and "made up" in card
-    assert "transformers chat path/to/this/folder" in card and "Say in a few words what a tort is." in card
+    assert "fine-tuned on 18 conversations, by\ntraining every weight" in card and "public domain" in card
+    assert "transformers chat path/to/this/folder" in card and "Say in a few words: What is an amendment?" in card
     assert "conversational" in metadata_load(folder / "README.md")["tags"]
 
 
