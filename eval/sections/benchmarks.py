@@ -55,12 +55,13 @@ def build(run: RunFiles) -> Section | None:
 
 
 def read_baselines(run: RunFiles) -> dict[str, dict]:
-    """Return the results of each baseline, {model: results}; of a folder, the last two parts name it.
+    """Return the results of each baseline, with its "folder" in the run, {model: results}.
 
-    Where its context is another than the model's, the name says so.
+    The last two parts name a model in a folder. Where its context is another than the model's, the name says so.
     """
     paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
-    found = [run.json(path.relative_to(run.folder).as_posix()) for path in paths]
+    folders = [path.parent.relative_to(run.folder).as_posix() for path in paths]
+    found = [run.json(f"{folder}/results.json") | {"folder": folder} for folder in folders]
     context = ((run.json("eval/results.json") or {}).get("settings") or {}).get("context_length")
     names = {}
     for results in found:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from compare import bits as bits_of
 from figure_style import COLORS, HATCHES, WIDTH
+from intervals import family_sums, paired
 from run_files import STAGE_FILES, RunFiles, Section
 from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
 from sections.tokenizer import BASELINE, OURS, tokenizer_names
@@ -52,7 +54,10 @@ def build(run: RunFiles) -> Section | None:
         return None
     results = run.json("eval/results.json")
     measured, baselines = measured_parts(results), read_baselines(run)
-    verdicts = [judge(name, entry, others(name, entry, baselines)) for name, entry in measured.items()]
+    verdicts = [
+        judge(name, entry, others(name, entry, baselines), paired_intervals(run, results, name, baselines))
+        for name, entry in measured.items()
+    ]
     also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"), run.yaml("recipe.yaml"))]
     values = {
         "facts": list_facts(run.json("training.json")),
@@ -66,7 +71,8 @@ def build(run: RunFiles) -> Section | None:
     if measured:
         text = (
             "Bits per byte of held-out text: the better a model predicts it, the fewer. xz is a text compressor. "
-            "The black line is the model's 95 % interval; a score inside it counts as level"
+            "The black line is the model's 95 % interval; a compressor's score inside it counts as level. Another "
+            "model is compared document by document"
         )
         figures["overview"] = (baselines_figure(measured, baselines), text)
     return Section(run.folder.resolve().name, values, figures, summarise(values))
@@ -120,16 +126,44 @@ def others(name: str, entry: dict, baselines: dict[str, dict]) -> dict[str, floa
     return found | {text: entry[kind] for kind, text in XZ_NAMES.items() if entry.get(kind) is not None}
 
 
-def judge(name: str, entry: dict, compared: dict[str, float]) -> Verdict:
-    """Compare a score with each baseline; inside the score's own 95 % interval neither counts as better."""
+def paired_intervals(run: RunFiles, results: dict, name: str, baselines: dict[str, dict]) -> dict[str, list[float]]:
+    """Return the 95 % interval of how many more bits per byte each baseline needs, {model: interval}.
+
+    Both predict the same documents, so that what is hard for both adds nothing to the interval.
+    """
+    scored = results["bits_per_byte"]["sources"]
+    sources = [name] if name in scored else [source for source, entry in scored.items() if entry["domain"] == name]
+    found = {}
+    for model, other in baselines.items():
+        pairs = []
+        for source in sources:
+            ours, theirs = (
+                {each["id"]: each for each in run.lines(f"{folder}/items/documents.{source}.jsonl")}
+                for folder in ("eval", other["folder"])
+            )
+            pairs += [(each, theirs[key]) for key, each in ours.items() if key in theirs]
+        if pairs:
+            ours, theirs = zip(*pairs, strict=True)
+            size = len(family_sums(ours, "bytes"))
+            found[model] = paired(bits_of(ours), bits_of(theirs), name, size, 0)["interval"]
+    return found
+
+
+def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[str, list[float]]) -> Verdict:
+    """Compare a score with each baseline: neither is better where the 95 % interval of the difference holds 0.
+
+    Args: paired_with: from paired_intervals; for the others the score's own interval decides.
+    """
     bits = entry["bits_per_byte"]
     low, high = entry["confidence_interval"] or (bits, bits)
     interval = f" (95 % interval {low:.2f} to {high:.2f})" if entry["confidence_interval"] else ""
     text = [f"On held-out text the model needs {bits:.2f} bits per byte{interval}."]
     groups = {"beaten": [], "equal": [], "ahead": []}
     for what, value in compared.items():
-        group = "beaten" if value > high else "ahead" if value < low else "equal"
-        groups[group].append(f"{what} ({value:.2f})")
+        least, most = paired_with.get(what) or (value - high, value - low)
+        group = "beaten" if least > 0 else "ahead" if most < 0 else "equal"
+        difference = f", the difference {least:.2f} to {most:.2f}" if what in paired_with else ""
+        groups[group].append(f"{what} ({value:.2f}{difference})")
     if groups["beaten"]:
         text.append(f"It beats {join(groups['beaten'])}.")
     if groups["equal"]:

@@ -2,6 +2,7 @@
 """The report of a small run folder, of one with pieces missing, and what it says about results that show nothing."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from report import SECTIONS, main, read_records
 from run_files import RunFiles
 from run_folder import find_damaged_files, is_finished, record_stage
 from sections import overview, reference
-from sections.benchmarks import task_sentence
+from sections.benchmarks import read_baselines, task_sentence
 from sections.curves import tasks_figure
 from sections.documents import funnel_shares
 from sections.held_out_text import xz_sentence
@@ -368,9 +369,48 @@ def test_first_screen_answers_the_four_questions(run_folder):
     ],
 )
 def test_a_verdict_counts_only_what_is_outside_the_interval(compared, level, label):
-    verdict = overview.judge("law", entry("legal", 1.4, interval=(1.3, 1.5)), compared)
+    verdict = overview.judge("law", entry("legal", 1.4, interval=(1.3, 1.5)), compared, {})
     assert (verdict.level, verdict.label) == (level, label)
     assert all(f"{what} ({value:.2f})" in verdict.text for what, value in compared.items())
+
+
+def write_documents(folder, bits, size_bytes=100):
+    """Write an evaluation of documents that need these bits per byte, of two sources of one domain."""
+    (folder / "items").mkdir(parents=True)
+    sources = {}
+    for source, needed in bits.items():
+        lines = [
+            {"id": f"{source}-{n}", "family": None, "bytes": size_bytes, "nats": each * size_bytes * math.log(2)}
+            for n, each in enumerate(needed)
+        ]
+        (folder / "items" / f"documents.{source}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sources[source] = entry("legal", sum(needed) / len(needed), interval=(min(needed), max(needed)))
+    results = {"model": f"models/{folder.name}", "settings": {}, "bits_per_byte": {"sources": sources}}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([0.10, 0.12, 0.09, 0.11, 0.10, 0.08], "It beats models/base"),
+        ([-0.10, -0.12, -0.09, -0.11, -0.10, -0.08], "It does not yet beat models/base"),
+        ([0.30, -0.25, 0.09, -0.11, 0.10, -0.08], "It is level with models/base"),
+    ],
+)
+@pytest.mark.parametrize("part", ["rulings", "legal"])
+def test_a_model_is_compared_with_another_on_the_same_documents(tmp_path, more, words, part):
+    ours = [0.5, 0.9, 1.4, 2.0, 2.6, 3.1]  # so far apart that the interval of the mean holds every baseline
+    other = [mine + each for mine, each in zip(ours, more, strict=True)]
+    write_documents(tmp_path / "eval", {"rulings": ours, "statutes": ours})
+    write_documents(tmp_path / "eval" / "baselines" / "base", {"rulings": other, "statutes": other})
+    run = RunFiles(tmp_path)
+    results, baselines = run.json("eval/results.json"), read_baselines(run)
+    differences = overview.paired_intervals(run, results, part, baselines)
+    low, high = differences["models/base"]
+    assert low <= sum(more) / len(more) <= high
+    one = entry("legal", 1.75, interval=(0.9, 2.6))
+    text = overview.judge(part, one, {"models/base": sum(other) / 6}, differences).text
+    assert f"{words} ({sum(other) / 6:.2f}, the difference {low:.2f} to {high:.2f})" in text
 
 
 def problems(folder):
