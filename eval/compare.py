@@ -52,9 +52,11 @@ def bits(documents: list[dict]) -> Score:
     return lambda draw: float(nats[draw].sum() / np.log(2) / sizes[draw].sum())
 
 
-def compare_one(folders: list[Path], name: str, scorer, seed: int) -> dict | None:
-    """Compare all evaluations on the items of `name` that all of them scored; None for fewer than two items."""
-    items = [read_items(folder, name) for folder in folders]
+def compare_items(items: list[dict[str, dict]], name: str, scorer, seed: int) -> dict | None:
+    """Compare evaluations on the items of `name` that all of them scored; None for fewer than two items.
+
+    Args: items: of each evaluation, by what names an item.
+    """
     shared = [key for key in items[0] if all(key in each for each in items[1:])]
     if len(shared) < 2:
         return None
@@ -115,15 +117,17 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
         "gold_bits_per_byte": {},
     }
     for source in results[0]["bits_per_byte"]["sources"]:
-        entry = compare_one(folders, f"documents.{source}", bits, seed)
+        name = f"documents.{source}"
+        entry = compare_items([read_items(folder, name) for folder in folders], name, bits, seed)
         if entry:
             compared["bits_per_byte"][source] = entry
     for name, task in results[0]["tasks"].items():
-        entry = compare_one(folders, name, METRICS[task["score"]], seed)
+        items = [read_items(folder, name) for folder in folders]
+        entry = compare_items(items, name, METRICS[task["score"]], seed)
         if entry:
             compared["tasks"][name] = entry | {"metric": task["score"], "chance": task["chance"]}
         if entry and task["gold_bits_per_byte"]:
-            compared["gold_bits_per_byte"][name] = compare_one(folders, name, gold_bits, seed)
+            compared["gold_bits_per_byte"][name] = compare_items(items, name, gold_bits, seed)
     compared["groups"] = compare_groups(results[0], compared["tasks"])
     judge(compared)
     benchmarks = [benchmark_of(results[0]["tasks"][name], name) for name in compared["tasks"]]

@@ -14,8 +14,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from compare import bits as bits_of
+from compare import compare_items
 from figure_style import COLORS, HATCHES, WIDTH
-from intervals import family_sums, paired
 from run_files import STAGE_FILES, RunFiles, Section
 from sections.benchmarks import against, baseline_of, compared_with, first_metric, read_baselines
 from sections.tokenizer import BASELINE, OURS, tokenizer_names
@@ -135,17 +135,16 @@ def paired_intervals(run: RunFiles, results: dict, name: str, baselines: dict[st
     sources = [name] if name in scored else [source for source, entry in scored.items() if entry["domain"] == name]
     found = {}
     for model, other in baselines.items():
-        pairs = []
-        for source in sources:
-            ours, theirs = (
-                {each["id"]: each for each in run.lines(f"{folder}/items/documents.{source}.jsonl")}
-                for folder in ("eval", other["folder"])
-            )
-            pairs += [(each, theirs[key]) for key, each in ours.items() if key in theirs]
-        if pairs:
-            ours, theirs = zip(*pairs, strict=True)
-            size = len(family_sums(ours, "bytes"))
-            found[model] = paired(bits_of(ours), bits_of(theirs), name, size, 0)["interval"]
+        documents = [
+            {
+                (source, document["id"]): document
+                for source in sources
+                for document in run.lines(f"{folder}/items/documents.{source}.jsonl")
+            }
+            for folder in ("eval", other["folder"])
+        ]
+        if compared := compare_items(documents, f"documents.{name}", bits_of, 0):
+            found[model] = compared["against_first"][1]["interval"]
     return found
 
 

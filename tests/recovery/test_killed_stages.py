@@ -5,7 +5,7 @@ crash_shim.c kills a stage just before its n-th change to the run folder. Every 
 process that has imported everything, so that a case costs the stage's time without Python's start.
 
     pytest tests/recovery/test_killed_stages.py          at its start, in the middle, before and after its final rename
-    pytest tests/recovery/test_killed_stages.py --all    at every change it makes, 1,405 in all; 17 minutes of a core
+    pytest tests/recovery/test_killed_stages.py --all    at every change it makes; tests/README.md has the last count
 """
 
 import ctypes
