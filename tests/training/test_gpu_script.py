@@ -50,7 +50,8 @@ def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
     out, _ = rehearsed
     measured = [one for one in json.loads((out / "results.json").read_text())["measured"] if "left_out" not in one]
     assert {one["shape"] for one in measured} == {"125M", "342M", "1B"}
-    assert {one["used_attention"] for one in measured} == {"sdpa", "varlen"}
+    # On a processor the default takes plain attention at the rehearsal's short sequences, as a recipe does.
+    assert {one["used_attention"] for one in measured} == {"eager", "sdpa", "varlen"}
     for one in measured:
         assert (
             one["tokens_per_second"] > 0 and one["optimizer_seconds"] > 0 and sum(k["share"] for k in one["kernels"])
