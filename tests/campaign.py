@@ -461,7 +461,7 @@ def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | 
         attacked = attacked_run(root, seed, number)
         try:
             attacked.make()
-        except RuntimeError as error:
+        except (RuntimeError, psutil.TimeoutExpired) as error:
             note(root, seed, Try(numbers[0], "recipe", "undisturbed", [str(error)]), attacked, 0.0)
             continue
         import_as(attacked.traces)

@@ -24,6 +24,7 @@ from typing import IO
 
 import psutil
 from tiny_run import ROOT
+from tqdm import tqdm
 
 
 RECIPES, EVAL = ROOT / "recipes", ROOT / "eval"
@@ -157,6 +158,8 @@ def fork(run: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
+        # tqdm's own lock is shared with all that are forked: one that is killed while it holds it would stop the rest.
+        tqdm.set_lock(threading.RLock())
         try:
             run()
             status = 0
