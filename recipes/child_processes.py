@@ -40,11 +40,20 @@ def leave_on_signals(kept: str) -> Iterator[None]:
         raise SystemExit(EXIT_STOPPED)
 
     before = {number: signal.signal(number, leave) for number in heeded_signals()}
+    after = before
     try:
         yield
+    except SystemExit as ended:
+        if ended.code == EXIT_STOPPED:  # another signal, while Python ends, must not decide the exit code
+            after = dict.fromkeys(before, pass_over)
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in after.items():
             signal.signal(number, handler)
+
+
+def pass_over(number: int, frame: object) -> None:
+    """Handle a signal by doing nothing; unlike one that is ignored, it is not for what this process starts."""
 
 
 def end_with_parent() -> None:

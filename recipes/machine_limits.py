@@ -4,6 +4,7 @@
 import errno
 import math
 import os
+import re
 from pathlib import Path
 
 
@@ -16,7 +17,8 @@ LESS_MEMORY = {
     "run_eval.py": "set evaluation.batch_size lower",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITTEN = ("iostream error", "PytorchStreamWriter failed writing")  # torch.save, which names no cause
+# torch.save, which names no cause, and NumPy, which says "65536 requested and 60400 written"
+NOT_WRITTEN = re.compile(r"iostream error|PytorchStreamWriter failed writing|^\d+ requested and \d+ written$")
 # torch, Python, and C++, which means a thread where no file is named
 NO_MEMORY = ("can't allocate memory", "can't start new thread", os.strerror(errno.EAGAIN))
 SHARED = Path("/dev/shm")  # memory that processes share, small in a container
@@ -40,7 +42,7 @@ def explain_limit(error: BaseException, script: str) -> str | None:
         # Libraries in Rust and C++ raise errors of their own with the system's words.
         if code in FULL or any(os.strerror(full) in text for full in FULL):
             return f"the disk is full: {text}; make room there, and the same command resumes"
-        if any(words in text for words in NOT_WRITTEN):
+        if NOT_WRITTEN.search(text):
             return f"a file could not be written, as on a full disk: {text}; make room, and the same command resumes"
         if code in REFUSED and error.filename:
             return (

@@ -30,7 +30,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atomic_files import hash_items, read_json
+from atomic_files import StaleStageError, hash_items, read_json
 from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
 from launching import clear_environment, evaluation_command, launch_command
 from machine_limits import lower_memory
@@ -39,7 +39,7 @@ from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
-from recorded_files import OF_REPORT, record_run_files
+from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files
 from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, record_stage
 from sources.units import Listing, list_all_sources
@@ -279,6 +279,8 @@ def main(argv: list[str] | None = None) -> None:
         summary = run / "summary.txt"
         if summary.exists():
             print(summary.read_text(encoding="utf-8"))
+    if problem := find_damaged_run_files(run).get("training.json"):
+        raise StaleStageError(f"{run / 'training.json'}: {problem}; restore it from a copy, or train again")
     model = output_folder(recipe, "pretrain")
     training = json.loads((run / "training.json").read_text(encoding="utf-8"))
     print(

@@ -53,6 +53,11 @@ def system_error(number: int, name: str | None = None) -> OSError:
             "a file could not be written, as on a full disk: ",
         ),
         (
+            "train_tokenizer.py",
+            OSError("65536 requested and 60400 written"),
+            "a file could not be written, as on a full",
+        ),
+        (
             "pretrain.py",
             RuntimeError("Resource temporarily unavailable"),  # of gloo, which starts a thread
             "memory ran out .* set training.per_device_train_batch_size lower",
@@ -79,7 +84,8 @@ def test_a_limit_of_the_machine_ends_a_script_with_a_message(monkeypatch, script
 
 
 def test_a_stop_between_two_stages_prints_the_command_that_starts_again():
-    code = f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe, signal, os; "
+    code = f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import run_recipe, atexit, signal, os; "
+    code += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); "  # another while Python ends
     code += "run_recipe.parse_command_line = lambda *_, **__: os.kill(os.getpid(), getattr(signal, sys.argv[1])); "
     code += "run_recipe.main()"
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -246,6 +246,17 @@ def test_running_it_again_does_nothing_and_reports_it(telecom):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("[!.]*") if path.is_file()} == before
 
 
+def test_a_damaged_summary_of_training_is_named_when_nothing_is_left_to_do(telecom):
+    command, folder, _ = telecom
+    path = folder / "runs" / "telecom" / "training.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"tokens_seen", b"tokens\xefseen"))
+    result = run(command, folder)
+    path.write_bytes(before)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "training.json: its sha256 is not the recorded one; restore it from a copy" in result.stderr
+
+
 def test_a_changed_evaluation_runs_again_and_a_changed_model_is_refused(telecom):
     command, folder, _ = telecom
     result = run([*command, "--model.num_hidden_layers=3"], folder)
