@@ -162,7 +162,9 @@ class TokenMixture:
         """Return where the first window of a shard begins in an epoch."""
         if not self.shards.repack:
             return 0
-        return hash_key((*self._order(source, epoch, length), shard)) % self.shards.sequence_length
+        firsts, tokens = self.first_sequences[length][source], len(self.shards.shards[source][shard])
+        read = (firsts[shard + 1] - firsts[shard]) * length * self.shards.sequence_length
+        return hash_key((*self._order(source, epoch, length), shard)) % (tokens - read)  # the last label is the last
 
     def find(self, source: int, shard: int, start: int, end: int, until: int) -> Iterator[tuple[int, int]]:
         """Yield (index, first token) of the windows before window `until` of which a token in [start, end) is a label.

@@ -34,7 +34,8 @@ class TokenShards:
         tokens: the tokens/ folder of a run.
         names: its sources; a source's number is its position here.
         sequence_length: tokens in a window, without the one after them.
-        repack: the windows of each epoch begin at another place, so a shard has one fewer than it has room for.
+        repack: the windows of each epoch begin at another place, so a shard of several has one fewer than it has room
+            for.
 
     Attributes:
         num_windows: windows of each source.
@@ -56,11 +57,10 @@ class TokenShards:
             train = manifest["sources"][name]["train"]
             windows = [(shard["tokens"] - 1) // sequence_length for shard in train["shards"]]
             if repack:
-                windows = [max(0, shard["tokens"] // sequence_length - 1) for shard in train["shards"]]
+                windows = [count - 1 if count > 1 else count for count in windows]
             if not sum(windows):
-                least = "two sequences, which data.repack needs," if repack else "one sequence"
                 raise RecipeError(
-                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than {least} of "
+                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
                     f"{sequence_length}; lower training.sequence_length or add text"
                 )
             self.files.append([tokens / shard["file"] for shard in train["shards"]])

@@ -409,6 +409,18 @@ def test_repacked_text_is_cut_at_other_places_in_each_epoch_and_found_there(thre
     ]
 
 
+def test_repacked_text_is_read_to_both_ends_of_each_shard_and_a_short_shard_too(tmp_path):
+    lengths = [9, 16, 17, 41, 47]  # of shards; the first hold one sequence of 8 tokens and what comes after it
+    folder = write_tokens(tmp_path / "tokens", {"a": lengths})
+    mixture = TokenMixture(TokenShards(folder, ["a"], 8, repack=True), {0: {"a": 1.0}}, 4)
+    labels = [set() for _ in lengths]
+    for index in range(5_000):
+        _, shard, start = mixture.locate(index)
+        assert start + 8 < lengths[shard]
+        labels[shard] |= set(range(start + 1, start + 9))
+    assert labels == [set(range(1, length)) for length in lengths]
+
+
 def test_a_phase_of_longer_sequences_reads_windows_that_stand_after_each_other(three_sources):
     plain = TokenMixture(three_sources, PHASES, seed=4)
     longer = TokenMixture(three_sources, PHASES, 4, {700: 4, 1100: 4})
