@@ -33,14 +33,20 @@ class WeightAverage:
         self.values = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in self.weights.items()}
 
     @torch.no_grad()
-    def add(self, step: int, max_steps: int) -> None:
-        """Add the weights after an optimizer step to the average."""
-        first = 1
+    def add(self, step: int, state: dict) -> None:
+        """Add the weights after an optimizer step to the average.
+
+        Args: state: of the run, which is saved with the weights. It gets `averaged`: the first step that the planned
+            length asks for, and the first that was added. A run whose length changes begins a mean anew.
+        """
+        first, max_steps = 1, state["max_steps"]
         if self.settings.last_fraction is not None:
             first = max_steps - max(1, round(self.settings.last_fraction * max_steps)) + 1
         if step < first:
             return
-        part = 1 / (step - first + 1)  # of a plain mean
+        if state.get("averaged", {}).get("planned") != first:
+            state["averaged"] = {"planned": first, "from": step}
+        part = 1 / (step - state["averaged"]["from"] + 1)  # of a plain mean
         if self.settings.ema is not None:
             part = max(part, 1 - self.settings.ema)
         torch._foreach_lerp_(own_parts(self.values), own_parts(self.weights), part)

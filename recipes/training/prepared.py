@@ -86,10 +86,10 @@ class PreparedModel:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    def add_to_average(self, step: int, max_steps: int) -> None:
-        """Add the weights after an optimizer step to their average, if there is one."""
+    def add_to_average(self, step: int, state: dict) -> None:
+        """Add the weights after an optimizer step to their average, if there is one; see WeightAverage.add."""
         if self.average:
-            self.average.add(step, max_steps)
+            self.average.add(step, state)
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: file stem -> name -> tensor.
