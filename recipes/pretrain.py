@@ -226,7 +226,7 @@ class Pretraining:
             if not left_out:
                 self.train_step(step)
                 self.state["trained_steps"] += 1
-            self.prepared.add_to_average(step, self.state["max_steps"])
+            self.prepared.add_to_average(step, self.state)
             self.state["step"] = step
             self.preemption.anything_to_save = True
             self.checkpoints.check()
@@ -392,7 +392,8 @@ class Pretraining:
         """Write the model and training.json, whose content is returned."""
         accelerator, state = self.accelerator, self.state
         mixture = record.summarize_mixture(self.mixture, self.text.byte_lengths, state)
-        summary = record.summarize(self.recipe.model, self.training, self.parameters, state)
+        model = accelerator.unwrap_model(self.prepared.module)
+        summary = record.summarize(self.recipe, self.training, model, self.parameters, state)
         summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if self.is_main:

@@ -83,7 +83,7 @@ def fill_training_summary(records: Records) -> dict[str, list[Field]]:
             Field("1.1a", "Provider: name and contact"),
             Field("1.1b", "Authorised representative in the Union: name and contact, where there is one"),
             Field("1.2a", "Versioned model name", f"{records.name}, {describe_weights(records)}", "model/"),
-            Field("1.2b", "Models it depends on", describe_base(records.base), "recipe.yaml"),
+            Field("1.2b", "Models it depends on", describe_models(records), "recipe.yaml"),
             Field("1.2c", "Date of placement on the Union market"),
             Field("1.3a", "Modality of the training data", "text", "documents/stats.json"),
             Field("1.3b", "Size", f"{size} ({records.unique_tokens:,} different ones)", "tokens/manifest.json"),
@@ -119,7 +119,7 @@ def fill_model_documentation(records: Records) -> dict[str, list[Field]]:
     """Return section -> its fields."""
     recipe, config, training = records.recipe, records.config, records.training
     context = config["max_position_embeddings"]
-    seconds, compute = training["seconds"], training["flops"]
+    seconds, compute = training["seconds"], total_flops(records)
     where = f"{training['num_processes']} process(es) on {training['device']}"
     return {
         "1 General information": [
@@ -128,7 +128,7 @@ def fill_model_documentation(records: Records) -> dict[str, list[Field]]:
             Field("1.3", "Authenticity", describe_weights(records), "model/"),
             Field("1.4", "Release date"),
             Field("1.5", "Union market release date"),
-            Field("1.6", "Models it depends on", describe_base(records.base), "recipe.yaml"),
+            Field("1.6", "Models it depends on", describe_models(records), "recipe.yaml"),
         ],
         "2 Model properties": [
             Field("2.1", "Architecture", describe_architecture(config), "model/config.json"),
@@ -198,7 +198,7 @@ def with_answers(form: dict[str, list[Field]], answers: dict[str, str]) -> dict[
 
 def describe_duty(records: Records) -> str:
     """Return whether the duty applies at this compute, with the threshold and its source."""
-    compute, base = records.training["flops"], records.base
+    compute, base = total_flops(records), records.base
     threshold = GENERAL_PURPOSE_FLOPS * (MODIFIER_FRACTION if base else 1)
     basis = (
         "the operations of a modification from which on its maker is a provider: a third of the base's, of which 1e23 "
@@ -208,7 +208,7 @@ def describe_duty(records: Records) -> str:
     )
     verdict = "is below" if compute < threshold else "is at or above"
     return (
-        f"This run's {compute:.3g} floating-point operations: this {verdict} {threshold:.2g}, {basis} "
+        f"{compute:.3g} floating-point operations of training: this {verdict} {threshold:.2g}, {basis} "
         "(Commission guidelines C(2025) 7719). Other criteria can apply, such as whether the model is placed on the "
         "Union market. This is no legal advice."
     )
@@ -216,6 +216,20 @@ def describe_duty(records: Records) -> str:
 
 def describe_weights(records: Records) -> str:
     return "; ".join(f"{name} sha256 {sha256}" for name, sha256 in records.weights.items())
+
+
+def total_flops(records: Records) -> float:
+    """Return the operations of training, with those of the models that were trained for it to learn from."""
+    return records.training["flops"] + records.training.get("members_flops", 0)
+
+
+def describe_models(records: Records) -> str:
+    """Return the base, and the models whose predictions it learned."""
+    learned = records.shown.training.distillation
+    if learned is None:
+        return describe_base(records.base)
+    members = [f"{learned.members} trained on the same text for it"] if learned.members else []
+    return f"{describe_base(records.base)}; it learned the predictions of {', '.join([*members, *learned.teachers])}"
 
 
 def describe_base(base: Base | None) -> str:
@@ -285,8 +299,9 @@ def describe_architecture(config: dict) -> str:
 
 def describe_training(records: Records) -> str:
     training, settings = records.training, records.recipe.training
+    learned = "and the mean prediction of other models " if settings.distillation else ""
     return (
-        f"next-token prediction on {training['tokens_seen']:,} tokens in {training['max_steps']:,} steps of "
+        f"next-token prediction {learned}on {training['tokens_seen']:,} tokens in {training['max_steps']:,} steps of "
         f"{training['tokens_per_step']:,}, optimizer {settings.optimizer}, peak learning rate "
         f"{settings.learning_rate:g}, mixed precision {training['mixed_precision']}"
     )

@@ -27,6 +27,7 @@ from model.summed_loss import SummedLoss, build_summed_loss
 from planning.devices import stated_utilisation
 from planning.memory import count_teachers, memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
+from planning.scarce_text import FORWARD_FRACTION
 from recipe_config import Model, Recipe, RecipeError, Training
 from recorded_files import record_run_files
 from training.compilation import decide_compilation
@@ -131,6 +132,7 @@ def describe_plan(
         training_flops_per_token(model, vocab_size, length) * (end - phase["after_step"]) * training.tokens_per_step
         for phase, length, end in zip(phases, lengths, ends, strict=True)
     )
+    flops *= 1 + count_teachers(training) * FORWARD_FRACTION
     longest = max(lengths)
     peak = peak_flops(accelerator.device)
     compiled, _ = decide_compilation(training, accelerator)

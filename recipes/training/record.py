@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from atomic_files import read_json_lines, replace_text, write_json
+from atomic_files import read_json, read_json_lines, replace_text, write_json
 from mixture.fitting import expected_deviations
 from mixture.order import TokenMixture
-from recipe_config import Model, Recipe, Training
+from model.llama import count_module_parameters
+from model.summed_loss import SummedLoss
+from recipe_config import Recipe, Training
 from recorded_files import recorded_beginnings
 
 
@@ -62,16 +64,26 @@ def truncate_records(run: Path, step: int, checkpoint: Path | None) -> None:
         replace_text(path, kept)
 
 
-def summarize(model: Model, training: Training, parameters: dict[str, int], state: dict) -> dict:
+def summarize(recipe: Recipe, training: Training, model: SummedLoss, parameters: dict[str, int], state: dict) -> dict:
     """Return the part of training.json that says what was trained, how long and at what cost in FLOPs.
 
-    Its total and non_embedding parameters are those of the exported model, into which the adapters are merged.
+    Its total and non_embedding parameters are those of the exported model, into which the adapters are merged. Its
+    flops are of this run, with the forward passes of the models that it learns from; members_flops are of those that
+    were trained for it.
     """
     processed_tokens = state["trained_steps"] * training.tokens_per_step  # with those of skipped documents
-    projection = parameters["embedding"] if model.tie_word_embeddings else 0
-    multiplied = parameters["non_embedding"] + projection
+    multiplied = multiplied_parameters(parameters, recipe.model.tie_word_embeddings)
     # A frozen weight has no gradient of its own, but passes on that of its input.
-    per_token = 6 * multiplied if model.lora is None else 4 * multiplied + 2 * parameters["trained"]
+    per_token = 6 * multiplied if recipe.model.lora is None else 4 * multiplied + 2 * parameters["trained"]
+    convention = "6 * parameters that multiply (all but the input embedding) * tokens, 4 where they are not trained"
+    cost = {}
+    if recipe.training.distillation is not None:
+        for teacher in model.teachers[0].models:
+            taught, tied = teacher.language_model, teacher.language_model.config.tie_word_embeddings
+            per_token += 2 * multiplied_parameters(count_module_parameters(taught), tied)
+        convention += ", 2 for the models that it learns from"
+        members = [read_json(folder.parent / "training.json") for folder in recipe.teacher_folders()]
+        cost["members_flops"] = sum(one["flops"] for one in members[: recipe.training.distillation.members])
     merged = {part: parameters[part] - parameters["adapters"] for part in ("total", "non_embedding")}
     return {
         "parameters": parameters | merged,
@@ -83,9 +95,14 @@ def summarize(model: Model, training: Training, parameters: dict[str, int], stat
         "seconds": state["seconds"],
         "tokens_per_second": processed_tokens / state["seconds"],
         "flops": per_token * processed_tokens,
-        "flops_convention": "6 * parameters that multiply (all but the input embedding) * tokens, 4 where they are "
-        "not trained, attention scores left out",
+        **cost,
+        "flops_convention": f"{convention}, attention scores left out",
     }
+
+
+def multiplied_parameters(parameters: dict[str, int], tied: bool) -> int:
+    """Return the parameters that multiply: all but the input embedding, unless it is the projection too."""
+    return parameters["non_embedding"] + (parameters["embedding"] if tied else 0)
 
 
 def describe_device(accelerator: Accelerator) -> dict:
