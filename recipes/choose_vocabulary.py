@@ -53,6 +53,7 @@ from sweeps.runs import (
     locked,
     read_rows,
     run_stage,
+    scored_as,
     state_pretokenization,
     train_missing,
     train_model,
@@ -153,10 +154,11 @@ def train(run: Run, folder: Path, shares: dict[str, float], sample: TrainingSamp
         tokenizer_of(recipe, shares, sample)
         run_stage("tokenize", [sys.executable], write_config(recipe, inputs), inputs, run.name)
     training, scores = train_model(recipe, folder, inputs, launcher, run.name)
+    of_model = scored_as(recipe)
     by_source = {
-        name.removeprefix("eval/").replace("/", "_"): f"{value:.6f}"
+        name.removeprefix(f"{of_model}/").replace("/", "_"): f"{value:.6f}"
         for name, value in scores.items()
-        if name.startswith("eval/bits_per_byte/")
+        if name.startswith(f"{of_model}/bits_per_byte/")
     }
     return {
         "vocab_size": recipe.tokenizer.vocab_size,
@@ -167,7 +169,7 @@ def train(run: Run, folder: Path, shares: dict[str, float], sample: TrainingSamp
         "tokens": training["tokens_seen"],
         "learning_rate": f"{recipe.training.learning_rate:.6g}",
         "seed": recipe.run.seed,
-        "bits_per_byte": f"{scores['eval/bits_per_byte']:.6f}",
+        "bits_per_byte": f"{scores[f'{of_model}/bits_per_byte']:.6f}",
         **by_source,
         "repetitions": f"{max(part['repetitions'] for part in training['mixture'].values()):.3f}",
         "seconds": f"{training['seconds']:.1f}",

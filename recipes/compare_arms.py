@@ -42,6 +42,7 @@ from sweeps.runs import (
     recipe_in,
     run_logged,
     run_stage,
+    scored_as,
     train_missing,
     train_model,
     write_config,
@@ -97,7 +98,7 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         "flops": f"{training['flops']:.4g}",
         "tokens": training["tokens_seen"],
     }
-    of_model = "eval" if run.recipe.training.average is None else "average"  # what model/ holds
+    of_model = scored_as(run.recipe)
     for source in run.recipe.data.sources:
         part = training["mixture"][source.name]
         row |= {
@@ -111,8 +112,8 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         if run.recipe.training.distillation is not None:
             row[f"{source.label}_of_teachers"] = f"{scores[f'teachers/bits_per_byte/{source.name}']:.5f}"
     for task in run.recipe.training.eval_tasks:
-        row[f"{task}_accuracy"] = f"{scores[f'eval/{task}/accuracy']:.4f}"
-        row[f"{task}_gold_bits_per_byte"] = f"{scores[f'eval/{task}/gold_bits_per_byte']:.5f}"
+        row[f"{task}_accuracy"] = f"{scores[f'{of_model}/{task}/accuracy']:.4f}"
+        row[f"{task}_gold_bits_per_byte"] = f"{scores[f'{of_model}/{task}/gold_bits_per_byte']:.5f}"
     if run.recipe.hub.leak_audit is not None:
         command = [sys.executable, str(ROOT / "recipes" / "audit_leaks.py"), str(folder)]
         run_logged(command, folder / "log.txt", f"{run.name}: audit")

@@ -151,6 +151,7 @@ def train_members(recipe: Recipe, options, launch: list[str]) -> None:
             continue
         print(f"run_recipe: model {number + 1} of {distillation.members} to learn from, in {folder}")
         own = [f"--run.output_dir={folder}", f"--run.seed={member.run.seed}", "--training.distillation=null"]
+        own += ["--hub.revision_steps=null"]  # those in the repository are of the model that learns
         given = [
             "--config",
             *options.config,

@@ -212,7 +212,7 @@ def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: 
         "max_tokens": steps * tokens_per_step,
         "steps": steps,
         "learning_rate": learning_rate,
-        "weight_decay": 0.1,
+        "weight_decay": recipe.training.weight_decay,
         "warmup_steps": max(1, min(steps // 20, round(rule.warmup_tokens / tokens_per_step))),
         "source": f"{rule.source}, for AdamW, and for Muon, whose updates are scaled alike; batch a power of two of "
         "sequences, warm-up at most 5 % of the steps",

@@ -3,6 +3,7 @@
 
 import textwrap
 
+from planning.scarce_text import MEASURED_ON
 from planning.verdict import describe_hours
 
 
@@ -117,6 +118,8 @@ def describe_ways(plan: dict) -> list[tuple[str, str]]:
         hours = describe_hours(hours_per_flop * way["flops"])
         take = " <- take" if way["take"] else ""
         rows.append(("little text", f"{way['way']}: {hours}, equal to {factor} times the text; {way['keys']}{take}"))
+    if rows:
+        rows.append(("little text", f"these factors: {MEASURED_ON}; recipes/experiments/README.md#little-text"))
     return rows
 
 

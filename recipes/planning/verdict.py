@@ -6,6 +6,7 @@ import math
 from planning.available_text import Text
 from planning.known_models import OPEN_MODELS
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
+from planning.scarce_text import MANY_EPOCHS, USUAL_EPOCHS
 
 
 ENOUGH_FRACTION = 0.9  # of the budget: less is a text that limits the run
@@ -110,12 +111,17 @@ def describe_verdict(plan: dict, text: Text) -> list[str]:
     )
     if used < ENOUGH_FRACTION:
         part = f"{used:.0%}" if used >= 0.01 else "less than 1%"
+        more = (
+            f"read it more often (data.max_repetitions={2 * text.max_repetitions:g} makes the run twice as long, at a "
+            "lower gain)"
+            if 2 * text.max_repetitions <= USUAL_EPOCHS
+            else f"read it {MANY_EPOCHS} times with the decay and dropout of recipes/custom/scarce.yaml"
+        )
         third = (
             f"The text can use {part} of the budget: it is read {text_of_plan['domain_epochs']:.2g} times, and each "
-            f"parameter gets {ratio:.3g} tokens, where 20 are usual. Three ways out: read it more often "
-            f"(data.max_repetitions={2 * text.max_repetitions:g} makes the run twice as long, at a lower gain), give "
-            f"the domain less than {text.min_domain_share:.0%} of the text (plan.min_domain_share), or spend less "
-            f"({describe_hours(cost['device_hours'])} of one device) or continue an open model."
+            f"parameter gets {ratio:.3g} tokens, where 20 are usual. Four ways out: {more}, give the "
+            f"domain less than {text.min_domain_share:.0%} of the text (plan.min_domain_share), spend less "
+            f"({describe_hours(cost['device_hours'])} of one device), or continue an open model."
         )
     return [describe_choice(plan["verdict"]), second, third]
 

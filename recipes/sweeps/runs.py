@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -168,6 +169,11 @@ def train_model(recipe: Recipe, folder: Path, inputs: Path, launcher: list[str],
     return json.loads((folder / "training.json").read_text(encoding="utf-8")), scored[-1]
 
 
+def scored_as(recipe: Recipe) -> str:
+    """Return how metrics.jsonl begins the scores of what model/ holds: the last weights, or their average."""
+    return "eval" if recipe.training.average is None else "average"
+
+
 def write_config(recipe: Recipe, folder: Path) -> Path:
     """Write folder/config.yaml, the recipe with this folder as run.output_dir, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,9 +234,12 @@ def run_logged(command: list[str], log_file: Path, name: str) -> None:
 
 
 def link(folder: Path, target: Path, name: str) -> None:
-    """Make folder/name a link to target/name."""
-    if not (folder / name).is_symlink():
-        (folder / name).symlink_to((target / name).resolve(), target_is_directory=True)
+    """Make folder/name a link to target/name, which still leads there when both are moved or copied together."""
+    link, leads_to = folder / name, os.path.relpath((target / name).resolve(), folder.resolve())
+    if link.is_symlink() and os.readlink(link) != leads_to:  # of an earlier version, or the folder was moved alone
+        link.unlink()
+    if not link.is_symlink():
+        link.symlink_to(leads_to, target_is_directory=True)
 
 
 def locked(path: Path, timeout_seconds: float = -1) -> FileLock:

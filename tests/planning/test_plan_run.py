@@ -228,6 +228,10 @@ def test_the_verdict_comes_first_in_three_sentences_with_the_numbers_that_decide
     for way in ("data.max_repetitions=8", "plan.min_domain_share", "of one device", "continue an open model"):
         assert way in third, way
     doubled = plan("--plan.hours=7 days", "--plan.domain_bytes=5GB", "--data.max_repetitions=8")
+    assert (
+        "read it 30 times with the decay and dropout of recipes/custom/scarce.yaml"
+        in (doubled["verdict"]["sentences"][2])
+    ), "more often with the usual decay is worse"
     assert doubled["tokens"] == pytest.approx(2 * scarce["tokens"], rel=0.02), "as the sentence says"
 
 

@@ -1050,13 +1050,20 @@ def test_a_card_says_how_a_model_was_made_from_little_text(release, workspace, t
     recipe.data.repack = True
     recipe.training.dropout, recipe.training.average = 0.1, Average(last_fraction=0.25)
     recipe.training.distillation = Distillation(members=3, teachers=["other"], weight=0.4)
+    metrics = workspace / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.write_text(
+        before + json.dumps({"step": 9, "eval/bits_per_byte": 2, "average/bits_per_byte": 0.123}) + "\n"
+    )
     made_so = card_of(release, tmp_path / "release", recipe)
+    metrics.write_text(before)
     for expected in (
         "- It learned from 4 other models beside the text, whose mean prediction has 40.0 % of the loss.",
         "  3 of them were trained on this text first, each with a seed of its own",
         "- Its weights are the mean over the last 25.0 % of the steps.",
         "- In training 10.0 % of the embeddings and of what each layer adds were set to zero; each reading divided",
         "How much of them it repeats word for word was not measured.",
+        "scored in the training loop: 0.123 bits per byte",
     ):
         assert expected in made_so
 

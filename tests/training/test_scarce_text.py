@@ -21,9 +21,10 @@ from mixture.phases import make_mixture, schedule_phases
 from mixture.shards import TokenShards
 from model.dropout import add_dropout
 from model.llama import build_model
-from recipe_config import RecipeError
+from recipe_config import Average, RecipeError
 from recipe_loading import load_recipe, parse_command_line
 from recovery.stored_tensors import load_tensors
+from training.average import WeightAverage
 
 
 DIVIDED = f"""
@@ -92,6 +93,23 @@ def test_the_mean_over_the_last_steps_is_that_of_their_weights(tiny_run):
     for name, average in tensors(run, "average").items():
         steps = [tensors(run, "model", step)[name] for step in (19, 20)]
         assert torch.allclose(average, sum(steps) / 2, atol=1e-7), name
+
+
+def test_a_mean_over_the_last_steps_begins_anew_where_the_length_of_the_run_changes():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, Average(last_fraction=0.2))
+
+    def train(steps: range, state: dict) -> float:
+        for step in steps:
+            with torch.no_grad():
+                model.weight.fill_(step)
+            average.add(step, state)
+        return float(average.values["weight"])
+
+    assert train(range(1, 101), state := {"max_steps": 100}) == pytest.approx(90.5), "the mean of 81 to 100"
+    assert train(range(101, 111), state | {"max_steps": 110}) == pytest.approx(105.5), "extended: of 101 to 110"
+    shortened = {"max_steps": 15}  # while it is in its last fifth, as by max_seconds
+    assert train(range(14, 16), shortened) == pytest.approx(14.5)
 
 
 def test_dropout_is_on_in_training_only_and_keeps_the_mean(scarce_run):
@@ -167,9 +185,22 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
     pretrain.main(arguments)
     assert "teachers/bits_per_byte" in tiny_run.metrics()[-1]
+    trained, member = (json.loads((at / "training.json").read_text()) for at in (tiny_run.output_dir, folders[0]))
+    assert trained["flops"] == pytest.approx(member["flops"] * (1 + 2 / 3)), "two forward passes beside it"
+    assert trained["members_flops"] == 2 * member["flops"]
     shutil.rmtree(tiny_run.output_dir / "members")
     pretrain.main(arguments)
     assert "nothing to do" in capsys.readouterr().out, "it needs them no more"
+
+
+def test_only_the_model_that_learns_sends_revisions_to_the_repository(tiny_run, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    hub = ["--hub.repo_id=me/model", "--hub.revision_steps=4", "--training.distillation.members=2"]
+    recipe, options = parse_command_line("", tiny_run.argv(*hub))
+    run_recipe.train_members(recipe, options, [sys.executable])
+    members = [parse_command_line("", command[command.index("--config") :])[0] for command in commands]
+    assert recipe.hub.revision_steps == 4 and [member.hub.revision_steps for member in members] == [None, None]
 
 
 def test_a_teacher_that_is_missing_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
