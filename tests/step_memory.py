@@ -54,7 +54,7 @@ def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: i
     teachers = [summed_loss() for _ in range(options.teachers)]
     model.teachers = (Teachers(teachers, share=0.5),) if teachers else ()
     average = WeightAverage(model, Average(ema=0.9)) if options.average else None
-    optimizers = build_optimizers(model, training)
+    optimizers, state = build_optimizers(model, training), {"max_steps": 2}
     for step in range(2):  # the optimizer's state is there from the second on
         for _ in range(MICRO_STEPS):
             input_ids = torch.randint(0, vocab_size, (batch_size, sequence_length))
@@ -67,7 +67,7 @@ def take_steps(shape: dict, vocab_size: int, sequence_length: int, batch_size: i
             optimizer.step()
             optimizer.zero_grad()
         if average is not None:
-            average.add(step + 1, 2)
+            average.add(step + 1, state)
 
 
 def resident_bytes(key: str) -> int:
