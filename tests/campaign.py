@@ -20,6 +20,7 @@ import platform
 import random
 import re
 import shlex
+import resource
 import shutil
 import signal
 import subprocess
@@ -239,20 +240,30 @@ class Attack:
         self.finish()
 
     def flip_in_finished(self) -> None:
-        """Flip a bit of a finished run: verify_run.py names the file, and no release is made of it."""
+        """Flip a bit of a finished run: verify_run.py names the file, and if it matters, no release is made of it."""
         shutil.copytree(self.attacked.whole, self.run, symlinks=True)
         name, undo = self.flip()
-        found = [line for run in self.attacked.runs_in(self.run) for line in verify(run)]
-        if not found and Path(name).name not in HARMLESS:
-            self.problems.append(f"verify_run.py does not see a flipped bit in {name}")
+        if not any(Path(name).name in line for run in self.attacked.runs_in(self.run) for line in verify(run)):
+            self.problems.append(f"verify_run.py does not name {name}, in which a bit was flipped")
         shutil.rmtree(self.run / "release")
-        self.attacked.run(self.run, self.log, Harm(), tuple(SCRIPTS))
-        self.look_at(self.log.read_text(errors="replace"))
+        status = self.attacked.run(self.run, self.log, Harm(), tuple(SCRIPTS))
+        output = self.log.read_text(errors="replace")
+        self.look_at(output)
+        if status not in (0, 1):
+            self.problems.append(f"after a flipped bit in {name} the command ended with {status}")
+        if status == 0 and must_refuse(name):
+            self.problems.append(f"a release was made in spite of a flipped bit in {name}")
+        if status == 1 and (self.run / "release").exists():
+            self.problems.append(f"a flipped bit in {name} was refused, but there is a release")
+        if status == 1 and must_refuse(name) and Path(name).name not in output:
+            self.problems.append(f"a flipped bit in {name} was refused without its name: {tail(self.log)}")
         undo()
 
     # --- what they share
 
     def at_change(self, within: str) -> Harm:
+        if status == 0:
+            self.problems += self.attacked.find_differences(self.run, ("publish",))
         """Return the harm at a change that this process makes, among those of paths that hold a text."""
         changes = self.attacked.changes(self.script, self.rank) or self.attacked.changes(self.script, 0)
         numbers = [number for number, change in enumerate(changes, 1) if within in change]
@@ -397,16 +408,35 @@ HARMLESS |= {"arms.yaml"}  # the user's
 
 
 def attack_loader(draw: random.Random, folder: Path) -> list[str]:
-    """Give run_recipe.py a hostile recipe: it is refused within two seconds, by one line for each problem."""
+    """Give run_recipe.py a hostile recipe: it is refused within two seconds of a processor, without a traceback."""
     from test_recipe_config import write_hostile
 
     recipe, log = write_hostile(draw.randrange(1_000_000), folder), folder / "log"
-    started = time.monotonic()
-    process = start([RUN_RECIPE, "--config", str(recipe), "--dry_run"], log, Harm(), ())
-    status, seconds, output = process.wait(60), time.monotonic() - started, log.read_text(errors="replace")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = start([RUN_RECIPE, "--config", str(recipe), "--dry_run"], log, Harm(), ()).wait(60)
+    after, output = resource.getrusage(resource.RUSAGE_CHILDREN), log.read_text(errors="replace")
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     problems = [f"a hostile recipe ended with {status}: {output[-300:]}"] if status != 2 else []
     problems += ["a traceback for a hostile recipe"] if "Traceback" in output else []
-    return problems + ([f"a hostile recipe took {seconds:.0f} s"] if seconds > 6 else [])
+    return problems + ([f"a hostile recipe took {seconds:.1f} s of a processor"] if seconds > 2 else [])
+
+
+def must_refuse(name: str) -> bool:
+    """Return whether a file of a finished run steers its release, or is in it.
+
+    A stage's record holds things that do neither; where it is taken, the release must be the same.
+    """
+    from publishing.release_files import OPTIONAL_RECORDS, RECORDS
+
+    read = ("documents", "tokenizer", "tokens", "model", "eval", "figures", "report.html", "run_files.json")
+    steers = Path(name).parts[0] in read and Path(name).name != "stage.json"
+    return steers or name in RECORDS | OPTIONAL_RECORDS
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def verify(run: Path) -> list[str]:
