@@ -197,7 +197,7 @@ class Attack:
     def limit_files(self) -> None:
         """Let a process of the stage open few files, of which it has some from the start."""
         self.copy()
-        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([24, 64, 256])))
+        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([10, 12, 16, 24, 64])))
         self.finish()
 
     def limit_memory(self) -> None:
