@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 
 
+FEWER_WORKERS = (
+    "set data.workers lower, which divides the memory among fewer processes, or where it is 1 use a machine with more"
+)
 LESS_MEMORY = {
-    "prepare_data.py": "set data.workers lower, which divides the memory among fewer processes",
+    "prepare_data.py": FEWER_WORKERS,
     "train_tokenizer.py": "set tokenizer.max_train_bytes lower",
-    "tokenize_corpus.py": "set data.workers lower, which divides the memory among fewer processes",
+    "tokenize_corpus.py": FEWER_WORKERS,
     "pretrain.py": "set training.per_device_train_batch_size lower, which changes no result, or "
     "training.gradient_checkpointing: true",
     "run_eval.py": "set evaluation.batch_size lower",

@@ -30,6 +30,12 @@ SCRIPTS = {
 }
 OUTPUTS = dict(zip(SCRIPTS, ("documents", "tokenizer", "tokens", "model", "eval", "figures", "release"), strict=True))
 OUTPUTS |= {"fine-tuning": "finetuned"}
+# What differs between two undisturbed runs, as it holds times, speeds or a path. The results, the text of the card and
+# the numbers of metrics.jsonl are compared apart.
+TIMED = {"tokenizer/speed.json", "eval/results.json", "figures/speed.png"}
+TIMED |= {f"release/{name}" for name in ("figures/speed.png", "report.html", "README.md", "results.json")}
+TIMED |= {f"release/{name}" for name in ("training.json", "metrics.jsonl", "chronicle.jsonl", "chronicle.md")}
+TIMED |= {"release/manifest.json"}  # the hashes of these
 OF_TRAINING = ("checkpoints", "metrics.jsonl", "samples.jsonl", "chronicle.jsonl", "chronicle.md", "status.json")
 OF_TRAINING += ("training.json", "environment.json", "recipe.yaml", "run_files.json", "report.html", "summary.txt")
 # Kind, number of processes, and whether FSDP2 divides the model. Adapters cannot be divided.
@@ -74,7 +80,7 @@ class Attacked:
         self.kind, self.processes, self.divided = KINDS[number % len(KINDS)]
         self.settings = draw_recipe(draw, self.kind, root)
         self.settings.append(f"--run.timeout_seconds={TIMEOUT_SECONDS[self.processes]}")
-        self.whole = self.folder / "whole"
+        self.whole = self.folder / "run"  # as in a try: some files hold the name
         self.launch_file = self.folder / "launch.yaml"
         self.traces = self.folder / "traces"
         self.tokens_per_step = 512 if self.kind == "phases" else 256
@@ -168,17 +174,17 @@ class Attacked:
         found: dict[str, object] = {}
         for stage in stages:
             record = json.loads((run / OUTPUTS[stage] / "stage.json").read_text())
-            names = {name: file["sha256"] for name, file in record["files"].items()}
-            if stage in ("evaluate", "report", "publish"):
-                found[stage] = sorted(names)
-            else:
-                found |= {f"{OUTPUTS[stage]}/{name}": names[name] for name in names if name != "speed.json"}
+            names = {f"{OUTPUTS[stage]}/{name}": file["sha256"] for name, file in record["files"].items()}
+            found |= {f"names in {OUTPUTS[stage]}": sorted(names)}
+            found |= {name: sha256 for name, sha256 in names.items() if name not in TIMED}
         if "pretrain" in stages:
             found |= describe_training(run)
         if "evaluate" in stages:
-            found["bits per byte"] = json.loads((run / "eval" / "results.json").read_text())["bits_per_byte"][
-                "domains"
-            ]
+            found["eval/results.json"] = read_results(run / "eval")
+        if "publish" in stages:
+            found["release/results.json"] = read_results(run / "release")
+            lines = (run / "release" / "README.md").read_text().splitlines()
+            found["release/README.md"] = [line for line in lines if not line.startswith("| time |")]
         return found
 
     def runs_in(self, run: Path) -> list[Path]:
@@ -330,6 +336,11 @@ def draw_recipe(draw: random.Random, kind: str, root: Path) -> list[str]:
             | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
         ]
     return [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def read_results(folder: Path) -> dict:
+    """Return the results of an evaluation without the path of the model."""
+    return json.loads((folder / "results.json").read_text()) | {"model": None}
 
 
 def describe_training(run: Path) -> dict[str, object]:

@@ -6,7 +6,8 @@
 
 A recipe is drawn for every dozen tries: from scratch, with phases, with adapters, continued, distilled or with a
 Unigram vocabulary, on 1, 2 or 4 processes, by DDP or FSDP2; or a fine-tuning, or an experiment (attacked_runs.py). A
-try harms a stage of it and then runs the same command again.
+try harms a stage of it and then runs the same command again. It counts if the harm took place: a process may end
+before the moment of a kill, or need less than a limit.
 A campaign of ten minutes or more writes its result into tests/README.md. Needs Linux and a C compiler.
 """
 
@@ -19,6 +20,7 @@ import os
 import platform
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -55,12 +57,14 @@ class Try:
         stage: that is attacked, in the words of the result.
         kind: of the attack.
         problems: what is wrong with what happened.
+        harmed: whether the harm took place.
     """
 
     number: int
     stage: str
     kind: str
     problems: list[str]
+    harmed: bool = True
 
 
 def attack(attacked: Attacked, seed: int, number: int) -> Try:
@@ -79,7 +83,7 @@ def attack(attacked: Attacked, seed: int, number: int) -> Try:
         place = "a save" if kind == "killed in a save" else "training" if stage == "pretrain" else stage
         one = Attack(attacked, draw, stage, kind, folder / "run", folder / "log")
         kinds[kind][0](one)
-        return Try(number, place, kind, one.problems)
+        return Try(number, place, kind, one.problems, one.harmed)
     finally:
         if os.path.ismount(folder / "disk"):
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
@@ -87,11 +91,12 @@ def attack(attacked: Attacked, seed: int, number: int) -> Try:
 
 
 class Attack:
-    """One attack on a stage, with what is wrong afterwards in `problems`."""
+    """One attack on a stage, with what is wrong afterwards in `problems`, and whether it took place in `harmed`."""
 
     def __init__(self, attacked: Attacked, draw: random.Random, stage: str, kind: str, run: Path, log: Path):
         self.attacked, self.draw, self.stage, self.kind, self.run, self.log = attacked, draw, stage, kind, run, log
         self.problems: list[str] = []
+        self.harmed = True
         self.script, self.stages = attacked.scripts[stage][0], attacked.stages_until(stage)
         self.rank = draw.randrange(attacked.processes) if stage == "pretrain" else 0
 
@@ -103,8 +108,6 @@ class Attack:
     def kill_at_change(self, within: str = "") -> None:
         """Kill a process of the stage before a change of a file."""
         self.copy()
-        if within and self.attacked.changes(self.script, 0) and not self.attacked.divided:
-            self.rank = 0  # the others write nothing
         self.execute(replace(self.at_change(within), error=0), killed=True)
         self.finish()
 
@@ -194,7 +197,7 @@ class Attack:
     def limit_files(self) -> None:
         """Let a process of the stage open few files, of which it has some from the start."""
         self.copy()
-        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([24, 64, 256])))
+        self.execute(Harm(self.script, self.rank, open_files=self.draw.choice([10, 12, 16, 24, 64])))
         self.finish()
 
     def limit_memory(self) -> None:
@@ -208,6 +211,7 @@ class Attack:
         self.copy()
         first = self.attacked.start(self.run, self.log, Harm(), self.stages)
         time.sleep(self.draw.random() * self.attacked.seconds(self.stage))
+        self.harmed = is_alive(first)
         second = self.attacked.start(self.run, self.log.with_suffix(".2"), Harm(), self.stages)
         statuses = []
         for process in (first, second):
@@ -227,6 +231,7 @@ class Attack:
         harm = self.in_step((signal.SIGKILL,)) if self.stage == "pretrain" else self.at_change("")
         self.execute(harm, killed=True)
         name, undo = self.flip()
+        self.harmed = True  # also where the stage ended before it was to be killed
         status = self.attacked.run(self.run, self.log, Harm(), self.stages)
         self.look_at(self.log.read_text(errors="replace"))
         if status == 0:  # it was in a file that these stages do not read, or replace
@@ -239,22 +244,34 @@ class Attack:
         self.finish()
 
     def flip_in_finished(self) -> None:
-        """Flip a bit of a finished run: verify_run.py names the file, and no release is made of it."""
+        """Flip a bit of a finished run: verify_run.py names the file, and if it matters, no release is made of it."""
         shutil.copytree(self.attacked.whole, self.run, symlinks=True)
         name, undo = self.flip()
-        found = [line for run in self.attacked.runs_in(self.run) for line in verify(run)]
-        if not found and Path(name).name not in HARMLESS:
-            self.problems.append(f"verify_run.py does not see a flipped bit in {name}")
+        if not any(Path(name).name in line for run in self.attacked.runs_in(self.run) for line in verify(run)):
+            self.problems.append(f"verify_run.py does not name {name}, in which a bit was flipped")
         shutil.rmtree(self.run / "release")
-        self.attacked.run(self.run, self.log, Harm(), tuple(SCRIPTS))
-        self.look_at(self.log.read_text(errors="replace"))
+        status = self.attacked.run(self.run, self.log, Harm(), tuple(SCRIPTS))
+        output = self.log.read_text(errors="replace")
+        self.look_at(output)
+        if status not in (0, 1):
+            self.problems.append(f"after a flipped bit in {name} the command ended with {status}")
+        if status == 0 and must_refuse(name):
+            self.problems.append(f"a release was made in spite of a flipped bit in {name}")
+        if status == 1 and (self.run / "release").exists():
+            self.problems.append(f"a flipped bit in {name} was refused, but there is a release")
+        if status == 1 and must_refuse(name) and Path(name).name not in output:
+            self.problems.append(f"a flipped bit in {name} was refused without its name: {tail(self.log)}")
         undo()
+        if status == 0:
+            self.problems += self.attacked.find_differences(self.run, ("publish",))
 
     # --- what they share
 
     def at_change(self, within: str) -> Harm:
         """Return the harm at a change that this process makes, among those of paths that hold a text."""
-        changes = self.attacked.changes(self.script, self.rank) or self.attacked.changes(self.script, 0)
+        if not any(within in change for change in self.attacked.changes(self.script, self.rank)):
+            self.rank = 0  # the others write nothing there
+        changes = self.attacked.changes(self.script, self.rank)
         numbers = [number for number, change in enumerate(changes, 1) if within in change]
         return Harm(self.script, self.rank, change=self.draw.choice(numbers), watched=str(self.run))
 
@@ -282,11 +299,16 @@ class Attack:
 
         Args: killed: a process of it is killed, maybe the first.  later: is called with the processes after a while.
         """
-        process = self.attacked.start(self.run, self.log, harm, self.stages)
+        mark = self.log.with_suffix(".mark")
+        process = self.attacked.start(self.run, self.log, replace(harm, mark=str(mark)), self.stages)
+        self.harmed = False
         if later is not None:
             time.sleep(self.draw.random() * 1.1 * self.attacked.seconds(self.stage))
             with suppress(psutil.NoSuchProcess):
-                later([process, *process.children(recursive=True)])
+                alive = [one for one in [process, *process.children(recursive=True)] if is_alive(one)]
+                if process in alive:
+                    later(alive)
+                    self.harmed = True
         try:
             status = process.wait(SECONDS_A_TRY)
         except psutil.TimeoutExpired:
@@ -296,6 +318,8 @@ class Attack:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
         self.leave_no_orphan()
+        if later is None:  # a limit took effect if the command failed
+            self.harmed = mark.exists() if harm.change or harm.forward else status != 0
         output = self.log.read_text(errors="replace")
         if not output and status is not None and -status in STOP_SIGNALS:
             return 75  # it had not started to run
@@ -397,16 +421,35 @@ HARMLESS |= {"arms.yaml"}  # the user's
 
 
 def attack_loader(draw: random.Random, folder: Path) -> list[str]:
-    """Give run_recipe.py a hostile recipe: it is refused within two seconds, by one line for each problem."""
+    """Give run_recipe.py a hostile recipe: it is refused within two seconds of a processor, without a traceback."""
     from test_recipe_config import write_hostile
 
     recipe, log = write_hostile(draw.randrange(1_000_000), folder), folder / "log"
-    started = time.monotonic()
-    process = start([RUN_RECIPE, "--config", str(recipe), "--dry_run"], log, Harm(), ())
-    status, seconds, output = process.wait(60), time.monotonic() - started, log.read_text(errors="replace")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = start([RUN_RECIPE, "--config", str(recipe), "--dry_run"], log, Harm(), ()).wait(60)
+    after, output = resource.getrusage(resource.RUSAGE_CHILDREN), log.read_text(errors="replace")
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     problems = [f"a hostile recipe ended with {status}: {output[-300:]}"] if status != 2 else []
     problems += ["a traceback for a hostile recipe"] if "Traceback" in output else []
-    return problems + ([f"a hostile recipe took {seconds:.0f} s"] if seconds > 6 else [])
+    return problems + ([f"a hostile recipe took {seconds:.1f} s of a processor"] if seconds > 2 else [])
+
+
+def must_refuse(name: str) -> bool:
+    """Return whether a file of a finished run steers its release, or is in it.
+
+    A stage's record holds things that do neither; where it is taken, the release must be the same.
+    """
+    from publishing.release_files import OPTIONAL_RECORDS, RECORDS
+
+    read = ("documents", "tokenizer", "tokens", "model", "eval", "figures", "report.html", "run_files.json")
+    steers = Path(name).parts[0] in read and Path(name).name != "stage.json"
+    return steers or name in RECORDS | OPTIONAL_RECORDS
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def verify(run: Path) -> list[str]:
@@ -462,7 +505,7 @@ def work(root: Path, seed: int, recipes: range, until: float, tries: set[int] | 
         try:
             attacked.make()
         except (RuntimeError, psutil.TimeoutExpired) as error:
-            note(root, seed, Try(numbers[0], "recipe", "undisturbed", [str(error)]), attacked, 0.0)
+            note(root, seed, Try(numbers[0], "recipe", "undisturbed", [str(error)], harmed=False), attacked, 0.0)
             continue
         import_as(attacked.traces)
         for one in numbers:
@@ -487,13 +530,15 @@ def note(root: Path, seed: int, found: Try, attacked: Attacked, seconds: float) 
 def report(results: list[dict], seed: int, minutes: float) -> str:
     """Return the result as Markdown: the number of tries of each kind on each stage, and the failures."""
     places = ["training", "a save", *[stage for stage in SCRIPTS if stage != "pretrain"], "fine-tuning", "recipe"]
-    counts = Counter((one["kind"], one["stage"]) for one in results)
+    harmed = [one for one in results if one["harmed"]]
+    counts = Counter((one["kind"], one["stage"]) for one in harmed)
     kinds = sorted({kind for kind, _ in counts}, key=lambda kind: -sum(counts[kind, place] for place in places))
     failed = [one for one in results if one["problems"]]
-    recipes = Counter(one["recipe"] for one in results)
+    recipes = Counter(one["recipe"] for one in harmed)
     lines = [
-        f"{len(results):,} tries in {minutes:.0f} minutes, seed {seed}, {date.today()}, {os.cpu_count()} cores, "
-        f"{processor()}: {len(failed)} failures.",
+        f"{len(harmed):,} tries in {minutes:.0f} minutes, seed {seed}, {date.today()}, {os.cpu_count()} cores, "
+        f"{processor()}: {len(failed)} failures. {len(results) - len(harmed):,} more, not counted here, ended before "
+        "their harm.",
         "",
         f"| attack | {' | '.join(places)} |",
         f"|---|{'--:|' * len(places)}",

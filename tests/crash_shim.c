@@ -10,6 +10,7 @@
 // import everything and fork a child for each n. After crash_shim_refuse(errno) nothing is killed: operations that
 // need room (a write, a longer file, a sync, a new folder) fail with that error, deletions and renames do not. With
 // n = 0 nothing is killed or refused. With a trace, the n-th line of that file is the n-th change, "operation path".
+// After crash_shim_mark(path) that file is made when something is killed or refused.
 //
 // After crash_shim_set_clock_back(seconds) the process reads a wall clock that was set back; file times stay right.
 //
@@ -41,6 +42,19 @@ void crash_shim_refuse(int error)
     refuse_with = error;
 }
 
+static char marked[4096];  // empty: none
+
+void crash_shim_mark(const char *path)
+{
+    snprintf(marked, sizeof marked, "%s", path);
+}
+
+static void mark(void)
+{
+    if (marked[0])
+        syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, marked, O_CREAT | O_WRONLY, 0644));
+}
+
 static long clock_back;  // seconds
 
 void crash_shim_set_clock_back(long seconds)
@@ -64,22 +78,28 @@ void crash_shim_watch(const char *folder, long before, const char *trace)
     trace_file = trace[0] ? (int)syscall(SYS_openat, AT_FDCWD, trace, O_CREAT | O_WRONLY | O_TRUNC, 0644) : -1;
 }
 
-// Counts a change of an absolute path; returns -1 and sets errno if the change shall fail, else 0.
+// Counts a change of an absolute path; returns whether it shall fail.
 static int count_path(const char *operation, const char *path)
 {
     size_t length = strlen(watched);
     if (length == 0 || strncmp(path, watched, length) != 0 || (path[length] != '/' && path[length] != 0))
         return 0;
     long number = __sync_add_and_fetch(&changes, 1);
-    if (number == kill_before && !refuse_with)
+    if (number == kill_before && !refuse_with) {
+        mark();
         syscall(SYS_kill, getpid(), SIGKILL);
+    }
     if (trace_file >= 0) {
         char line[8300];
         int size = snprintf(line, sizeof line, "%s %s\n", operation, path);
         syscall(SYS_write, trace_file, line, size);
     }
-    if (!refuse_with || kill_before == 0 || number < kill_before)
-        return 0;
+    return refuse_with && kill_before && number >= kill_before;
+}
+
+static int refuse(void)
+{
+    mark();
     errno = refuse_with;
     return -1;
 }
@@ -130,7 +150,7 @@ ssize_t write(int descriptor, const void *bytes, size_t size)
 {
     REAL(ssize_t, "write", int, const void *, size_t);
     if (count_descriptor("write", descriptor))
-        return -1;
+        return refuse();
     return real(descriptor, bytes, size);
 }
 
@@ -138,7 +158,7 @@ ssize_t writev(int descriptor, const struct iovec *parts, int number)
 {
     REAL(ssize_t, "writev", int, const struct iovec *, int);
     if (count_descriptor("write", descriptor))
-        return -1;
+        return refuse();
     return real(descriptor, parts, number);
 }
 
@@ -146,7 +166,7 @@ ssize_t pwrite64(int descriptor, const void *bytes, size_t size, off64_t offset)
 {
     REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
     if (count_descriptor("write", descriptor))
-        return -1;
+        return refuse();
     return real(descriptor, bytes, size, offset);
 }
 
@@ -154,7 +174,7 @@ int ftruncate64(int descriptor, off64_t size)
 {
     REAL(int, "ftruncate64", int, off64_t);
     if (count_descriptor("truncate", descriptor))
-        return -1;
+        return refuse();
     return real(descriptor, size);
 }
 
@@ -162,7 +182,7 @@ int fsync(int descriptor)
 {
     REAL(int, "fsync", int);
     if (count_descriptor("fsync", descriptor))
-        return -1;
+        return refuse();
     return real(descriptor);
 }
 
@@ -177,7 +197,7 @@ int mkdir(const char *path, mode_t mode)
 {
     REAL(int, "mkdir", const char *, mode_t);
     if (count_at("mkdir", AT_FDCWD, path))
-        return -1;
+        return refuse();
     return real(path, mode);
 }
 

@@ -25,7 +25,7 @@ MIB = 1 << 20
 def run_in(script: str, words: list, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
     """Run a command of the repository after lines of shell; return its exit code and what it printed on stderr."""
     command = [*prefix, "bash", "-ec", f'{script}\nexec "$@"', "bash", sys.executable, *map(str, words)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     return ended.returncode, ended.stderr
 
 
@@ -70,21 +70,30 @@ def last_lines(stderr: str) -> list[str]:
     return stderr.strip().splitlines()[-2:]
 
 
-def test_a_run_folder_on_a_disk_that_is_mounted_read_only_is_named(tiny_run, in_mounts):
-    run = tiny_run.output_dir
-    shutil.rmtree(run / "tokens")
+def lacking_output(run: TinyRun, script: str) -> list:
+    """Remove what a script writes, and return the words that start it."""
+    for output in {"prepare_data": ("documents", "tokenizer", "tokens"), "run_recipe": ("tokens",)}.get(script, ()):
+        shutil.rmtree(run.output_dir / output)
+    return words_of(run) if script == "run_recipe" else [f"recipes/{script}.py", *run.argv()]
+
+
+@pytest.mark.parametrize("script", ["run_recipe", "prepare_data", "pretrain", "push_to_hub"])
+def test_a_run_folder_on_a_disk_that_is_mounted_read_only_is_named(tiny_run, in_mounts, script):
+    run, words = tiny_run.output_dir, lacking_output(tiny_run, script)
     before = sorted(run.rglob("*"))
     mount = f"mount --bind '{run}' '{run}'; mount -o remount,ro,bind '{run}'"
-    status, stderr = run_in(mount, words_of(tiny_run), in_mounts)
-    reason, again = last_lines(stderr)
+    status, stderr = run_in(mount, words, in_mounts)
+    reason = "\n".join(last_lines(stderr))
     assert status == 1 and f"run.output_dir={run} cannot be written (Read-only file system)" in reason
-    assert "correct its owner or mode, or set another" in reason and "start again with: " in again
+    assert "correct its owner or mode, or set another" in reason
+    assert ("start again with: " in reason) is (script == "run_recipe")
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_run_folder_of_another_user_is_named(tiny_run):
+@pytest.mark.parametrize("script", ["run_recipe", "prepare_data", "pretrain", "push_to_hub"])
+def test_a_run_folder_of_another_user_is_named(tiny_run, script):
     run, lacks = tiny_run.output_dir, "-dac_override,-dac_read_search,-fowner"
-    shutil.rmtree(run / "tokens")
+    words = lacking_output(tiny_run, script)
     without = ("setpriv", f"--bounding-set={lacks}")  # root may write everything, and so proves nothing
     try:
         for path in [run, *run.rglob("*")]:
@@ -92,10 +101,26 @@ def test_a_run_folder_of_another_user_is_named(tiny_run):
         subprocess.run([*without, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs root, to give the folder to another user: {error}")
-    status, stderr = run_in("", words_of(tiny_run), without)
-    reason, again = last_lines(stderr)
+    status, stderr = run_in("", words, without)
+    reason = "\n".join(last_lines(stderr))
     assert status == 1 and f"run.output_dir={run} cannot be written (Permission denied)" in reason
-    assert "correct its owner or mode, or set another" in reason and "start again with: " in again
+    assert "correct its owner or mode, or set another" in reason
+    assert ("start again with: " in reason) is (script == "run_recipe")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("open_files", [256, 64, 12])
+def test_a_recipe_that_may_open_few_files_ends_in_a_release_or_in_one_line(tmp_path, open_files):
+    write_tiny_texts(tmp_path / "texts")
+    run = TinyRun(tmp_path / "texts", tmp_path / "run")
+    more = ["--data.workers=2", "--data.near_duplicates={}"] if open_files >= 64 else []
+    status, stderr = run_in(f"ulimit -n {open_files}", words_of(run, *more))  # the soft and the hard limit
+    reason, again = last_lines(stderr)
+    if open_files >= 64:
+        assert status == 0 and (run.output_dir / "release" / "model.safetensors").exists(), stderr
+    else:
+        assert status == 1 and "too many files are open: " in reason and "`ulimit -n 4096`" in reason, stderr
+        assert "start again with: " in again
 
 
 def test_a_full_dev_shm_is_named_and_not_the_disk(tokenized_run, tmp_path, in_mounts):
@@ -111,7 +136,11 @@ def test_a_full_dev_shm_is_named_and_not_the_disk(tokenized_run, tmp_path, in_mo
 @pytest.mark.parametrize(
     ("stage", "mib", "remedy"),
     [
-        ("prepare", 200, "set data.workers lower"),
+        (
+            "prepare",
+            200,
+            "set data.workers lower, which divides the memory among fewer processes, or where it is 1 use",
+        ),
         ("tokenizer", 300, "set tokenizer.max_train_bytes lower"),
         ("pretrain", 350, "set training.per_device_train_batch_size lower"),
     ],

@@ -51,6 +51,7 @@ class Harm:
         clock_back_seconds: how much the wall clock of this process is set back, in that pass.
         memory_bytes: how much the process may take beside what it has; 0: as much as it likes.
         trace: a folder in which each script lists the changes that it makes and what it imports; empty: no lists.
+        mark: a file that is made when a change is prevented or fails, or a pass is reached; empty: none.
     """
 
     script: str = ""
@@ -66,6 +67,7 @@ class Harm:
     clock_back_seconds: int = 0
     memory_bytes: int = 0
     trace: str = ""
+    mark: str = ""
 
     def arm(self, script: str) -> None:
         """Prepare this process, which is about to run a script."""
@@ -83,6 +85,7 @@ class Harm:
         if self.change:
             shim = ctypes.CDLL(None)
             shim.crash_shim_refuse(self.error)
+            shim.crash_shim_mark(os.fsencode(self.mark))
             shim.crash_shim_watch(os.fsencode(self.watched), ctypes.c_long(self.change), b"")
         if self.forward:
             from model.summed_loss import SummedLoss
@@ -101,6 +104,7 @@ class Harm:
         """Send the signals to the target, above which this process is."""
         parents = {"rank": os.getpid(), "launcher": os.getppid()}
         parents["run_recipe"] = psutil.Process(os.getppid()).ppid()
+        Path(self.mark).touch()
         ctypes.CDLL(None).crash_shim_set_clock_back(ctypes.c_long(self.clock_back_seconds))
         for number in self.signals:
             os.kill(parents[self.target], number)

@@ -33,7 +33,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from slurm_stand_in import install
-from tiny_run import RECIPES, ROOT, TinyRun
+from tiny_run import RECIPES, ROOT, TinyRun, write_tiny_texts
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -1147,3 +1147,80 @@ def test_a_disk_without_room_is_refused_before_step_0(run, monkeypatch):
     ):
         pretrain.main(run.argv(*TRAINING))
     assert not (run.output_dir / "metrics.jsonl").exists()
+
+
+# --- process 1 of a container, and signals to a whole group
+
+
+def start_apart(run: TinyRun, processes: int, contained: bool, *overrides: str) -> subprocess.Popen:
+    """Start run_recipe.py as process 1 of a container, or as the first of a process group of its own."""
+    unshare = ["unshare", "--fork", "--pid", "--mount-proc"] if contained else []
+    if contained and (shutil.which("unshare") is None or subprocess.run([*unshare, "true"]).returncode):
+        pytest.skip("this machine gives tests no process namespace of their own")
+    launch = ["--accelerate_config", str(ROOT / "accelerate_configs" / "ddp.yaml"), "--num_processes", str(processes)]
+    command = [*unshare, sys.executable, str(RECIPES / "run_recipe.py"), *(launch if processes > 1 else [])]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    settings = {"cwd": ROOT, "env": environment, "preexec_fn": heed_hang_up, "start_new_session": True}
+    return subprocess.Popen([*command, *run.argv(*overrides)], **pipes, **settings)
+
+
+def stop_apart(process: subprocess.Popen, contained: bool) -> str:
+    """Signal process 1 or the whole group; return what the command printed when it had ended as documented."""
+    if contained:
+        (first,) = psutil.Process(process.pid).children()
+        first.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == EXIT_STOPPED and "start again with: " in error, error
+    return error
+
+
+def assert_none_left(run: TinyRun) -> None:
+    left = [
+        one for one in psutil.process_iter(["cmdline"]) if str(run.output_dir) in " ".join(one.info["cmdline"] or [])
+    ]
+    assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("processes", "contained"),
+    [
+        (1, False),
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.long),
+        pytest.param(4, True, marks=pytest.mark.long),
+        pytest.param(4, False, marks=pytest.mark.long),
+    ],
+)
+def test_training_saves_when_process_1_of_a_container_or_the_whole_group_is_stopped(tiny_run, processes, contained):
+    process = start_apart(tiny_run, processes, contained, "--training.max_tokens=2560000")
+    wait_for_step(tiny_run, 4, process)
+    stop_apart(process, contained)
+    status = read_status(tiny_run)
+    assert status["status"] == "preempted" and "saved at step" in status["reason"]
+    assert list_checkpoints(tiny_run.output_dir / "checkpoints")[0][0] == status["step"] >= 4
+    assert_none_left(tiny_run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("contained", [True, False], ids=["process 1", "group"])
+def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp_path, contained):
+    write_tiny_texts(tmp_path / "texts")
+    run = TinyRun(tmp_path / "texts", tmp_path / "run")
+    for output in ("documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release"):
+        process, deadline = start_apart(run, 1, contained), time.monotonic() + 200
+        works = "checkpoints/step_*" if output == "checkpoints" else f".{output}.*"
+        while not any(run.output_dir.glob(works)):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.002)
+        error = stop_apart(process, contained)
+        assert "Traceback" not in error, error
+        assert_none_left(run)
+    process = start_apart(run, 1, contained)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert (run.output_dir / "release" / "model.safetensors").exists()
+    verify_run.main([str(run.output_dir)])
+    assert not [path for path in run.output_dir.glob(".*.*") if path.name != ".hashes.lock"]
