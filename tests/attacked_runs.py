@@ -176,7 +176,9 @@ class Attacked:
             record = json.loads((run / OUTPUTS[stage] / "stage.json").read_text())
             names = {f"{OUTPUTS[stage]}/{name}": file["sha256"] for name, file in record["files"].items()}
             found |= {f"names in {OUTPUTS[stage]}": sorted(names)}
-            found |= {name: sha256 for name, sha256 in names.items() if name not in TIMED}
+            items = {name for name in names if name.startswith("eval/items/")}
+            found |= {name: sha256 for name, sha256 in names.items() if name not in TIMED | items}
+            found |= {name: [rounded(line) for line in (run / name).read_text().splitlines()] for name in items}
         if "pretrain" in stages:
             found |= describe_training(run)
         if "evaluate" in stages:
@@ -340,7 +342,12 @@ def draw_recipe(draw: random.Random, kind: str, root: Path) -> list[str]:
 
 def read_results(folder: Path) -> dict:
     """Return the results of an evaluation without the path of the model."""
-    return json.loads((folder / "results.json").read_text()) | {"model": None}
+    return rounded((folder / "results.json").read_text()) | {"model": None}
+
+
+def rounded(text: str) -> dict:
+    """Return JSON with 7 digits: where memory is short, a library may take another kernel, which rounds otherwise."""
+    return json.loads(text, parse_float=lambda number: float(f"{float(number):.7g}"))
 
 
 def describe_training(run: Path) -> dict[str, object]:
