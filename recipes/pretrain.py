@@ -480,9 +480,9 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
     processes = (accelerator.process_index, accelerator.num_processes)
     liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
     with held_run(run, accelerator) as left_by, liveness, Preemption(status) as preemption, ExitStack() as stack:
-        status.begin()
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
+        status.begin()
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
@@ -510,9 +510,11 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             record_failure(run, status, reason)
             raise error
         status.update(step=summary["max_steps"])
+        if is_main:  # before the status says so: no kill leaves a finished run without a record
+            record_run_files(run, tuple({*OF_TRAINING} - {"status.json"}))
         status.end("finished", 0, "trained to the end")
         if is_main:
-            record_run_files(run, OF_TRAINING)
+            record_run_files(run, ("status.json",))
     return summary
 
 

@@ -50,7 +50,7 @@ import verify_run
 from atomic_files import read_record
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
-from recorded_files import RUN_FILES, record_run_files
+from recorded_files import OF_REPORT, RUN_FILES, record_run_files
 from recovery import checkpoints as checkpointing
 from recovery import run_lock as run_locks
 from recovery.chronicle import read_chronicle
@@ -1039,9 +1039,42 @@ def test_each_damaged_file_has_a_line_also_after_a_record_that_cannot_be_read(un
     assert sum("stage.json cannot be read" in line for line in lines) == 2
 
 
+def test_a_damaged_record_of_a_finished_run_is_neither_replaced_nor_done_without(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run")
+    record, training = run.output_dir / RUN_FILES, run.output_dir / "training.json"
+    for path in (record, training):
+        flip(path)
+    damaged, whole = record.read_bytes(), training.read_bytes()
+    (run.output_dir / "report.html").write_text("made after the damage")
+    with pytest.raises(RecipeError, match=rf"{RUN_FILES} cannot be read. Restore {RUN_FILES} from a copy, or delete"):
+        record_run_files(run.output_dir, OF_REPORT)
+    assert record.read_bytes() == damaged
+    record.unlink()
+    record_run_files(run.output_dir, OF_REPORT)
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run.output_dir)])
+    assert re.search(rf"{RUN_FILES} +! damaged: lacks the files of training", capsys.readouterr().out)
+
+    record.unlink()  # as the message says
+    shutil.rmtree(run.output_dir / "model")
+    pretrain.main(run.argv(*TRAINING))
+    verify_run.main([str(run.output_dir)])
+    assert training.read_bytes() != whole
+    assert_same(run, uninterrupted)
+
+
+def test_training_does_not_start_on_a_damaged_record(uninterrupted, run):
+    (run.output_dir / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read"):
+        pretrain.main(run.argv(*TRAINING))
+    assert not (run.output_dir / "status.json").exists()
+
+
 def test_metrics_that_change_while_a_run_is_unfinished_are_seen_by_its_checkpoints(uninterrupted, tmp_path, capsys):
     run = uninterrupted.copy(tmp_path / "run").output_dir
-    (run / RUN_FILES).unlink()  # as before the end of training, and as an earlier version left a run
+    (run / RUN_FILES).unlink()  # as before the end of training
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"status": "running"}))
     verify_run.main([str(run)])
     assert "not recorded: metrics.jsonl, samples.jsonl, chronicle.jsonl" in capsys.readouterr().out
     with (run / "metrics.jsonl").open("a") as file:
