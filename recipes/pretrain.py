@@ -169,6 +169,8 @@ class Pretraining:
                 f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
             )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
+        if recipe.run.resume == "auto":
+            resuming.refuse_other_precision(checkpoint, state, computing)
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])

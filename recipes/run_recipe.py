@@ -32,7 +32,13 @@ from pathlib import Path
 
 from atomic_files import hash_items, read_json
 from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
-from launching import clear_environment, evaluation_command, launch_command
+from launching import (
+    clear_environment,
+    evaluation_command,
+    launch_command,
+    newest_precision,
+    stored_precision,
+)
 from machine_limits import lower_memory
 from mixture.fitting import check_length
 from publishing.leak_limits import read_audit
@@ -217,12 +223,14 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
-def kept_precision(run: Path) -> str | None:
-    """Return the precision that a processor trained the checkpoints of a run in; None if there are none."""
-    computed = (read_json(run / "environment.json") or {}).get("computed")
-    on_processor = isinstance(computed, dict) and computed.get("threads") is not None
-    known = on_processor and computed.get("mixed_precision") in ("bf16", "no")
-    return computed["mixed_precision"] if known and any((run / "checkpoints").glob("step_*")) else None
+def kept_precision(recipe: Recipe) -> str | None:
+    """Return the precision that a run was trained in so far, or the models that it learns from; None if none were."""
+    if recipe.run.resume not in ("auto", "never"):
+        return stored_precision(Path(recipe.run.resume))
+    distillation = recipe.training.distillation
+    members = [recipe.member_folder(number) for number in range(distillation.members if distillation else 0)]
+    folders = [Path(recipe.run.output_dir), *members]
+    return next((found for folder in folders if (found := newest_precision(folder))), None)
 
 
 def activation() -> str | None:
@@ -248,7 +256,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
     if chosen and not chosen.exists():
         raise RecipeError(f"--accelerate_config {chosen}: no such file")
-    kept = None if options.overwrite else kept_precision(run)
+    starts_again = options.overwrite and output_folder(recipe, "pretrain").exists()
+    kept = None if starts_again else kept_precision(recipe)
     launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training

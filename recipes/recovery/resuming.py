@@ -118,6 +118,27 @@ def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
     return state | {"settings": settings, "max_steps": fresh["max_steps"], "phases": fresh["phases"]}, [change]
 
 
+def refuse_other_precision(checkpoint: Path, state: dict, now: dict) -> None:
+    """Refuse to go on in another precision than the steps so far, which only a named checkpoint asks for.
+
+    Args:
+        checkpoint: the newest, which training resumes from.
+        state: of the checkpoint.
+        now: of record.describe_computing.
+
+    Raises: RecipeError: with what keeps the precision, and what changes it.
+    """
+    before = state["computing"][-1]["mixed_precision"] if state.get("computing") else None
+    if before in (None, now["mixed_precision"]):
+        return
+    raise RecipeError(
+        f"{checkpoint} was computed with mixed_precision: {before}, and this launch sets "
+        f"{now['mixed_precision']}, which rounds otherwise. To go on as before, set mixed_precision: {before} in the "
+        f"launch file, or `accelerate launch --mixed_precision {before}`. To change it after step {state['step']}, "
+        f"which the chronicle notes, add --run.resume={checkpoint} to this one start"
+    )
+
+
 def follow_computing(state: dict, now: dict) -> list[str]:
     """Add to a state how its next steps are computed, if that differs from the steps before.
 

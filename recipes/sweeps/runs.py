@@ -13,7 +13,7 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from atomic_files import read_json, read_json_lines, replace_text
 from child_processes import EXIT_STOPPED, SAVE_SECONDS, run_child
-from launching import clear_environment, launch_command
+from launching import clear_environment, launch_command, newest_precision
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
 from run_folder import is_finished, new_output
@@ -83,11 +83,19 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def choose_launcher(options: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """Return the command that trains a run, up to the script, in a precision that suits the model of `recipe`."""
+def choose_launcher(options: argparse.Namespace, recipe: Recipe, csv_file: Path, folders: Iterable[Path]) -> list[str]:
+    """Return the command that trains a run, up to the script, in the precision of the experiment so far.
+
+    Args:
+        options: of the command line.
+        recipe: of a run, whose model decides the precision where there are neither rows nor checkpoints.
+        csv_file: the table of rows, which need not exist yet.
+        folders: of runs that may have begun.
+    """
     config = Path(options.accelerate_config) if options.accelerate_config else None
     clear_environment()
-    return launch_command(recipe, config, options.num_processes)
+    known = [row.get("mixed_precision") for row in read_rows(csv_file).values()] + [*map(newest_precision, folders)]
+    return launch_command(recipe, config, options.num_processes, next(filter(None, known), None))
 
 
 def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:

@@ -31,6 +31,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from slurm_stand_in import install
 from tiny_run import RECIPES, ROOT, TinyRun
@@ -287,6 +288,38 @@ def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_roll
     old = {"step": 7}
     assert "how steps 1 to 7 were computed is not recorded" in follow_computing(old, {"compiled": True})[0]
     assert old["computing"] == [{"after_step": 7, "compiled": True}]
+
+
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Return a function that has this process train in bf16 from then on, as its launcher would; undone at the end."""
+
+    def switch() -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state()
+
+    yield switch
+    AcceleratorState._reset_state()
+
+
+def test_another_precision_is_refused_on_resume_unless_the_checkpoint_is_named_and_then_recorded(tiny_run, in_bf16):
+    short = ["--training.max_tokens=2048", "--training.save_steps=4"]
+    pretrain.main(tiny_run.argv(*short))
+    shutil.rmtree(tiny_run.output_dir / "model")
+    newest = tiny_run.output_dir / "checkpoints" / "step_00000008"
+    longer = ["--training.max_tokens=3072", *short[1:]]
+    (tiny_run.output_dir / "environment.json").unlink()
+    in_bf16()
+    message = rf"{newest} was computed with mixed_precision: no, and this launch sets bf16.* add --run.resume={newest}"
+    with pytest.raises(RecipeError, match=message):
+        pretrain.main(tiny_run.argv(*longer))
+    assert max(tiny_run.losses()) == 8
+
+    pretrain.main(tiny_run.argv(*longer, f"--run.resume={newest}"))
+    changes = [entry["text"] for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
+    assert any("mixed_precision was no, is bf16 after step 8" in change for change in changes), changes
+    computed = json.loads((tiny_run.output_dir / "training.json").read_text())["computing"]
+    assert [(period["after_step"], period["mixed_precision"]) for period in computed] == [(0, "no"), (8, "bf16")]
 
 
 def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
