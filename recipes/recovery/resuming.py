@@ -7,7 +7,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from atomic_files import StaleStageError
+from atomic_files import StaleStageError, is_unchanged, read_json, with_checksum, write_json
 from mixture.phases import schedule_phases
 from mixture.skips import extend_skips
 from recipe_config import Recipe, RecipeError, Training
@@ -70,19 +70,33 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
 def check_beginnings(run: Path, checkpoint: Path | None) -> list[str]:
     """Refuse to add lines to metrics, samples or a chronicle that are not as they were at the checkpoint.
 
+    One that is missing starts again, so no checkpoint records it any longer.
+
     Returns: which of them are missing, in words.
     Raises: RecipeError: one is damaged.
     """
-    beginnings, notes = (checkpoint and recorded_beginnings(checkpoint, run)) or {}, []
+    beginnings = (checkpoint and recorded_beginnings(checkpoint, run)) or {}
+    missing = [name for name in beginnings if not (run / name).exists()]
     for name, recorded in beginnings.items():
-        if not (run / name).exists():
-            notes.append(f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}")
-        elif problem := find_difference(run / name, recorded, grows=True):
+        if name not in missing and (problem := find_difference(run / name, recorded, grows=True)):
             raise RecipeError(
                 f"{run / name} is damaged: up to {checkpoint.name}, {problem}. Restore it from a copy, or move it "
                 "away: training then starts a new one, and notes that"
             )
-    return notes
+    if missing:
+        forget_beginnings(run, missing)
+    return [
+        f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}" for name in missing
+    ]
+
+
+def forget_beginnings(run: Path, names: list[str]) -> None:
+    """Take files that start again out of the manifests of all checkpoints, which recorded their earlier lines."""
+    for _, checkpoint in list_checkpoints(run / "checkpoints"):
+        manifest = read_json(checkpoint / "manifest.json")
+        if manifest and is_unchanged(manifest) and "records" in manifest:
+            kept = {name: entry for name, entry in manifest["records"].items() if name not in names}
+            write_json(checkpoint / "manifest.json", with_checksum(manifest | {"records": kept}))
 
 
 def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:

@@ -1146,6 +1146,35 @@ def test_a_run_whose_records_are_damaged_is_not_resumed_until_they_are_restored_
         assert_same(run, uninterrupted)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "chronicle.jsonl"])
+def test_after_a_record_was_moved_away_a_kill_before_the_next_save_asks_for_nothing_more(
+    uninterrupted, tmp_path, monkeypatch, capsys, name
+):
+    run = uninterrupted.copy(tmp_path / "run")
+    shutil.rmtree(run.output_dir / "model")
+    ((_, newest), *_) = list_checkpoints(run.output_dir / "checkpoints")
+    shutil.rmtree(newest)
+    (run.output_dir / name).unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pretrain.Pretraining, "save", die)
+        pretrain.main(run.argv(*TRAINING))
+    assert (run.output_dir / name).stat().st_size
+    pretrain.main(run.argv(*TRAINING))
+    for file, tensor in trained_weights(uninterrupted).items():
+        assert torch.equal(tensor, trained_weights(run)[file]), file
+    assert min(run.losses()) == (22 if name == "metrics.jsonl" else 1)
+    capsys.readouterr()
+    verify_run.main([str(run.output_dir)])
+    assert "! " not in capsys.readouterr().out
+
+
 # --- planted files
 
 
