@@ -30,8 +30,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atomic_files import hash_items, read_json
-from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
+from atomic_files import hash_items
+from child_processes import EXIT_STOPPED, leave_on_signals, run_with_status
 from launching import (
     clear_environment,
     evaluation_command,
@@ -172,20 +172,14 @@ def run_script(name: str, command: list[str], run: Path) -> None:
 
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
-    before = read_json(run / "status.json")
-
-    def save_seconds() -> float:
-        return (read_json(run / "status.json") or {}).get("save_seconds", SAVE_SECONDS)
-
-    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds)
-    training = read_json(run / "status.json") or {}  # of this run, if it is another than before
-    preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
+    ended, training = run_with_status(command, run / "status.json")
+    preempted = name == "pretrain" and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
     # A launcher hides how its processes ended, but training that was killed has not changed its status.
-    unfinished = training != before and training.get("status") == "running"
+    unfinished = training.get("status") == "running"
     if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
         how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"

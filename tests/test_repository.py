@@ -40,7 +40,7 @@ ARROWS = {
     "machine_limits": set(),
     "recipe_loading": {"atomic_files", "child_processes", "machine_limits", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
-    "child_processes": set(),
+    "child_processes": {"atomic_files"},
     "launching": {"atomic_files", "recipe_config", "stages"},
     "recorded_files": {"atomic_files"},
     "run_folder": {"atomic_files", "file_hashes", "recipe_config", "stages"},

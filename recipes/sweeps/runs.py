@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from atomic_files import read_json, read_json_lines, replace_text
-from child_processes import EXIT_STOPPED, SAVE_SECONDS, run_child
+from atomic_files import read_json_lines, replace_text
+from child_processes import EXIT_STOPPED, run_with_status
 from launching import clear_environment, launch_command, newest_precision
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
@@ -215,17 +215,9 @@ def run_logged(command: list[str], log_file: Path, name: str) -> None:
 
     Raises: SystemExit: a signal came (EXIT_STOPPED), or the command failed, with the last lines of its output.
     """
-
-    status = log_file.with_name("status.json")
-    before = read_json(status)
-
-    def save_seconds() -> float:
-        return (read_json(status) or {}).get("save_seconds", SAVE_SECONDS)
-
     with log_file.open("a", encoding="utf-8") as log:
-        ended = run_child(command, "accelerate.commands.launch" in command, save_seconds, log)
-    training = read_json(status) or {}
-    preempted = training != before and training.get("status") == "preempted"
+        ended, training = run_with_status(command, log_file.with_name("status.json"), log)
+    preempted = training.get("status") == "preempted"
     if ended.signal_name or preempted:
         reason = ended.signal_name or training["reason"]
         sys.stderr.write(f"{name} stopped on {reason}: {KEPT}; start again with: {shlex.join(sys.orig_argv)}\n")

@@ -60,6 +60,7 @@ from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
+from sweeps.runs import run_logged
 from training import step as step_module
 from training.stability import Decision, rolled_back
 
@@ -436,7 +437,7 @@ def test_after_slurms_warning_both_processes_save_and_the_job_is_requeued(uninte
 
 def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the_command_that_resumes(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "an earlier end"}')
-    status = '{"status": "preempted", "reason": "SIGTERM; saved at step 7"}'
+    status = '{"status": "preempted", "reason": "SIGTERM; saved at step 7", "started": "later"}'
     code = (
         "import pathlib, signal, sys, time\n"
         f"def leave(*_):\n    pathlib.Path({str(tmp_path / 'status.json')!r}).write_text({status!r})\n"
@@ -455,6 +456,21 @@ def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the
     assert process.returncode == EXIT_STOPPED
     assert "pretrain stopped on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
     assert shlex.split(error.partition("start again with: ")[2]) == command
+
+
+@pytest.mark.parametrize("status", ["running", "preempted"])
+def test_a_command_that_another_run_in_the_folder_refuses_is_not_taken_for_that_run(tmp_path, capsys, status):
+    path, first = tmp_path / "status.json", {"pid": 7, "host": "a", "started": "2026-01-01T00:00:00Z"}
+    path.write_text(json.dumps(first | {"status": "running", "step": 3}))
+    changed = json.dumps(first | {"status": status, "step": 4, "reason": "SIGTERM; saved at step 4"})
+    refused = [sys.executable, "-c", f"open({str(path)!r}, 'w').write({changed!r}); raise SystemExit('is in use')"]
+    with pytest.raises(SystemExit) as ended:
+        run_recipe.run_script("pretrain", refused, tmp_path)
+    shown = capsys.readouterr().err
+    assert ended.value.code == 1 and "killed" not in shown and "saved at step" not in shown
+    with pytest.raises(SystemExit, match="one arm stopped with status 1"):
+        path.write_text(json.dumps(first | {"status": "running", "step": 3}))
+        run_logged(refused, tmp_path / "log.txt", "one arm")
 
 
 @pytest.mark.parametrize(("save_seconds", "saved"), [(20, True), (0, False)])
