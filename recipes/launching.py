@@ -10,10 +10,9 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from atomic_files import file_sha256, read_json
 from recipe_config import Recipe, RecipeError
+from recipe_loading import MAX_YAML_BYTES, read_yaml
 from stages import ROOT
 
 
@@ -225,6 +224,29 @@ def stored_precision(checkpoint: Path) -> str | None:
     return found if found in ("bf16", "no") else None
 
 
+def read_launch_file(path: Path) -> dict:
+    """Return the keys of a launch file. Raises: RecipeError: it cannot be read, or is no mapping."""
+    if not path.is_file():
+        raise RecipeError(f"--accelerate_config {path}: no such file; take one of accelerate_configs/")
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(f"--accelerate_config {path}: cannot be read: {reason}") from error
+    settings, _ = read_yaml(text, str(path))
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: a launch file is a mapping of Accelerate's keys, got {type(settings).__name__}")
+    return settings
+
+
+def whole_number(value: object, name: str) -> int:
+    """Return a number of processes or machines. Raises: RecipeError: it is none."""
+    if not str(value).isdecimal() or int(value) < 1:
+        raise RecipeError(f"{name}={value}: expected a whole number of at least 1")
+    return int(value)
+
+
 def launch_command(
     recipe: Recipe, accelerate_config: Path | None, num_processes: str | None, kept: str | None = None
 ) -> list[str]:
@@ -239,8 +261,8 @@ def launch_command(
             says otherwise, which training then refuses; on a processor bf16 means the faster one, so it is kept there
             too. None measures which that is.
 
-    Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores; or there
-        is a GPU that torch cannot use.
+    Raises: RecipeError: the file cannot be read, or states no number of processes, or several in a way that Accelerate
+        ignores; or there is a GPU that torch cannot use.
     """
     # -P: no module is taken from the working folder, where a torch.py or numpy.py may lie.
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"]
@@ -260,9 +282,14 @@ def launch_command(
             plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
             precision = kept or ("bf16" if on_gpu or has_fast_bf16(recipe) else "no")
             return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
-    settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
-    processes = int(num_processes or settings.get("num_processes") or 0)
-    several = processes > 1 or settings.get("num_machines", 1) > 1
+    settings = read_launch_file(accelerate_config)
+    processes = settings.get("num_processes")
+    if num_processes is not None:
+        processes = whole_number(num_processes, "--num_processes")
+    elif processes is not None:
+        processes = whole_number(processes, f"{accelerate_config}: num_processes")
+    machines = whole_number(settings.get("num_machines", 1), f"{accelerate_config}: num_machines")
+    several = (processes or 1) > 1 or machines > 1
     ignored = [
         f"{key}: {settings[key]}"
         for key, value in (("distributed_type", "MULTI_CPU"), ("use_cpu", True))
@@ -274,7 +301,7 @@ def launch_command(
             "without a warning. For several CPU processes set ACCELERATE_USE_CPU=true and use "
             "accelerate_configs/ddp.yaml (distributed_type: MULTI_GPU)."
         )
-    if not processes:
+    if processes is None:
         raise RecipeError(f"{accelerate_config}: num_processes is not set; add --num_processes N, one for each device")
     command += ["--config_file", str(accelerate_config), "--num_processes", str(processes)]
     if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning

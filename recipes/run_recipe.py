@@ -248,8 +248,11 @@ def main(argv: list[str] | None = None) -> None:
     run = Path(recipe.run.output_dir)
     stages = plan_stages(recipe)
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
-    if chosen and not chosen.exists():
-        raise RecipeError(f"--accelerate_config {chosen}: no such file")
+    if options.num_processes not in (None, "1") and not chosen:
+        raise RecipeError(
+            f"--num_processes {options.num_processes}: several processes need a launch file too; add "
+            "--accelerate_config accelerate_configs/ddp.yaml, or another of that folder"
+        )
     starts_again = options.overwrite and output_folder(recipe, "pretrain").exists()
     kept = None if starts_again else kept_precision(recipe)
     launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None

@@ -41,7 +41,7 @@ ARROWS = {
     "recipe_loading": {"atomic_files", "child_processes", "machine_limits", "planning", "recipe_config"},
     "stages": {"atomic_files", "file_hashes", "recipe_config", "sources"},
     "child_processes": {"atomic_files"},
-    "launching": {"atomic_files", "recipe_config", "stages"},
+    "launching": {"atomic_files", "recipe_config", "recipe_loading", "stages"},
     "recorded_files": {"atomic_files"},
     "run_folder": {"atomic_files", "file_hashes", "recipe_config", "stages"},
     "corpus": {"atomic_files", "card_text", "recipe_config", "sources"},
