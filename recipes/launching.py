@@ -274,7 +274,8 @@ def launch_command(
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
         if not accelerate_config.exists():
             home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-            for default in Path(home).expanduser().glob("accelerate/default_config.*"):
+            # os.path's, as Accelerate: Path's raises where there is neither HOME nor an account, as in a container.
+            for default in Path(os.path.expanduser(home)).glob("accelerate/default_config.*"):
                 raise RecipeError(
                     f"{default}: without {accelerate_config.parent} Accelerate would train as this file says; copy "
                     "accelerate_configs/ too, name a file with --accelerate_config, or move this one away"

@@ -418,6 +418,15 @@ def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_fil
         launching.launch_command(RECIPE, None, None)
 
 
+def test_a_launch_needs_neither_a_home_nor_an_account(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "ROOT", tmp_path)
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
+    for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert "--config_file" not in launching.launch_command(RECIPE, None, None)
+
+
 def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):
     write_tiny_texts(tmp_path / "texts")
     settings = tiny_settings(Path("texts"), Path("run"))
