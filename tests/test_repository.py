@@ -77,6 +77,7 @@ ARROWS = {
         "planning",
         "recipe_config",
         "recipe_loading",
+        "recovery",
         "run_folder",
         "stages",
     },

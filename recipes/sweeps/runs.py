@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from child_processes import EXIT_STOPPED, run_with_status
 from launching import clear_environment, launch_command, newest_precision
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
+from recovery.run_lock import lock_file
 from run_folder import is_finished, new_output
 from stages import ROOT, STAGES
 
@@ -233,17 +234,21 @@ def link(folder: Path, target: Path, name: str) -> None:
         (folder / name).symlink_to((target / name).resolve(), target_is_directory=True)
 
 
-def locked(path: Path, timeout_seconds: float = -1) -> FileLock:
-    """Return a lock to hold with `with`; the system releases it whatever ends the process. -1: wait for ever."""
-    return FileLock(path, timeout=timeout_seconds, fallback_to_soft=False)
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock and hold it; it is free again whatever ends the process."""
+    lock = lock_file(path, wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Yield whether this process has claimed a run; False: another process is training it."""
-    lock = locked(path, timeout_seconds=0)
     try:
-        lock.acquire()
+        lock = lock_file(path, wait=False)
     except Timeout:
         yield False
         return

@@ -49,6 +49,7 @@ import tokenize_corpus
 import train_tokenizer
 import verify_run
 from atomic_files import read_record
+from publishing import revision_queue
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
 from recorded_files import OF_REPORT, RUN_FILES, record_run_files
@@ -60,7 +61,7 @@ from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
-from sweeps.runs import run_logged
+from sweeps.runs import claimed, locked, run_logged
 from training import step as step_module
 from training.stability import Decision, rolled_back
 
@@ -783,6 +784,45 @@ def test_where_a_file_system_has_no_locks_the_heartbeat_of_the_holder_decides(tm
         with run_lock(tmp_path, "tokenizer") as left:
             assert left.startswith(f"process {holder.pid} on {place}"), "it was killed"
         assert not is_held(tmp_path) and not list(tmp_path.iterdir())
+
+
+CLAIM = """
+import fcntl, os, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from sweeps import runs
+def no_flock(*_):
+    raise OSError(int(sys.argv[3]), os.strerror(int(sys.argv[3])))
+fcntl.flock = no_flock
+with runs.claimed(pathlib.Path(sys.argv[2])) as ours:
+    print(ours, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_experiments_share_their_runs_and_revisions_are_sent_where_a_file_system_has_no_locks(tmp_path, monkeypatch):
+    def no_flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    command = [sys.executable, "-c", CLAIM, str(RECIPES), str(tmp_path / ".claim"), str(errno.ENOSYS)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    with claimed(tmp_path / ".claim") as ours:
+        assert not ours
+    other.kill()
+    other.wait()
+    with claimed(tmp_path / ".claim") as ours, locked(tmp_path / ".rows.lock"):
+        assert ours
+    with locked(tmp_path / ".rows.lock"):  # it was released
+        pass
+
+    (tmp_path / "revisions").mkdir()
+    started = []
+    monkeypatch.setattr(revision_queue.subprocess, "Popen", lambda command, **settings: started.append(settings))
+    revision_queue.start_sending(tmp_path)
+    assert revision_queue.HELD_LOCK not in started[0]["env"], "the sender takes the lease itself"
+    with revision_queue.lock(tmp_path, wait=False) as is_free:
+        assert is_free
 
 
 def test_a_lock_that_does_not_reach_another_machine_is_taken_over_only_after_its_heartbeat_stopped(
