@@ -28,7 +28,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from atomic_files import read_record, write_json
+from atomic_files import write_json
 from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
@@ -49,7 +49,7 @@ from recovery.liveness import Liveness
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from recovery.weights import checksum_frozen
-from run_folder import is_finished, new_output
+from run_folder import is_finished, new_output, starts_again
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
@@ -488,7 +488,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
-        if overwrite and not named and is_main and read_record(run / "model"):
+        if overwrite and not named and is_main and starts_again(recipe):
             resuming.start_again(recipe)
         if recipe.hub.repo_id and is_main:
             print(check_repositories(recipe))

@@ -47,7 +47,7 @@ from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from recorded_files import OF_REPORT, record_run_files
 from recovery.run_lock import run_lock
-from run_folder import is_finished, new_output, record_stage
+from run_folder import is_finished, new_output, record_stage, starts_again
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
 from sweeps.runs import link
@@ -253,8 +253,7 @@ def main(argv: list[str] | None = None) -> None:
             f"--num_processes {options.num_processes}: several processes need a launch file too; add "
             "--accelerate_config accelerate_configs/ddp.yaml, or another of that folder"
         )
-    starts_again = options.overwrite and output_folder(recipe, "pretrain").exists()
-    kept = None if starts_again else kept_precision(recipe)
+    kept = None if options.overwrite and starts_again(recipe) else kept_precision(recipe)
     launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training

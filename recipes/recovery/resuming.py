@@ -120,7 +120,7 @@ def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
     if differing:
         raise StaleStageError(
             f"{checkpoint} is of another experiment: {'; '.join(differing)}. Set another run.output_dir, restore the "
-            "recipe, or run with --overwrite to start again."
+            f"recipe, or move {checkpoint.parent} away to start again."
         )
     if not longer:
         return state | {"settings": settings}, []

@@ -292,6 +292,34 @@ def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_roll
     assert old["computing"] == [{"after_step": 7, "compiled": True}]
 
 
+def test_training_that_replaces_a_model_goes_on_after_a_stop_and_a_third_recipe_is_refused(
+    uninterrupted, tmp_path, monkeypatch
+):
+    run = uninterrupted.copy(tmp_path / "run")
+
+    class Killed(BaseException):
+        pass
+
+    save = pretrain.Pretraining.save
+
+    def die_later(training):
+        if training.state["step"] > 6:
+            raise Killed
+        save(training)
+
+    command = run.argv(*TRAINING, "--training.learning_rate=2e-2", "--overwrite")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pretrain.Pretraining, "save", die_later)
+        pretrain.main(command)
+    third = run.argv(*TRAINING, "--training.learning_rate=3e-2", "--overwrite")
+    with pytest.raises(RecipeError, match=f"is of another experiment.* move {run.output_dir}/checkpoints away"):
+        pretrain.main(third)
+    pretrain.main(command)
+    starts = [entry for entry in read_chronicle(run.output_dir) if entry["event"] in ("start", "resume")]
+    assert [(entry["event"], entry["step"]) for entry in starts] == [("start", 0), ("start", 0), ("resume", 6)]
+    assert read_record(run.output_dir / "model")["settings"]["training"]["learning_rate"] == 2e-2
+
+
 @pytest.fixture
 def in_bf16(monkeypatch):
     """Return a function that has this process train in bf16 from then on, as its launcher would; undone at the end."""
