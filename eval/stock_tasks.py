@@ -44,7 +44,6 @@ def load_without_tokens(names: list[str], folder: Path | None, num_fewshot: int 
     from datasets import config
     from huggingface_hub import constants
 
-    home = Path.home()
     with tempfile.TemporaryDirectory() as scratch:
         environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
         environment |= {
@@ -58,7 +57,7 @@ def load_without_tokens(names: list[str], folder: Path | None, num_fewshot: int 
             "names": names,
             "folder": folder and str(folder.resolve()),
             "num_fewshot": num_fewshot,
-            "token_files": [constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH, str(home / ".netrc")],
+            "token_files": [constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH, os.path.expanduser("~/.netrc")],
             "answer": str(Path(scratch) / "answer.json"),
         }
         command = [sys.executable, str(Path(__file__).resolve())]

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import psutil
+
+from atomic_files import read_json
 
 
 EXIT_STOPPED = 75  # stopped by a signal; the same command resumes. EX_TEMPFAIL of sysexits.h: try again
@@ -130,6 +133,22 @@ def run_child(
         for number, handler in before.items():
             signal.signal(number, handler)
     return Ended(status, received[0] if received else None)
+
+
+def run_with_status(command: list[str], status_file: Path, log: IO | None = None) -> tuple[Ended, dict]:
+    """Run a command as run_child does, which may keep a status.json of training.
+
+    Returns: how it ended, and the status that it left; empty if that is of another command, which may go on.
+    """
+    before = read_json(status_file) or {}
+
+    def save_seconds() -> float:
+        return (read_json(status_file) or {}).get("save_seconds", SAVE_SECONDS)
+
+    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds, log)
+    status = read_json(status_file) or {}
+    own = any(status.get(key) != before.get(key) for key in ("pid", "host", "started"))
+    return ended, status if own else {}
 
 
 def launched_by(launcher: psutil.Process) -> list[psutil.Process]:

@@ -314,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
     if not finished:
         with run_lock(Path(recipe.run.output_dir), "vocabulary"):
             made_from = describe_inputs(recipe, "vocabulary")
-            launcher = choose_launcher(options, recipe) if trained_sizes else None
+            begun = (Path(recipe.run.output_dir) / "vocabulary").glob("*/runs/*")
+            launcher = choose_launcher(options, recipe, results / "runs.csv", begun) if trained_sizes else None
             with TemporaryDirectory(prefix=".sample.", dir=recipe.run.output_dir) as folder:
                 found = choose(recipe, results, launcher, Path(folder))
             output.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,8 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         command = [sys.executable, str(ROOT / "recipes" / "audit_leaks.py"), str(folder)]
         run_logged(command, folder / "log.txt", f"{run.name}: audit")
         row |= leak_columns(json.loads((folder / "audit.json").read_text(encoding="utf-8")))
-    return row | {"seconds": f"{training['seconds']:.1f}", "device": training["device"]}
+    computed = {name: training[name] for name in ("device", "mixed_precision")}
+    return row | {"seconds": f"{training['seconds']:.1f}", **computed}
 
 
 def leak_columns(audit: dict) -> dict[str, Any]:
@@ -171,7 +172,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         return
     if options.max_runs != 0:
-        train_run = partial(train, bases=bases, launcher=choose_launcher(options, [*bases.values(), *runs][0].recipe))
+        everything = [*bases.values(), *runs]
+        begun = (run.folder(run.key) for run in everything)
+        launcher = choose_launcher(options, everything[0].recipe, csv_file, begun)
+        train_run = partial(train, bases=bases, launcher=launcher)
         shared = Path(experiment.recipe["run"]["output_dir"])
         train_missing({run.key: run for run in runs}, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())

@@ -103,8 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     csv_file = results / "runs.csv"
     if options.max_runs != 0:
         shared = make_tokens(runs[0].recipe)
-        train_run = partial(train, inputs=shared, launcher=choose_launcher(options, runs[0].recipe))
-        train_missing(find_keys(runs, csv_file), csv_file, shared, train_run, options.max_runs)
+        keys = find_keys(runs, csv_file)
+        begun = (run.folder(key) for key, run in keys.items())
+        launcher = choose_launcher(options, runs[0].recipe, csv_file, begun)
+        train_run = partial(train, inputs=shared, launcher=launcher)
+        train_missing(keys, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())
     if len(rows) < len(runs):
         print(f"fit_scaling_law: {len(rows)} of {len(runs)} runs are finished; run the same command to continue")

@@ -10,9 +10,9 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from atomic_files import file_sha256, read_json
 from recipe_config import Recipe, RecipeError
+from recipe_loading import MAX_YAML_BYTES, read_yaml
 from stages import ROOT
 
 
@@ -203,8 +203,52 @@ def has_fast_bf16(recipe: Recipe) -> bool:
     return ask_probe("this processor is faster in bf16", code, "with mixed_precision: no")
 
 
+def newest_precision(run: Path) -> str | None:
+    """Return the precision in which a run folder's newest checkpoint was computed; None if there is none that says."""
+    checkpoints = sorted((run / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
+    return next((found for checkpoint in checkpoints if (found := stored_precision(checkpoint))), None)
+
+
+def stored_precision(checkpoint: Path) -> str | None:
+    """Return the precision in which a checkpoint was computed, "bf16" or "no".
+
+    None if its state.json is damaged, does not say, as in earlier versions, or names one that few devices have.
+    """
+    try:
+        recorded = read_json(checkpoint / "manifest.json")["files"]["state.json"]["sha256"]
+        if file_sha256(checkpoint / "state.json") != recorded:
+            return None
+        found = read_json(checkpoint / "state.json")["computing"][-1]["mixed_precision"]
+    except (OSError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    return found if found in ("bf16", "no") else None
+
+
+def read_launch_file(path: Path) -> dict:
+    """Return the keys of a launch file. Raises: RecipeError: it cannot be read, or is no mapping."""
+    if not path.is_file():
+        raise RecipeError(f"--accelerate_config {path}: no such file; take one of accelerate_configs/")
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(f"--accelerate_config {path}: cannot be read: {reason}") from error
+    settings, _ = read_yaml(text, str(path))
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: a launch file is a mapping of Accelerate's keys, got {type(settings).__name__}")
+    return settings
+
+
+def whole_number(value: object, name: str) -> int:
+    """Return a number of processes or machines. Raises: RecipeError: it is none."""
+    if not str(value).isdecimal() or int(value) < 1:
+        raise RecipeError(f"{name}={value}: expected a whole number of at least 1")
+    return int(value)
+
+
 def launch_command(
-    recipe: Recipe, accelerate_config: Path | None, num_processes: str | None, kept_precision: str | None = None
+    recipe: Recipe, accelerate_config: Path | None, num_processes: str | None, kept: str | None = None
 ) -> list[str]:
     """Return the `accelerate launch` command up to the script.
 
@@ -213,31 +257,40 @@ def launch_command(
         accelerate_config: launch file; None takes single_gpu.yaml or cpu.yaml, and plain options where there is no
             accelerate_configs/ folder.
         num_processes: overrides the file's number of processes; None keeps it.
-        kept_precision: that a processor has trained this run in so far, "bf16" or "no"; None measures the faster.
+        kept: the precision that this run was trained in so far, "bf16" or "no". Only a launch file that was chosen
+            says otherwise, which training then refuses; on a processor bf16 means the faster one, so it is kept there
+            too. None measures which that is.
 
-    Raises: RecipeError: the file states no number of processes, or several in a way that Accelerate ignores; or there
-        is a GPU that torch cannot use.
+    Raises: RecipeError: the file cannot be read, or states no number of processes, or several in a way that Accelerate
+        ignores; or there is a GPU that torch cannot use.
     """
     # -P: no module is taken from the working folder, where a torch.py or numpy.py may lie.
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"]
-    if accelerate_config is None:
+    chosen = accelerate_config is not None
+    if not chosen:
         on_gpu = os.environ.get("ACCELERATE_USE_CPU") != "true" and has_gpu()
         if not on_gpu:
             refuse_silent_cpu("cpu")
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
         if not accelerate_config.exists():
             home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-            for default in Path(home).expanduser().glob("accelerate/default_config.*"):
+            # os.path's, as Accelerate: Path's raises where there is neither HOME nor an account, as in a container.
+            for default in Path(os.path.expanduser(home)).glob("accelerate/default_config.*"):
                 raise RecipeError(
                     f"{default}: without {accelerate_config.parent} Accelerate would train as this file says; copy "
                     "accelerate_configs/ too, name a file with --accelerate_config, or move this one away"
                 )
             plain = ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-            precision = "bf16" if on_gpu else kept_precision or ("bf16" if has_fast_bf16(recipe) else "no")
+            precision = kept or ("bf16" if on_gpu or has_fast_bf16(recipe) else "no")
             return [*command, *plain, "--mixed_precision", precision, *([] if on_gpu else ["--cpu"])]
-    settings = YAML(typ="safe").load(accelerate_config.read_text(encoding="utf-8"))
-    processes = int(num_processes or settings.get("num_processes") or 0)
-    several = processes > 1 or settings.get("num_machines", 1) > 1
+    settings = read_launch_file(accelerate_config)
+    processes = settings.get("num_processes")
+    if num_processes is not None:
+        processes = whole_number(num_processes, "--num_processes")
+    elif processes is not None:
+        processes = whole_number(processes, f"{accelerate_config}: num_processes")
+    machines = whole_number(settings.get("num_machines", 1), f"{accelerate_config}: num_machines")
+    several = (processes or 1) > 1 or machines > 1
     ignored = [
         f"{key}: {settings[key]}"
         for key, value in (("distributed_type", "MULTI_CPU"), ("use_cpu", True))
@@ -249,19 +302,20 @@ def launch_command(
             "without a warning. For several CPU processes set ACCELERATE_USE_CPU=true and use "
             "accelerate_configs/ddp.yaml (distributed_type: MULTI_GPU)."
         )
-    if not processes:
+    if processes is None:
         raise RecipeError(f"{accelerate_config}: num_processes is not set; add --num_processes N, one for each device")
     command += ["--config_file", str(accelerate_config), "--num_processes", str(processes)]
     if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning
         command += ["--num_cpu_threads_per_process", str(max(1, os.cpu_count() // processes))]
     on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    if on_cpu and settings.get("mixed_precision") == "bf16":
-        if kept_precision == "no":
-            print("note: training continues in fp32, as it began")
-            command += ["--mixed_precision", "no"]
-        elif kept_precision is None and not has_fast_bf16(recipe):
-            print("note: this processor is faster in fp32 than in bf16; training in fp32")
-            command += ["--mixed_precision", "no"]
+    stated = settings.get("mixed_precision")
+    measured = on_cpu and stated == "bf16"
+    if kept is None and measured and not has_fast_bf16(recipe):
+        print("note: this processor is faster in fp32 than in bf16; training in fp32")
+        command += ["--mixed_precision", "no"]
+    elif kept not in (None, stated) and (measured or not chosen):
+        print(f"note: training continues in {'fp32' if kept == 'no' else kept}, as it began")
+        command += ["--mixed_precision", kept]
     return command
 
 

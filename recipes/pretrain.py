@@ -28,7 +28,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from atomic_files import read_record, write_json
+from atomic_files import write_json
 from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
@@ -49,7 +49,7 @@ from recovery.liveness import Liveness
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from recovery.weights import checksum_frozen
-from run_folder import is_finished, new_output
+from run_folder import is_finished, new_output, starts_again
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
@@ -169,6 +169,8 @@ class Pretraining:
                 f"model.from_pretrained={recipe.model.from_pretrained!r} has now; restore them, or set model.revision"
             )
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
+        if recipe.run.resume == "auto":
+            resuming.refuse_other_precision(checkpoint, state, computing)
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])
@@ -481,13 +483,13 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
     processes = (accelerator.process_index, accelerator.num_processes)
     liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
     with held_run(run, accelerator) as left_by, liveness, Preemption(status) as preemption, ExitStack() as stack:
-        status.begin()
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
+        status.begin()
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
-        if overwrite and not named and is_main and read_record(run / "model"):
+        if overwrite and not named and is_main and starts_again(recipe):
             resuming.start_again(recipe)
         if recipe.hub.repo_id and is_main:
             print(check_repositories(recipe))
@@ -511,9 +513,11 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             record_failure(run, status, reason)
             raise error
         status.update(step=summary["max_steps"])
+        if is_main:  # before the status says so: no kill leaves a finished run without a record
+            record_run_files(run, tuple({*OF_TRAINING} - {"status.json"}))
         status.end("finished", 0, "trained to the end")
         if is_main:
-            record_run_files(run, OF_TRAINING)
+            record_run_files(run, ("status.json",))
     return summary
 
 

@@ -10,7 +10,7 @@ its step: they only grow, so a later file begins with it.
 import hashlib
 from pathlib import Path
 
-from atomic_files import file_sha256, hash_files, read_json, write_json
+from atomic_files import CHECKSUM, RECORD, StaleStageError, file_sha256, hash_files, read_json, write_json
 
 
 RUN_FILES = "run_files.json"
@@ -18,11 +18,20 @@ APPENDED = ("metrics.jsonl", "samples.jsonl", "chronicle.jsonl")
 OF_TRAINING = (*APPENDED, "chronicle.md", "status.json", "training.json", "recipe.yaml", "environment.json")
 OF_REPORT = ("report.html", "summary.txt")
 ALL = (*OF_TRAINING, *OF_REPORT, "plan.json", "preflight.json", "dropped_samples.jsonl")
+REMEDY = (
+    f"Restore {RUN_FILES} from a copy, or delete it and the folder model/ and run the recipe again: training then "
+    "checks its files against its last checkpoint, writes the model from it and records them"
+)
 
 
 def record_run_files(run: Path, names: tuple[str, ...], forget: tuple[str, ...] = ()) -> None:
-    """Record files of a run folder as they are now, if they exist, and forget others."""
-    files = {} if find_record_damage(run) else recorded_run_files(run)
+    """Record files of a run folder as they are now, if they exist, and forget others.
+
+    Raises: StaleStageError: the record is damaged; a new one would lack the files that others recorded.
+    """
+    if problem := find_record_damage(run):
+        raise StaleStageError(f"{run / RUN_FILES} {problem}. {REMEDY}")
+    files = recorded_run_files(run)
     for name in {*names, *forget}:
         files.pop(name, None)
         path = run / name
@@ -51,8 +60,18 @@ def find_damaged_run_files(run: Path) -> dict[str, str]:
     """Return name -> what is wrong, of the recorded files and of the record itself."""
     if problem := find_record_damage(run):
         return {RUN_FILES: problem}
-    found = {name: find_difference(run / name, file) for name, file in recorded_run_files(run).items()}
-    return {name: problem for name, problem in found.items() if problem}
+    recorded = recorded_run_files(run)
+    found = {name: find_difference(run / name, file) for name, file in recorded.items()}
+    found = {name: problem for name, problem in found.items() if problem}
+    if "training.json" not in recorded and must_be_recorded(run):
+        found[RUN_FILES] = "lacks the files of training, which is finished"
+    return found
+
+
+def must_be_recorded(run: Path) -> bool:
+    """Return whether training is finished, by a version that records its files, and checksums too."""
+    finished = (read_json(run / "status.json") or {}).get("status") == "finished"
+    return finished and CHECKSUM in (read_json(run / "model" / RECORD) or {})
 
 
 def recorded_beginnings(checkpoint: Path, run: Path) -> dict[str, dict] | None:

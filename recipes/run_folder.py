@@ -18,6 +18,7 @@ from atomic_files import (
     discard,
     file_sha256,
     hash_files,
+    read_json,
     read_record,
     sync,
     with_checksum,
@@ -92,6 +93,17 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
             f"Run with --overwrite to replace it, or set another run.output_dir."
         )
     return not changed
+
+
+def starts_again(recipe: Recipe) -> bool:
+    """Return whether training with --overwrite starts at step 0: the checkpoints are those of the finished model.
+
+    They are not where training with --overwrite was stopped, which goes on: until its end the model is the old one.
+    """
+    record = read_record(output_folder(recipe, "pretrain"))
+    states = sorted((Path(recipe.run.output_dir) / "checkpoints").glob("step_" + 8 * "[0-9]" + "/state.json"))
+    state = (read_json(states[-1]) or {}) if states else record
+    return record is not None and all(state.get(key) == record[key] for key in ("settings", "inputs"))
 
 
 def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path:

@@ -30,9 +30,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atomic_files import StaleStageError, hash_items, read_json
-from child_processes import EXIT_STOPPED, SAVE_SECONDS, leave_on_signals, run_child
-from launching import clear_environment, evaluation_command, launch_command
+from atomic_files import StaleStageError, hash_items
+from child_processes import EXIT_STOPPED, leave_on_signals, run_with_status
+from launching import (
+    clear_environment,
+    evaluation_command,
+    launch_command,
+    newest_precision,
+    stored_precision,
+)
 from machine_limits import lower_memory
 from mixture.fitting import check_length
 from publishing.leak_limits import read_audit
@@ -41,7 +47,7 @@ from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
 from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files
 from recovery.run_lock import run_lock
-from run_folder import is_finished, new_output, record_stage
+from run_folder import is_finished, new_output, record_stage, starts_again
 from sources.units import Listing, list_all_sources
 from stages import ROOT, STAGES, has_script, output_folder
 from sweeps.runs import link
@@ -167,20 +173,14 @@ def run_script(name: str, command: list[str], run: Path) -> None:
 
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
-    before = read_json(run / "status.json")
-
-    def save_seconds() -> float:
-        return (read_json(run / "status.json") or {}).get("save_seconds", SAVE_SECONDS)
-
-    ended = run_child(command, "accelerate.commands.launch" in command, save_seconds)
-    training = read_json(run / "status.json") or {}  # of this run, if it is another than before
-    preempted = name == "pretrain" and training != before and training.get("status") == "preempted"
+    ended, training = run_with_status(command, run / "status.json")
+    preempted = name == "pretrain" and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
     # A launcher hides how its processes ended, but training that was killed has not changed its status.
-    unfinished = training != before and training.get("status") == "running"
+    unfinished = training.get("status") == "running"
     if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
         how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
     kept = training["reason"] if preempted else "finished stages are kept"
@@ -218,12 +218,14 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
-def kept_precision(run: Path) -> str | None:
-    """Return the precision that a processor trained the checkpoints of a run in; None if there are none."""
-    computed = (read_json(run / "environment.json") or {}).get("computed")
-    on_processor = isinstance(computed, dict) and computed.get("threads") is not None
-    known = on_processor and computed.get("mixed_precision") in ("bf16", "no")
-    return computed["mixed_precision"] if known and any((run / "checkpoints").glob("step_*")) else None
+def kept_precision(recipe: Recipe) -> str | None:
+    """Return the precision that a run was trained in so far, or the models that it learns from; None if none were."""
+    if recipe.run.resume not in ("auto", "never"):
+        return stored_precision(Path(recipe.run.resume))
+    distillation = recipe.training.distillation
+    members = [recipe.member_folder(number) for number in range(distillation.members if distillation else 0)]
+    folders = [Path(recipe.run.output_dir), *members]
+    return next((found for folder in folders if (found := newest_precision(folder))), None)
 
 
 def activation() -> str | None:
@@ -247,9 +249,12 @@ def main(argv: list[str] | None = None) -> None:
     run = Path(recipe.run.output_dir)
     stages = plan_stages(recipe)
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
-    if chosen and not chosen.exists():
-        raise RecipeError(f"--accelerate_config {chosen}: no such file")
-    kept = None if options.overwrite else kept_precision(run)
+    if options.num_processes not in (None, "1") and not chosen:
+        raise RecipeError(
+            f"--num_processes {options.num_processes}: several processes need a launch file too; add "
+            "--accelerate_config accelerate_configs/ddp.yaml, or another of that folder"
+        )
+    kept = None if options.overwrite and starts_again(recipe) else kept_precision(recipe)
     launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +17,12 @@ import launching
 import pretrain
 import recipe_loading
 import run_recipe
+from atomic_files import file_sha256
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from recovery.chronicle import RunStatus
 from recovery.preemption import Preemption
+from sweeps.runs import add_row, choose_launcher
 from training.accelerators import make_accelerator
 
 
@@ -111,20 +114,77 @@ def test_a_probe_answers():
     assert launching.ask_probe("x", "print(True)", "") and not launching.ask_probe("x", "print(1); print(False)", "")
 
 
-def test_a_run_keeps_the_precision_that_its_checkpoints_were_computed_in(machine, monkeypatch, tmp_path):
-    machine(use_cpu="true")
+@pytest.mark.parametrize(
+    ("on", "file", "kept", "set_to"),
+    [
+        ("a slow processor", None, None, "no"),
+        ("a slow processor", None, "bf16", None),
+        ("a slow processor", None, "no", "no"),
+        ("a slow processor", "cpu.yaml", "no", "no"),
+        ("a GPU", None, None, None),
+        ("a GPU", None, "bf16", None),
+        ("a GPU", None, "no", "no"),
+        ("a GPU", "single_gpu.yaml", "no", None),  # what was chosen is not changed, but training refuses it
+    ],
+)
+def test_a_launch_keeps_the_precision_of_the_run_unless_a_file_was_chosen(
+    machine, monkeypatch, on, file, kept, set_to
+):
+    machine(use_cpu=None if on == "a GPU" else "true")
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
     monkeypatch.setattr(launching, "has_fast_bf16", lambda _: False)
-    (tmp_path / "environment.json").write_text(json.dumps({"computed": {"mixed_precision": "bf16", "threads": 2}}))
-    assert run_recipe.kept_precision(tmp_path) is None  # nothing was trained
-    (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
-    assert run_recipe.kept_precision(tmp_path) == "bf16"
-    for kept, options in ((None, ["no"]), ("bf16", []), ("no", ["no"])):
-        command = launching.launch_command(RECIPE, None, None, kept)
-        assert command[command.index("--mixed_precision") + 1 :][:1] == options if options else True
-        assert ("--mixed_precision" in command) == bool(options)
-    for other in ({"mixed_precision": "bf16", "threads": None}, {"mixed_precision": "x", "threads": 2}, [], None):
-        (tmp_path / "environment.json").write_text(json.dumps({"computed": other}))
-        assert run_recipe.kept_precision(tmp_path) is None
+    command = launching.launch_command(RECIPE, file and ROOT / "accelerate_configs" / file, None, kept)
+    assert command[command.index("--mixed_precision") + 1 :][:1] == [set_to] if set_to else True
+    assert ("--mixed_precision" in command) == (set_to is not None)
+
+
+def write_checkpoint(run, step: int, precision: str) -> Path:
+    """Write what a checkpoint says of its precision."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"computing": [{"mixed_precision": precision}]}))
+    files = {"state.json": {"sha256": file_sha256(folder / "state.json")}}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+def test_the_precision_of_a_run_is_that_of_its_newest_whole_checkpoint_or_of_the_models_it_learns_from(tmp_path):
+    recipe = load_recipe(
+        [RECIPES / "custom" / "base.yaml"],
+        [
+            "--data.sources=[{name: a, path: a}]",
+            f"--run.output_dir={tmp_path}",
+            "--training.distillation={members: 2}",
+        ],
+    )
+    (tmp_path / "environment.json").write_text(json.dumps({"computed": {"mixed_precision": "no", "threads": 2}}))
+    assert run_recipe.kept_precision(recipe) is None, "nothing was trained"
+    write_checkpoint(recipe.member_folder(1), 5, "no")
+    assert run_recipe.kept_precision(recipe) == "no"
+    first = write_checkpoint(tmp_path, 9, "bf16")
+    assert run_recipe.kept_precision(recipe) == "bf16"
+    newest = write_checkpoint(tmp_path, 10, "no")
+    assert run_recipe.kept_precision(recipe) == "no"
+    for name, text in (
+        ("state.json", '{"computing": [{"mixed_precision": "xx"}]}'),
+        ("manifest.json", '{"files": []}'),
+    ):
+        (newest / name).write_text(text)
+        assert run_recipe.kept_precision(recipe) == "bf16"
+    recipe.run.resume = str(first)
+    assert run_recipe.kept_precision(recipe) == "bf16"
+
+
+def test_an_experiment_goes_on_in_the_precision_of_its_rows_and_of_runs_that_began(machine, monkeypatch, tmp_path):
+    machine(use_cpu="true")
+    monkeypatch.setattr(launching, "has_fast_bf16", lambda _: pytest.fail("it is not measured again"))
+    options, table = SimpleNamespace(accelerate_config=None, num_processes=None), tmp_path / "runs.csv"
+    write_checkpoint(tmp_path / "b", 4, "no")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    assert choose_launcher(options, RECIPE, table, folders)[-2:] == ["--mixed_precision", "no"]
+    add_row(table, {"key": "1", "seed": 0})  # of an earlier version
+    add_row(table, {"key": "2", "seed": 0, "mixed_precision": "bf16"})
+    assert "--mixed_precision" not in choose_launcher(options, RECIPE, table, folders), "cpu.yaml says bf16"
 
 
 def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason_printed_once(tiny_run, tmp_path):

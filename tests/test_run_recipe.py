@@ -20,6 +20,7 @@ from tiny_run import RECIPES, ROOT, make_text, tiny_settings, write_tiny_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import launching
+import recipe_loading
 import run_recipe
 from atomic_files import file_sha256
 from recipe_config import RecipeError
@@ -356,6 +357,14 @@ def test_what_is_missing_is_reported_before_work_starts(tmp_path):
         ("{use_cpu: true, num_processes: 4}", None, "use_cpu: True with 4 processes: Accelerate would start one"),
         ("{use_cpu: true, num_processes: 1}", "2", "use_cpu: True with 2 processes"),
         ("{distributed_type: MULTI_GPU}", None, "num_processes is not set; add --num_processes N"),
+        ("{distributed_type: MULTI_GPU}", "two", "--num_processes=two: expected a whole number of at least 1"),
+        ("{distributed_type: MULTI_GPU}", "-2", "--num_processes=-2: expected a whole number of at least 1"),
+        ("{num_processes: [2]}", None, "num_processes=[2]: expected a whole number of at least 1"),
+        ("{num_processes: 1, num_machines: many}", None, "num_machines=many: expected a whole number of at least 1"),
+        ("{num_processes: [2", None, "machine.yaml:1: "),
+        ("[2, 3]", None, "machine.yaml: a launch file is a mapping of Accelerate's keys, got list"),
+        ("", None, "machine.yaml: a launch file is a mapping of Accelerate's keys, got NoneType"),
+        ("a: " + 2000 * "[", None, "machine.yaml:1: nested deeper than"),
         ("{use_cpu: true, num_processes: 1}", None, None),
         ("{distributed_type: MULTI_GPU}", "2", None),
     ],
@@ -370,6 +379,21 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
     else:
         command = launching.launch_command(RECIPE, file, num_processes)
         assert command[command.index("--num_processes") + 1] == (num_processes or "1")
+
+
+def test_a_launch_file_that_is_none_and_processes_without_a_launch_file_are_refused(tmp_path):
+    (tmp_path / "text.yaml").write_bytes(b"\xff\xfe")
+    for path, reason in ((tmp_path, "no such file"), (tmp_path / "text.yaml", "cannot be read: not UTF-8 text")):
+        with pytest.raises(RecipeError, match=f"--accelerate_config {path}: {reason}"):
+            launching.launch_command(RECIPE, path, "2")
+    write_tiny_texts(tmp_path / "texts")
+    settings = tiny_settings(tmp_path / "texts", tmp_path / "run")
+    with pytest.raises(SystemExit, match="--num_processes 2: several processes need a launch file"):
+        recipe_loading.run_command(
+            lambda: run_recipe.main(
+                ["--config", str(RECIPES / "custom" / "base.yaml"), *settings, "--num_processes", "2"]
+            )
+        )
 
 
 @pytest.mark.parametrize("size", launching.WORLD_SIZES)
@@ -403,6 +427,15 @@ def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_fil
     (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: FSDP\n")
     with pytest.raises(RecipeError, match="default_config.yaml: without .* Accelerate would train as this file says"):
         launching.launch_command(RECIPE, None, None)
+
+
+def test_a_launch_needs_neither_a_home_nor_an_account(tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "ROOT", tmp_path)
+    monkeypatch.setattr(launching, "has_gpu", lambda: True)
+    for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert "--config_file" not in launching.launch_command(RECIPE, None, None)
 
 
 def test_a_run_has_the_same_losses_whatever_other_launchers_left_in_the_environment(tmp_path):

@@ -30,7 +30,7 @@ from publishing.release_checks import check_model, refuse_odd_files, refuse_secr
 from publishing.sample_redaction import redact_report, redact_results, sample_redactor
 from publishing.training_log import write_tensorboard_log
 from recipe_config import Hub, Recipe, RecipeError
-from recorded_files import RUN_FILES, find_damaged_run_files
+from recorded_files import REMEDY, RUN_FILES, find_damaged_run_files
 from run_folder import new_output, require
 from stages import ROOT, output_folder
 from vocabulary.tokenizer_training import read_texts
@@ -94,7 +94,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
 
     problems = []
     if RUN_FILES in damaged:
-        problems.append(f"{run / RUN_FILES} {damaged[RUN_FILES]}; restore it from a copy")
+        problems.append(f"{run / RUN_FILES} {damaged[RUN_FILES]}. {REMEDY}")
     for relative in names:
         path, folder = run / relative, Path(relative).parent.name
         allowed = {"model": MODEL_FILE, "figures": FIGURE_FILE}.get(folder)

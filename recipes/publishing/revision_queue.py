@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import Timeout
 from safetensors.torch import save_file
 
 from atomic_files import discard
 from card_text import render_card
 from recipe_config import Recipe
+from recovery.run_lock import NO_LOCKS, lock_file
 from recovery.stored_tensors import load_state, load_tensors
 from stages import output_folder
 
@@ -100,23 +102,30 @@ def list_waiting(run: Path) -> list[Path]:
 def start_sending(run: Path) -> None:
     """Start a process that publishes the waiting revisions, unless one runs; it outlives this one and uses no device.
 
-    It inherits the lock, so that no second one starts meanwhile.
+    It inherits the lock, so that no second one starts meanwhile. Where the file system has no such locks, a second one
+    finds the lease of the first and ends.
     """
     with (run / "revisions" / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        launch(run, file.fileno())
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            launch(run, None)
+        else:
+            launch(run, file.fileno())
 
 
-def launch(run: Path, lock_descriptor: int) -> None:
+def launch(run: Path, lock_descriptor: int | None) -> None:
     """Start push_to_hub.py beside the training; it inherits the open lock file and holds the lock until it ends."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)} | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
-        HELD_LOCK: "yes",
     }
+    if lock_descriptor is not None:
+        environment[HELD_LOCK] = "yes"
     script, config = Path(__file__).resolve().parent.parent / "push_to_hub.py", run / "recipe.yaml"
     nice = ["nice", "-n", "19"] if shutil.which("nice") else []
     command = [*nice, sys.executable, str(script), "--config", str(config), "--only", "revisions"]
@@ -128,7 +137,7 @@ def launch(run: Path, lock_descriptor: int) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            pass_fds=[lock_descriptor],
+            pass_fds=[] if lock_descriptor is None else [lock_descriptor],
         )
 
 
@@ -138,10 +147,12 @@ def lock(run: Path, wait: bool) -> Iterator[bool]:
     if HELD_LOCK in os.environ:  # inherited from the process that started this one
         yield True
         return
-    with (run / "revisions" / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        held = lock_file(run / "revisions" / ".lock", wait)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        held.release()

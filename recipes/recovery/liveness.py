@@ -20,6 +20,7 @@ import psutil
 
 FOLDER = ".processes"
 WATCHERS = 2  # so that the first is watched too
+MAX_BEAT_SECONDS = 2.0  # so that the few seconds of `explain` see a change in each file of a process that lives
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -40,7 +41,7 @@ class Liveness:
     ):
         self.folder, self.process, self.num_processes = run / FOLDER, process, num_processes
         self.timeout_seconds, self.end_run = timeout_seconds, end_run
-        self.beat_seconds = min(10.0, timeout_seconds / 10)
+        self.beat_seconds = min(MAX_BEAT_SECONDS, timeout_seconds / 10)
         self.step, self.ended = 0, threading.Event()
         self.seen: dict[int, dict] = {}
         self.silent_seconds: dict[int, float] = {}
@@ -101,7 +102,7 @@ class Liveness:
         entries = self.read()
         gone = [process for process, entry in entries.items() if is_gone(entry)]
         if not gone:
-            time.sleep(min(2.5 * self.beat_seconds, 5.0))
+            time.sleep(2.5 * self.beat_seconds)
             later = self.read()
             entries = {process: entry for process, entry in entries.items() if process in later}
             gone = [process for process, entry in entries.items() if later[process] == entry or is_gone(entry)]

@@ -7,7 +7,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from atomic_files import StaleStageError
+from atomic_files import StaleStageError, is_unchanged, read_json, with_checksum, write_json
 from mixture.phases import schedule_phases
 from mixture.skips import extend_skips
 from recipe_config import Recipe, RecipeError, Training
@@ -70,19 +70,33 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
 def check_beginnings(run: Path, checkpoint: Path | None) -> list[str]:
     """Refuse to add lines to metrics, samples or a chronicle that are not as they were at the checkpoint.
 
+    One that is missing starts again, so no checkpoint records it any longer.
+
     Returns: which of them are missing, in words.
     Raises: RecipeError: one is damaged.
     """
-    beginnings, notes = (checkpoint and recorded_beginnings(checkpoint, run)) or {}, []
+    beginnings = (checkpoint and recorded_beginnings(checkpoint, run)) or {}
+    missing = [name for name in beginnings if not (run / name).exists()]
     for name, recorded in beginnings.items():
-        if not (run / name).exists():
-            notes.append(f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}")
-        elif problem := find_difference(run / name, recorded, grows=True):
+        if name not in missing and (problem := find_difference(run / name, recorded, grows=True)):
             raise RecipeError(
                 f"{run / name} is damaged: up to {checkpoint.name}, {problem}. Restore it from a copy, or move it "
                 "away: training then starts a new one, and notes that"
             )
-    return notes
+    if missing:
+        forget_beginnings(run, missing)
+    return [
+        f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}" for name in missing
+    ]
+
+
+def forget_beginnings(run: Path, names: list[str]) -> None:
+    """Take files that start again out of the manifests of all checkpoints, which recorded their earlier lines."""
+    for _, checkpoint in list_checkpoints(run / "checkpoints"):
+        manifest = read_json(checkpoint / "manifest.json")
+        if manifest and is_unchanged(manifest) and "records" in manifest:
+            kept = {name: entry for name, entry in manifest["records"].items() if name not in names}
+            write_json(checkpoint / "manifest.json", with_checksum(manifest | {"records": kept}))
 
 
 def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
@@ -106,7 +120,7 @@ def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
     if differing:
         raise StaleStageError(
             f"{checkpoint} is of another experiment: {'; '.join(differing)}. Set another run.output_dir, restore the "
-            "recipe, or run with --overwrite to start again."
+            f"recipe, or move {checkpoint.parent} away to start again."
         )
     if not longer:
         return state | {"settings": settings}, []
@@ -116,6 +130,27 @@ def check_state(checkpoint: Path, fresh: dict) -> tuple[dict, list[str]]:
         f"{state['max_steps']:,}, and from here on the learning rate is that of the longer run"
     )
     return state | {"settings": settings, "max_steps": fresh["max_steps"], "phases": fresh["phases"]}, [change]
+
+
+def refuse_other_precision(checkpoint: Path, state: dict, now: dict) -> None:
+    """Refuse to go on in another precision than the steps so far, which only a named checkpoint asks for.
+
+    Args:
+        checkpoint: the newest, which training resumes from.
+        state: of the checkpoint.
+        now: of record.describe_computing.
+
+    Raises: RecipeError: with what keeps the precision, and what changes it.
+    """
+    before = state["computing"][-1]["mixed_precision"] if state.get("computing") else None
+    if before in (None, now["mixed_precision"]):
+        return
+    raise RecipeError(
+        f"{checkpoint} was computed with mixed_precision: {before}, and this launch sets "
+        f"{now['mixed_precision']}, which rounds otherwise. To go on as before, set mixed_precision: {before} in the "
+        f"launch file, or `accelerate launch --mixed_precision {before}`. To change it after step {state['step']}, "
+        f"which the chronicle notes, add --run.resume={checkpoint} to this one start"
+    )
 
 
 def follow_computing(state: dict, now: dict) -> list[str]:

@@ -28,6 +28,7 @@ LOCK, LEASE = ".lock", ".lease"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 BEAT_SECONDS, STALE_SECONDS = 10.0, 40.0
+TAKEOVER_SECONDS = 1.0  # for a lease to be taken over from a dead process of this machine
 
 
 class RunLockedError(RecipeError):
@@ -91,11 +92,9 @@ def acquire(run: Path, wait: bool = True) -> BaseFileLock:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    lease = SoftFileLease(
-        run / LEASE, lease_duration=STALE_SECONDS, heartbeat_interval=BEAT_SECONDS, on_compromise=stop_at_once
-    )
+    lease = make_lease(run / LEASE)
     try:
-        lease.acquire(timeout=1)  # which takes over that of a dead process of this machine
+        lease.acquire(timeout=TAKEOVER_SECONDS)
     except Timeout:
         if not wait or not is_elsewhere(run):
             raise refuse(run) from None
@@ -107,9 +106,35 @@ def acquire(run: Path, wait: bool = True) -> BaseFileLock:
     return lease
 
 
+def lock_file(path: Path, wait: bool) -> BaseFileLock:
+    """Take the kernel's lock on a file, or where there is none a lease beside it; release it with `release`.
+
+    Args: wait: for ever, until its holder releases it or is dead.
+    Raises: Timeout: another process holds it.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+        return lock
+    except Timeout:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    lease = make_lease(path.with_name(f"{path.name}.lease"))
+    lease.acquire(timeout=-1 if wait else TAKEOVER_SECONDS)
+    return lease
+
+
+def make_lease(path: Path) -> SoftFileLease:
+    return SoftFileLease(
+        path, lease_duration=STALE_SECONDS, heartbeat_interval=BEAT_SECONDS, on_compromise=stop_at_once
+    )
+
+
 def stop_at_once(lost: LeaseCompromise) -> None:
     """End this process before it writes what another process, which has its lease, writes too."""
-    sys.stderr.write(f"{lost.lock_file}: the run folder was taken over, since this process stood still; it ends now\n")
+    sys.stderr.write(f"{lost.lock_file}: the lock was taken over, since this process stood still; it ends now\n")
     os._exit(1)
 
 

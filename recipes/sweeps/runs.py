@@ -14,21 +14,22 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from atomic_files import read_json, read_json_lines, replace_text
-from child_processes import EXIT_STOPPED, SAVE_SECONDS, run_child
-from launching import clear_environment, launch_command
+from atomic_files import read_json_lines, replace_text
+from child_processes import EXIT_STOPPED, run_with_status
+from launching import clear_environment, launch_command, newest_precision
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
+from recovery.run_lock import lock_file
 from run_folder import is_finished, new_output
 from stages import ROOT, STAGES
 
@@ -84,11 +85,19 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def choose_launcher(options: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """Return the command that trains a run, up to the script, in a precision that suits the model of `recipe`."""
+def choose_launcher(options: argparse.Namespace, recipe: Recipe, csv_file: Path, folders: Iterable[Path]) -> list[str]:
+    """Return the command that trains a run, up to the script, in the precision of the experiment so far.
+
+    Args:
+        options: of the command line.
+        recipe: of a run, whose model decides the precision where there are neither rows nor checkpoints.
+        csv_file: the table of rows, which need not exist yet.
+        folders: of runs that may have begun.
+    """
     config = Path(options.accelerate_config) if options.accelerate_config else None
     clear_environment()
-    return launch_command(recipe, config, options.num_processes)
+    known = [row.get("mixed_precision") for row in read_rows(csv_file).values()] + [*map(newest_precision, folders)]
+    return launch_command(recipe, config, options.num_processes, next(filter(None, known), None))
 
 
 def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:
@@ -213,17 +222,9 @@ def run_logged(command: list[str], log_file: Path, name: str) -> None:
 
     Raises: SystemExit: a signal came (EXIT_STOPPED), or the command failed, with the last lines of its output.
     """
-
-    status = log_file.with_name("status.json")
-    before = read_json(status)
-
-    def save_seconds() -> float:
-        return (read_json(status) or {}).get("save_seconds", SAVE_SECONDS)
-
     with log_file.open("a", encoding="utf-8") as log:
-        ended = run_child(command, "accelerate.commands.launch" in command, save_seconds, log)
-    training = read_json(status) or {}
-    preempted = training != before and training.get("status") == "preempted"
+        ended, training = run_with_status(command, log_file.with_name("status.json"), log)
+    preempted = training.get("status") == "preempted"
     if ended.signal_name or preempted:
         reason = ended.signal_name or training["reason"]
         sys.stderr.write(f"{name} stopped on {reason}: {KEPT}; start again with: {shlex.join(sys.orig_argv)}\n")
@@ -242,17 +243,21 @@ def link(folder: Path, target: Path, name: str) -> None:
         link.symlink_to(leads_to, target_is_directory=True)
 
 
-def locked(path: Path, timeout_seconds: float = -1) -> FileLock:
-    """Return a lock to hold with `with`; the system releases it whatever ends the process. -1: wait for ever."""
-    return FileLock(path, timeout=timeout_seconds, fallback_to_soft=False)
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock and hold it; it is free again whatever ends the process."""
+    lock = lock_file(path, wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
     """Yield whether this process has claimed a run; False: another process is training it."""
-    lock = locked(path, timeout_seconds=0)
     try:
-        lock.acquire()
+        lock = lock_file(path, wait=False)
     except Timeout:
         yield False
         return

@@ -29,7 +29,7 @@ from recorded_files import recorded_beginnings
 
 
 def write_run_files(recipe: Recipe, run: Path, computed: dict) -> None:
-    """Write recipe.yaml and environment.json, which run_recipe.py reads the precision to continue in from."""
+    """Write recipe.yaml and environment.json."""
     replace_text(run / "recipe.yaml", recipe.dump_yaml())
     packages = {d.metadata["Name"]: d.version for d in distributions()}
     environment = {"python": platform.python_version(), "platform": platform.system(), "packages": packages}

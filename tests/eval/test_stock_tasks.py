@@ -2,6 +2,7 @@
 """Tasks of lm-eval, by name and from a folder: the requests that lm-eval makes, and loaded only when named."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,7 @@ from benchmark_tasks import available_shots, build_requests, exported_items, rea
 from request_scoring import RequestScorer
 from run_eval import load_tasks, main, parse_arguments, run_task
 from shared_work import SharedWork
-from stock_tasks import load_stock_tasks
+from stock_tasks import load_stock_tasks, load_without_tokens
 
 
 # Made-up rows in the form of the Hub's.
@@ -138,6 +139,16 @@ def look(row):
     assert "hf_secret" not in found and found.count("refused") == 5 and "None" in found
     assert str(Path.home()) not in found.splitlines() and token_file.name == "token"
     assert get_token() == "hf_secret", "the model is loaded with it"
+
+
+def test_tasks_are_loaded_where_there_is_neither_a_home_nor_an_account(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    monkeypatch.setattr(subprocess, "run", lambda *_, input, **__: asked.append(json.loads(input)))
+    asked = []
+    with pytest.raises(ValueError, match="ended without an answer"):
+        load_without_tokens(["spy"], None, None)
+    assert asked[0]["token_files"][-1].endswith(".netrc")
 
 
 @pytest.mark.long

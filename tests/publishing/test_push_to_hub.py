@@ -335,7 +335,11 @@ def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(
         build_release(recipe)
     (run / name).write_text(text)
     (run / RUN_FILES).write_text("{")
-    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read; restore it from a copy"):
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read. Restore {RUN_FILES} from a copy"):
+        build_release(recipe)
+    (run / RUN_FILES).unlink()
+    (run / "status.json").write_text('{"status": "finished"}')
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} lacks the files of training, which is finished. Restore"):
         build_release(recipe)
 
 

@@ -31,6 +31,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from slurm_stand_in import install
 from tiny_run import RECIPES, ROOT, TinyRun, write_tiny_texts
@@ -48,9 +49,10 @@ import tokenize_corpus
 import train_tokenizer
 import verify_run
 from atomic_files import read_record
+from publishing import revision_queue
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
-from recorded_files import RUN_FILES, record_run_files
+from recorded_files import OF_REPORT, RUN_FILES, record_run_files
 from recovery import checkpoints as checkpointing
 from recovery import run_lock as run_locks
 from recovery.chronicle import read_chronicle
@@ -59,6 +61,7 @@ from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
 from run_folder import write_record
+from sweeps.runs import claimed, locked, run_logged
 from training import step as step_module
 from training.stability import Decision, rolled_back
 
@@ -289,6 +292,66 @@ def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_roll
     assert old["computing"] == [{"after_step": 7, "compiled": True}]
 
 
+def test_training_that_replaces_a_model_goes_on_after_a_stop_and_a_third_recipe_is_refused(
+    uninterrupted, tmp_path, monkeypatch
+):
+    run = uninterrupted.copy(tmp_path / "run")
+
+    class Killed(BaseException):
+        pass
+
+    save = pretrain.Pretraining.save
+
+    def die_later(training):
+        if training.state["step"] > 6:
+            raise Killed
+        save(training)
+
+    command = run.argv(*TRAINING, "--training.learning_rate=2e-2", "--overwrite")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pretrain.Pretraining, "save", die_later)
+        pretrain.main(command)
+    third = run.argv(*TRAINING, "--training.learning_rate=3e-2", "--overwrite")
+    with pytest.raises(RecipeError, match=f"is of another experiment.* move {run.output_dir}/checkpoints away"):
+        pretrain.main(third)
+    pretrain.main(command)
+    starts = [entry for entry in read_chronicle(run.output_dir) if entry["event"] in ("start", "resume")]
+    assert [(entry["event"], entry["step"]) for entry in starts] == [("start", 0), ("start", 0), ("resume", 6)]
+    assert read_record(run.output_dir / "model")["settings"]["training"]["learning_rate"] == 2e-2
+
+
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Return a function that has this process train in bf16 from then on, as its launcher would; undone at the end."""
+
+    def switch() -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state()
+
+    yield switch
+    AcceleratorState._reset_state()
+
+
+def test_another_precision_is_refused_on_resume_unless_the_checkpoint_is_named_and_then_recorded(tiny_run, in_bf16):
+    short = ["--training.max_tokens=2048", "--training.save_steps=4"]
+    pretrain.main(tiny_run.argv(*short))
+    shutil.rmtree(tiny_run.output_dir / "model")
+    newest = tiny_run.output_dir / "checkpoints" / "step_00000008"
+    longer = ["--training.max_tokens=3072", *short[1:]]
+    (tiny_run.output_dir / "environment.json").unlink()
+    in_bf16()
+    message = rf"{newest} was computed with mixed_precision: no, and this launch sets bf16.* add --run.resume={newest}"
+    with pytest.raises(RecipeError, match=message):
+        pretrain.main(tiny_run.argv(*longer))
+    assert max(tiny_run.losses()) == 8
+
+    pretrain.main(tiny_run.argv(*longer, f"--run.resume={newest}"))
+    changes = [entry["text"] for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
+    assert any("mixed_precision was no, is bf16 after step 8" in change for change in changes), changes
+    computed = json.loads((tiny_run.output_dir / "training.json").read_text())["computing"]
+    assert [(period["after_step"], period["mixed_precision"]) for period in computed] == [(0, "no"), (8, "bf16")]
+
+
 def test_a_checkpoint_that_is_named_but_damaged_or_none_is_refused(run):
     for path, reason in (
         ("/nowhere", "manifest.json is missing"),
@@ -403,7 +466,7 @@ def test_after_slurms_warning_both_processes_save_and_the_job_is_requeued(uninte
 
 def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the_command_that_resumes(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "preempted", "reason": "an earlier end"}')
-    status = '{"status": "preempted", "reason": "SIGTERM; saved at step 7"}'
+    status = '{"status": "preempted", "reason": "SIGTERM; saved at step 7", "started": "later"}'
     code = (
         "import pathlib, signal, sys, time\n"
         f"def leave(*_):\n    pathlib.Path({str(tmp_path / 'status.json')!r}).write_text({status!r})\n"
@@ -422,6 +485,21 @@ def test_run_recipe_passes_a_signal_on_and_prints_where_training_stopped_and_the
     assert process.returncode == EXIT_STOPPED
     assert "pretrain stopped on SIGUSR1: SIGTERM; saved at step 7; start again with: " in error
     assert shlex.split(error.partition("start again with: ")[2]) == command
+
+
+@pytest.mark.parametrize("status", ["running", "preempted"])
+def test_a_command_that_another_run_in_the_folder_refuses_is_not_taken_for_that_run(tmp_path, capsys, status):
+    path, first = tmp_path / "status.json", {"pid": 7, "host": "a", "started": "2026-01-01T00:00:00Z"}
+    path.write_text(json.dumps(first | {"status": "running", "step": 3}))
+    changed = json.dumps(first | {"status": status, "step": 4, "reason": "SIGTERM; saved at step 4"})
+    refused = [sys.executable, "-c", f"open({str(path)!r}, 'w').write({changed!r}); raise SystemExit('is in use')"]
+    with pytest.raises(SystemExit) as ended:
+        run_recipe.run_script("pretrain", refused, tmp_path)
+    shown = capsys.readouterr().err
+    assert ended.value.code == 1 and "killed" not in shown and "saved at step" not in shown
+    with pytest.raises(SystemExit, match="one arm stopped with status 1"):
+        path.write_text(json.dumps(first | {"status": "running", "step": 3}))
+        run_logged(refused, tmp_path / "log.txt", "one arm")
 
 
 @pytest.mark.parametrize(("save_seconds", "saved"), [(20, True), (0, False)])
@@ -736,6 +814,45 @@ def test_where_a_file_system_has_no_locks_the_heartbeat_of_the_holder_decides(tm
         assert not is_held(tmp_path) and not list(tmp_path.iterdir())
 
 
+CLAIM = """
+import fcntl, os, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from sweeps import runs
+def no_flock(*_):
+    raise OSError(int(sys.argv[3]), os.strerror(int(sys.argv[3])))
+fcntl.flock = no_flock
+with runs.claimed(pathlib.Path(sys.argv[2])) as ours:
+    print(ours, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_experiments_share_their_runs_and_revisions_are_sent_where_a_file_system_has_no_locks(tmp_path, monkeypatch):
+    def no_flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    command = [sys.executable, "-c", CLAIM, str(RECIPES), str(tmp_path / ".claim"), str(errno.ENOSYS)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    with claimed(tmp_path / ".claim") as ours:
+        assert not ours
+    other.kill()
+    other.wait()
+    with claimed(tmp_path / ".claim") as ours, locked(tmp_path / ".rows.lock"):
+        assert ours
+    with locked(tmp_path / ".rows.lock"):  # it was released
+        pass
+
+    (tmp_path / "revisions").mkdir()
+    started = []
+    monkeypatch.setattr(revision_queue.subprocess, "Popen", lambda command, **settings: started.append(settings))
+    revision_queue.start_sending(tmp_path)
+    assert revision_queue.HELD_LOCK not in started[0]["env"], "the sender takes the lease itself"
+    with revision_queue.lock(tmp_path, wait=False) as is_free:
+        assert is_free
+
+
 def test_a_lock_that_does_not_reach_another_machine_is_taken_over_only_after_its_heartbeat_stopped(
     tmp_path, monkeypatch, capfd
 ):
@@ -1039,9 +1156,42 @@ def test_each_damaged_file_has_a_line_also_after_a_record_that_cannot_be_read(un
     assert sum("stage.json cannot be read" in line for line in lines) == 2
 
 
+def test_a_damaged_record_of_a_finished_run_is_neither_replaced_nor_done_without(uninterrupted, tmp_path, capsys):
+    run = uninterrupted.copy(tmp_path / "run")
+    record, training = run.output_dir / RUN_FILES, run.output_dir / "training.json"
+    for path in (record, training):
+        flip(path)
+    damaged, whole = record.read_bytes(), training.read_bytes()
+    (run.output_dir / "report.html").write_text("made after the damage")
+    with pytest.raises(RecipeError, match=rf"{RUN_FILES} cannot be read. Restore {RUN_FILES} from a copy, or delete"):
+        record_run_files(run.output_dir, OF_REPORT)
+    assert record.read_bytes() == damaged
+    record.unlink()
+    record_run_files(run.output_dir, OF_REPORT)
+    with pytest.raises(SystemExit):
+        verify_run.main([str(run.output_dir)])
+    assert re.search(rf"{RUN_FILES} +! damaged: lacks the files of training", capsys.readouterr().out)
+
+    record.unlink()  # as the message says
+    shutil.rmtree(run.output_dir / "model")
+    pretrain.main(run.argv(*TRAINING))
+    verify_run.main([str(run.output_dir)])
+    assert training.read_bytes() != whole
+    assert_same(run, uninterrupted)
+
+
+def test_training_does_not_start_on_a_damaged_record(uninterrupted, run):
+    (run.output_dir / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read"):
+        pretrain.main(run.argv(*TRAINING))
+    assert not (run.output_dir / "status.json").exists()
+
+
 def test_metrics_that_change_while_a_run_is_unfinished_are_seen_by_its_checkpoints(uninterrupted, tmp_path, capsys):
     run = uninterrupted.copy(tmp_path / "run").output_dir
-    (run / RUN_FILES).unlink()  # as before the end of training, and as an earlier version left a run
+    (run / RUN_FILES).unlink()  # as before the end of training
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"status": "running"}))
     verify_run.main([str(run)])
     assert "not recorded: metrics.jsonl, samples.jsonl, chronicle.jsonl" in capsys.readouterr().out
     with (run / "metrics.jsonl").open("a") as file:
@@ -1078,6 +1228,35 @@ def test_a_run_whose_records_are_damaged_is_not_resumed_until_they_are_restored_
         path.write_bytes(whole)
         pretrain.main(run.argv(*TRAINING))
         assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "chronicle.jsonl"])
+def test_after_a_record_was_moved_away_a_kill_before_the_next_save_asks_for_nothing_more(
+    uninterrupted, tmp_path, monkeypatch, capsys, name
+):
+    run = uninterrupted.copy(tmp_path / "run")
+    shutil.rmtree(run.output_dir / "model")
+    ((_, newest), *_) = list_checkpoints(run.output_dir / "checkpoints")
+    shutil.rmtree(newest)
+    (run.output_dir / name).unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pretrain.Pretraining, "save", die)
+        pretrain.main(run.argv(*TRAINING))
+    assert (run.output_dir / name).stat().st_size
+    pretrain.main(run.argv(*TRAINING))
+    for file, tensor in trained_weights(uninterrupted).items():
+        assert torch.equal(tensor, trained_weights(run)[file]), file
+    assert min(run.losses()) == (22 if name == "metrics.jsonl" else 1)
+    capsys.readouterr()
+    verify_run.main([str(run.output_dir)])
+    assert "! " not in capsys.readouterr().out
 
 
 # --- planted files
