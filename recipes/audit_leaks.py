@@ -44,6 +44,7 @@ from provenance.leak_measures import (
 from provenance.text_index import STRIDE, build_index
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
+from recorded_files import record_run_files
 from recovery.stored_tensors import list_checkpoints, load_state
 from vocabulary.token_bytes import token_bytes
 
@@ -265,7 +266,9 @@ def main(argv: list[str] | None = None) -> None:
     ]
     (run / "trace").mkdir(exist_ok=True)
     write_json(run / "trace" / "continued.json", shown)
+    record_run_files(run, (), forget=("audit.json",))  # a kill here leaves it unrecorded, not damaged
     write_json(run / "audit.json", found)
+    record_run_files(run, ("audit.json",))
     print(*found["findings"], sep="\n")
     print("What this does not show:", *found["cannot_be_concluded"], sep="\n  ")
     print(f"audit: {run / 'audit.json'}; passages that the model repeats: {run / 'trace' / 'continued.json'}")

@@ -75,9 +75,9 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
     if (run / "audit.json").exists():
         audit, problem = read_audit(run)
-        if audit is None:
+        if audit is None and "audit.json" not in damaged:
             notes.append(f"{run / 'audit.json'} is left out: it {problem}; run recipes/audit_leaks.py again")
-        else:
+        else:  # a damaged one is refused below: the report shows what it says
             names["audit.json"] = "audit.json"
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)

@@ -814,6 +814,7 @@ def write_audit(run: Path, continued_tokens: int) -> None:
     audit["flags"] = {"verbatim": False, "personal_data": False, "membership": False}
     audit |= {"findings": describe_findings(audit), "cannot_be_concluded": describe_limits(audit)}
     write_json(run / "audit.json", audit)
+    record_run_files(run, ("audit.json",))
 
 
 def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe, workspace, capsys):
@@ -834,6 +835,7 @@ def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe
     with pytest.raises(RecipeError, match=r"0_fraction=0.04: 3 of 200 trained documents .* up to 0.043 of all"):
         made(limited)
     rewrite(run / "audit.json", lambda audit: audit["made_from"].update(model="0" * 64))
+    record_run_files(run, ("audit.json",))
     record_stage(recipe, "report")
     with pytest.raises(RecipeError, match="is of another model than this run's, and hub.leak_audit requires it"):
         made(limited)
@@ -844,6 +846,27 @@ def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe
     write_audit(run, continued_tokens=20)
     with pytest.raises(RecipeError, match="no records were planted; set data.canaries"):
         refuse_leaks(load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04, "max_exposure_bits": 3}))
+
+
+@pytest.mark.parametrize(("was", "becomes"), [('"interval"', '"intervbl"'), ("0.04", "0.00"), ("{", "[")])
+def test_an_audit_with_a_flipped_bit_meets_no_limit_and_is_not_published(recipe, workspace, was, becomes):
+    run = Path(recipe.run.output_dir)
+    write_audit(run, continued_tokens=50)
+    limited = load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04})
+    audit = (run / "audit.json").read_text()
+    (run / "audit.json").write_text(audit.replace(was, becomes, 1))
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match=r"audit.json is damaged: its sha256 is not the recorded one, and hub.leak"):
+        refuse_leaks(limited)
+    with pytest.raises(RecipeError, match=r"audit.json: its sha256 is not the recorded one"):
+        made(recipe)
+    (run / "audit.json").write_text(audit)
+    (run / RUN_FILES).unlink()
+    with pytest.raises(RecipeError, match=r"audit.json is of an earlier version, which recorded no sha256 of it, and"):
+        refuse_leaks(limited)
+    (run / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=rf"audit.json cannot be checked: {RUN_FILES} cannot be read, and"):
+        refuse_leaks(limited)
 
 
 def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
