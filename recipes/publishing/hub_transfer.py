@@ -35,7 +35,7 @@ from huggingface_hub import (
     hf_hub_download,
     set_client_factory,
 )
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import FileMetadataError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
@@ -283,12 +283,12 @@ def explain(error: BaseException) -> TransferError:
             what = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
             return TransferError(what, "check the connection, the proxy, and HF_ENDPOINT", True, unreachable=True)
     error = chain[0]
-    if any(isinstance(error, json.JSONDecodeError) for error in chain):
-        remedy = "a proxy or a login page may have answered in its place: open it in a browser"
-        return TransferError(
-            f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True
-        )
-    if isinstance(error, FileNotFoundError):
+    for kind, lacking in {json.JSONDecodeError: "JSON", FileMetadataError: "a file of a repository"}.items():
+        if any(isinstance(error, kind) for error in chain):
+            what = f"{constants.ENDPOINT} answered something that is not {lacking}"
+            remedy = "a proxy or a login page may have answered in its place: open it in a browser"
+            return TransferError(what, remedy, True, unreachable=True)
+    if isinstance(error, FileNotFoundError) and error.filename:  # those of huggingface_hub name none
         return TransferError(f"{error.filename}: {error.strerror}", "run again with --overwrite to rebuild it")
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if "xet" in what.lower() or "xet" in type(error).__module__.lower():
