@@ -17,7 +17,7 @@ RUN_FILES = "run_files.json"
 APPENDED = ("metrics.jsonl", "samples.jsonl", "chronicle.jsonl")
 OF_TRAINING = (*APPENDED, "chronicle.md", "status.json", "training.json", "recipe.yaml", "environment.json")
 OF_REPORT = ("report.html", "summary.txt")
-ALL = (*OF_TRAINING, *OF_REPORT, "plan.json", "preflight.json", "audit.json", "dropped_samples.jsonl")
+ALL = (*OF_TRAINING, *OF_REPORT, "plan.json", "preflight.json", "dropped_samples.jsonl")
 
 
 def record_run_files(run: Path, names: tuple[str, ...], forget: tuple[str, ...] = ()) -> None:
