@@ -52,6 +52,7 @@ from card_text import escape_markdown
 from corpus.canaries import CANARIES
 from corpus.document_files import DocumentWriter, write_documents
 from corpus.dropped_samples import SAMPLES
+from file_hashes import MEMORY, checksum, identify, load_memory
 from provenance.audit_record import describe_inputs
 from provenance.audited_documents import AuditedDocument
 from provenance.leak_findings import describe_findings, describe_limits
@@ -337,6 +338,41 @@ def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(
     (run / RUN_FILES).write_text("{")
     with pytest.raises(RecipeError, match=f"{RUN_FILES} cannot be read; restore it from a copy"):
         build_release(recipe)
+
+
+def rot(run: Path, name: str) -> Path:
+    """Flip a bit as a disk does, which keeps the size and times under which the file's hash is remembered."""
+    path = run / name
+    memory, sha256, content = run / MEMORY, file_sha256(path), bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    text = json.dumps(load_memory(memory) | {str(path): [*identify(path), sha256]})
+    memory.write_text(f"{checksum(text)}\n{text}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "figures/bits_per_byte.png", "eval/results.json"]
+)
+def test_a_bit_that_flipped_on_the_disk_is_seen_in_what_is_published(recipe, name):
+    path = rot(Path(recipe.run.output_dir), name)
+    with pytest.raises(RecipeError, match=f"{path}: its sha256 is not the recorded one; restore it from a copy, or"):
+        build_release(recipe)
+    assert not output_folder(recipe, "publish").exists()
+
+
+def test_a_bit_that_flipped_on_the_disk_is_seen_in_the_tokenizer_and_the_text_that_are_published(recipe):
+    run = Path(recipe.run.output_dir)
+    recipe.hub.repo_id, recipe.hub.tokenizer_repo_id, recipe.hub.dataset_repo_id = "me/a", "me/words", "me/stories"
+    recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
+    rot(run, "tokenizer/tokenizer.json")
+    with pytest.raises(RecipeError, match=r"tokenizer.json: its sha256 is not the recorded one"):
+        build_tokenizer_release(recipe)
+    (text,) = (run / "documents" / "test" / "stories").glob("*.parquet")
+    rot(run, str(text.relative_to(run)))
+    with pytest.raises(RecipeError, match=rf"{text}: its sha256 is not the recorded one"):
+        build_dataset_release(recipe)
+    assert not list(run.glob("release_*"))
 
 
 def test_results_of_other_weights_are_refused(recipe):
