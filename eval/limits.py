@@ -8,7 +8,8 @@ from collections.abc import Callable
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function.
 
-    Raises: SystemExit: a file cannot be written or read, or another process is gone; the reason is the message.
+    Raises: SystemExit: a file cannot be written or read, another process is gone, or a tokenizer fails on a text; the
+        reason is the message.
     """
     try:
         main()
@@ -20,3 +21,7 @@ def run_script(main: Callable[[], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise SystemExit(f"{error.strerror}: {error.filename or 'the disk of the run folder'}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust, which no module exports
+            raise
+        raise SystemExit(f"the tokenizer fails on a text, so the model cannot be scored: {error}") from error

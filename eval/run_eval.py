@@ -215,8 +215,9 @@ def check_model(arguments: argparse.Namespace) -> list[str]:
         return [f"--model: {problem}" for problem in problems]
     try:
         config = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        return [f"--model: {arguments.model} is not a local folder and cannot be read from the Hub: {error}"]
+    except Exception as error:  # of the Hub, or of whatever the file holds
+        where = "its config.json cannot be read" if Path(arguments.model).is_dir() else "cannot be read from the Hub"
+        return [f"--model: {arguments.model}: {where}: {error}"]
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if arguments.context_length is None and limit is None:
         return [f"--context_length is required: the config of {arguments.model} has no max_position_embeddings"]
@@ -379,7 +380,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
         place, revision = named_revision(name)
         try:
             config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as in check_model
             raise SystemExit(f"--baselines: {name} cannot be read: {error}") from error
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
