@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a script that lacks room, rights or another process: a message in place of a traceback."""
+"""What ends a script that lacks room, rights or another process, a message in place of a traceback; bounds of YAML."""
 
 import errno
 from collections.abc import Callable
+
+from ruamel.yaml import YAML
+
+
+MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 1 << 20, 32
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -25,3 +30,18 @@ def run_script(main: Callable[[], None]) -> None:
         if type(error).__name__ != "PanicException":  # of libraries in Rust, which no module exports
             raise
         raise SystemExit(f"the tokenizer fails on a text, so the model cannot be scored: {error}") from error
+
+
+def read_yaml(text: str) -> object:
+    """Parse YAML of plain data; a tag that runs code is refused.
+
+    Raises: ValueError: it is no such YAML, or of a size or depth that takes minutes to parse.
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters, more than {MAX_YAML_CHARACTERS:,}")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MAX_YAML_DEPTH
+    try:
+        return yaml.load(text)
+    except Exception as error:  # a parser may have bugs that nobody has met
+        raise ValueError(str(error) or type(error).__name__) from error

@@ -38,6 +38,7 @@ from item_scores import gold_bits
 from limits import run_script
 from request_scoring import RequestScorer
 from run_eval import load_tasks, main, parse_arguments, run_task
+from run_files import RunFiles
 from shared_work import SharedWork
 from training_overlap import overlap_groups
 
@@ -725,6 +726,17 @@ def test_a_crafted_model_is_refused_with_a_message_before_it_is_built(model_fold
     with pytest.raises(SystemExit, match=f"(?s){complaint}"):
         run_script(partial(main, command))
     assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 900 + "a", "a: " + "b" * 2**21, "? [a]\n: !!int abc"])
+def test_yaml_that_would_take_minutes_or_break_the_parser_is_refused(tmp_path, text):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "probe.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match="probe.yaml: not plain YAML data: ."):
+        read_benchmarks(tmp_path)
+    with pytest.raises(ValueError, match="(?s)recipe.yaml: not valid YAML: .*run the stage that writes it again"):
+        RunFiles(tmp_path).yaml("recipe.yaml")
 
 
 def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokenizer):

@@ -1307,6 +1307,23 @@ def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp
     assert find_base(recipe).licence == "gemma"
 
 
+@pytest.mark.parametrize(
+    "hostile", ["[" * 100_000, "model: &a {from_pretrained: *a}", "model: {from_pretrained: [1]}", "\0"]
+)
+def test_a_recipe_beside_the_base_that_cannot_be_read_states_no_licence(workspace, tmp_path, hostile):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(run / "model")
+    (run / "recipe.yaml").write_text(hostile)
+    assert find_base(recipe).licence is None
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": str(run / "model")}}))  # its own base
+    assert find_base(recipe).licence is None
+    (run / "recipe.yaml").unlink()
+    os.mkfifo(run / "recipe.yaml")
+    assert find_base(recipe).licence is None
+
+
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
 def test_the_card_of_each_family_shows_its_shape_and_its_tokenizer(family, release, workspace, tmp_path):
     recipe = licensed(tmp_path, load(workspace), "mit", "mit")
