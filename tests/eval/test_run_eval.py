@@ -37,6 +37,7 @@ from intervals import measured
 from item_scores import gold_bits
 from limits import run_script
 from request_scoring import RequestScorer
+from results_folder import locked_output
 from run_eval import load_tasks, main, parse_arguments, run_task
 from run_files import RunFiles
 from shared_work import SharedWork
@@ -449,6 +450,16 @@ def test_a_stopped_evaluation_resumes_and_gives_the_same(model_folder, documents
     ours, whole = json.loads((output / "results.json").read_text()), json.loads(evaluated[0])
     assert ours["bits_per_byte"] == whole["bits_per_byte"] and ours["samples"] == whole["samples"]
     assert ours["tasks"]["general_agreement"]["metrics"] == whole["tasks"]["general_agreement"]["metrics"]
+
+
+def test_a_second_evaluation_into_the_same_folder_is_refused_while_the_first_runs(model_folder, tmp_path):
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompt", "The"]
+    with locked_output(tmp_path / "eval"):
+        second = subprocess.run([sys.executable, run_eval.__file__, *command], capture_output=True, text=True)
+        assert second.returncode == 1 and f"another evaluation writes to {tmp_path / 'eval'}; wait" in second.stderr
+        main([*command[:3], str(tmp_path / "other"), *command[4:]])
+    main(command)
+    assert {path.name for path in tmp_path.iterdir()} == {"eval", "other"}, "nothing is left beside the results"
 
 
 def test_a_model_saved_again_gives_the_same_numbers(model_folder, documents, evaluated, tmp_path):
