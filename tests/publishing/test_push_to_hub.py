@@ -46,12 +46,14 @@ from transformers import (
 )
 
 import pretrain
+import verify_run
 from atomic_files import file_sha256, write_json
 from audit_leaks import measure_membership, measure_verbatim
 from card_text import escape_markdown
 from corpus.canaries import CANARIES
 from corpus.document_files import DocumentWriter, write_documents
 from corpus.dropped_samples import SAMPLES
+from corpus.reading import load_extract_text
 from file_hashes import MEMORY, checksum, identify, load_memory
 from provenance.audit_record import describe_inputs
 from provenance.audited_documents import AuditedDocument
@@ -540,6 +542,22 @@ def test_code_that_a_config_names_is_refused(recipe):
         record_stage(recipe, stage)
     with pytest.raises(RecipeError, match="auto_map names code to run"):
         build_release(recipe)
+
+
+def test_the_data_py_of_a_recipe_is_published_and_checked_without_being_run_but_prepare_runs_it(recipe, tmp_path):
+    ran, script = tmp_path / "ran", tmp_path / "data.py"
+    script.write_text(
+        f"open({str(ran)!r}, 'w').close()\ndef extract_text(example, source):\n    return example['text']\n"
+    )
+    recipe.data.extract_text = str(script)
+    record_stage(recipe, "prepare")
+    for stage in ("tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = made(recipe)
+    verify_run.main([recipe.run.output_dir])
+    assert (release / "data.py").read_bytes() == script.read_bytes() and not ran.exists()
+    load_extract_text(str(script))
+    assert ran.exists()
 
 
 def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
