@@ -25,9 +25,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from benchmark_rows import READERS, as_item
+from limits import read_yaml
 
 
 logger = logging.getLogger(__name__)
@@ -81,8 +80,8 @@ def read_benchmarks(tasks_dir: Path = TASKS_DIR) -> dict[str, Benchmark]:
     benchmarks = {}
     for path in sorted(tasks_dir.glob("*/*.yaml")):
         try:
-            content = YAML(typ="safe", pure=True).load(path)
-        except Exception as error:
+            content = read_yaml(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise ValueError(f"{path}: not plain YAML data: {error}") from error
         tasks = content.pop("tasks", None) if isinstance(content, dict) else None
         if isinstance(tasks, str):

@@ -25,14 +25,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from limits import run_script
 
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PIECE_BYTES = 2**20  # a text is tokenized in pieces of at most this many bytes
+MOST_LAYERS = 1000
+PACKED = 16  # parameters in one number of a file, at most: quantized weights are packed
+SAVED_FOLDER = "a folder that save_pretrained wrote"
 LOGITS_PER_BATCH = 2**28  # at once: 1 GiB in float32
 XZ_PRESET = 9 | lzma.PRESET_EXTREME
 XZ_DICTIONARY_BYTES = 64 * 2**20  # of preset 9
@@ -62,18 +75,63 @@ def load_model(
 
     Reads only safetensors and runs no code that comes with a model.
 
-    Raises: ValueError: if a tensor is missing, unexpected or of another shape. transformers would fill it with random
-        numbers and only warn.
+    Raises: ValueError: if a file cannot be read, or a tensor is missing, unexpected or of another shape. transformers
+        would fill it with random numbers and only warn.
     """
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        name,
-        revision=revision,
-        trust_remote_code=False,  # None would ask on the terminal
-        dtype=DTYPES[dtype],
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # listed below with the others
-        output_loading_info=True,
-    )
+    given = {"revision": revision, "trust_remote_code": False}  # None would ask on the terminal
+    try:
+        refuse_other_size(name, AutoConfig.from_pretrained(name, **given))
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name,
+            **given,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # listed below with the others
+            output_loading_info=True,
+        )
+        refuse_other_tensors(name, loading)
+        tokenizer = AutoTokenizer.from_pretrained(name, **given)
+    except (OSError, ValueError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:  # safetensors and tokenizers raise others on a damaged file, a config on an odd value
+        kind = type(error).__name__
+        raise ValueError(f"{name}: its files cannot be read: {kind}: {error}; use {SAVED_FOLDER}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def refuse_other_size(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a config of a far larger model than the weights are, which would take hours or all memory to build.
+
+    Args:
+        name: of a folder, or a Hub id, of which only the number of layers is looked at.
+        config: its own.
+
+    Raises: ValueError
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{name}: config.json names {layers:,} layers; up to {MOST_LAYERS:,} are built")
+    if not Path(name).is_dir():
+        return
+    held = 0
+    for path in Path(name).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            held += sum(math.prod(file.get_slice(tensor).get_shape()) for tensor in file.keys())  # noqa: SIM118
+    try:
+        with torch.device("meta"):
+            described = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+    except (RuntimeError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{name}: no model is as config.json says: {error}") from error
+    if described > PACKED * held:
+        raise ValueError(
+            f"{name}: config.json describes {described:,} parameters, its safetensors hold {held:,} numbers; "
+            f"use {SAVED_FOLDER}"
+        )
+
+
+def refuse_other_tensors(name: str, loading: dict[str, set]) -> None:
+    """Refuse weights that transformers filled up or left out. Raises: ValueError."""
     problems = [
         f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, loading[kind]))[:5])} ({len(loading[kind])} in all)"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -82,11 +140,8 @@ def load_model(
     if problems:
         raise ValueError(
             f"{name}: the weights do not fit the model that config.json describes; "
-            f"{'; '.join(problems)}; use a folder that save_pretrained wrote"
+            f"{'; '.join(problems)}; use {SAVED_FOLDER}"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return model.to(device).eval(), tokenizer
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -332,4 +387,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -29,6 +29,7 @@ import logging
 import os
 import platform
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +57,7 @@ from held_out_scores import score_sources
 from item_scores import score_items
 from limits import run_script
 from request_scoring import RequestScorer, score_requests
-from results_folder import OWN_FILES, json_lines, parts_folder, write_results, write_synced
+from results_folder import OWN_FILES, json_lines, locked_output, parts_folder, write_results, write_synced
 from shared_work import SharedWork
 from stock_tasks import load_without_tokens
 from training_overlap import overlap_groups, read_decontamination, score_by_overlap
@@ -215,8 +216,9 @@ def check_model(arguments: argparse.Namespace) -> list[str]:
         return [f"--model: {problem}" for problem in problems]
     try:
         config = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        return [f"--model: {arguments.model} is not a local folder and cannot be read from the Hub: {error}"]
+    except Exception as error:  # of the Hub, or of whatever the file holds
+        where = "its config.json cannot be read" if Path(arguments.model).is_dir() else "cannot be read from the Hub"
+        return [f"--model: {arguments.model}: {where}: {error}"]
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if arguments.context_length is None and limit is None:
         return [f"--context_length is required: the config of {arguments.model} has no max_position_embeddings"]
@@ -379,7 +381,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
         place, revision = named_revision(name)
         try:
             config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as in check_model
             raise SystemExit(f"--baselines: {name} cannot be read: {error}") from error
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
@@ -461,6 +463,13 @@ def main(argv: list[str] | None = None) -> None:
         export_requests(arguments)
         return
     state = PartialState(cpu=not torch.cuda.is_available())
+    with locked_output(arguments.output) if state.is_main_process else nullcontext():
+        evaluate(arguments, state)
+    state.wait_for_everyone()
+
+
+def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
+    """Evaluate the model and the baselines, and write their results."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
@@ -476,7 +485,6 @@ def main(argv: list[str] | None = None) -> None:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
-    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from limits import read_yaml
 
 
 # What the stages of every recipe write. The report names those that are missing.
@@ -99,13 +99,6 @@ class RunFiles:
                     f"{self.folder / path}: not valid {kind}: {error}; run the stage that writes it again"
                 ) from error
         return self._read[path]
-
-
-def read_yaml(text: str) -> dict:
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise ValueError(error) from error
 
 
 def read_lines(text: str) -> list[dict]:

@@ -44,6 +44,8 @@ from provenance.leak_measures import (
 from provenance.text_index import STRIDE, build_index
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
+from recorded_files import record_run_files
+from recovery.run_lock import run_lock
 from recovery.stored_tensors import list_checkpoints, load_state
 from vocabulary.token_bytes import token_bytes
 
@@ -168,8 +170,6 @@ def audit(run: Path, documents_per_side: int, batch_size: int) -> tuple[dict, li
 
     Raises: RecipeError: the run lacks a file, or has no document that can be audited.
     """
-    if not (run / "recipe.yaml").exists():
-        raise RecipeError(f"{run / 'recipe.yaml'} is missing; give the run.output_dir of a finished run")
     recipe = load_recipe([run / "recipe.yaml"])
     ledger = open_ledger(run, recipe)
     model = load_model(run / "model")
@@ -259,13 +259,15 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(options, name) < 1:
             raise RecipeError(f"--{name} {getattr(options, name)}: give at least 1")
     run = options.run_folder
-    found, continued = audit(run, options.documents, options.batch_size)
-    shown = [
-        passage | {key: passage[key].decode(errors="replace") for key in ("prompt", "text")} for passage in continued
-    ]
-    (run / "trace").mkdir(exist_ok=True)
-    write_json(run / "trace" / "continued.json", shown)
-    write_json(run / "audit.json", found)
+    if not (run / "recipe.yaml").exists():
+        raise RecipeError(f"{run / 'recipe.yaml'} is missing; give the run.output_dir of a finished run")
+    with run_lock(run, "audit"), run_lock(run / "trace", "audit"):
+        found, continued = audit(run, options.documents, options.batch_size)
+        shown = [one | {key: one[key].decode(errors="replace") for key in ("prompt", "text")} for one in continued]
+        write_json(run / "trace" / "continued.json", shown)
+        record_run_files(run, (), forget=("audit.json",))  # a kill here leaves it unrecorded, not damaged
+        write_json(run / "audit.json", found)
+        record_run_files(run, ("audit.json",))
     print(*found["findings"], sep="\n")
     print("What this does not show:", *found["cannot_be_concluded"], sep="\n  ")
     print(f"audit: {run / 'audit.json'}; passages that the model repeats: {run / 'trace' / 'continued.json'}")

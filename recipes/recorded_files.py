@@ -2,9 +2,9 @@
 """The files that lie in the run folder itself, beside the outputs of stages, with the bytes and sha256 of each.
 
 `run_files.json` has an entry for a file from when it is written for the last time: recipe.yaml and environment.json at
-each start, metrics, samples, chronicle, status and training.json at the end of training, the plan and the report when
-they are made. Until then the manifest of each checkpoint has the hash of what metrics, samples and chronicle held at
-its step: they only grow, so a later file begins with it.
+each start, metrics, samples, chronicle, status and training.json at the end of training, the plan, the leak audit and
+the report when they are made. Until then the manifest of each checkpoint has the hash of what metrics, samples and
+chronicle held at its step: they only grow, so a later file begins with it.
 """
 
 import hashlib

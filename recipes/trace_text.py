@@ -26,6 +26,7 @@ from provenance.text_index import build_index
 from provenance.tracing import Tracer
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
+from recovery.run_lock import run_lock
 from recovery.stored_tensors import list_checkpoints, load_state
 
 
@@ -33,14 +34,15 @@ MAX_TEXT_BYTES = 1 << 20
 NEW_TOKENS = 200
 
 
-def open_tracer(run: Path, least_tokens: int) -> Tracer:
-    """Open a run for tracing, and build its index if there is none.
-
-    Raises: RecipeError: a file of the run is missing.
-    """
+def refuse_unprepared(run: Path) -> None:
+    """Refuse a run folder that lacks what tracing needs. Raises: RecipeError."""
     for needed, stage in (("recipe.yaml", "pretrain.py"), ("documents/stage.json", "prepare_data.py")):
         if not (run / needed).exists():
             raise RecipeError(f"{run / needed} is missing; run recipes/{stage} first")
+
+
+def open_tracer(run: Path, least_tokens: int) -> Tracer:
+    """Open a run for tracing, and build its index if there is none."""
     recipe, checkpoints = load_recipe([run / "recipe.yaml"]), list_checkpoints(run / "checkpoints")
     return Tracer(
         run,
@@ -124,20 +126,22 @@ def main(argv: list[str] | None = None) -> None:
     run = options.run_folder
     kind = "samples" if options.samples else "text" if options.text is not None else "prompt"
     given = read_samples(run) if options.samples else read_text(options.text) if options.text is not None else None
-    tracer = open_tracer(run, options.min_tokens)
-    given = generate(run, options.prompt) if given is None else given
-    traced = [entry | tracer.trace(entry["text"]) for entry in given]
-    baseline = tracer.measure_baseline(max(entry["tokens"] for entry in traced))
-    for entry in traced:
-        for span in entry["spans"]:
-            span["beyond_baseline"] = span["tokens"] > (baseline["p95_tokens"] or 0)
-            span["sources"] = sorted(
-                {(document["source"], document["license"] or "") for document in span["documents"]}
-            )
-    found = {"min_tokens": options.min_tokens, "baseline": baseline, "texts": traced}
-    write_json(run / "trace" / f"{kind}.json", found)
-    template = Path(__file__).with_name("provenance") / "trace_page.html.jinja"
-    replace_text(run / "trace" / f"{kind}.html", render_html(template, run_name=run.name, **found))
+    refuse_unprepared(run)
+    with run_lock(run / "trace", "trace"):  # and not on the run, whose training may go on meanwhile
+        tracer = open_tracer(run, options.min_tokens)
+        given = generate(run, options.prompt) if given is None else given
+        traced = [entry | tracer.trace(entry["text"]) for entry in given]
+        baseline = tracer.measure_baseline(max(entry["tokens"] for entry in traced))
+        for entry in traced:
+            for span in entry["spans"]:
+                span["beyond_baseline"] = span["tokens"] > (baseline["p95_tokens"] or 0)
+                span["sources"] = sorted(
+                    {(document["source"], document["license"] or "") for document in span["documents"]}
+                )
+        found = {"min_tokens": options.min_tokens, "baseline": baseline, "texts": traced}
+        write_json(run / "trace" / f"{kind}.json", found)
+        template = Path(__file__).with_name("provenance") / "trace_page.html.jinja"
+        replace_text(run / "trace" / f"{kind}.html", render_html(template, run_name=run.name, **found))
     for entry in traced:
         print(f"[{entry['prompt']}]" if entry["prompt"] else "text", describe(entry), sep=": ")
     if baseline["passages"]:

@@ -2,8 +2,9 @@
 """Check a run folder, finished or running: every file against its recorded size and sha256.
 
 In:   a run folder; nothing else is needed, and nothing in it is changed.
-Out:  a line for each stage, each checkpoint, the files of the run folder itself and the state of the training, and one
-      for each damaged file; the exit code is 1 if anything is damaged or out of date.
+Out:  a line for each stage, each checkpoint, each folder that is published, the files of the run folder itself and the
+      state of the training, the same for the models of members/, and one for each damaged file; the exit code is 1 if
+      anything is damaged or out of date. What nothing records is named as such.
 
     python recipes/verify_run.py runs/legal-quickstart
 
@@ -14,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from atomic_files import CHECKSUM, RECORD, StaleStageError, is_unchanged, read_json, read_record
+from atomic_files import CHECKSUM, RECORD, StaleStageError, file_sha256, is_unchanged, read_json, read_record
+from publishing.hub_transfer import TransferError, read_records
 from recipe_loading import run_command
 from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from recovery.run_lock import is_held
@@ -24,6 +26,10 @@ from stages import STAGES
 
 
 RECORD_KEYS = {"format", "stage", "settings", "inputs", "once", "sha256", "files", CHECKSUM}
+RELEASES = ("release_tokenizer", "release_dataset", "revisions/step-*")  # folders with a manifest.json
+HUB_RECORDS = ("publish.json", "revisions.json")
+FINETUNE_HASHES = "sha256.json"  # of a checkpoint of finetune.py, which takes seconds to import
+CHECKED = {*RELEASES[:2], "revisions", "checkpoints", "members", "finetune_checkpoints"}
 
 
 def check_stage(run: Path, name: str) -> list[tuple[str, bool]]:
@@ -81,12 +87,47 @@ def check_checkpoint(run: Path, checkpoint: Path) -> list[tuple[str, bool]]:
     return [(f"{name} up to here: {problem}", False) for name, problem in found.items() if problem] or [("ok", True)]
 
 
+def check_release(folder: Path) -> list[tuple[str, bool]]:
+    """Return the state of a folder that is published, by its manifest.json."""
+    if not (folder / "manifest.json").exists():
+        return [("not recorded: it gets a manifest.json when it is sent", True)]
+    manifest = read_json(folder / "manifest.json") or {}
+    listed = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
+    found = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / "manifest.json"
+    }
+    damage = [f"{name}, of manifest.json, is missing" for name in listed.keys() - found.keys()]
+    damage += [f"{name}: not the file of manifest.json" for name in found if found[name] != listed.get(name)]
+    if manifest != {"format": 1, "files": listed}:
+        damage.append("manifest.json is not as it was written")
+    return [(f"damaged: {problem}", False) for problem in sorted(damage)] or [(f"ok, {len(found)} files", True)]
+
+
+def check_hashes(checkpoint: Path) -> list[tuple[str, bool]]:
+    """Return the state of a checkpoint of finetune.py."""
+    if not (checkpoint / FINETUNE_HASHES).exists():
+        return [("not recorded", True)]
+    hashes = read_json(checkpoint / FINETUNE_HASHES) or {FINETUNE_HASHES: "no JSON object"}
+    found = {path.name: file_sha256(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
+    damage = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
+    return [(f"damaged: {name}: not the file of {FINETUNE_HASHES}", False) for name in damage] or [("ok", True)]
+
+
 def check_run_files(run: Path) -> list[tuple[str, str, bool]]:
     """Return a line for each damaged file of the run folder itself, one for those in order, one for the others."""
-    damaged, recorded = find_damaged_run_files(run), recorded_run_files(run)
+    damaged, recorded = find_damaged_run_files(run), set(recorded_run_files(run))
+    for name in HUB_RECORDS:
+        try:
+            recorded |= {name} if CHECKSUM in read_records(run / name) else set()
+        except TransferError as error:
+            damaged[name] = error.what
     lines = [(name, f"damaged: {problem}", False) for name, problem in damaged.items()]
-    whole = [name for name in recorded if name not in damaged] if RUN_FILES not in damaged else []
-    others = [name for name in ALL if name not in recorded and (run / name).exists()]
+    whole = sorted(recorded - damaged.keys()) if RUN_FILES not in damaged else []
+    known = {*recorded, *damaged, *CHECKED, *(stage.output for stage in STAGES.values()), RUN_FILES}
+    there = sorted(path.name for path in run.iterdir() if not path.name.startswith("."))
+    others = [name for name in dict.fromkeys([*ALL, *there]) if name in there and name not in known]
     lines += [("run folder", f"ok, {', '.join(whole)}", True)] if whole else []
     return [*lines, *([("run folder", f"not recorded: {', '.join(others)}", True)] if others else [])]
 
@@ -105,20 +146,36 @@ def check_training(run: Path) -> tuple[str, bool]:
         return "damaged: status.json cannot be read", False
 
 
+def check_run(run: Path, is_member: bool = False) -> list[tuple[str, str, bool]]:
+    """Return a line for each part of a run folder: its name, its state, and whether that is in order.
+
+    Args: is_member: it is one of members/, which links to the documents and the tokens of its run.
+    """
+    names = [name for name, stage in STAGES.items() if not (is_member and (run / stage.output).is_symlink())]
+    lines = [(name, *state) for name in names for state in check_stage(run, name)]
+    for step, checkpoint in sorted(list_checkpoints(run / "checkpoints")):
+        lines += [(f"checkpoint {step:,}", *state) for state in check_checkpoint(run, checkpoint)]
+    for folder in sorted(folder for pattern in RELEASES for folder in run.glob(pattern)):
+        lines += [(folder.relative_to(run).as_posix(), *state) for state in check_release(folder)]
+    for checkpoint in sorted(run.glob("finetune_checkpoints/*/checkpoint-*")):
+        lines += [(f"fine-tuning {checkpoint.name}", *state) for state in check_hashes(checkpoint)]
+    lines += check_run_files(run)
+    lines += [
+        (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")
+    ]
+    lines.append(("training", *check_training(run)))
+    for member in sorted(run.glob("members/*/")):
+        lines += [(f"members/{member.name}: {name}", *state) for name, *state in check_run(member, is_member=True)]
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", type=Path, help="run.output_dir of a recipe")
     run = parser.parse_args(argv).run_folder
     if not run.is_dir():
         parser.error(f"{run}: no such folder")
-    lines = [(name, *state) for name in STAGES for state in check_stage(run, name)]
-    for step, checkpoint in sorted(list_checkpoints(run / "checkpoints")):
-        lines += [(f"checkpoint {step:,}", *state) for state in check_checkpoint(run, checkpoint)]
-    lines += check_run_files(run)
-    lines += [
-        (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")
-    ]
-    lines.append(("training", *check_training(run)))
+    lines = check_run(run)
     width = max(len(name) for name, _, _ in lines)
     for name, text, in_order in lines:
         print(f"{name:<{width}}  {'  ' if in_order else '! '}{text}")

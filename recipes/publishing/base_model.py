@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 from recipe_config import Recipe
 
 
-MAX_CARD_DEPTH = 32  # thousands of brackets would be read for minutes
+MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 200_000, 32  # thousands of brackets would be read for minutes
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,20 @@ def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not Path(place).exists()
 
 
-def inherited_licence(place: str) -> str | None:
-    """Return the licence of what another run of these recipes, whose model this is, was continued from."""
+def inherited_licence(place: str, seen: tuple[str, ...] = ()) -> str | None:
+    """Return the licence of what another run of these recipes, whose model this is, was continued from.
+
+    Args: seen: the models that continue from this one.
+    """
+    path = Path(place).parent / "recipe.yaml"
     try:
-        recipe = YAML(typ="safe", pure=True).load((Path(place).parent / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
         base, revision = recipe["model"]["from_pretrained"], recipe["model"].get("revision")
-    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
         return None
-    return (read_licence(base, revision) or inherited_licence(base)) if base else None
+    if not isinstance(base, str) or base in seen:
+        return None
+    return read_licence(base, revision) or inherited_licence(base, (*seen, base))
 
 
 def read_licence(place: str, revision: str | None) -> str | None:
@@ -67,10 +73,17 @@ def read_licence(place: str, revision: str | None) -> str | None:
             hf_hub_download(place, "README.md", revision=revision) if is_hub_id(place) else Path(place) / "README.md"
         )
         front_matter = re.match(r"---\n(.*?)\n---\n", Path(path).read_text(encoding="utf-8"), re.DOTALL)
-        yaml = YAML(typ="safe", pure=True)
-        yaml.max_depth = MAX_CARD_DEPTH
-        data = yaml.load(front_matter[1]) if front_matter else {}
+        data = read_yaml(front_matter[1]) if front_matter else {}
     except (OSError, ValueError, TypeError, YAMLError):
         return None
     licence = data.get("license") if isinstance(data, dict) else None
     return str(data.get("license_name") or licence) if licence else None
+
+
+def read_yaml(text: str) -> object:
+    """Parse YAML of others. Raises: YAMLError, ValueError, TypeError: it is none, or too large or deep."""
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MAX_YAML_DEPTH
+    return yaml.load(text)

@@ -29,6 +29,7 @@ from publishing.release_files import (
     public_names,
     read_if_there,
     recorded_files,
+    refuse_changed,
     seal,
 )
 from recipe_config import Recipe, RecipeError
@@ -51,6 +52,7 @@ def build_tokenizer_release(recipe: Recipe) -> None:
         )
     stage = require(recipe, "tokenizer")
     recorded = recorded_files(stage)
+    refuse_changed((stage / name for name in (*TOKENIZER_FILES, "report.json", "README.md")), recorded)
     with new_folder(recipe, "release_tokenizer") as folder:
         for name in (name for name in TOKENIZER_FILES if stage / name in recorded):
             shutil.copyfile(stage / name, folder / name)
@@ -79,7 +81,9 @@ def build_dataset_release(recipe: Recipe) -> list[str]:
         for name, new_name in names.items():
             copy_without_paths(stage / name, folder / new_name, recipe)
         texts = (path for path in recorded if path.suffix == ".parquet" and path.name != PLACES)
-        for path in sorted(path for path in texts if path.parent.name in published):
+        texts = sorted(path for path in texts if path.parent.name in published)
+        refuse_changed([*(stage / name for name in names), *texts], recorded)
+        for path in texts:
             copy_text(recipe, path, folder / path.relative_to(stage))
         card = render_data_card(
             shown,

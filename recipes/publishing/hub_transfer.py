@@ -35,11 +35,11 @@ from huggingface_hub import (
     hf_hub_download,
     set_client_factory,
 )
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import FileMetadataError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
-from atomic_files import file_sha256, write_json
+from atomic_files import CHECKSUM, file_sha256, is_unchanged, read_json, with_checksum, write_json
 
 
 KEPT_REMOTE = ".gitattributes"  # the Hub writes it
@@ -283,12 +283,12 @@ def explain(error: BaseException) -> TransferError:
             what = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
             return TransferError(what, "check the connection, the proxy, and HF_ENDPOINT", True, unreachable=True)
     error = chain[0]
-    if any(isinstance(error, json.JSONDecodeError) for error in chain):
-        remedy = "a proxy or a login page may have answered in its place: open it in a browser"
-        return TransferError(
-            f"{constants.ENDPOINT} answered something that is not JSON", remedy, True, unreachable=True
-        )
-    if isinstance(error, FileNotFoundError):
+    for kind, lacking in {json.JSONDecodeError: "JSON", FileMetadataError: "a file of a repository"}.items():
+        if any(isinstance(error, kind) for error in chain):
+            what = f"{constants.ENDPOINT} answered something that is not {lacking}"
+            remedy = "a proxy or a login page may have answered in its place: open it in a browser"
+            return TransferError(what, remedy, True, unreachable=True)
+    if isinstance(error, FileNotFoundError) and error.filename:  # those of huggingface_hub name none
         return TransferError(f"{error.filename}: {error.strerror}", "run again with --overwrite to rebuild it")
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if "xet" in what.lower() or "xet" in type(error).__module__.lower():
@@ -379,16 +379,29 @@ def publish(job: Job) -> dict:
 
 def read_record(job: Job) -> dict:
     """Return the record of a job's repository; empty if the record is of another one."""
-    path = Path(job.record)
-    record = json.loads(path.read_text(encoding="utf-8")).get(job.key, {}) if path.exists() else {}
+    record = read_records(Path(job.record)).get(job.key, {})
     return record if record.get("repo_id") == job.repo_id else {}
 
 
 def write_record(job: Job, record: dict) -> dict:
     path = Path(job.record)
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, records | {job.key: {"repo_id": job.repo_id} | record})
+    write_json(path, with_checksum(read_records(path) | {job.key: {"repo_id": job.repo_id} | record}))
     return record
+
+
+def read_records(path: Path) -> dict[str, dict]:
+    """Return the records of all jobs, {key: record}, and their checksum; empty where there is no file.
+
+    Raises: TransferError: the file is not as it was written; earlier versions wrote no checksum.
+    """
+    records = read_json(path) if path.exists() else {}
+    jobs = [record for key, record in (records or {}).items() if key != CHECKSUM]
+    if records is None or not is_unchanged(records) or not all(isinstance(record, dict) for record in jobs):
+        raise TransferError(
+            f"{path} is not as it was written",
+            "restore it from a copy, or delete it and run again with --overwrite, which replaces what the Hub holds",
+        )
+    return records
 
 
 def open_repository(api: HfApi, job: Job) -> tuple[str, bool, str]:

@@ -6,13 +6,22 @@ from pathlib import Path
 from atomic_files import read_json
 from provenance.audit_record import describe_inputs
 from recipe_config import Recipe, RecipeError
+from recorded_files import RUN_FILES, find_difference, find_record_damage, recorded_run_files
 
 
 def read_audit(run: Path) -> tuple[dict | None, str]:
     """Return the content of a run's audit.json, or None and why there is none to rely on."""
-    audit = read_json(run / "audit.json")
-    if audit is None:
+    path = run / "audit.json"
+    if not path.exists():
         return None, "is missing"
+    if problem := find_record_damage(run):
+        return None, f"cannot be checked: {RUN_FILES} {problem}"
+    recorded = recorded_run_files(run).get(path.name)
+    if recorded is None:
+        return None, "is of an earlier version, which recorded no sha256 of it"
+    audit, problem = read_json(path), find_difference(path, recorded)
+    if problem or audit is None:
+        return None, f"is damaged: {problem or 'no JSON object'}"
     made_from, now = audit["made_from"], describe_inputs(run)
     changed = [name for name in now if made_from.get(name) != now[name]]
     return (None, f"is of another {' and '.join(changed)} than this run's") if changed else (audit, "")

@@ -8,7 +8,7 @@ shortened.
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -59,6 +59,7 @@ MODEL_FILE = re.compile(
 )
 WEIGHT_FILE = re.compile(r"model.*\.safetensors(\.index\.json)?")
 FIGURE_FILE = re.compile(r"[a-z0-9_]+\.png")
+RESTORE = "restore it from a copy, or run the stage that writes it again"
 LISTS = ("manifest.json", RECORD)  # lists of files, which cannot list themselves
 
 
@@ -75,9 +76,9 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     names |= {relative: name for relative, name in OPTIONAL_RECORDS.items() if (run / relative).exists()}
     if (run / "audit.json").exists():
         audit, problem = read_audit(run)
-        if audit is None:
+        if audit is None and "audit.json" not in damaged:
             notes.append(f"{run / 'audit.json'} is left out: it {problem}; run recipes/audit_leaks.py again")
-        else:
+        else:  # a damaged one is refused below: the report shows what it says
             names["audit.json"] = "audit.json"
     for stage, files in RESULTS.items():
         folder = output_folder(recipe, stage)
@@ -105,7 +106,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
         elif not path.is_file():
             problems.append(f"{path} is missing; run the stage that writes it again")
         elif problem := damaged.get(relative):
-            problems.append(f"{path}: {problem}; restore it from a copy, or run the stage that writes it again")
+            problems.append(f"{path}: {problem}; {RESTORE}")
         elif folder and path not in recorded:
             problems.append(f"{path} was not written by its stage; move it away, or run that stage again")
     files = {name: run / relative for relative, name in names.items()}
@@ -119,6 +120,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
             files[name] = Path(path)
     if problems:
         raise RecipeError(*problems)
+    refuse_changed(files.values(), recorded)
     return files, notes
 
 
@@ -131,6 +133,16 @@ def own_licence(recipe: Recipe) -> str | None:
 def recorded_files(folder: Path) -> dict[Path, str]:
     """Return the sha256 of each file as its stage recorded it."""
     return {folder / name: file["sha256"] for name, file in read_record(folder)["files"].items()}
+
+
+def refuse_changed(paths: Iterable[Path], recorded: dict[Path, str]) -> None:
+    """Read files before they are published: require trusts their times, which a fault of the disk keeps.
+
+    Raises: RecipeError: one is not as its stage recorded it.
+    """
+    changed = [path for path in paths if path in recorded and file_sha256(path) != recorded[path]]
+    if changed:
+        raise RecipeError(*(f"{path}: its sha256 is not the recorded one; {RESTORE}" for path in changed))
 
 
 def build_release(recipe: Recipe) -> list[str]:

@@ -3,7 +3,8 @@
 
 pretrain.py calls `queue_revision` after a save. It links the checkpoint's weights into <run.output_dir>/revisions/
 and, if none is running, starts a process that sends the queue (revision_sending.py). It neither waits for the Hub nor
-raises. While the Hub is down, revisions wait; the next save and the end of the run try again:
+raises. run_recipe.py ends that process with the training, and its stage publish sends what is left. While the Hub is
+down, revisions wait; the next save and the end of the run try again:
 
     python recipes/push_to_hub.py --config runs/mine/recipe.yaml --only revisions
 """

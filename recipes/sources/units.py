@@ -11,6 +11,7 @@ import io
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -232,6 +233,8 @@ def list_archive(source: Source, inventory: Inventory, path: str, in_folder: boo
         inventory: counts the members.
         path: of the archive.
         in_folder: whether the source is a folder; then data_files names archives, else members.
+
+    Raises: RecipeError: two members of a zip that would be read have one name.
     """
     is_match = None if in_folder else matching_members(source)
     is_tar = suffix(path) == ".tar"
@@ -242,7 +245,15 @@ def list_archive(source: Source, inventory: Inventory, path: str, in_folder: boo
         for name, size_bytes in members
         if take(source, inventory, f"{path}/{name}", name, size_bytes, is_match)
     ]
-    return [Unit(path, size_bytes=os.stat(path).st_size)] if is_tar and taken else taken
+    if is_tar:
+        return [Unit(path, size_bytes=os.stat(path).st_size)] if taken else []
+    # A zip is read by name, which finds the last of them.
+    if twice := [name for name, files in Counter(unit.member for unit in taken).items() if files > 1]:
+        raise RecipeError(
+            f"data.sources: {source.name}: {path}: {len(twice):,} of its names stand for several files each, such as "
+            f"{twice[0]!r}, of which only the last would be read; unpack it, and give each file a name of its own"
+        )
+    return taken
 
 
 def matching_members(source: Source) -> Callable[[str], bool] | None:

@@ -4,11 +4,14 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +35,11 @@ from bits_per_byte import load_model, score_documents
 from generated_samples import generate_sample
 from intervals import measured
 from item_scores import gold_bits
+from limits import run_script
 from request_scoring import RequestScorer
+from results_folder import locked_output
 from run_eval import load_tasks, main, parse_arguments, run_task
+from run_files import RunFiles
 from shared_work import SharedWork
 from training_overlap import overlap_groups
 
@@ -446,6 +452,16 @@ def test_a_stopped_evaluation_resumes_and_gives_the_same(model_folder, documents
     assert ours["tasks"]["general_agreement"]["metrics"] == whole["tasks"]["general_agreement"]["metrics"]
 
 
+def test_a_second_evaluation_into_the_same_folder_is_refused_while_the_first_runs(model_folder, tmp_path):
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompt", "The"]
+    with locked_output(tmp_path / "eval"):
+        second = subprocess.run([sys.executable, run_eval.__file__, *command], capture_output=True, text=True)
+        assert second.returncode == 1 and f"another evaluation writes to {tmp_path / 'eval'}; wait" in second.stderr
+        main([*command[:3], str(tmp_path / "other"), *command[4:]])
+    main(command)
+    assert {path.name for path in tmp_path.iterdir()} == {"eval", "other"}, "nothing is left beside the results"
+
+
 def test_a_model_saved_again_gives_the_same_numbers(model_folder, documents, evaluated, tmp_path):
     model, tokenizer = load_model(str(model_folder))
     model.save_pretrained(tmp_path / "again")
@@ -676,6 +692,62 @@ def test_damaged_weights_leave_the_earlier_results_alone(model_folder, tmp_path)
     with pytest.raises(SystemExit, match="do not fit the model"):
         main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "eval"), "--prompts", "The"])
     assert (tmp_path / "eval/results.json").read_text() == "earlier"
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(["numbers"] * 99))
+
+
+def with_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layer_types": None, **values}))
+
+    return change
+
+
+def with_pattern(pattern: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        content = json.loads(path.read_text())
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (pickled, "its files cannot be read: SafetensorError"),
+        (with_pattern("(("), "its files cannot be read: Exception: Oniguruma error: end pattern"),
+        (with_pattern("(x+x+)+y"), "the tokenizer fails on a text, so the model cannot be scored: .*retry-limit"),
+        (with_config(num_hidden_layers=10**6), "config.json names 1,000,000 layers; up to 1,000 are built"),
+        (with_config(hidden_size=10**6), "describes 1,285,000,000 parameters, its safetensors hold 41,120 numbers"),
+        (with_config(hidden_size=10**20), "no model is as config.json says"),
+        (with_config(num_attention_heads=0), "no model is as config.json says|cannot be read"),
+        (with_config(num_hidden_layers="many"), "its config.json cannot be read: .*expected int, got str"),
+    ],
+)
+def test_a_crafted_model_is_refused_with_a_message_before_it_is_built(model_folder, tmp_path, harm, complaint):
+    shutil.copytree(model_folder, tmp_path / "model")
+    harm(tmp_path / "model")
+    command = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "eval"), "--prompt", "x" * 40]
+    with pytest.raises(SystemExit, match=f"(?s){complaint}"):
+        run_script(partial(main, command))
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 900 + "a", "a: " + "b" * 2**21, "? [a]\n: !!int abc"])
+def test_yaml_that_would_take_minutes_or_break_the_parser_is_refused(tmp_path, text):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "probe.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match="probe.yaml: not plain YAML data: ."):
+        read_benchmarks(tmp_path)
+    with pytest.raises(ValueError, match="(?s)recipe.yaml: not valid YAML: .*run the stage that writes it again"):
+        RunFiles(tmp_path).yaml("recipe.yaml")
 
 
 def test_prompt_longer_than_the_context_is_continued_from_its_end(model, tokenizer):

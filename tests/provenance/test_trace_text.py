@@ -2,6 +2,7 @@
 """Passages of training documents are traced to them and to the steps that saw them; other text is not."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 from tiny_run import ROOT
 from tokenizers import Tokenizer
 
+import audit_leaks
 import report
 import trace_text
 from document_ledger import open_ledger
 from recipe_config import RecipeError
+from recovery.run_lock import RunLockedError, run_lock
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,18 @@ def test_the_report_underlines_what_the_samples_repeat(run):
     report.main([str(run)])
     page = (run / "report.html").read_text()
     assert page.count("<u>") == sum(span is not None for entry in traced for _, span in entry["pieces"]) > 0
+
+
+def test_one_command_at_a_time_writes_a_runs_traces_and_one_its_audit(run):
+    for folder, refused in ((run, [audit_leaks]), (run / "trace", [audit_leaks, trace_text])):
+        with run_lock(folder, "test"):
+            for command in refused:
+                options = ["--text", "The court"] if command is trace_text else []
+                with pytest.raises(RunLockedError, match=rf"{folder} is in use by process {os.getpid()} .*\(test, "):
+                    command.main([str(run), *options])
+    with run_lock(run, "pretrain"):  # text can be traced while its model trains on
+        trace_text.main([str(run), "--text", "The court"])
+    assert not [path for path in (run / "trace").iterdir() if path.name.startswith(".")]
 
 
 def test_what_is_missing_or_unreadable_is_named(run, tokenized_run, tmp_path):

@@ -574,6 +574,21 @@ def a_truncated_download_is_read_again(hub: Case) -> None:
 
 
 @case
+def a_login_page_in_place_of_a_file_is_reported(hub: Case) -> None:
+    hub.write()
+    for answer in (
+        {"status": 200, "answer": "log in"},
+        {"status": 302, "headers": {"Location": "http://login.invalid"}},
+    ):
+        hub.fault("HEAD .*/resolve/.*/config.json", **answer, times=QUICK.tries)
+        hub.fails("answered something that is not a file of a repository.*a proxy or a login page may have answered")
+        assert "commit" not in hub.record()
+    hub.fault("HEAD .*/resolve/.*/config.json", status=302, headers={"Location": "http://login.invalid"})
+    hub.publish()
+    hub.holds_release()
+
+
+@case
 def content_that_reads_back_changed_is_reported_and_not_recorded(hub: Case) -> None:
     hub.write()
     hub.fault("GET .*/resolve/.*/config.json", action="alter", times=100)

@@ -46,12 +46,15 @@ from transformers import (
 )
 
 import pretrain
+import verify_run
 from atomic_files import file_sha256, write_json
 from audit_leaks import measure_membership, measure_verbatim
 from card_text import escape_markdown
 from corpus.canaries import CANARIES
 from corpus.document_files import DocumentWriter, write_documents
 from corpus.dropped_samples import SAMPLES
+from corpus.reading import load_extract_text
+from file_hashes import MEMORY, checksum, identify, load_memory
 from provenance.audit_record import describe_inputs
 from provenance.audited_documents import AuditedDocument
 from provenance.leak_findings import describe_findings, describe_limits
@@ -343,6 +346,41 @@ def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(
         build_release(recipe)
 
 
+def rot(run: Path, name: str) -> Path:
+    """Flip a bit as a disk does, which keeps the size and times under which the file's hash is remembered."""
+    path = run / name
+    memory, sha256, content = run / MEMORY, file_sha256(path), bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    text = json.dumps(load_memory(memory) | {str(path): [*identify(path), sha256]})
+    memory.write_text(f"{checksum(text)}\n{text}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["model/model.safetensors", "model/config.json", "figures/bits_per_byte.png", "eval/results.json"]
+)
+def test_a_bit_that_flipped_on_the_disk_is_seen_in_what_is_published(recipe, name):
+    path = rot(Path(recipe.run.output_dir), name)
+    with pytest.raises(RecipeError, match=f"{path}: its sha256 is not the recorded one; restore it from a copy, or"):
+        build_release(recipe)
+    assert not output_folder(recipe, "publish").exists()
+
+
+def test_a_bit_that_flipped_on_the_disk_is_seen_in_the_tokenizer_and_the_text_that_are_published(recipe):
+    run = Path(recipe.run.output_dir)
+    recipe.hub.repo_id, recipe.hub.tokenizer_repo_id, recipe.hub.dataset_repo_id = "me/a", "me/words", "me/stories"
+    recipe.data.sources[1].license, recipe.hub.dataset_text = "Public Domain", True
+    rot(run, "tokenizer/tokenizer.json")
+    with pytest.raises(RecipeError, match=r"tokenizer.json: its sha256 is not the recorded one"):
+        build_tokenizer_release(recipe)
+    (text,) = (run / "documents" / "test" / "stories").glob("*.parquet")
+    rot(run, str(text.relative_to(run)))
+    with pytest.raises(RecipeError, match=rf"{text}: its sha256 is not the recorded one"):
+        build_dataset_release(recipe)
+    assert not list(run.glob("release_*"))
+
+
 def test_results_of_other_weights_are_refused(recipe):
     model = Path(recipe.run.output_dir) / "model" / "model.safetensors"
     weights = load_file(model)
@@ -508,6 +546,22 @@ def test_code_that_a_config_names_is_refused(recipe):
         record_stage(recipe, stage)
     with pytest.raises(RecipeError, match="auto_map names code to run"):
         build_release(recipe)
+
+
+def test_the_data_py_of_a_recipe_is_published_and_checked_without_being_run_but_prepare_runs_it(recipe, tmp_path):
+    ran, script = tmp_path / "ran", tmp_path / "data.py"
+    script.write_text(
+        f"open({str(ran)!r}, 'w').close()\ndef extract_text(example, source):\n    return example['text']\n"
+    )
+    recipe.data.extract_text = str(script)
+    record_stage(recipe, "prepare")
+    for stage in ("tokenizer", "tokenize", "pretrain", "evaluate", "report"):
+        record_stage(recipe, stage)
+    release = made(recipe)
+    verify_run.main([recipe.run.output_dir])
+    assert (release / "data.py").read_bytes() == script.read_bytes() and not ran.exists()
+    load_extract_text(str(script))
+    assert ran.exists()
 
 
 def test_a_secret_in_a_document_is_refused_by_its_id(recipe):
@@ -818,6 +872,7 @@ def write_audit(run: Path, continued_tokens: int) -> None:
     audit["flags"] = {"verbatim": False, "personal_data": False, "membership": False}
     audit |= {"findings": describe_findings(audit), "cannot_be_concluded": describe_limits(audit)}
     write_json(run / "audit.json", audit)
+    record_run_files(run, ("audit.json",))
 
 
 def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe, workspace, capsys):
@@ -838,6 +893,7 @@ def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe
     with pytest.raises(RecipeError, match=r"0_fraction=0.04: 3 of 200 trained documents .* up to 0.043 of all"):
         made(limited)
     rewrite(run / "audit.json", lambda audit: audit["made_from"].update(model="0" * 64))
+    record_run_files(run, ("audit.json",))
     record_stage(recipe, "report")
     with pytest.raises(RecipeError, match="is of another model than this run's, and hub.leak_audit requires it"):
         made(limited)
@@ -848,6 +904,27 @@ def test_a_release_with_limits_on_leaks_needs_an_audit_of_its_own_weights(recipe
     write_audit(run, continued_tokens=20)
     with pytest.raises(RecipeError, match="no records were planted; set data.canaries"):
         refuse_leaks(load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04, "max_exposure_bits": 3}))
+
+
+@pytest.mark.parametrize(("was", "becomes"), [('"interval"', '"intervbl"'), ("0.04", "0.00"), ("{", "[")])
+def test_an_audit_with_a_flipped_bit_meets_no_limit_and_is_not_published(recipe, workspace, was, becomes):
+    run = Path(recipe.run.output_dir)
+    write_audit(run, continued_tokens=50)
+    limited = load(workspace, run, leak_audit={"max_verbatim_50_fraction": 0.04})
+    audit = (run / "audit.json").read_text()
+    (run / "audit.json").write_text(audit.replace(was, becomes, 1))
+    record_stage(recipe, "report")
+    with pytest.raises(RecipeError, match=r"audit.json is damaged: its sha256 is not the recorded one, and hub.leak"):
+        refuse_leaks(limited)
+    with pytest.raises(RecipeError, match=r"audit.json: its sha256 is not the recorded one"):
+        made(recipe)
+    (run / "audit.json").write_text(audit)
+    (run / RUN_FILES).unlink()
+    with pytest.raises(RecipeError, match=r"audit.json is of an earlier version, which recorded no sha256 of it, and"):
+        refuse_leaks(limited)
+    (run / RUN_FILES).write_text("{")
+    with pytest.raises(RecipeError, match=rf"audit.json cannot be checked: {RUN_FILES} cannot be read, and"):
+        refuse_leaks(limited)
 
 
 def test_paths_below_the_home_folder_are_shown_relative(workspace, monkeypatch, tmp_path):
@@ -1250,6 +1327,23 @@ def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp
     recipe = load(workspace)
     recipe.model.from_pretrained = str(run / "model")
     assert find_base(recipe).licence == "gemma"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["[" * 100_000, "model: &a {from_pretrained: *a}", "model: {from_pretrained: [1]}", "\0"]
+)
+def test_a_recipe_beside_the_base_that_cannot_be_read_states_no_licence(workspace, tmp_path, hostile):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    recipe = load(workspace)
+    recipe.model.from_pretrained = str(run / "model")
+    (run / "recipe.yaml").write_text(hostile)
+    assert find_base(recipe).licence is None
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": str(run / "model")}}))  # its own base
+    assert find_base(recipe).licence is None
+    (run / "recipe.yaml").unlink()
+    os.mkfifo(run / "recipe.yaml")
+    assert find_base(recipe).licence is None
 
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)

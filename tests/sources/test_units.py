@@ -143,6 +143,18 @@ def test_zips_in_a_folder_are_read_by_the_types_of_their_files(tmp_path):
     assert source_fingerprint(source) != before
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("below", ["", "a.zip"])
+def test_a_zip_with_two_files_of_one_name_is_refused_unless_they_are_left_out(tmp_path, below):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for text in ("first", "second"):
+            archive.writestr("one.txt", text)
+            archive.writestr("index.html", text)
+    with pytest.raises(RecipeError, match=r"a.zip: 1 of its names stand for several files each, such as 'one.txt'"):
+        list_source(source_of(tmp_path / below, ignore=[".html"]))
+    assert list_source(source_of(tmp_path / below, ignore=[".html", ".txt"])).units == []
+
+
 def test_linked_folders_are_read_once_whatever_loops_there_are(tmp_path):
     write(tmp_path, "texts/own/a.txt", "texts/b.txt", "elsewhere/c.txt", "elsewhere/deep/d.txt")
     root = tmp_path / "texts"
