@@ -80,8 +80,8 @@ def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator) -> str | 
         return None
     if device.type != "cuda" or torch.version.hip:
         return f"needs a CUDA GPU or a processor, and this is {'ROCm' if torch.version.hip else device.type}"
-    if accelerator.mixed_precision not in ("bf16", "fp16"):
-        return f"computes in bf16 or fp16, and mixed_precision is {accelerator.mixed_precision}"
+    if accelerator.mixed_precision != "bf16":
+        return f"computes in bf16, and mixed_precision is {accelerator.mixed_precision}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"needs an Ampere GPU or a newer one, and this is {torch.cuda.get_device_name(device)}"
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
