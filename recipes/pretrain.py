@@ -492,13 +492,15 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             print(check_repositories(recipe))
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
+        settings = recipe.training
         try:
             training = Pretraining(recipe, accelerator, status, preemption, liveness)
+            settings = training.training  # the batch that fits the processes may be smaller
             summary = stack.enter_context(closing(training)).train()
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if isinstance(error, torch.OutOfMemoryError):
-                error = RecipeError(explain_out_of_memory(error, recipe.training))
+                error = RecipeError(explain_out_of_memory(error, settings, accelerator))
                 reason = f"process {accelerator.process_index}: {error}"
             elif lost_contact(error) and (cause := liveness.explain() or status.read_end()):
                 error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")
