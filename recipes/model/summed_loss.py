@@ -21,6 +21,9 @@ from recipe_config import Recipe, Training
 from vocabulary.document_ends import set_document_ends
 
 
+GRAPHS = 64  # that torch.compile may make of the layers
+
+
 class SummedLoss(nn.Module):
     """A causal language model and its loss in one forward pass.
 
@@ -53,6 +56,10 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
+        if compiled:
+            # All layers share one limit. Each kind of layer has graphs for training and evaluation, for each length
+            # of a phase and of the list of documents; above torch's limit of 8 they would run uncompiled.
+            torch._dynamo.config.recompile_limit = GRAPHS
         if compiled and by_layer:
             # It would divide graphs at DDP's buckets; a layer's gradients are ready with its own graph.
             torch._dynamo.config.optimize_ddp = False

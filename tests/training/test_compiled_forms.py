@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_models import small_model
 from tiny_run import RECIPES, ROOT
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import pretrain
@@ -114,6 +116,29 @@ def test_twelve_layers_are_one_graph_for_training_and_one_for_evaluation(monkeyp
             model.eval()
             model(**batch)
         assert counter.frame_count == 2, "training, evaluation, and nothing that a later step compiles again"
+
+
+def test_layers_of_two_kinds_compile_for_every_length_of_the_list_of_documents(monkeypatch):
+    torch.compiler.reset()
+    counter, compile_module = CompileCounterWithBackend("eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **given: compile_module(m, backend=counter, **given))
+    monkeypatch.setattr(summed_loss, "chunked_loss", lambda hidden, *_: (hidden.sum(), hidden.sum().detach()))
+    language_model = small_model("gemma3_text")
+    training = Training(max_tokens=1000, sequence_length=24, attn_implementation="varlen")
+    choose_attention(language_model, training, SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"))
+    tokens, positions = torch.ones(2, 24, dtype=torch.int64), torch.arange(24).repeat(2, 1)
+    batch = {"input_ids": tokens, "position_ids": positions, "labels": tokens}
+    borders = cumulative_lengths(positions.numpy())
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):  # 8 is torch's own limit
+        model = SummedLoss(language_model, True, by_layer=True)
+        for room in (2, 4, 8):
+            batch["cumulative_lengths"] = F.pad(borders, (0, room + 1 - len(borders)), value=tokens.numel())
+            model.train()
+            model(**batch)[0].backward()
+            with torch.no_grad():
+                model.eval()
+                model(**batch)
+    assert counter.frame_count == 2 * 2 * 3, "kinds, training and evaluation, lengths"
 
 
 @pytest.mark.parametrize(
