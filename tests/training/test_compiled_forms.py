@@ -118,6 +118,20 @@ def test_twelve_layers_are_one_graph_for_training_and_one_for_evaluation(monkeyp
         assert counter.frame_count == 2, "training, evaluation, and nothing that a later step compiles again"
 
 
+def test_a_batch_without_a_border_compiles_nothing_that_one_with_borders_has_not(monkeypatch):
+    torch.compiler.reset()
+    counter, compile_module = CompileCounterWithBackend("eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **given: compile_module(m, backend=counter, **given))
+    monkeypatch.setattr(summed_loss, "chunked_loss", lambda hidden, *_: (hidden.sum(), hidden.sum().detach()))
+    language_model = small_model("llama")
+    language_model.set_attn_implementation("sdpa")
+    model = SummedLoss(language_model, True, by_layer=True)
+    tokens, whole = torch.ones(2, 24, dtype=torch.int64), torch.arange(24).repeat(2, 1)
+    for positions in (whole % 8, whole, whole % 12):
+        model(tokens, positions, tokens)[0].backward()
+        assert counter.frame_count == 1
+
+
 def test_layers_of_two_kinds_compile_for_every_length_of_the_list_of_documents(monkeypatch):
     torch.compiler.reset()
     counter, compile_module = CompileCounterWithBackend("eager"), torch.nn.Module.compile
@@ -146,11 +160,14 @@ def test_layers_of_two_kinds_compile_for_every_length_of_the_list_of_documents(m
     [
         ("cpu", ["--training.attn_implementation=varlen"], False),
         ("cuda", [], True),
-        ("cuda", ["--training.attn_implementation=sdpa"], False),
+        ("cuda", ["--training.attn_implementation=sdpa"], True),
         ("cuda", ["--training.attn_implementation=sdpa", "--training.document_masking=false"], True),
+        ("cuda", ["--training.attn_implementation=flex_attention"], False),
     ],
 )
-def test_a_gpu_compiles_by_layer_where_no_mask_is_made(device, overrides, by_layer, tokenized_run, monkeypatch):
+def test_a_gpu_compiles_by_layer_except_flex_attention_and_a_processor_all_layers_at_once(
+    device, overrides, by_layer, tokenized_run, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
