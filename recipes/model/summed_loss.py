@@ -144,10 +144,11 @@ def build_summed_loss(
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
     # flex_attention's mask is made in the graph of all layers.
     on_gpu = accelerator.device.type != "cpu" and language_model.config._attn_implementation != "flex_attention"
+    by_layer = accelerator.distributed_type == DistributedType.FSDP or on_gpu
     model = SummedLoss(
         language_model,
         compiled,
-        by_layer=accelerator.distributed_type == DistributedType.FSDP or on_gpu,
+        by_layer=by_layer,
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
@@ -155,5 +156,6 @@ def build_summed_loss(
         from model.teachers import load_teachers  # only here: teachers are such modules too
 
         share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
-        model.teachers = (load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled),)
+        teachers = load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled, by_layer)
+        model.teachers = (teachers,)
     return model

@@ -18,14 +18,14 @@ from small_models import small_model
 from tiny_run import RECIPES, ROOT
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import pretrain
 from mixture.document_borders import cumulative_lengths
 from model import summed_loss
 from model.attention import choose_attention
 from model.summed_loss import SummedLoss, build_summed_loss
-from recipe_config import Training
+from recipe_config import Distillation, Training
 from recipe_loading import load_recipe
 
 
@@ -166,16 +166,23 @@ def test_layers_of_two_kinds_compile_for_every_length_of_the_list_of_documents(m
     ],
 )
 def test_a_gpu_compiles_by_layer_except_flex_attention_and_a_processor_all_layers_at_once(
-    device, overrides, by_layer, tokenized_run, monkeypatch
+    device, overrides, by_layer, tokenized_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
     recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*overrides)[2:])
     accelerator = SimpleNamespace(device=torch.device(device), mixed_precision="bf16", distributed_type="NO")
-    tokenizer = type("Tokenizer", (), {"bos_token_id": 0, "eos_token_id": 0, "__len__": lambda self: 384})()
-    build_summed_loss(recipe, recipe.training, tokenizer, tokenized_run.output_dir, accelerator, compiled=True)
-    assert compiled == (["LlamaDecoderLayer"] * 2 if by_layer else ["LlamaModel"])
+    folder = tokenized_run.output_dir / "tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    build = functools.partial(build_summed_loss, recipe, recipe.training, tokenizer, folder, accelerator)
+    teacher = build(compiled=False).language_model
+    for part in (teacher, tokenizer):
+        part.save_pretrained(tmp_path)
+    recipe.training.distillation = Distillation(teachers=[str(tmp_path)])
+    build(compiled=True)
+    assert compiled == 2 * (["LlamaDecoderLayer"] * 2 if by_layer else ["LlamaModel"])
 
 
 def test_a_log_has_a_line_each_logging_step_and_a_terminal_a_bar(tiny_run, monkeypatch, capsys):
