@@ -201,8 +201,17 @@ class Pretraining:
         context.apply(self.language_model)
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
+        self.evaluation_compiles = self.compiled
         if self.compiled:
             self.progress.note_compiling()
+
+    def evaluate(self) -> None:
+        """Evaluate the model; the first time in a phase compiles it without gradients."""
+        if self.evaluation_compiles:
+            self.progress.note_compiling()
+        self.evaluation_compiles = False
+        self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+        self.progress.bar.set_description("pretrain")
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
@@ -210,7 +219,7 @@ class Pretraining:
         progress.start(self.state)
         self.prepared.module.train()
         if self.state["evaluation_due"]:
-            self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+            self.evaluate()
         self.arrange_buckets()
         while self.state["step"] < self.state["max_steps"]:
             if self.preemption.requested():
@@ -245,7 +254,7 @@ class Pretraining:
                 self.chronicle.note("warning", step, warning)
                 progress.say(f"note: {warning}")
             if evaluating:
-                self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+                self.evaluate()
             if saving and not self.state["evaluation_due"]:
                 self.save()
             if logging:  # evaluation and saving do not count as training

@@ -191,6 +191,8 @@ def test_a_log_has_a_line_each_logging_step_and_a_terminal_a_bar(tiny_run, monke
     pretrain.main(tiny_run.argv("--training.torch_compile=true", "--training.max_tokens=1024"))
     printed = capsys.readouterr().err
     assert 0 < printed.index("compiling") < printed.index("tokens/s")
+    last_step, evaluation = printed.index("step 4/4"), printed.rindex("pretrain: compiling")
+    assert printed.count("compiling") == 2 and last_step < evaluation, "the evaluation after it compiles too"
     lines = [line for line in printed.splitlines() if line.startswith("pretrain: step")]
     assert len(lines) == 4 and "\r" not in printed
     assert re.match(r"pretrain: step 4/4, 00:00 left: loss \d\.\d{3}, .* tokens/s.*, 1,024 tokens", lines[3]), lines
