@@ -103,7 +103,8 @@ class Pretraining:
         self.prepared = self.prepare(model)
         averaged = self.training.average is not None
         size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
-        self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
+        self.slowest_save = estimate_save_seconds(self.run, size, accelerator)
+        self.time_to_save = preemption.allow(self.slowest_save)
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -373,13 +374,24 @@ class Pretraining:
         self.state |= {"seconds": self.progress.seconds(), "stability": self.monitor.state()}
         self.state["unlogged"] = self.progress.sums.tolist()
         self.progress.bar.set_description("pretrain: saving")
+        self.checkpoints.finish()
+        self.allow_for_slow_saves()
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
         self.progress.bar.set_description("pretrain")
         self.saved_step = self.state["step"]
         self.status.update(step=self.saved_step)
 
+    def allow_for_slow_saves(self) -> None:
+        """Have all processes allow for the slowest save so far; the estimate is of a small file, which caches take."""
+        allowed = self.preemption.save_seconds
+        self.slowest_save = from_main(self.accelerator, lambda: self.slowest_save)
+        text = self.preemption.allow(self.slowest_save)
+        if self.preemption.save_seconds > allowed:
+            self.progress.say(f"note: {text}")
+
     def note_saved(self, step: int, folder: Path, seconds: float) -> None:
         """Note that a checkpoint is complete, and queue it for the Hub."""
+        self.slowest_save = max(self.slowest_save, seconds)
         self.chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
         self.status.update(checkpoint=str(folder), checkpoint_step=step)
         if problem := queue_revision(self.recipe, folder, self.language_model.config):
