@@ -55,7 +55,7 @@ from training.accelerators import check_devices, explain_out_of_memory, make_acc
 from training.benchmarks import describe_missing
 from training.compilation import decide_compilation
 from training.evaluation import Evaluation
-from training.optimizers import build_optimizers
+from training.optimizers import build_optimizers, count_in_muon
 from training.parallelism import refuse_combinations, round_as_one_process, wrap_layers
 from training.preflight import dry_run
 from training.prepared import PreparedModel
@@ -101,8 +101,14 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        averaged = self.training.average is not None
-        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
+        size = refuse_full_disk(
+            self.run,
+            self.training.save_total_limit,
+            self.parameters,
+            accelerator,
+            averaged=self.training.average is not None,
+            in_muon=count_in_muon(self.prepared.optimizers),
+        )
         self.slowest_save = estimate_save_seconds(self.run, size, accelerator)
         self.time_to_save = preemption.allow(self.slowest_save)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a save may take after a signal follows from the saves of the run, not from the estimate at its start."""
+"""What a save may take: as long as those of the run did, and as many bytes as are asked of the disk beforehand."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 from tiny_run import RECIPES
 
 import pretrain
+from recovery.stored_tensors import load_tensors
 
 
 def test_a_save_that_takes_longer_than_estimated_raises_the_limit_from_the_next_save_on(tiny_run, monkeypatch, capsys):
@@ -42,3 +43,27 @@ with Preemption(RunStatus(Path({str(tmp_path)!r}), True)) as preemption:
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.stdout.strip(), ended.returncode) == (printed, code), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--training.optimizer=adamw"],
+        ["--training.optimizer=muon"],
+        ["--training.optimizer=muon", "--training.average={ema: 0.9}"],
+    ],
+    ids=["adamw", "muon", "muon, averaged"],
+)
+def test_the_disk_is_asked_for_what_a_checkpoint_takes(overrides, tiny_run, monkeypatch):
+    refuse_full_disk, asked = pretrain.refuse_full_disk, []
+
+    def ask(*arguments, **named):
+        asked.append(refuse_full_disk(*arguments, **named))
+        return asked[0]
+
+    monkeypatch.setattr(pretrain, "refuse_full_disk", ask)
+    pretrain.main(tiny_run.argv("--training.max_tokens=1024", *overrides))
+    checkpoint = tiny_run.output_dir / "checkpoints" / "step_00000004"
+    stems = [path.stem for path in checkpoint.glob("*.safetensors")]
+    stored = [tensor for stem in stems for tensor in load_tensors(checkpoint, stem).values()]
+    assert asked == [sum(tensor.nbytes for tensor in stored if tensor.ndim)]  # the others are AdamW's counts of steps
