@@ -51,10 +51,10 @@ class Waits(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        called_in = sys._getframe(1).f_code.co_filename
-        moved = function in MOVES and str(LIBRARIES) not in called_in and not kwargs.get("non_blocking")
+        caller = sys._getframe(1).f_code
+        moved = function in MOVES and str(LIBRARIES) not in caller.co_filename and not kwargs.get("non_blocking")
         if moved and moves(function, args, kwargs):
-            self.found.append(function.__name__)
+            self.found.append(f"{function.__name__} in {caller.co_name}")
         return function(*args, **kwargs)
 
 

@@ -90,9 +90,9 @@ def test_muon_on_one_process_takes_torchs_steps_bit_for_bit_or_none_and_the_host
     [
         ("_local_scalar_dense", lambda ones: bool(ones[0])),
         ("index", lambda ones: ones[ones > 0]),
-        ("to", lambda ones: ones.to("cpu")),
-        ("tolist", lambda ones: ones.tolist()),
-        ("tensor", lambda ones: torch.tensor([1.0], device=ones.device)),
+        ("to in <lambda>", lambda ones: ones.to("cpu")),
+        ("tolist in <lambda>", lambda ones: ones.tolist()),
+        ("tensor in <lambda>", lambda ones: torch.tensor([1.0], device=ones.device)),
         (None, lambda ones: ones.to(torch.device("cpu"), non_blocking=True)),
         (None, lambda ones: ones[ones.long()].to(torch.float64).add_(1)),
     ],
