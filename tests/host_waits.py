@@ -32,8 +32,8 @@ class Reads(TorchDispatchMode):
 class Waits(TorchFunctionMode):
     """Lists in `found` the calls in a `with` block for which the host of a GPU would wait.
 
-    On a processor every tensor is where it has to be, so a copy is told by its call: one of the project's code to or
-    from a device, that is not asked for without blocking. Those of transformers name the device of their tensor.
+    On a processor every tensor is where it has to be, so a copy is recognised by its call: one in the project's code
+    that names a device and does not ask for non_blocking. Those in transformers name the device of their tensor.
     """
 
     def __init__(self):

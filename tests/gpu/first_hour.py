@@ -63,7 +63,7 @@ class Lab:
     """Where and how large the checks are.
 
     Attributes:
-        out: folder of the results; what the checks write is in files/ there, and made anew each time.
+        out: folder of the results; what the checks write is in files/ there, emptied at the start.
         rehearsal: on a processor, in tiny shapes.
         start_method: of child processes.
         seconds: for all checks together.
