@@ -55,7 +55,7 @@ from training.accelerators import check_devices, explain_out_of_memory, make_acc
 from training.benchmarks import describe_missing
 from training.compilation import decide_compilation
 from training.evaluation import Evaluation
-from training.optimizers import build_optimizers
+from training.optimizers import build_optimizers, count_in_muon
 from training.parallelism import refuse_combinations, round_as_one_process, wrap_layers
 from training.preflight import dry_run
 from training.prepared import PreparedModel
@@ -101,9 +101,16 @@ class Pretraining:
         recipe.model = with_shape_of(recipe.model, model.language_model.config)
         self.language_model, self.parameters = model.language_model, count_module_parameters(model.language_model)
         self.prepared = self.prepare(model)
-        averaged = self.training.average is not None
-        size = refuse_full_disk(self.run, self.training.save_total_limit, self.parameters, accelerator, averaged)
-        self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
+        size = refuse_full_disk(
+            self.run,
+            self.training.save_total_limit,
+            self.parameters,
+            accelerator,
+            averaged=self.training.average is not None,
+            in_muon=count_in_muon(self.prepared.optimizers),
+        )
+        self.slowest_save = estimate_save_seconds(self.run, size, accelerator)
+        self.time_to_save = preemption.allow(self.slowest_save)
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -203,8 +210,17 @@ class Pretraining:
         context.apply(self.language_model)
         self.evaluation.enter_phase(context.sequence_length)
         self.progress.enter_phase(context.sequence_length, is_causal(self.language_model))
+        self.evaluation_compiles = self.compiled
         if self.compiled:
             self.progress.note_compiling()
+
+    def evaluate(self) -> None:
+        """Evaluate the model; the first time in a phase compiles it without gradients."""
+        if self.evaluation_compiles:
+            self.progress.note_compiling()
+        self.evaluation_compiles = False
+        self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+        self.progress.bar.set_description("pretrain")
 
     def train(self) -> dict:
         """Train to the end, export the model, and return the content of training.json."""
@@ -212,7 +228,7 @@ class Pretraining:
         progress.start(self.state)
         self.prepared.module.train()
         if self.state["evaluation_due"]:
-            self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+            self.evaluate()
         self.arrange_buckets()
         while self.state["step"] < self.state["max_steps"]:
             if self.preemption.requested():
@@ -247,7 +263,7 @@ class Pretraining:
                 self.chronicle.note("warning", step, warning)
                 progress.say(f"note: {warning}")
             if evaluating:
-                self.evaluation.evaluate(self.state, self.mixture, self.preemption.requested)
+                self.evaluate()
             if saving and not self.state["evaluation_due"]:
                 self.save()
             if logging:  # evaluation and saving do not count as training
@@ -366,13 +382,24 @@ class Pretraining:
         self.state |= {"seconds": self.progress.seconds(), "stability": self.monitor.state()}
         self.state["unlogged"] = self.progress.sums.tolist()
         self.progress.bar.set_description("pretrain: saving")
+        self.checkpoints.finish()
+        self.allow_for_slow_saves()
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
         self.progress.bar.set_description("pretrain")
         self.saved_step = self.state["step"]
         self.status.update(step=self.saved_step)
 
+    def allow_for_slow_saves(self) -> None:
+        """Have all processes allow for the slowest save so far; the estimate is of a small file, which caches take."""
+        allowed = self.preemption.save_seconds
+        self.slowest_save = from_main(self.accelerator, lambda: self.slowest_save)
+        text = self.preemption.allow(self.slowest_save)
+        if self.preemption.save_seconds > allowed:
+            self.progress.say(f"note: {text}")
+
     def note_saved(self, step: int, folder: Path, seconds: float) -> None:
         """Note that a checkpoint is complete, and queue it for the Hub."""
+        self.slowest_save = max(self.slowest_save, seconds)
         self.chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
         self.status.update(checkpoint=str(folder), checkpoint_step=step)
         if problem := queue_revision(self.recipe, folder, self.language_model.config):
@@ -495,13 +522,15 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             print(check_repositories(recipe))
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
+        settings = recipe.training
         try:
             training = Pretraining(recipe, accelerator, status, preemption, liveness)
+            settings = training.training  # the batch that fits the processes may be smaller
             summary = stack.enter_context(closing(training)).train()
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if isinstance(error, torch.OutOfMemoryError):
-                error = RecipeError(explain_out_of_memory(error, recipe.training))
+                error = RecipeError(explain_out_of_memory(error, settings, accelerator))
                 reason = f"process {accelerator.process_index}: {error}"
             elif lost_contact(error) and (cause := liveness.explain() or status.read_end()):
                 error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")

@@ -7,10 +7,12 @@ from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import activate_flash_attention_impl
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
 
 from model import document_attention
 from model.families import shortest_window
@@ -80,8 +82,8 @@ def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator) -> str | 
         return None
     if device.type != "cuda" or torch.version.hip:
         return f"needs a CUDA GPU or a processor, and this is {'ROCm' if torch.version.hip else device.type}"
-    if accelerator.mixed_precision not in ("bf16", "fp16"):
-        return f"computes in bf16 or fp16, and mixed_precision is {accelerator.mixed_precision}"
+    if accelerator.mixed_precision != "bf16":
+        return f"computes in bf16, and mixed_precision is {accelerator.mixed_precision}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"needs an Ampere GPU or a newer one, and this is {torch.cuda.get_device_name(device)}"
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -104,6 +106,19 @@ def use_newest_flash_attention(device: torch.device) -> None:
             f"flash_attn_interface (FlashAttention 3) is installed, but torch cannot use it: {error}; uninstall it, "
             "or set training.attn_implementation: sdpa"
         ) from error
+
+
+def make_masks(config: PreTrainedConfig, position_ids: Tensor) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
+    """Return the mask of a batch as a model takes it, by kind of layer where it has several kinds.
+
+    transformers makes the same one itself, but first asks the GPU whether any document begins within a row, and makes
+    none if not: the host waits, and layers that are compiled one by one are compiled again.
+
+    Args: position_ids: 0 where a document begins.
+    """
+    within_documents = packed_sequence_mask_function((position_ids == 0).cumsum(-1))
+    hidden = torch.empty(*position_ids.shape, 0, device=position_ids.device)
+    return create_masks_for_generate(config, hidden, None, None, and_mask_function=within_documents)
 
 
 def is_causal(model: PreTrainedModel) -> bool:

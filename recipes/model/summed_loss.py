@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixture.document_borders import cumulative_lengths as count_lengths
 from model import document_attention
-from model.attention import WITHOUT_MASK, choose_attention
+from model.attention import WITHOUT_MASK, choose_attention, make_masks
 from model.chunked_loss import chunked_loss, token_scores
 from model.continued import load_model
 from model.dropout import add_dropout
@@ -19,6 +19,9 @@ from model.families import layers, scale_down, softcap
 from model.llama import build_model
 from recipe_config import Recipe, Training
 from vocabulary.document_ends import set_document_ends
+
+
+GRAPHS = 64  # that torch.compile may make of the layers
 
 
 class SummedLoss(nn.Module):
@@ -53,6 +56,11 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
+        self.makes_masks = by_layer or not compiled  # else transformers' are part of the graph, which fuses them
+        if compiled:
+            # All layers share one limit. Each kind of layer has graphs for training and evaluation, for each length
+            # of a phase and of the list of documents; above torch's limit of 8 they would run uncompiled.
+            torch._dynamo.config.recompile_limit = GRAPHS
         if compiled and by_layer:
             # It would divide graphs at DDP's buckets; a layer's gradients are ready with its own graph.
             torch._dynamo.config.optimize_ddp = False
@@ -93,8 +101,8 @@ class SummedLoss(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, cumulative_lengths: Tensor | None = None
     ) -> Tensor:
         """Return the last hidden states, (batch_size, sequence_length, hidden_size); see forward."""
-        borders = {}
-        if self.language_model.config._attn_implementation == document_attention.NAME:
+        borders, config = {}, self.language_model.config
+        if config._attn_implementation == document_attention.NAME:
             if not self.document_masking:  # each row is one document
                 ends = input_ids.numel() + 1
                 cumulative_lengths = torch.arange(
@@ -103,8 +111,10 @@ class SummedLoss(nn.Module):
             elif cumulative_lengths is None:
                 cumulative_lengths = count_lengths(position_ids.cpu().numpy()).to(input_ids.device)
             borders = {"cumulative_lengths": cumulative_lengths}
-        # transformers reads the borders of documents off position_ids only without a cache and without an attention
-        # mask; with either, documents would see each other.
+        elif self.makes_masks and config._attn_implementation not in WITHOUT_MASK:
+            rows = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+            borders = {"attention_mask": make_masks(config, position_ids if self.document_masking else rows)}
+        # In a graph transformers reads the borders of documents off position_ids, but only without a cache.
         position_ids = position_ids if self.document_masking else None
         body = self.language_model.base_model
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False, **borders).last_hidden_state
@@ -132,13 +142,13 @@ def build_summed_loss(
         add_dropout(language_model, training.dropout)
     if training.gradient_checkpointing:
         language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    # With a mask, transformers would wait for the GPU outside of the graphs, to see whether a batch has a border.
-    maskless = language_model.config._attn_implementation in WITHOUT_MASK
-    on_gpu = accelerator.device.type != "cpu"
+    # flex_attention's mask is made in the graph of all layers.
+    on_gpu = accelerator.device.type != "cpu" and language_model.config._attn_implementation != "flex_attention"
+    by_layer = accelerator.distributed_type == DistributedType.FSDP or on_gpu
     model = SummedLoss(
         language_model,
         compiled,
-        by_layer=accelerator.distributed_type == DistributedType.FSDP or (on_gpu and maskless),
+        by_layer=by_layer,
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
@@ -146,5 +156,6 @@ def build_summed_loss(
         from model.teachers import load_teachers  # only here: teachers are such modules too
 
         share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
-        model.teachers = (load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled),)
+        teachers = load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled, by_layer)
+        model.teachers = (teachers,)
     return model

@@ -77,10 +77,11 @@ def load_teachers(
     training: Training,
     accelerator: Accelerator,
     compiled: bool,
+    by_layer: bool,
 ) -> Teachers:
     """Load the models that a run learns from.
 
-    Args: vocab_size: rows of the projection of the model that is trained.
+    Args: vocab_size: rows of the projection of the model that is trained.  by_layer: as it is compiled.
 
     Raises: RecipeError: a folder has no model, or one with another tokenizer or vocabulary.
     """
@@ -98,7 +99,7 @@ def load_teachers(
         if (rows := len(model.get_output_embeddings().weight)) != vocab_size:
             raise RecipeError(f"{where}: its vocabulary is {rows:,}, not {vocab_size:,} as of the model that learns")
         choose_attention(model, training, accelerator, training.sequence_length)
-        models.append(SummedLoss(model, compiled, document_masking=training.document_masking))
+        models.append(SummedLoss(model, compiled, by_layer=by_layer, document_masking=training.document_masking))
     return Teachers(models, share).to(accelerator.device)
 
 

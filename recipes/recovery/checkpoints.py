@@ -250,7 +250,12 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def refuse_full_disk(
-    run: Path, keep: int, parameters: dict[str, int], accelerator: Accelerator, averaged: bool = False
+    run: Path,
+    keep: int,
+    parameters: dict[str, int],
+    accelerator: Accelerator,
+    averaged: bool = False,
+    in_muon: int = 0,
 ) -> int:
     """Refuse, before step 0, a disk without room for the checkpoints to keep, one more, and the model.
 
@@ -262,20 +267,18 @@ def refuse_full_disk(
         parameters: those in total, and those that are trained.
         accelerator: of the run.
         averaged: the weights are averaged, and both are kept.
+        in_muon: of those trained, how many Muon steps.
     """
-    size, models = checkpoint_bytes(parameters, averaged), 2 if averaged else 1
+    size, models = checkpoint_bytes(parameters["trained"], averaged, in_muon), 2 if averaged else 1
     missing = max(1, keep + 1 - len(list_checkpoints(run / "checkpoints")))
     what = f"training ({missing} checkpoints of {size:,} bytes, and the model)"
     from_main(accelerator, lambda: require_space(run, missing * size + 4 * models * parameters["total"], what))
     return size
 
 
-def checkpoint_bytes(parameters: dict[str, int], averaged: bool = False) -> int:
-    """Return the size of a checkpoint: what is trained, in fp32, with AdamW's two moments; Muon has one.
-
-    Args: parameters: those that are trained, among others.  averaged: with an average of the weights.
-    """
-    return (16 if averaged else 12) * parameters["trained"]
+def checkpoint_bytes(trained: int, averaged: bool, in_muon: int) -> int:
+    """Return the size of a checkpoint: what is trained in fp32, its average, and AdamW's two moments or Muon's one."""
+    return (16 if averaged else 12) * trained - 4 * in_muon
 
 
 def estimate_save_seconds(run: Path, num_bytes: int, accelerator: Accelerator) -> float:

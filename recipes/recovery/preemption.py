@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 
@@ -103,8 +104,10 @@ class Preemption:
             return
         self.signal_name = signal.Signals(received[0]).name
         if self.anything_to_save:
-            if self.left.wait(self.save_seconds):
-                return
+            since = time.monotonic()
+            while (seconds := since + self.save_seconds - time.monotonic()) > 0:  # allow() may raise it meanwhile
+                if self.left.wait(seconds):
+                    return
             reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:g} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from launching import refuse_lone_process, refuse_silent_cpu, refuse_unreachable_machine
 from recipe_config import Recipe, RecipeError, Training
@@ -80,10 +80,14 @@ def check_devices(accelerator: Accelerator) -> str | None:
     return None
 
 
-def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training) -> str:
-    """Return what to change, and torch's own first sentence."""
+def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training, accelerator: Accelerator) -> str:
+    """Return what to change, and torch's own first sentence.
+
+    Args: training: with the batch that was trained on, which may be smaller than the recipe's.
+    """
     batch_size, torchs = training.per_device_train_batch_size, str(error).partition(". ")[0]
     remedies = [f"training.per_device_train_batch_size below {batch_size}"] if batch_size > 1 else []
     remedies += [] if training.gradient_checkpointing else ["training.gradient_checkpointing: true"]
-    remedies += ["accelerate_configs/fsdp2.yaml, which divides the model among GPUs"]
+    divided = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    remedies += ["more GPUs" if divided else "accelerate_configs/fsdp2.yaml, which divides the model among GPUs"]
     return f"out of memory: {torchs}. Use {', or '.join(remedies)}; the same command then resumes, with equal steps"

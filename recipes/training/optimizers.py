@@ -36,6 +36,12 @@ def build_optimizers(model: SummedLoss, training: Training) -> list[torch.optim.
     return [ShardedMuon(matrices, training.learning_rate, training.weight_decay), adamw]
 
 
+def count_in_muon(optimizers: list[torch.optim.Optimizer]) -> int:
+    """Return how many elements Muon steps: it keeps one moment of each, where AdamW keeps two."""
+    muons = [one for one in optimizers if isinstance(getattr(one, "optimizer", one), ShardedMuon)]
+    return sum(matrix.numel() for muon in muons for group in muon.param_groups for matrix in group["params"])
+
+
 def step_where(optimizers: list[torch.optim.Optimizer], ok: Tensor) -> None:
     """Step the optimizers of build_optimizers if `ok`, a bool on their device, without waiting for it."""
     for optimizer in optimizers:

@@ -17,6 +17,11 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
     Raises: RecipeError: each combination, with the reason and what to use.
     """
     problems, parallelism = [], accelerator.parallelism_config
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        problems.append(
+            f"mixed_precision: {accelerator.mixed_precision} is not trained in: fp16's gradient scaler overrules the "
+            "choice to skip a step, and no checkpoint holds it; set bf16, or no on a GPU older than Ampere"
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.state.deepspeed_plugin.zero_stage
         if stage != 3:

@@ -248,7 +248,7 @@ class Progress:
         self.accelerator.log(values, step=record["step"])
 
     def note_compiling(self) -> None:
-        """Show that the first step of a phase compiles, for seconds to minutes."""
+        """Show that what follows compiles, for seconds to minutes."""
         self.bar.set_description("pretrain: compiling")
         if self.prints_lines:
             self.bar.write("pretrain: compiling", file=sys.stderr)

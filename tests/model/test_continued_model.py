@@ -23,7 +23,8 @@ from model.summed_loss import SummedLoss
 from publishing.revision_queue import queue_revision
 from recipe_config import Lora, Model, RecipeError
 from recipe_loading import load_recipe
-from recovery.checkpoints import describe_file
+from recovery.checkpoints import checkpoint_bytes, describe_file
+from recovery.stored_tensors import load_tensors
 
 
 SHORT = (f"--training.max_tokens={8 * 256}", "--training.learning_rate=3e-3", "--training.eval_steps=8")
@@ -96,6 +97,13 @@ def test_an_extended_tokenizer_shortens_the_text_and_leaves_other_encodings_and_
     assert torch.allclose(rows[int(number)], old[parts].mean(dim=0))
     model = AutoModelForCausalLM.from_pretrained(extended.output_dir / "model")
     assert model.config.vocab_size == len(after) and not torch.equal(model.get_input_embeddings().weight, rows)
+
+
+def test_the_checkpoint_of_adapters_is_as_large_as_the_disk_is_asked_for(adapted):
+    trained = json.loads((adapted.output_dir / "training.json").read_text())["parameters"]["trained"]
+    checkpoint = adapted.output_dir / "checkpoints" / "step_00000004"
+    stored = [tensor for stem in ("model", "optimizer") for tensor in load_tensors(checkpoint, stem).values()]
+    assert sum(tensor.nbytes for tensor in stored if tensor.ndim) == checkpoint_bytes(trained, False, in_muon=0)
 
 
 def test_adapters_change_their_targets_by_a_matrix_of_their_rank_and_nothing_else(base, adapted):

@@ -182,7 +182,7 @@ def gpu(precision="bf16", capability=(9, 0), monkeypatch=None):
     [
         ("bf16", (8, 0), {}, None),
         ("bf16", (9, 0), {}, None),
-        ("no", (9, 0), {}, "in bf16 or fp16, and mixed_precision is no"),
+        ("no", (9, 0), {}, "computes in bf16, and mixed_precision is no"),
         ("bf16", (7, 5), {}, "needs an Ampere GPU or a newer one, and this is a GPU"),
         ("bf16", (9, 0), {"attention_dropout": 0.1}, "has no dropout, and model.attention_dropout is 0.1"),
         ("bf16", (9, 0), {"head_dim": 12}, "multiple of 8 up to 256, and the model's are 12 wide"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from host_waits import Waits
 from peft import inject_adapter_in_model
 from small_models import FAMILY_CONFIGS, small_model
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -112,6 +113,43 @@ def test_a_window_that_slides_without_a_mask_gives_the_losses_and_gradients_of_o
     assert nats == pytest.approx(expected, rel=1e-6)
     for name, gradient in gradients.items():
         assert torch.allclose(own[name], gradient, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize("borders", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "olmo3", "gemma2", "gpt_neox"])
+def test_a_mask_made_beforehand_is_that_of_transformers_and_the_host_waits_for_nothing(family, masked, borders):
+    """A batch whose rows are one document each gets a mask too, so that all batches are of one form."""
+    input_ids, positions, labels = batch()
+    positions = positions if borders else torch.arange(LENGTH).repeat(2, 1)
+    model, found = small_model(family), []
+    attention = "eager" if family == "gemma2" else "sdpa"
+    model.set_attn_implementation(attention)
+    for makes_masks in (False, True):
+        module, masks = SummedLoss(model, compiled=False, document_masking=masked), []
+        module.makes_masks = makes_masks
+
+        def keep(_, given, named, masks=masks):
+            masks.append(named["attention_mask"])
+
+        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers(model)]
+        model.zero_grad()
+        with Waits() as waits:
+            loss, nats = module(input_ids, positions, labels)
+        loss.backward()
+        gradients = {name: one.grad for name, one in model.named_parameters()}
+        found.append((nats.item() / labels.numel(), gradients, masks, waits.found))
+        for hook in hooks:
+            hook.remove()
+    (expected, gradients, theirs, waited), (nats, own, masks, waits) = found
+    assert nats == pytest.approx(expected, abs=1e-6) and waited and not waits
+    for name, gradient in gradients.items():
+        assert torch.allclose(own[name], gradient, rtol=1e-4, atol=1e-5), name
+    assert all(mask.shape == (2, 1, LENGTH, LENGTH) for mask in masks) and len(masks) == len(theirs)
+    assert all(other is None or torch.equal(mask, other) for mask, other in zip(masks, theirs, strict=True))
+    assert any(other is None for other in theirs) == (
+        attention == "sdpa" and family != "mistral" and not (masked and borders)
+    )
 
 
 @pytest.mark.parametrize("family", ["mistral", "olmo3"])

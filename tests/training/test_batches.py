@@ -3,9 +3,11 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from tiny_run import RECIPES
 
 import pretrain
@@ -91,11 +93,12 @@ def test_out_of_memory_names_the_keys_to_change_and_the_same_command_resumes_wit
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of")
         train_step(self, step)
 
-    argv = tiny_run.argv("--training.max_tokens=2048")
+    # A step is 8 sequences, which batches of 7 do not divide: batches of 4 are used.
+    argv = tiny_run.argv("--training.max_tokens=2048", "--training.per_device_train_batch_size=7")
     with monkeypatch.context() as context:
         context.setattr(pretrain.Pretraining, "train_step", too_large)
         with pytest.raises(
-            RecipeError, match="per_device_train_batch_size below 2, or training.gradient_check"
+            RecipeError, match="per_device_train_batch_size below 4, or training.gradient_check"
         ) as said:
             pretrain.main(argv)
     assert str(said.value).startswith("out of memory: CUDA out of memory. Use ")
@@ -104,10 +107,10 @@ def test_out_of_memory_names_the_keys_to_change_and_the_same_command_resumes_wit
     smaller = ["--training.per_device_train_batch_size=1", "--training.gradient_checkpointing=true"]
     pretrain.main([*argv, *smaller])
     assert list(tiny_run.losses()) == list(range(1, 9))
-    least = pretrain.explain_out_of_memory(
-        said.value, settings(8, 1).model_copy(update={"gradient_checkpointing": True})
-    )
-    assert "per_device" not in least and "fsdp2.yaml" in least
+    least = settings(8, 1).model_copy(update={"gradient_checkpointing": True})
+    for kind, remedy in ((DistributedType.MULTI_GPU, "fsdp2.yaml"), (DistributedType.FSDP, "Use more GPUs;")):
+        text = pretrain.explain_out_of_memory(said.value, least, SimpleNamespace(distributed_type=kind))
+        assert "per_device" not in text and remedy in text and ("fsdp2" in text) == ("fsdp2" in remedy)
 
 
 def test_ddp_averages_in_the_gradients_and_sends_no_buffers_and_gpu_memory_can_grow(tiny_run, monkeypatch):

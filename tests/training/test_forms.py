@@ -227,6 +227,8 @@ def test_copies_of_a_divided_model_that_drift_apart_are_stopped_before_they_are_
         (DistributedType.DEEPSPEED, None, {"distillation": Distillation(members=2)}, "would divide the teachers"),
         (DistributedType.DEEPSPEED, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, None, {"lora": True}, "merged into whole weights"),
+        (DistributedType.NO, None, {"precision": "fp16"}, "fp16 is not trained in: .* set bf16, or no"),
+        (DistributedType.MULTI_GPU, None, {"precision": "fp8"}, "fp8 is not trained in"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2), {"document_masking": False}, "with cp: .* same batch"),
         (DistributedType.FSDP, ParallelismConfig(tp_size=2), {}, "with tp: its processes need the same batch"),
@@ -235,6 +237,7 @@ def test_copies_of_a_divided_model_that_drift_apart_are_stopped_before_they_are_
 def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, reason, tokenized_run):
     class Accelerated:
         distributed_type, parallelism_config = kind, parallelism
+        mixed_precision = changes.pop("precision", "no")
 
         class state:
             class deepspeed_plugin:
@@ -245,10 +248,8 @@ def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, 
     training = recipe_of(tokenized_run).training.model_copy(update=changes)
     with pytest.raises(RecipeError, match=f"(?s){reason}"):
         refuse_combinations(training, lora, Accelerated)
-    Accelerated.distributed_type, Accelerated.parallelism_config = (
-        DistributedType.FSDP,
-        ParallelismConfig(dp_replicate_size=2, dp_shard_size=2),
-    )
+    Accelerated.distributed_type, Accelerated.mixed_precision = DistributedType.FSDP, "bf16"
+    Accelerated.parallelism_config = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
     refuse_combinations(training, False, Accelerated)
 
 

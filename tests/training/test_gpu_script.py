@@ -28,6 +28,9 @@ def run_python(code: str, *arguments: str) -> str:
 def rehearsed(tmp_path_factory):
     """The folder that a rehearsal left, and what it printed."""
     out = tmp_path_factory.mktemp("gpu")
+    for left_over in ("made", "runs/eager-fp32/model", "compiled", "logs"):  # by a run into the same folder
+        (out / "files" / left_over).mkdir(parents=True)
+        (out / "files" / left_over / "old").write_text("old")
     command = ["bash", str(FOLDER / "run.sh"), "--rehearse", "--out", str(out)]
     ended = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -44,6 +47,7 @@ def test_the_rehearsal_takes_every_check_of_the_readme_and_none_fails(rehearsed)
     assert {number for number, one in passed.items() if one} == {"1", "3", "8", "9", "10", "12"}
     assert not [number for number, one in passed.items() if one is False] and "failed: none" in printed
     assert all(check["figure"] and check["expected"] for check in results["checks"].values())
+    assert not list(out.rglob("old")) and list(out.glob("files/runs/eager-fp32/model/*"))
 
 
 def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
@@ -61,7 +65,7 @@ def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
 
 
 def test_a_check_that_finds_a_fault_fails_and_one_that_crashes_or_hangs_loses_only_its_own_result(tmp_path):
-    (tmp_path / "logs").mkdir()
+    (tmp_path / "files" / "logs").mkdir(parents=True)
     code = """
 import os, time
 def measured(**changes):
@@ -71,15 +75,28 @@ def measured(**changes):
     one |= {"train/utilisation_6nd_fraction": 0.3, "train/mfu_fraction": 0.4}
     one |= {"seconds_per_step": 0.7, "optimizer_host_seconds": 0.02, "optimizer_seconds": 0.03}
     return one | changes
-other = measured(attention="flex_attention", tokens_per_second=6e4, first_loss=10.401)
-for check in f.FROM_MEASURED.values():
-    assert check(lab, [measured(), other]).passed is True, check
+other = measured(attention="flex_attention", tokens_per_second=6e4, first_loss=10.401, seconds_to_first_step=80.0)
+others = [measured(shape="125M"), measured(shape="1B")]
+for check in (f.OF_SHAPES | f.LAST).values():
+    assert check(lab, [measured(), *others, other]).passed is True, check
 for check, change in (
     (f.check_attentions, {"first_loss": 10.5}), (f.check_attentions, {"tokens_per_second": 5e4}),
     (f.check_speed, {"train/mfu_fraction": 0.2}), (f.check_optimizer, {"optimizer_seconds": 0.1}),
+    (f.check_optimizer, {"optimizer_host_seconds": 0.1}),
     (f.check_start, {"seconds_to_first_step": 100.0}), (f.check_memory, {"peak_memory_bytes": 50e9}),
 ):
-    assert check(lab, [measured(**change), other]).passed is False, (check, change)
+    assert check(lab, [measured(**change), *others, other]).passed is False, (check, change)
+crashed = {"shape": "1B", "attention": f.DEFAULT_ATTENTION, "left_out": "out of memory"}
+unknown = measured(shape="1B")
+del unknown["train/mfu_fraction"]  # a device whose peak is not known
+for check in f.OF_SHAPES.values():
+    result = check(lab, [measured(), others[0], crashed, other])
+    assert result.passed is False and "NOTHING of 1B" in result.figure, check
+assert f.check_speed(lab, [measured(), others[0], unknown]).passed is False
+assert f.check_attentions(lab, [measured(), *others, crashed | {"shape": "342M"}]).passed is False
+report = f.Report(lab, "a GPU")
+f.judge(lab, report, f.OF_SHAPES | f.LAST)
+assert [result.passed for result in report.results.values()] == [False] * 5
 def crash(lab): os._exit(7)
 def hang(lab): time.sleep(60)
 def refuse(lab): raise ValueError("no such")
@@ -88,11 +105,11 @@ for function, seconds, problem in ((crash, 20, "code 7"), (hang, 0.5, "longer th
     assert result is None and problem in found, found
 print("as expected")
 """
-    assert run_python(code, str(tmp_path)) == "as expected\n"
+    assert run_python(code, str(tmp_path)).endswith("\nas expected\n")
 
 
 def test_a_child_can_start_afresh_where_a_fork_cannot_use_the_gpu(tmp_path):
-    (tmp_path / "logs").mkdir()
+    (tmp_path / "files" / "logs").mkdir(parents=True)
     script = tmp_path / "afresh.py"
     script.write_text(
         f"{LOAD}\nlab.rehearsal, lab.start_method = True, 'spawn'\n"

@@ -6,10 +6,10 @@ import multiprocessing
 
 import pytest
 import torch
+from host_waits import Waits
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.muon import ShardedMuon, divide, equal_shapes
 from training.optimizers import step_where
@@ -20,18 +20,6 @@ SHAPES = [(32, 96), (34, 34), (96, 32), (32, 96), (3, 64), (34, 34), (32, 96)]
 OPTIONS = {"lr": 0.1, "weight_decay": 0.1}
 STEPS = 4
 HARMED = (0, 2)  # steps with NaN in the gradient, which are not taken
-
-
-class Waits(TorchDispatchMode):
-    """Counts the calls that make the host of a GPU wait for a value."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return function(*args, **(kwargs or {}))
 
 
 def matrices() -> list[nn.Parameter]:
@@ -56,8 +44,8 @@ def stepped_by_torch() -> list[list[torch.Tensor]]:
     return [[p.detach(), optimizer.state[p]["momentum_buffer"]] for p in parameters]
 
 
-def stepped_in_parts(mesh, placements) -> tuple[list[list[torch.Tensor]], int]:
-    """Return the same of ShardedMuon, whole, and how often the host waited."""
+def stepped_in_parts(mesh, placements) -> tuple[list[list[torch.Tensor]], list[str]]:
+    """Return the same of ShardedMuon, whole, and what the host waited for."""
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if mesh is None else distribute_tensor(tensor, mesh, placements)
@@ -73,7 +61,7 @@ def stepped_in_parts(mesh, placements) -> tuple[list[list[torch.Tensor]], int]:
                 parameter.grad = part(gradient * (math.nan if step in HARMED else 1.0))
             step_where([optimizer], torch.tensor(step not in HARMED))
     assert all(list(optimizer.state[p]) == ["momentum_buffer"] for p in parameters)
-    return [[whole(p).detach(), whole(optimizer.state[p]["momentum_buffer"])] for p in parameters], waits.count
+    return [[whole(p).detach(), whole(optimizer.state[p]["momentum_buffer"])] for p in parameters], waits.found
 
 
 def same_bits(expected: list, found: list) -> bool:
@@ -94,13 +82,26 @@ def step_as(rank: int, store: str, expected: list, answers) -> None:
 
 def test_muon_on_one_process_takes_torchs_steps_bit_for_bit_or_none_and_the_host_never_waits():
     found, waits = stepped_in_parts(None, ())
-    assert same_bits(stepped_by_torch(), found) and waits == 0
+    assert same_bits(stepped_by_torch(), found) and waits == []
 
 
-def test_what_counts_waits_counts_one():
+@pytest.mark.parametrize(
+    ("waits_for", "call"),
+    [
+        ("_local_scalar_dense", lambda ones: bool(ones[0])),
+        ("index", lambda ones: ones[ones > 0]),
+        ("to in <lambda>", lambda ones: ones.to("cpu")),
+        ("tolist in <lambda>", lambda ones: ones.tolist()),
+        ("tensor in <lambda>", lambda ones: torch.tensor([1.0], device=ones.device)),
+        (None, lambda ones: ones.to(torch.device("cpu"), non_blocking=True)),
+        (None, lambda ones: ones[ones.long()].to(torch.float64).add_(1)),
+    ],
+)
+def test_what_lists_waits_lists_them_and_nothing_else(waits_for, call):
+    ones = torch.ones(3)
     with Waits() as waits:
-        bool(torch.tensor(True))
-    assert waits.count == 1
+        call(ones)
+    assert waits.found == ([] if waits_for is None else [waits_for])
 
 
 def test_adamw_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_waits():
@@ -116,7 +117,7 @@ def test_adamw_steps_as_it_does_alone_or_leaves_no_trace_and_the_host_never_wait
             alone.step()
         with Waits() as waits:
             step_where([watched], torch.tensor(not harmed))
-        assert waits.count == 0
+        assert waits.found == []
         for one, other in zip(*(layer.parameters() for layer in layers), strict=True):
             assert torch.equal(one, other), step
             for name, value in alone.state.get(one, {}).items():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from host_waits import Waits
 from safetensors.torch import load_file
 from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, pipeline
@@ -75,6 +76,27 @@ def launch(run, *overrides, processes=1, script=RECIPES / "pretrain.py") -> subp
     command += ["--num_processes", str(processes), "--mixed_precision", "no", str(script)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run([*command, *run.argv(*overrides)], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--training.optimizer=muon", "--training.goldfish={k: 3, context: 4}"],
+        ["--training.document_masking=false"],
+    ],
+    ids=["muon, goldfish, a mask", "adamw, no mask"],
+)
+def test_the_host_waits_in_a_step_for_the_verdict_on_the_step_before_alone(overrides, tiny_run, monkeypatch):
+    train_step, found = pretrain.Pretraining.train_step, {}
+
+    def watched(self, step):
+        with Waits() as waits:
+            train_step(self, step)
+        found[step] = waits.found
+
+    monkeypatch.setattr(pretrain.Pretraining, "train_step", watched)
+    pretrain.main(tiny_run.argv("--training.max_tokens=1792", *overrides))  # 7 steps: the last one waits
+    assert [found[step] for step in (4, 5, 6)] == [["tolist in read_verdict"]] * 3
 
 
 def test_training_lowers_the_loss_from_that_of_a_uniform_model(trained_run):
