@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from atomic_files import write_json
+from atomic_files import read_json, write_json
 from publishing.release_checks import home_folder
 from recipe_config import Recipe, RecipeError
 
@@ -85,6 +85,8 @@ def strings(value: dict | list, key: str = "") -> Iterator[tuple[str, dict | lis
 def shorten_paths_in_text(text: str, recipe: Recipe) -> str:
     """Return the text of a file with the recipe's paths as the published recipe has them, and no home folder."""
     values = [parent[name] for _, parent, name in strings(recipe.model_dump())]
+    results = read_json(Path(recipe.run.output_dir) / "eval" / "results.json") or {}
+    values.append(os.path.dirname(results.get("model", "")))  # where the run was then: it may have been moved
     paths = {value.rpartition("::")[2].removeprefix("file://") for value in values if shorten_value(value) != value}
     for path in sorted(paths | {os.path.abspath(os.path.expanduser(path)) for path in paths}, key=len, reverse=True):
         for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], html.escape(path))):

@@ -318,6 +318,14 @@ def test_a_link_is_refused_even_if_it_points_to_the_right_file(recipe, tmp_path,
         build_release(recipe)
 
 
+def test_where_a_run_was_before_it_was_moved_is_not_published(recipe, workspace):
+    assert read(Path(recipe.run.output_dir) / "eval" / "results.json")["model"] == str(workspace / "run" / "model")
+    release = made(recipe)
+    assert read(release / "results.json")["model"] == "run/model"
+    texts = [path for path in release.rglob("*") if path.suffix in (".json", ".jsonl", ".html", ".md", ".yaml")]
+    assert not [path.name for path in texts if str(workspace / "run") in path.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize("name", ["model/model.safetensors", "eval/results.json", "documents/stats.json"])
 def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
     path = Path(recipe.run.output_dir) / name
