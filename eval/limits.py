@@ -23,6 +23,8 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         raise SystemExit("another process of this command ended; its reason is above, if it had one") from error
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise SystemExit(f"too many files are open: {error}; raise the limit by `ulimit -n 4096`") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise SystemExit(f"{error.strerror}: {error.filename or 'the disk of the run folder'}") from error

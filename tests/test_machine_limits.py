@@ -114,9 +114,11 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         limits.run_script(lambda: fail_with(system_error(errno.ENOENT, "x")))
 
 
-def test_a_full_disk_ends_an_evaluation_with_a_message():
+def test_a_full_disk_and_too_few_open_files_end_an_evaluation_with_a_message():
     with pytest.raises(SystemExit, match="No space left on device: runs/x/eval/results.json"):
         limits.run_script(lambda: fail_with(system_error(errno.ENOSPC, "runs/x/eval/results.json")))
+    with pytest.raises(SystemExit, match="too many files are open: .*ulimit -n 4096"):
+        limits.run_script(lambda: fail_with(system_error(errno.EMFILE, "runs/x/tokens")))
 
 
 def test_a_stage_that_the_system_killed_names_what_to_lower(tmp_path, capfd):
