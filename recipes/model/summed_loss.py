@@ -56,7 +56,8 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.language_model, self.compiled, self.z_loss = language_model, compiled, z_loss
         self.document_masking = document_masking
-        self.makes_masks = by_layer or not compiled  # else transformers' are part of the graph, which fuses them
+        # Elsewhere transformers makes them: a processor waits for none, and rows of one document need none.
+        self.makes_masks = by_layer
         if compiled:
             # All layers share one limit. Each kind of layer has graphs for training and evaluation, for each length
             # of a phase and of the list of documents; above torch's limit of 8 they would run uncompiled.

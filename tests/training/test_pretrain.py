@@ -90,6 +90,7 @@ def test_the_host_waits_in_a_step_for_the_verdict_on_the_step_before_alone(overr
     train_step, found = pretrain.Pretraining.train_step, {}
 
     def watched(self, step):
+        self.accelerator.unwrap_model(self.prepared.module).makes_masks = True  # as on a GPU
         with Waits() as waits:
             train_step(self, step)
         found[step] = waits.found
