@@ -59,10 +59,18 @@ def is_unchanged(record: dict) -> bool:
 
 def discard(folder: Path) -> None:
     """Delete a folder; an interrupted deletion leaves only a hidden one."""
-    trash = folder.with_name(f".trash.{folder.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    folder.rename(trash)
-    shutil.rmtree(trash)
+    empty_trash(folder)
+    folder.rename(trash_of(folder))
+    empty_trash(folder)
+
+
+def empty_trash(folder: Path) -> None:
+    """Delete what an interrupted deletion of a folder left."""
+    shutil.rmtree(trash_of(folder), ignore_errors=True)
+
+
+def trash_of(folder: Path) -> Path:
+    return folder.with_name(f".trash.{folder.name}")
 
 
 @contextmanager

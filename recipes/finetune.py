@@ -20,7 +20,6 @@ The same command resumes a stopped run from its newest checkpoint.
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -49,7 +48,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import RECORD, discard, file_sha256, read_json, write_json
+from atomic_files import RECORD, discard, empty_trash, file_sha256, read_json, write_json
 from card_text import render_card
 from child_processes import leave_on_signals
 from conversations import (
@@ -397,7 +396,8 @@ def finetune(recipe: Recipe, made_from: dict, folder: str) -> dict:
     }
     if state.is_main_process:
         write_output(recipe, tuned, tokenizer, results)
-        shutil.rmtree(checkpoints.parent, ignore_errors=True)
+        if checkpoints.parent.exists():
+            discard(checkpoints.parent)
     state.wait_for_everyone()
     return results
 
@@ -467,7 +467,8 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
     }
     if state.is_main_process:
         write_output(recipe, tuned, tokenizer, results)
-        shutil.rmtree(checkpoints.parent, ignore_errors=True)
+        if checkpoints.parent.exists():
+            discard(checkpoints.parent)
     state.wait_for_everyone()
     return results
 
@@ -539,6 +540,8 @@ def main(argv: list[str] | None = None) -> None:
         adopt_earlier(recipe)
         finished = is_finished(recipe, "finetune", options.overwrite)
     if finished:
+        if state.is_main_process and not options.dry_run:
+            empty_trash(Path(recipe.run.output_dir) / "finetune_checkpoints")
         state.print(f"finetune: nothing to do, {output_folder(recipe, 'finetune')} is up to date")
         return
     if options.dry_run:

@@ -107,7 +107,8 @@ class Harm:
         Path(self.mark).touch()
         ctypes.CDLL(None).crash_shim_set_clock_back(ctypes.c_long(self.clock_back_seconds))
         for number in self.signals:
-            os.kill(parents[self.target], number)
+            with suppress(ProcessLookupError):  # an earlier one may have ended it
+                os.kill(parents[self.target], number)
             time.sleep(self.pause)
 
 
