@@ -18,6 +18,7 @@ between the sides.
 | eager | the loop of run_clm_no_trainer: the model's own loss, AdamW as it comes, uncompiled |
 | trainer, trainer_compiled | transformers' Trainer |
 | litgpt | LitGPT's model, compiled, with its chunked loss; `--litgpt_python` names a Python that has litgpt |
+| nanogpt | nanoGPT's model, compiled: GPT-2's form, as wide and deep; `--nanogpt_folder` has its model.py |
 """
 
 import argparse
@@ -35,7 +36,7 @@ from types import SimpleNamespace
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 # (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads): the layers' parameters are about the name's
 SHAPES = {"2m": (192, 512, 5, 3), "7m": (320, 864, 6, 5), "30m": (512, 1408, 9, 8)}
-SIDES = ("ours", "ours_masked", "eager", "trainer", "trainer_compiled", "litgpt")
+SIDES = ("ours", "ours_masked", "eager", "trainer", "trainer_compiled", "litgpt", "nanogpt")
 
 
 def multiplying_parameters(options) -> int:
@@ -191,6 +192,38 @@ def make_litgpt(options) -> Callable[[], None]:
     return train_step
 
 
+def make_nanogpt(options) -> Callable[[], None]:
+    sys.path.insert(0, options.nanogpt_folder)
+    import torch
+
+    from model import GPT, GPTConfig
+
+    hidden, _, layers, heads = SHAPES[options.model]
+    config = GPTConfig(
+        block_size=options.sequence_length,
+        vocab_size=options.vocab_size,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=hidden,
+        dropout=0.0,
+        bias=False,
+    )
+    model = torch.compile(GPT(config))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    data = batches(options)
+
+    def train_step() -> None:
+        tokens = next(data)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train_step
+
+
 def time_steps(train_step: Callable[[], None], steps: int) -> list[float]:
     train_step()  # compiles
     train_step()
@@ -253,7 +286,7 @@ def run_side(options) -> None:
     importlib.import_module("litgpt.model" if options.side == "litgpt" else "transformers")  # is no memory of a step
     torch.set_num_threads(1)
     imported_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    makers = {"eager": make_eager, "litgpt": make_litgpt}
+    makers = {"eager": make_eager, "litgpt": make_litgpt, "nanogpt": make_nanogpt}
     if options.side.startswith("trainer"):
         seconds = time_trainer(options)
     else:
@@ -277,6 +310,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", nargs="+", default=list(SIDES))
     parser.add_argument("--litgpt_python", default=None)
+    parser.add_argument("--nanogpt_folder", default=None)
     parser.add_argument("--side")
     options = parser.parse_args()
     if options.side:
@@ -286,11 +320,20 @@ def main() -> None:
     for _ in range(options.rounds):
         for side in options.sides:
             python = options.litgpt_python if side == "litgpt" else sys.executable
-            if python is None:
-                print("litgpt: left out; name a Python that has it with --litgpt_python")
+            if python is None or (side == "nanogpt" and options.nanogpt_folder is None):
+                print(f"{side}: left out; name where it is with --litgpt_python or --nanogpt_folder")
                 continue
             command = [python, __file__, "--side", side]
-            for name in ("model", "vocab_size", "sequence_length", "batch_size", "precision", "steps"):
+            passed_on = (
+                "model",
+                "vocab_size",
+                "sequence_length",
+                "batch_size",
+                "precision",
+                "steps",
+                "nanogpt_folder",
+            )
+            for name in passed_on:
                 command += [f"--{name}", str(getattr(options, name))]
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode:
