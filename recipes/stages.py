@@ -231,7 +231,8 @@ def training_settings(recipe: Recipe) -> dict:
         "seed": recipe.run.seed,
         "sources": shares,
         **recipe.data.model_dump(include={"min_shares", "phases", "skip", "fit_to_corpus"}),
-        **({"repack": True} if recipe.data.repack else {}),  # earlier records lack it
+        # Earlier records lack it, or say true, which read less of each shard.
+        **({"repack": "to both ends of each shard"} if recipe.data.repack else {}),
         "model": model,
         "training": training,
     }

@@ -2,7 +2,7 @@
 """The average of a model's weights over steps, as training.average describes it.
 
 It is held as the weights are: whole on each process, or in parts under FSDP2. How much the weights of a step count
-follows from the step alone, and the average is saved with the weights, so a run that resumes has the same one.
+follows from the step and from what a checkpoint holds, so a run that resumes has the same average.
 """
 
 from collections.abc import Iterator
@@ -37,15 +37,18 @@ class WeightAverage:
         """Add the weights after an optimizer step to the average.
 
         Args: state: of the run, which is saved with the weights. It gets `averaged`: the first step that the planned
-            length asks for, and the first that was added. A run whose length changes begins a mean anew.
+            length asks for, and the first that was added. Where the first that is asked for changes with the length,
+            a mean begins anew.
         """
         first, max_steps = 1, state["max_steps"]
         if self.settings.last_fraction is not None:
             first = max_steps - max(1, round(self.settings.last_fraction * max_steps)) + 1
         if step < first:
             return
-        if state.get("averaged", {}).get("planned") != first:
-            state["averaged"] = {"planned": first, "from": step}
+        before = state.get("averaged", {"planned": first, "from": first})  # checkpoints of earlier versions lack it
+        if before is None or before["planned"] != first:
+            before = {"planned": first, "from": step}
+        state["averaged"] = before
         part = 1 / (step - state["averaged"]["from"] + 1)  # of a plain mean
         if self.settings.ema is not None:
             part = max(part, 1 - self.settings.ema)

@@ -54,9 +54,8 @@ def truncate_records(run: Path, step: int, checkpoint: Path | None) -> None:
             continue
         if checkpoint is None:
             kept = ""
-        elif beginnings is not None:
-            size = beginnings[path.name]["bytes"] if path.name in beginnings else 0
-            kept = path.read_bytes()[:size].decode("utf-8")
+        elif beginnings and path.name in beginnings:
+            kept = path.read_bytes()[: beginnings[path.name]["bytes"]].decode("utf-8")
         else:
             kept = "".join(
                 json.dumps(entry) + "\n" for entry in read_json_lines(path, "step") if entry["step"] <= step
@@ -82,8 +81,9 @@ def summarize(recipe: Recipe, training: Training, model: SummedLoss, parameters:
             taught, tied = teacher.language_model, teacher.language_model.config.tie_word_embeddings
             per_token += 2 * multiplied_parameters(count_module_parameters(taught), tied)
         convention += ", 2 for the models that it learns from"
-        members = [read_json(folder.parent / "training.json") for folder in recipe.teacher_folders()]
-        cost["members_flops"] = sum(one["flops"] for one in members[: recipe.training.distillation.members])
+        if members := recipe.training.distillation.members:
+            folders = map(recipe.member_folder, range(members))
+            cost["members_flops"] = sum(read_json(folder / "training.json")["flops"] for folder in folders)
     merged = {part: parameters[part] - parameters["adapters"] for part in ("total", "non_embedding")}
     return {
         "parameters": parameters | merged,

@@ -106,9 +106,13 @@ def test_a_mean_over_the_last_steps_begins_anew_where_the_length_of_the_run_chan
             average.add(step, state)
         return float(average.values["weight"])
 
-    assert train(range(1, 101), state := {"max_steps": 100}) == pytest.approx(90.5), "the mean of 81 to 100"
+    fresh = {"max_steps": 100, "averaged": None}
+    assert train(range(1, 101), state := {**fresh}) == pytest.approx(90.5), "the mean of 81 to 100"
     assert train(range(101, 111), state | {"max_steps": 110}) == pytest.approx(105.5), "extended: of 101 to 110"
-    shortened = {"max_steps": 15}  # while it is in its last fifth, as by max_seconds
+    assert train(range(81, 91), state := {**fresh}) == pytest.approx(85.5)
+    del state["averaged"]  # as in a checkpoint of an earlier version
+    assert train(range(91, 101), state) == pytest.approx(90.5)
+    shortened = {"max_steps": 15, "averaged": None}  # while it is in its last fifth, as by max_seconds
     assert train(range(14, 16), shortened) == pytest.approx(14.5)
 
 
