@@ -114,10 +114,11 @@ class Pretraining:
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
-        checkpoint, notes = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe))
-        self.notes += notes
+        checkpoint, notes, missing = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe))
+        lost = f"is missing, so it starts again and lacks what it held up to {checkpoint and checkpoint.name}"
+        self.notes += [*notes, *(f"{name} {lost}" for name in missing)]
         self.chronicle = Chronicle(self.run, self.is_main)
-        self.state = self.resume(checkpoint)
+        self.state = self.resume(checkpoint, missing)
         self.saved_step = None if checkpoint is None else self.state["step"]
         self.report_start(checkpoint)
 
@@ -154,8 +155,11 @@ class Pretraining:
         wrap_layers(model, self.accelerator)
         return PreparedModel(model, optimizers, self.accelerator, self.training.average)
 
-    def resume(self, checkpoint: Path | None) -> dict:
-        """Load the weights of a checkpoint, if there is one, and return the state to train from."""
+    def resume(self, checkpoint: Path | None, missing: list[str]) -> dict:
+        """Load the weights of a checkpoint, if there is one, and return the state to train from.
+
+        Args: missing: files that start again, though the checkpoint knows how they began.
+        """
         recipe, num_processes = self.recipe, self.accelerator.num_processes
         state = resuming.fresh_state(recipe, self.training, self.text.shares)
         attention = self.language_model.config._attn_implementation
@@ -178,6 +182,8 @@ class Pretraining:
         skip, earlier = recipe.data.skip, list_checkpoints(self.run / "checkpoints")
         if recipe.run.resume == "auto":
             resuming.refuse_other_precision(checkpoint, state, computing)
+        if self.is_main:  # nothing is refused from here on
+            resuming.forget_beginnings(self.run, missing)
         changes += resuming.follow_computing(state, computing)
         changes += describe_changes(state["skips"], skip, state["step"], earlier)
         state["skips"] = extend_skips(state["skips"], skip, state["step"])
@@ -516,7 +522,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
         named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
-        if overwrite and not named and is_main and starts_again(recipe):
+        if overwrite and not named and is_main and starts_again(run):
             resuming.start_again(recipe)
         if recipe.hub.repo_id and is_main:
             print(check_repositories(recipe))

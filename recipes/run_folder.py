@@ -29,6 +29,9 @@ from recipe_config import Recipe
 from stages import STAGES, output_folder
 
 
+REPLACED = "checkpoints/replaces.json"  # names the model that training with --overwrite replaces, until its end
+
+
 def input_hashes(recipe: Recipe, name: str) -> dict[str, str | None]:
     """Return the hash of each input's files; None where that stage did not run: results are optional."""
     return {
@@ -95,15 +98,13 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
     return not changed
 
 
-def starts_again(recipe: Recipe) -> bool:
-    """Return whether training with --overwrite starts at step 0: the checkpoints are those of the finished model.
+def starts_again(run: Path) -> bool:
+    """Return whether training with --overwrite starts at step 0: it has not begun to replace the model that is there.
 
-    They are not where training with --overwrite was stopped, which goes on: until its end the model is the old one.
+    Where it has and was stopped, it goes on. See resuming.start_again.
     """
-    record = read_record(output_folder(recipe, "pretrain"))
-    states = sorted((Path(recipe.run.output_dir) / "checkpoints").glob("step_" + 8 * "[0-9]" + "/state.json"))
-    state = (read_json(states[-1]) or {}) if states else record
-    return record is not None and all(state.get(key) == record[key] for key in ("settings", "inputs"))
+    record = read_record(run / "model")
+    return record is not None and (read_json(run / REPLACED) or {}).get("sha256") != record["sha256"]
 
 
 def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path:

@@ -38,6 +38,7 @@ from launching import (
     launch_command,
     newest_precision,
     stored_precision,
+    whole_number,
 )
 from machine_limits import lower_memory
 from mixture.fitting import check_length
@@ -218,14 +219,18 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
-def kept_precision(recipe: Recipe) -> str | None:
-    """Return the precision that a run was trained in so far, or the models that it learns from; None if none were."""
+def kept_precision(recipe: Recipe, overwrite: bool) -> str | None:
+    """Return the precision that a run was trained in so far, or the models that it learns from; None if none were.
+
+    What --overwrite trains again from step 0 keeps none.
+    """
     if recipe.run.resume not in ("auto", "never"):
         return stored_precision(Path(recipe.run.resume))
     distillation = recipe.training.distillation
     members = [recipe.member_folder(number) for number in range(distillation.members if distillation else 0)]
     folders = [Path(recipe.run.output_dir), *members]
-    return next((found for folder in folders if (found := newest_precision(folder))), None)
+    kept = [folder for folder in folders if not (overwrite and starts_again(folder))]
+    return next((found for folder in kept if (found := newest_precision(folder))), None)
 
 
 def activation() -> str | None:
@@ -249,12 +254,12 @@ def main(argv: list[str] | None = None) -> None:
     run = Path(recipe.run.output_dir)
     stages = plan_stages(recipe)
     chosen = Path(options.accelerate_config) if options.accelerate_config else None
-    if options.num_processes not in (None, "1") and not chosen:
+    if options.num_processes and whole_number(options.num_processes, "--num_processes") > 1 and not chosen:
         raise RecipeError(
             f"--num_processes {options.num_processes}: several processes need a launch file too; add "
             "--accelerate_config accelerate_configs/ddp.yaml, or another of that folder"
         )
-    kept = None if options.overwrite and starts_again(recipe) else kept_precision(recipe)
+    kept = kept_precision(recipe, options.overwrite)
     launch = launch_command(recipe, chosen, options.num_processes, kept) if chosen else None
     if recipe.hub.repo_id and "publish" in stages and not options.dry_run:
         print(check_repositories(recipe))  # now, and not after days of training

@@ -17,11 +17,12 @@ import launching
 import pretrain
 import recipe_loading
 import run_recipe
-from atomic_files import file_sha256
+from atomic_files import file_sha256, write_json
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
 from recovery.chronicle import RunStatus
 from recovery.preemption import Preemption
+from run_folder import REPLACED
 from sweeps.runs import add_row, choose_launcher
 from training.accelerators import make_accelerator
 
@@ -148,6 +149,12 @@ def write_checkpoint(run, step: int, precision: str) -> Path:
     return folder
 
 
+def write_record(model: Path, sha256: str) -> None:
+    """Write the record of a finished model."""
+    model.mkdir()
+    write_json(model / "stage.json", {"settings": {}, "inputs": {}, "files": {}, "sha256": sha256})
+
+
 def test_the_precision_of_a_run_is_that_of_its_newest_whole_checkpoint_or_of_the_models_it_learns_from(tmp_path):
     recipe = load_recipe(
         [RECIPES / "custom" / "base.yaml"],
@@ -158,21 +165,37 @@ def test_the_precision_of_a_run_is_that_of_its_newest_whole_checkpoint_or_of_the
         ],
     )
     (tmp_path / "environment.json").write_text(json.dumps({"computed": {"mixed_precision": "no", "threads": 2}}))
-    assert run_recipe.kept_precision(recipe) is None, "nothing was trained"
+    assert run_recipe.kept_precision(recipe, False) is None, "nothing was trained"
     write_checkpoint(recipe.member_folder(1), 5, "no")
-    assert run_recipe.kept_precision(recipe) == "no"
+    assert run_recipe.kept_precision(recipe, False) == "no"
     first = write_checkpoint(tmp_path, 9, "bf16")
-    assert run_recipe.kept_precision(recipe) == "bf16"
+    assert run_recipe.kept_precision(recipe, False) == "bf16"
     newest = write_checkpoint(tmp_path, 10, "no")
-    assert run_recipe.kept_precision(recipe) == "no"
+    assert run_recipe.kept_precision(recipe, False) == "no"
     for name, text in (
         ("state.json", '{"computing": [{"mixed_precision": "xx"}]}'),
         ("manifest.json", '{"files": []}'),
     ):
         (newest / name).write_text(text)
-        assert run_recipe.kept_precision(recipe) == "bf16"
+        assert run_recipe.kept_precision(recipe, False) == "bf16"
     recipe.run.resume = str(first)
-    assert run_recipe.kept_precision(recipe) == "bf16"
+    write_record(tmp_path / "model", "of the finished model")
+    for overwrite in (False, True):
+        assert run_recipe.kept_precision(recipe, overwrite) == "bf16"
+
+
+def test_what_overwrite_trains_again_keeps_no_precision_but_a_member_that_it_began_does(tmp_path):
+    changes = ["--data.sources=[{name: a, path: a}]", f"--run.output_dir={tmp_path}"]
+    recipe = load_recipe([RECIPES / "custom" / "scarce.yaml"], changes)
+    write_checkpoint(tmp_path, 5, "no")
+    write_record(tmp_path / "model", "of the finished model")
+    assert run_recipe.kept_precision(recipe, overwrite=True) is None
+    member = recipe.member_folder(1)
+    write_checkpoint(member, 5, "bf16")
+    write_record(member / "model", "of the finished member")
+    assert run_recipe.kept_precision(recipe, overwrite=True) is None
+    write_json(member / REPLACED, {"sha256": "of the finished member"})
+    assert run_recipe.kept_precision(recipe, overwrite=True) == "bf16"
 
 
 def test_an_experiment_goes_on_in_the_precision_of_its_rows_and_of_runs_that_began(machine, monkeypatch, tmp_path):
@@ -185,6 +208,10 @@ def test_an_experiment_goes_on_in_the_precision_of_its_rows_and_of_runs_that_beg
     add_row(table, {"key": "1", "seed": 0})  # of an earlier version
     add_row(table, {"key": "2", "seed": 0, "mixed_precision": "bf16"})
     assert "--mixed_precision" not in choose_launcher(options, RECIPE, table, folders), "cpu.yaml says bf16"
+    options.accelerate_config = tmp_path / "fp32.yaml"
+    options.accelerate_config.write_text("use_cpu: true\nnum_processes: 1\nmixed_precision: 'no'\n")
+    with pytest.raises(RecipeError, match=r"mixed_precision: no, but the other runs of .* in bf16; set that"):
+        choose_launcher(options, RECIPE, table, folders)
 
 
 def test_the_launcher_with_a_file_for_gpus_ends_with_the_reason_printed_once(tiny_run, tmp_path):

@@ -13,7 +13,7 @@ from mixture.skips import extend_skips
 from recipe_config import Recipe, RecipeError, Training
 from recorded_files import find_difference, recorded_beginnings
 from recovery.stored_tensors import find_damage, list_checkpoints, load_state, newest_checkpoint
-from run_folder import compare, input_hashes
+from run_folder import REPLACED, compare, input_hashes, read_record
 from stages import STAGES
 
 
@@ -37,6 +37,7 @@ def fresh_state(recipe: Recipe, training: Training, shares: dict[str, float]) ->
         "stability": None,
         "rollbacks": [],
         "learning_rate_factor": 1.0,
+        "averaged": None,  # see WeightAverage.add
     }
 
 
@@ -48,10 +49,10 @@ def describe_identity(state: dict, num_processes: int) -> dict:
     return {"settings_sha256": settings, **inputs, "num_processes": num_processes, "versions": versions}
 
 
-def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
+def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str], list[str]]:
     """Choose the checkpoint to resume from.
 
-    Returns: the checkpoint, or None for step 0; and notes on those that were skipped and on files that are missing.
+    Returns: the checkpoint, or None for step 0; notes on those that were skipped; files of check_beginnings.
     Raises: RecipeError: no checkpoint can be used, run.resume forbids it, or a file that the run adds to is damaged.
     """
     resume, run = recipe.run.resume, Path(recipe.run.output_dir)
@@ -59,20 +60,18 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str]]:
         problem = find_damage(Path(resume))
         if problem is not None:
             raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
-        return Path(resume), check_beginnings(run, Path(resume))
+        return Path(resume), [], check_beginnings(run, Path(resume))
     newest, skipped = newest_checkpoint(run / "checkpoints")
     if resume == "never" and newest is not None:
         raise RecipeError(f"run.resume=never, but there is {newest}; move it away or set run.resume=auto")
     notes = [f"skipped a damaged checkpoint: {problem}" for problem in skipped]
-    return newest, notes + check_beginnings(run, newest)
+    return newest, notes, check_beginnings(run, newest)
 
 
 def check_beginnings(run: Path, checkpoint: Path | None) -> list[str]:
     """Refuse to add lines to metrics, samples or a chronicle that are not as they were at the checkpoint.
 
-    One that is missing starts again, so no checkpoint records it any longer.
-
-    Returns: which of them are missing, in words.
+    Returns: the names of those that are missing and start again.
     Raises: RecipeError: one is damaged.
     """
     beginnings = (checkpoint and recorded_beginnings(checkpoint, run)) or {}
@@ -83,16 +82,12 @@ def check_beginnings(run: Path, checkpoint: Path | None) -> list[str]:
                 f"{run / name} is damaged: up to {checkpoint.name}, {problem}. Restore it from a copy, or move it "
                 "away: training then starts a new one, and notes that"
             )
-    if missing:
-        forget_beginnings(run, missing)
-    return [
-        f"{name} is missing, so it starts again and lacks what it held up to {checkpoint.name}" for name in missing
-    ]
+    return missing
 
 
 def forget_beginnings(run: Path, names: list[str]) -> None:
     """Take files that start again out of the manifests of all checkpoints, which recorded their earlier lines."""
-    for _, checkpoint in list_checkpoints(run / "checkpoints"):
+    for _, checkpoint in list_checkpoints(run / "checkpoints") if names else []:
         manifest = read_json(checkpoint / "manifest.json")
         if manifest and is_unchanged(manifest) and "records" in manifest:
             kept = {name: entry for name, entry in manifest["records"].items() if name not in names}
@@ -145,11 +140,16 @@ def refuse_other_precision(checkpoint: Path, state: dict, now: dict) -> None:
     before = state["computing"][-1]["mixed_precision"] if state.get("computing") else None
     if before in (None, now["mixed_precision"]):
         return
+    as_before = (
+        f"To go on as before, set mixed_precision: {before} in the launch file, or `accelerate launch "
+        f"--mixed_precision {before}`. "
+        if before in ("no", "bf16")  # what training takes now
+        else ""
+    )
     raise RecipeError(
         f"{checkpoint} was computed with mixed_precision: {before}, and this launch sets "
-        f"{now['mixed_precision']}, which rounds otherwise. To go on as before, set mixed_precision: {before} in the "
-        f"launch file, or `accelerate launch --mixed_precision {before}`. To change it after step {state['step']}, "
-        f"which the chronicle notes, add --run.resume={checkpoint} to this one start"
+        f"{now['mixed_precision']}, which rounds differently. {as_before}To change it after step {state['step']}, "
+        f"which the chronicle notes, add --run.resume={checkpoint} to the next start only"
     )
 
 
@@ -201,8 +201,10 @@ def set_aside_later(checkpoints: Path, step: int) -> None:
 
 
 def start_again(recipe: Recipe) -> None:
-    """Delete the checkpoints and metrics of an earlier training, so that --overwrite starts at step 0."""
+    """Delete the checkpoints and metrics of the finished model, and name it as the one that --overwrite replaces."""
     run = Path(recipe.run.output_dir)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     for name in ("metrics.jsonl", "samples.jsonl"):
         (run / name).unlink(missing_ok=True)
+    (run / REPLACED).parent.mkdir()
+    write_json(run / REPLACED, {"sha256": read_record(run / "model")["sha256"]})

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from atomic_files import read_json_lines, replace_text
 from child_processes import EXIT_STOPPED, run_with_status
-from launching import clear_environment, launch_command, newest_precision
+from launching import clear_environment, launch_command, newest_precision, read_launch_file
 from recipe_config import Recipe, RecipeError, Section
 from recipe_loading import read_yaml
 from recovery.run_lock import lock_file
@@ -93,11 +93,21 @@ def choose_launcher(options: argparse.Namespace, recipe: Recipe, csv_file: Path,
         recipe: of a run, whose model decides the precision where there are neither rows nor checkpoints.
         csv_file: the table of rows, which need not exist yet.
         folders: of runs that may have begun.
+
+    Raises: RecipeError: a launch file was chosen that trains in another precision.
     """
     config = Path(options.accelerate_config) if options.accelerate_config else None
     clear_environment()
     known = [row.get("mixed_precision") for row in read_rows(csv_file).values()] + [*map(newest_precision, folders)]
-    return launch_command(recipe, config, options.num_processes, next(filter(None, known), None))
+    before = next(filter(None, known), None)
+    command = launch_command(recipe, config, options.num_processes, before)
+    stated = read_launch_file(config).get("mixed_precision") if config and "--mixed_precision" not in command else None
+    if before and stated not in (None, before):
+        raise RecipeError(
+            f"--accelerate_config {config}: mixed_precision: {stated}, but the other runs of {csv_file} were trained "
+            f"in {before}; set that, or another `results` and run.output_dir in --config"
+        )
+    return command
 
 
 def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:
@@ -239,7 +249,7 @@ def link(folder: Path, target: Path, name: str) -> None:
     link, leads_to = folder / name, os.path.relpath((target / name).resolve(), folder.resolve())
     if link.is_symlink() and os.readlink(link) != leads_to:  # of an earlier version, or the folder was moved alone
         link.unlink()
-    if not link.is_symlink():
+    if not link.exists():  # a copy that followed links has the folder itself
         link.symlink_to(leads_to, target_is_directory=True)
 
 

@@ -320,6 +320,25 @@ def test_training_that_replaces_a_model_goes_on_after_a_stop_and_a_third_recipe_
     assert read_record(run.output_dir / "model")["settings"]["training"]["learning_rate"] == 2e-2
 
 
+def test_overwrite_starts_at_step_0_although_a_longer_run_of_the_model_was_stopped(tiny_run, monkeypatch):
+    pretrain.main(tiny_run.argv("--training.max_tokens=2048", "--training.save_steps=4"))
+    longer = tiny_run.argv("--training.max_tokens=4096", "--training.save_steps=4", "--overwrite")
+    save = pretrain.Pretraining.save
+
+    def stop_later(training):
+        if training.state["step"] > 12:
+            raise InterruptedError
+        save(training)
+
+    newest = tiny_run.output_dir / "checkpoints" / "step_00000008"
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(pretrain.Pretraining, "save", stop_later)
+        pretrain.main([*longer, f"--run.resume={newest}"])
+    pretrain.main(longer)
+    starts = [entry for entry in read_chronicle(tiny_run.output_dir) if entry["event"] in ("start", "resume")]
+    assert [(entry["event"], entry["step"]) for entry in starts] == [("start", 0), ("resume", 8), ("start", 0)]
+
+
 @pytest.fixture
 def in_bf16(monkeypatch):
     """Return a function that has this process train in bf16 from then on, as its launcher would; undone at the end."""
@@ -340,12 +359,14 @@ def test_another_precision_is_refused_on_resume_unless_the_checkpoint_is_named_a
     longer = ["--training.max_tokens=3072", *short[1:]]
     (tiny_run.output_dir / "environment.json").unlink()
     in_bf16()
+    moved = (tiny_run.output_dir / "metrics.jsonl").rename(tiny_run.output_dir / "metrics.copy")
     message = rf"{newest} was computed with mixed_precision: no, and this launch sets bf16.* add --run.resume={newest}"
     with pytest.raises(RecipeError, match=message):
         pretrain.main(tiny_run.argv(*longer))
-    assert max(tiny_run.losses()) == 8
+    moved.rename(tiny_run.output_dir / "metrics.jsonl")
 
     pretrain.main(tiny_run.argv(*longer, f"--run.resume={newest}"))
+    assert sorted(tiny_run.losses()) == list(range(1, 13)), "a start that was refused forgot nothing"
     changes = [entry["text"] for entry in read_chronicle(tiny_run.output_dir) if entry["event"] == "config_change"]
     assert any("mixed_precision was no, is bf16 after step 8" in change for change in changes), changes
     computed = json.loads((tiny_run.output_dir / "training.json").read_text())["computing"]
@@ -1163,7 +1184,7 @@ def test_a_damaged_record_of_a_finished_run_is_neither_replaced_nor_done_without
         flip(path)
     damaged, whole = record.read_bytes(), training.read_bytes()
     (run.output_dir / "report.html").write_text("made after the damage")
-    with pytest.raises(RecipeError, match=rf"{RUN_FILES} cannot be read. Restore {RUN_FILES} from a copy, or delete"):
+    with pytest.raises(RecipeError, match=rf"{RUN_FILES} cannot be read. Restore {RUN_FILES} from a copy, or move"):
         record_run_files(run.output_dir, OF_REPORT)
     assert record.read_bytes() == damaged
     record.unlink()
