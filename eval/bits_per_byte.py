@@ -95,7 +95,7 @@ def load_model(
         raise
     except Exception as error:  # safetensors and tokenizers raise others on a damaged file, a config on an odd value
         kind = type(error).__name__
-        raise ValueError(f"{name}: its files cannot be read: {kind}: {error}; use {SAVED_FOLDER}") from error
+        raise ValueError(f"{name}: its files cannot be read: {kind}: {error}; {SAVED_FOLDER} can be") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 

@@ -19,8 +19,9 @@ OF_TRAINING = (*APPENDED, "chronicle.md", "status.json", "training.json", "recip
 OF_REPORT = ("report.html", "summary.txt")
 ALL = (*OF_TRAINING, *OF_REPORT, "plan.json", "preflight.json", "dropped_samples.jsonl")
 REMEDY = (
-    f"Restore {RUN_FILES} from a copy, or delete it and the folder model/ and run the recipe again: training then "
-    "checks its files against its last checkpoint, writes the model from it and records them"
+    f"Restore {RUN_FILES} from a copy, or move it and the folder model/ away and run the recipe again: training then "
+    "checks its files against its last checkpoint, writes the model from it and records them, or starts at step 0 "
+    "where there is none"
 )
 
 

@@ -93,11 +93,14 @@ def check_release(folder: Path) -> list[tuple[str, bool]]:
         return [("not recorded: it gets a manifest.json when it is sent", True)]
     manifest = read_json(folder / "manifest.json") or {}
     listed = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
-    found = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in folder.rglob("*")
-        if path.is_file() and path != folder / "manifest.json"
-    }
+    try:
+        found = {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in folder.rglob("*")
+            if path.is_file() and path != folder / "manifest.json"
+        }
+    except FileNotFoundError:
+        return [("deleted meanwhile, since it was sent", True)]
     damage = [f"{name}, of manifest.json, is missing" for name in listed.keys() - found.keys()]
     damage += [f"{name}: not the file of manifest.json" for name in found if found[name] != listed.get(name)]
     if manifest != {"format": 1, "files": listed}:
@@ -110,7 +113,10 @@ def check_hashes(checkpoint: Path) -> list[tuple[str, bool]]:
     if not (checkpoint / FINETUNE_HASHES).exists():
         return [("not recorded", True)]
     hashes = read_json(checkpoint / FINETUNE_HASHES) or {FINETUNE_HASHES: "no JSON object"}
-    found = {path.name: file_sha256(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
+    try:
+        found = {path.name: file_sha256(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
+    except FileNotFoundError:
+        return [("deleted meanwhile, by fine-tuning that goes on", True)]
     damage = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
     return [(f"damaged: {name}: not the file of {FINETUNE_HASHES}", False) for name in damage] or [("ok", True)]
 

@@ -138,7 +138,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, mon
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with (
-        pytest.raises(RecipeError, match=f"run.output_dir={tmp_path} cannot be written"),
+        pytest.raises(RecipeError, match=f"{tmp_path} cannot be written"),
         run_lock(tmp_path, "prepare"),
     ):
         pass

@@ -18,7 +18,7 @@ def read_audit(run: Path) -> tuple[dict | None, str]:
         return None, f"cannot be checked: {RUN_FILES} {problem}"
     recorded = recorded_run_files(run).get(path.name)
     if recorded is None:
-        return None, "is of an earlier version, which recorded no sha256 of it"
+        return None, "has no recorded sha256, as where an audit was stopped or is of an earlier version"
     audit, problem = read_json(path), find_difference(path, recorded)
     if problem or audit is None:
         return None, f"is damaged: {problem or 'no JSON object'}"

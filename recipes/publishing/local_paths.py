@@ -88,6 +88,7 @@ def shorten_paths_in_text(text: str, recipe: Recipe) -> str:
     results = read_json(Path(recipe.run.output_dir) / "eval" / "results.json") or {}
     values.append(os.path.dirname(results.get("model", "")))  # where the run was then: it may have been moved
     paths = {value.rpartition("::")[2].removeprefix("file://") for value in values if shorten_value(value) != value}
+    paths -= {"", "/"}  # as of a model at the root of a container
     for path in sorted(paths | {os.path.abspath(os.path.expanduser(path)) for path in paths}, key=len, reverse=True):
         for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], html.escape(path))):
             found = rf"(?<![\w.]){re.escape(spelling.rstrip('/'))}(?![\w-])"

@@ -66,7 +66,7 @@ def run_lock(run: Path, stage: str) -> Iterator[str | None]:
         if error.errno not in NOT_WRITABLE:
             raise
         raise RecipeError(
-            f"run.output_dir={run} cannot be written ({error.strerror}): correct its owner or mode, or set another"
+            f"{run} cannot be written ({error.strerror}): correct its owner or mode, or set another run.output_dir"
         ) from error
     try:
         wait_for_heartbeat(run)
