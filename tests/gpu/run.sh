@@ -3,7 +3,7 @@
 #
 #   bash tests/gpu/run.sh [--wheels FOLDER] [--out FOLDER] [--seconds 480] [--rehearse]
 #
-# PYTHON names the Python that has torch. --wheels: install the packages of that folder for this run alone.
+# PYTHON names the Python that has torch. --wheels, which comes first: install that folder's packages for this run alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """tests/gpu/run.sh, rehearsed on a processor, so that it works the first time that there is a GPU."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_run import RECIPES, ROOT
 
 
@@ -129,3 +134,31 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path):
     )
     assert ended.returncode == 2 and "no GPU: " in ended.stdout and "--rehearse runs on a processor" in ended.stdout
     assert not (tmp_path / "results.json").exists()
+
+
+def with_requirements(names: set[str]) -> set[str]:
+    """Return the names of packages, and of all that pip installs with them."""
+    found, wanted = set(), [canonicalize_name(name) for name in names]
+    while wanted:
+        if (name := wanted.pop()) not in found:
+            found.add(name)
+            needed = [Requirement(text) for text in requires(name) or []]
+            needed = [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+            wanted += map(canonicalize_name, needed)
+    return found
+
+
+def test_what_the_script_imports_is_on_the_list_of_packages_or_comes_with_those_that_it_names():
+    readme = (FOLDER / "README.md").read_text()
+    listed = readme[readme.index("manylinux2014_x86_64") :].partition("bash")[0].replace("\\", " ").split()[1:]
+    there = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "pyarrow"}
+    code = "import json; print(json.dumps([m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)]))"
+    loaded = [Path(file) for file in json.loads(run_python(code, "x").splitlines()[-1])]
+    owners, imported = packages_distributions(), set()
+    for file in (file for file in loaded if file.is_relative_to(RECIPES)):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {owners[name.partition(".")[0]][0] for name in names if name.partition(".")[0] in owners}
+    missing = with_requirements(imported) - with_requirements(there) - {canonicalize_name(name) for name in listed}
+    assert "pydantic" in imported and not missing
