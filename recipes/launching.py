@@ -59,8 +59,8 @@ def clear_environment() -> None:
         del os.environ[name]
     if left_over:
         print(f"note: removed from the environment, since accelerate_configs/ decides: {', '.join(sorted(left_over))}")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        print("note: CUDA_VISIBLE_DEVICES hides every GPU, so this machine's processor is used")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and not processor_is_meant():
+        print("note: CUDA_VISIBLE_DEVICES hides every GPU; ACCELERATE_USE_CPU=true says that the processor is meant")
     if deciding := sorted(name for name in os.environ if NUMBERS.fullmatch(name)):
         print(f"note: the environment changes how training computes: {', '.join(deciding)}")
 
@@ -169,6 +169,11 @@ def why_no_gpu() -> str | None:
     return f"{reason}; CUDA {torch.version.cuda} needs NVIDIA driver {driver} or newer" if driver else reason
 
 
+def processor_is_meant() -> bool:
+    """Return whether ACCELERATE_USE_CPU says so, in one of Accelerate's spellings."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("y", "yes", "t", "true", "on", "1")
+
+
 def refuse_silent_cpu(device_type: str) -> None:
     """Refuse to train on the processor where GPUs were asked for, or are there.
 
@@ -177,10 +182,9 @@ def refuse_silent_cpu(device_type: str) -> None:
 
     Raises: RecipeError: with torch's reason.
     """
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "")
-    if device_type != "cpu" or on_cpu.lower() in ("true", "1", "yes"):
+    if device_type != "cpu" or processor_is_meant():
         return
-    files, asked = device_files(), on_cpu != "" or "LOCAL_RANK" in os.environ
+    files, asked = device_files(), bool(os.environ.get("ACCELERATE_USE_CPU")) or "LOCAL_RANK" in os.environ
     if not files and not asked:
         return
     because = f"this machine has {files[0]}" if files else "the launch file asks for GPUs"
@@ -268,7 +272,7 @@ def launch_command(
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet"]
     chosen = accelerate_config is not None
     if not chosen:
-        on_gpu = os.environ.get("ACCELERATE_USE_CPU") != "true" and has_gpu()
+        on_gpu = not processor_is_meant() and has_gpu()
         if not on_gpu:
             refuse_silent_cpu("cpu")
         accelerate_config = ROOT / "accelerate_configs" / ("single_gpu.yaml" if on_gpu else "cpu.yaml")
@@ -307,7 +311,7 @@ def launch_command(
     command += ["--config_file", str(accelerate_config), "--num_processes", str(processes)]
     if "OMP_NUM_THREADS" not in os.environ:  # the launcher would choose the same, with a warning
         command += ["--num_cpu_threads_per_process", str(max(1, os.cpu_count() // processes))]
-    on_cpu = settings.get("use_cpu") or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    on_cpu = settings.get("use_cpu") or processor_is_meant()
     stated = settings.get("mixed_precision")
     measured = on_cpu and stated == "bf16"
     if kept is None and measured and not has_fast_bf16(recipe):
@@ -321,6 +325,6 @@ def launch_command(
 
 def evaluation_command(launch: list[str]) -> list[str]:
     """Return what runs the evaluation: training's launch_command, or on one processor Python, which starts sooner."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or "--cpu" in launch
+    on_cpu = processor_is_meant() or "--cpu" in launch
     on_cpu = on_cpu or any(Path(word).name == "cpu.yaml" for word in launch)
     return [sys.executable] if on_cpu and launch[launch.index("--num_processes") + 1] == "1" else launch

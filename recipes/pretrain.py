@@ -529,6 +529,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
         settings = recipe.training
+        longest = max(phase.sequence_length or settings.sequence_length for phase in [settings, *recipe.data.phases])
         try:
             training = Pretraining(recipe, accelerator, status, preemption, liveness)
             settings = training.training  # the batch that fits the processes may be smaller
@@ -536,7 +537,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         except Exception as error:
             reason = f"process {accelerator.process_index}: {type(error).__name__}: {error}"
             if isinstance(error, torch.OutOfMemoryError):
-                error = RecipeError(explain_out_of_memory(error, settings, accelerator))
+                error = RecipeError(explain_out_of_memory(error, settings, accelerator, longest))
                 reason = f"process {accelerator.process_index}: {error}"
             elif lost_contact(error) and (cause := liveness.explain() or status.read_end()):
                 error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")

@@ -68,7 +68,17 @@ PersonalDataKind = Literal[
 
 
 DeviceName = Literal[
-    "a100-40gb", "a100-80gb", "h100-sxm", "h100-pcie", "h200-sxm", "b200-sxm", "l40s", "rtx-4090", "mi300x", "cpu"
+    "a100-40gb",
+    "a100-80gb",
+    "h100-sxm",
+    "h100-pcie",
+    "h100-nvl",
+    "h200-sxm",
+    "b200-sxm",
+    "l40s",
+    "rtx-4090",
+    "mi300x",
+    "cpu",
 ]
 
 

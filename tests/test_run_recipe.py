@@ -413,9 +413,11 @@ def test_what_another_launcher_left_in_the_environment_is_removed_and_printed(mo
     assert not left.keys() & os.environ.keys() and kept.items() <= os.environ.items()
     shown = capsys.readouterr().out
     assert f"accelerate_configs/ decides: {', '.join(sorted(left))}" in shown
-    assert "CUDA_VISIBLE_DEVICES hides every GPU" in shown and "training computes: NVIDIA_TF32_OVERRIDE" in shown
+    assert "training computes: NVIDIA_TF32_OVERRIDE" in shown and "hides every GPU" not in shown
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     launching.clear_environment()
-    assert "removed" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "CUDA_VISIBLE_DEVICES hides every GPU; ACCELERATE_USE_CPU=true says" in shown and "removed" not in shown
 
 
 def test_accelerates_file_in_the_home_folder_is_not_followed_where_no_launch_file_is_there(tmp_path, monkeypatch):

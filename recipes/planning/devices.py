@@ -37,6 +37,7 @@ DEVICES = {
     "a100-80gb": Device(312e12, 80e9, 400, "NVIDIA A100 data sheet, SXM4", 1.79),
     "h100-sxm": Device(989e12, 80e9, 700, "NVIDIA H100 data sheet; 1,979 there is with sparsity", 3.99),
     "h100-pcie": Device(756e12, 80e9, 350, "NVIDIA H100 data sheet; 1,513 there is with sparsity", 2.89),
+    "h100-nvl": Device(835e12, 94e9, 400, "NVIDIA H100 data sheet; 1,671 there is with sparsity"),
     "h200-sxm": Device(989e12, 141e9, 700, "NVIDIA H200 data sheet; the H100's compute", 4.59),
     "b200-sxm": Device(2250e12, 180e9, 1000, "NVIDIA HGX B200 data sheet; 4,500 there is with sparsity", 6.79),
     "l40s": Device(362e12, 48e9, 350, "NVIDIA L40S data sheet; 733 there is with sparsity"),

@@ -80,13 +80,21 @@ def check_devices(accelerator: Accelerator) -> str | None:
     return None
 
 
-def explain_out_of_memory(error: torch.OutOfMemoryError, training: Training, accelerator: Accelerator) -> str:
+def explain_out_of_memory(
+    error: torch.OutOfMemoryError, training: Training, accelerator: Accelerator, longest: int
+) -> str:
     """Return what to change, and torch's own first sentence.
 
-    Args: training: with the batch that was trained on, which may be smaller than the recipe's.
+    Args:
+        error: torch's.
+        training: with the batch that was trained on, which may be smaller than the recipe's.
+        accelerator: whose kind of division decides what helps.
+        longest: sequence of a phase; a batch has room for one.
     """
     batch_size, torchs = training.per_device_train_batch_size, str(error).partition(". ")[0]
-    remedies = [f"training.per_device_train_batch_size below {batch_size}"] if batch_size > 1 else []
+    smallest = longest // training.sequence_length
+    remedies = [f"training.per_device_train_batch_size below {batch_size}"] if batch_size > smallest else []
+    remedies += ["a shorter sequence_length in data.phases"] if batch_size <= smallest > 1 else []
     remedies += [] if training.gradient_checkpointing else ["training.gradient_checkpointing: true"]
     divided = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     remedies += ["more GPUs" if divided else "accelerate_configs/fsdp2.yaml, which divides the model among GPUs"]

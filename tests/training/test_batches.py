@@ -109,8 +109,12 @@ def test_out_of_memory_names_the_keys_to_change_and_the_same_command_resumes_wit
     assert list(tiny_run.losses()) == list(range(1, 9))
     least = settings(8, 1).model_copy(update={"gradient_checkpointing": True})
     for kind, remedy in ((DistributedType.MULTI_GPU, "fsdp2.yaml"), (DistributedType.FSDP, "Use more GPUs;")):
-        text = pretrain.explain_out_of_memory(said.value, least, SimpleNamespace(distributed_type=kind))
+        devices = SimpleNamespace(distributed_type=kind)
+        text = pretrain.explain_out_of_memory(said.value, least, devices, least.sequence_length)
         assert "per_device" not in text and remedy in text and ("fsdp2" in text) == ("fsdp2" in remedy)
+    four = least.model_copy(update={"per_device_train_batch_size": 4})
+    text = pretrain.explain_out_of_memory(said.value, four, devices, 4 * four.sequence_length)
+    assert "Use a shorter sequence_length in data.phases, or more GPUs;" in text, "no fewer fit its phase"
 
 
 def test_ddp_averages_in_the_gradients_and_sends_no_buffers_and_gpu_memory_can_grow(tiny_run, monkeypatch):
