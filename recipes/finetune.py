@@ -35,6 +35,7 @@ from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -66,6 +67,7 @@ from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
+from model.families import refuse_own_code
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
@@ -111,15 +113,18 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to fine-tune, in fp32, and its tokenizer.
 
-    Raises: RecipeError: it cannot be loaded, or reads fewer tokens than finetune.sequence_length.
+    Raises: RecipeError: it cannot be loaded, names code of its own, or reads fewer tokens than
+        finetune.sequence_length.
     """
     place = {"revision": settings.revision, "trust_remote_code": False}
     refuse_missing_folder("finetune.model", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **place)
+        config = AutoConfig.from_pretrained(folder, **place)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
     except (OSError, ValueError) as error:
         raise RecipeError(f"finetune.model={folder!r}: cannot be loaded: {error}") from error
+    refuse_own_code(config, f"finetune.model={folder!r}")
     longest = model.config.max_position_embeddings
     if longest < settings.sequence_length:
         raise RecipeError(

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 from mini_hub import hub_environment, start_hub
+from small_models import small_model
+from small_tokenizers import KINDS
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -394,3 +396,13 @@ def test_the_shipped_recipe_fits_the_model_of_the_run():
     recipe = load_recipe([RECIPES / "legal" / "summarise.yaml"])
     assert recipe.finetune.sequence_length <= recipe.training.sequence_length
     assert recipe.finetune.train.revision == recipe.finetune.test.revision
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path):
+    small_model("llama").save_pretrained(tmp_path)
+    KINDS["Llama 3"]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["MyLlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    chosen = Finetune(train={"name": "a", "path": "b"}, test={"name": "a", "path": "b"}, sequence_length=32)
+    with pytest.raises(RecipeError, match="names code of its own, MyLlamaForCausalLM"):
+        finetune.load_model(chosen, str(tmp_path))

@@ -66,7 +66,20 @@ FAULTS = {
     ),
     "custom code": (
         lambda base: change(base / "config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"}),
-        "auto_map, which names code of its own, Mine",
+        "names code of its own, Mine, in auto_map or architectures",
+    ),
+    "custom code that its architectures name too": (
+        lambda base: change(
+            base / "config.json",
+            architectures=["MyLlamaForCausalLM"],
+            auto_map={"AutoModelForCausalLM": "modeling_my.MyLlamaForCausalLM"},
+            model_type="llama",
+        ),
+        "names code of its own, MyLlamaForCausalLM",
+    ),
+    "custom code of its config alone": (
+        lambda base: change(base / "config.json", auto_map={"AutoConfig": "configuration_my.MyConfig"}),
+        "names code of its own, MyConfig",
     ),
     "custom code of an unknown kind": (
         lambda base: change(base / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
