@@ -25,6 +25,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ from conversations import (
     read_conversations,
     stop_tokens,
     with_chat_template,
+    without_control_tokens,
 )
 from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
@@ -434,10 +436,14 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
     set_seed(recipe.run.seed)
     examples = choose_conversations(settings, *load_benchmarks(recipe))
     model, tokenizer = load_model(settings, folder)
-    rows = [mark_answers(messages, tokenizer) for messages in examples.train]
-    fitting = [row for row in rows if len(row["input_ids"]) <= settings.sequence_length]
-    scored = [one for one in examples.test if len(encode_messages(one, tokenizer)) <= settings.sequence_length]
-    too_long = {"train_too_long": len(rows) - len(fitting), "test_too_long": len(examples.test) - len(scored)}
+    train_set, test_set = (
+        [without_control_tokens(messages, tokenizer) for messages in split]
+        for split in (examples.train, examples.test)
+    )
+    marked = [mark_answers(messages, tokenizer) for messages in train_set]
+    fitting = [rows for rows in marked if max(len(row["input_ids"]) for row in rows) <= settings.sequence_length]
+    scored = [one for one in test_set if len(encode_messages(one, tokenizer)) <= settings.sequence_length]
+    too_long = {"train_too_long": len(marked) - len(fitting), "test_too_long": len(test_set) - len(scored)}
     left_out = examples.left_out | too_long
     for split, found in (("train", fitting), ("test", scored)):
         if not found:
@@ -454,10 +460,10 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
 
     identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
-    tuned, trained, progress = train(recipe, model, tokenizer, fitting, checkpoints)
+    tuned, trained, progress = train(recipe, model, tokenizer, list(chain.from_iterable(fitting)), checkpoints)
     after = answer_bits(tuned, tokenizer, scored)
     answers.append([answer(one, tuned, tokenizer, settings.max_summary_tokens) for one in shown])
-    tuned.generation_config.eos_token_id = stop_tokens(fitting[0], tokenizer)
+    tuned.generation_config.eos_token_id = stop_tokens(fitting[0][0], tokenizer)
     results = {
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},
