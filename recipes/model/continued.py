@@ -14,7 +14,7 @@ the model was trained with. A source of general text with a share keeps the mode
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
@@ -132,11 +132,15 @@ def load_weights(settings: Model, config: PreTrainedConfig) -> PreTrainedModel:
         raise RecipeError(f"{where} does not fit its config.json: {found}; download it again")
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     if config.tie_word_embeddings and not tied:
-        raise RecipeError(
-            f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of "
-            "their own; set it to false in a copy of the folder"
-        )
+        refuse_untied(where)
     return model
+
+
+def refuse_untied(where: str) -> NoReturn:
+    raise RecipeError(
+        f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of their "
+        "own; set it to false in a copy of the folder"
+    )
 
 
 def refuse_missing_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
