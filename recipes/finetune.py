@@ -133,6 +133,8 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
             "reads; lower it"
         )
+    if settings.lora is not None:
+        lora_config(settings.lora, model, "finetune.lora")  # refuses before anything is scored
     if settings.task == "chat":
         tokenizer = with_chat_template(tokenizer, settings.lora is not None)
     elif settings.template == "chat" and tokenizer.chat_template is None:
@@ -310,7 +312,7 @@ def build_trainer(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(settings.lora) if settings.lora else None,
+        peft_config=lora_config(settings.lora, model, "finetune.lora") if settings.lora else None,
         callbacks=[CheckpointHashes()],
     )
 

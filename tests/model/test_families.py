@@ -251,7 +251,7 @@ def test_adapters_start_as_nothing_and_are_merged_into_the_weights(family, targe
     inputs = {"input_ids": input_ids, "position_ids": positions, "use_cache": False}
     with torch.no_grad():
         before = model(**inputs).logits
-        inject_adapter_in_model(lora_config(Lora(rank=2, targets=[target])), model)
+        inject_adapter_in_model(lora_config(Lora(rank=2, targets=[target]), model, "model.lora"), model)
         assert torch.equal(model(**inputs).logits, before)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
