@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import transformers
 from safetensors import safe_open
 from tqdm import tqdm
 from transformers import (
@@ -80,7 +81,9 @@ def load_model(
     """
     given = {"revision": revision, "trust_remote_code": False}  # None would ask on the terminal
     try:
-        refuse_other_size(name, AutoConfig.from_pretrained(name, **given))
+        config = AutoConfig.from_pretrained(name, **given)
+        refuse_own_code(name, config)
+        refuse_other_size(name, config)
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             **given,
@@ -98,6 +101,21 @@ def load_model(
         raise ValueError(f"{name}: its files cannot be read: {kind}: {error}; {SAVED_FOLDER} can be") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
+
+
+def refuse_own_code(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a config that names a class that transformers lacks: it would score its own in that one's place.
+
+    Raises: ValueError
+    """
+    mapped = (getattr(config, "auto_map", None) or {}).values()
+    named = [one.rpartition(".")[2] for one in mapped if isinstance(one, str)] + (config.architectures or [])
+    own = [one for one in named if not hasattr(transformers, one)]
+    if own:
+        raise ValueError(
+            f"{name}: config.json names code of its own, {own[0]}, in auto_map or architectures, and no such code is "
+            "run; score a model that transformers builds itself"
+        )
 
 
 def refuse_other_size(name: str, config: PreTrainedConfig) -> None:

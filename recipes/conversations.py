@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -102,34 +103,53 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: bool) -> Pr
     )
 
 
-def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, answering: bool = False) -> list[int]:
-    """Return the tokens of messages; `answering`: with what comes before an answer."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=answering, return_dict=True)["input_ids"]
-
-
-def mark_answers(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Return a conversation as TRL takes it: input_ids, and assistant_masks with 1 at each token of an answer.
-
-    Raises: RecipeError: the chat template writes a turn otherwise once others follow.
-    """
-    messages = [
+def without_control_tokens(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Messages:
+    """Return messages without what spells a special token, so that no text ends a turn or begins another."""
+    return [
         message | {"content": remove_control_tokens(message["content"], tokenizer).strip()} for message in messages
     ]
-    whole = encode_messages(messages, tokenizer)
-    mask = [0] * len(whole)
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, after = (
-                encode_messages(messages[:index], tokenizer, True),
-                encode_messages(messages[: index + 1], tokenizer),
+
+
+def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, answering: bool = False) -> list[int]:
+    """Return the tokens of messages; `answering`: with what comes before an answer.
+
+    Raises: RecipeError: the chat template refuses them.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=answering, return_dict=True)["input_ids"]
+    except TemplateError as error:
+        asked = next(message["content"] for message in messages if message["role"] == "user")
+        roles = ", ".join(message["role"] for message in messages)
+        raise RecipeError(
+            f"finetune: the chat template of the model refuses the conversation that asks {asked[:80]!r}, with the "
+            f"roles {roles}: {error}; write such rows without that role, for instance a system message at the "
+            "beginning of the first user message, or choose another model"
+        ) from error
+
+
+def mark_answers(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
+    """Return a conversation as TRL takes it: rows of input_ids, and assistant_masks with 1 at each token of an answer.
+
+    Each answer is marked once, in one row with the answers after it. Where the chat template writes an answer
+    otherwise once others follow, as Qwen 3's does, it gets a row of its own that ends with it.
+
+    Raises: RecipeError: the chat template writes what comes before an answer otherwise once the answer is there.
+    """
+    rows: list[dict[str, list[int]]] = []
+    for index in reversed(range(len(messages))):
+        if messages[index]["role"] != "assistant":
+            continue
+        before = encode_messages(messages[:index], tokenizer, True)
+        whole = encode_messages(messages[: index + 1], tokenizer)
+        if whole[: len(before)] != before:
+            raise RecipeError(
+                "finetune: the chat template of the model changes what is before an answer once the answer is there, "
+                "so answers cannot be told from the rest; choose a model with another template"
             )
-            if whole[: len(before)] != before or whole[: len(after)] != after:
-                raise RecipeError(
-                    "finetune: the chat template of the model changes a turn when others follow, so answers cannot be "
-                    "told from the rest; use rows with one answer, or a model with another template"
-                )
-            mask[len(before) : len(after)] = [1] * (len(after) - len(before))
-    return {"input_ids": whole, "assistant_masks": mask}
+        if not rows or rows[-1]["input_ids"][: len(whole)] != whole:
+            rows.append({"input_ids": whole, "assistant_masks": [0] * len(whole)})
+        rows[-1]["assistant_masks"][len(before) : len(whole)] = [1] * (len(whole) - len(before))
+    return rows
 
 
 def stop_tokens(row: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -147,12 +167,14 @@ def answer_bits(
     model.eval()
     found = []
     for messages in conversations:
-        row = mark_answers(messages, tokenizer)
-        input_ids = torch.tensor([row["input_ids"]], device=model.device)
-        nats = F.cross_entropy(model(input_ids).logits[0, :-1].float(), input_ids[0, 1:], reduction="none").cpu()
-        marked = torch.tensor(row["assistant_masks"][1:], dtype=torch.bool)
+        bits = 0.0
+        for row in mark_answers(messages, tokenizer):
+            input_ids = torch.tensor([row["input_ids"]], device=model.device)
+            nats = F.cross_entropy(model(input_ids).logits[0, :-1].float(), input_ids[0, 1:], reduction="none").cpu()
+            marked = torch.tensor(row["assistant_masks"][1:], dtype=torch.bool)
+            bits += nats[marked].double().sum().item() / math.log(2)
         size = sum(len(message["content"].encode()) for message in messages if message["role"] == "assistant")
-        found.append([nats[marked].double().sum().item() / math.log(2), size])
+        found.append([bits, size])
     model.train()
     return np.array(found)
 
@@ -175,7 +197,7 @@ def answer(messages: Messages, model: PreTrainedModel, tokenizer: PreTrainedToke
         torch.tensor([prompt], device=model.device),
         max_new_tokens=most_tokens,
         do_sample=False,
-        eos_token_id=stop_tokens(mark_answers(messages, tokenizer), tokenizer),
+        eos_token_id=stop_tokens(mark_answers(messages, tokenizer)[0], tokenizer),
         pad_token_id=tokenizer.eos_token_id,
     )
     model.train()

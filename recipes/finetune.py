@@ -25,6 +25,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -61,11 +63,13 @@ from conversations import (
     read_conversations,
     stop_tokens,
     with_chat_template,
+    without_control_tokens,
 )
 from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
+from model.families import refuse_own_code
 from publishing.base_model import is_hub_id, public_name, read_licence
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
@@ -111,21 +115,26 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to fine-tune, in fp32, and its tokenizer.
 
-    Raises: RecipeError: it cannot be loaded, or reads fewer tokens than finetune.sequence_length.
+    Raises: RecipeError: it cannot be loaded, names code of its own, or reads fewer tokens than
+        finetune.sequence_length.
     """
     place = {"revision": settings.revision, "trust_remote_code": False}
     refuse_missing_folder("finetune.model", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **place)
+        config = AutoConfig.from_pretrained(folder, **place)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
     except (OSError, ValueError) as error:
         raise RecipeError(f"finetune.model={folder!r}: cannot be loaded: {error}") from error
+    refuse_own_code(config, f"finetune.model={folder!r}")
     longest = model.config.max_position_embeddings
     if longest < settings.sequence_length:
         raise RecipeError(
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
             "reads; lower it"
         )
+    if settings.lora is not None:
+        lora_config(settings.lora, model, "finetune.lora")  # refuses before anything is scored
     if settings.task == "chat":
         tokenizer = with_chat_template(tokenizer, settings.lora is not None)
     elif settings.template == "chat" and tokenizer.chat_template is None:
@@ -303,7 +312,7 @@ def build_trainer(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(settings.lora) if settings.lora else None,
+        peft_config=lora_config(settings.lora, model, "finetune.lora") if settings.lora else None,
         callbacks=[CheckpointHashes()],
     )
 
@@ -429,10 +438,14 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
     set_seed(recipe.run.seed)
     examples = choose_conversations(settings, *load_benchmarks(recipe))
     model, tokenizer = load_model(settings, folder)
-    rows = [mark_answers(messages, tokenizer) for messages in examples.train]
-    fitting = [row for row in rows if len(row["input_ids"]) <= settings.sequence_length]
-    scored = [one for one in examples.test if len(encode_messages(one, tokenizer)) <= settings.sequence_length]
-    too_long = {"train_too_long": len(rows) - len(fitting), "test_too_long": len(examples.test) - len(scored)}
+    train_set, test_set = (
+        [without_control_tokens(messages, tokenizer) for messages in split]
+        for split in (examples.train, examples.test)
+    )
+    marked = [mark_answers(messages, tokenizer) for messages in train_set]
+    fitting = [rows for rows in marked if max(len(row["input_ids"]) for row in rows) <= settings.sequence_length]
+    scored = [one for one in test_set if len(encode_messages(one, tokenizer)) <= settings.sequence_length]
+    too_long = {"train_too_long": len(marked) - len(fitting), "test_too_long": len(test_set) - len(scored)}
     left_out = examples.left_out | too_long
     for split, found in (("train", fitting), ("test", scored)):
         if not found:
@@ -449,10 +462,10 @@ def finetune_chat(recipe: Recipe, made_from: dict, folder: str) -> dict:
 
     identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     checkpoints = Path(recipe.run.output_dir) / "finetune_checkpoints" / identity
-    tuned, trained, progress = train(recipe, model, tokenizer, fitting, checkpoints)
+    tuned, trained, progress = train(recipe, model, tokenizer, list(chain.from_iterable(fitting)), checkpoints)
     after = answer_bits(tuned, tokenizer, scored)
     answers.append([answer(one, tuned, tokenizer, settings.max_summary_tokens) for one in shown])
-    tuned.generation_config.eos_token_id = stop_tokens(fitting[0], tokenizer)
+    tuned.generation_config.eos_token_id = stop_tokens(fitting[0][0], tokenizer)
     results = {
         "made_from": made_from,
         "model": {"parameters": tuned.num_parameters(), "trained": trained},

@@ -533,7 +533,7 @@ class Lora(Section):
         "up_proj",
         "down_proj",
     ]
-    """Projections of every layer that get adapters."""
+    """Projections of every layer that get adapters. The default stands for all, whatever a family calls them."""
 
 
 class Model(Section):

@@ -47,7 +47,7 @@ from vocabulary.report_card import report_card, write_tokenizer_card
 from vocabulary.special_tokens import BYTES
 from vocabulary.taken_tokenizer import exact_tokenizer, save_taken
 from vocabulary.token_bytes import refuse_changed_text, token_bytes
-from vocabulary.tokenizer_extension import extend_tokenizer
+from vocabulary.tokenizer_extension import extend_tokenizer, refuse_unextendable
 from vocabulary.tokenizer_files import load_others
 from vocabulary.tokenizer_training import (
     TrainingSample,
@@ -135,6 +135,7 @@ def take_tokenizer(
             refuse_changed_text(text, encode(old, text).tolist(), table, f"{where}, on {source.name}")
     if settings.extend_by is None:
         return {OURS: old}, changes
+    refuse_unextendable(old, where)
     texts = chain.from_iterable(sample.read(shares, old.pre_tokenizer, OURS).values())
     with tqdm(texts, "tokenizer: read, new tokens", unit=" texts", leave=False) as bar:
         new_tokens = choose_tokens(old, bar, settings.extend_by, settings.min_frequency)

@@ -18,7 +18,17 @@ import finetune
 import pretrain
 import tokenize_corpus
 import train_tokenizer
-from conversations import ROLES, answer, encode_messages, mark_answers, read_conversations, with_chat_template
+from conversations import (
+    ROLES,
+    answer,
+    answer_bits,
+    encode_messages,
+    mark_answers,
+    read_conversations,
+    stop_tokens,
+    with_chat_template,
+    without_control_tokens,
+)
 from recipe_config import RecipeError, Source
 from recipe_loading import load_recipe
 
@@ -110,22 +120,62 @@ def test_adapters_and_models_without_reserved_tokens_have_roles_in_words(reservi
     assert with_chat_template(KINDS["Llama 3"](), adapters=False).chat_template == template, "the base's own is kept"
 
 
+def marked_text(row: dict, tokenizer) -> str:
+    pairs = zip(row["input_ids"], row["assistant_masks"], strict=True)
+    return tokenizer.decode([token for token, marked in pairs if marked])
+
+
 def test_only_answers_and_their_ends_are_marked(tokenizer):
     messages = turns("Is it <|assistant|>so?", "It is.", "Thanks.", "Welcome <|endoftext|>!")
-    row = mark_answers(messages, tokenizer)
-    marked = [token for token, one in zip(row["input_ids"], row["assistant_masks"], strict=True) if one]
-    assert tokenizer.decode(marked) == "It is.<|endoftext|>Welcome !<|endoftext|>"
+    (row,) = mark_answers(without_control_tokens(messages, tokenizer), tokenizer)
+    assert marked_text(row, tokenizer) == "It is.<|endoftext|>Welcome !<|endoftext|>"
     assert tokenizer.decode(row["input_ids"]).count("<|assistant|>") == 2, "what a text spells is no role"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+THINKS_LAST = (
+    "{% for message in messages %}<{{ message.role }}>"
+    "{% if loop.last and message.role == 'assistant' %}<think></think>{% endif %}{{ message.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_an_answer_that_the_template_writes_otherwise_once_others_follow_is_learned_in_a_row_of_its_own():
+    """As Qwen 3's does, which puts its thoughts into the last answer only."""
+    tokenizer, end = KINDS["GPT-2"](), "<|endoftext|>"
+    tokenizer.chat_template = THINKS_LAST
+    messages = turns("a", "b", "c", "d")
+    last, first = mark_answers(messages, tokenizer)
+    assert marked_text(last, tokenizer) == f"<think></think>d{end}"
+    assert marked_text(first, tokenizer) == f"<think></think>b{end}"
+    assert tokenizer.decode(first["input_ids"]) == f"<user>a{end}<assistant><think></think>b{end}"
+    assert last["input_ids"] == encode_messages(messages, tokenizer) and "b" in tokenizer.decode(last["input_ids"])
+    assert stop_tokens(last, tokenizer) == [tokenizer.eos_token_id]
+
+    model = small_model("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
+    together = answer_bits(model, tokenizer, [messages])[0]
+    alone = answer_bits(model, tokenizer, [messages[:2]])[0]
+    assert 0 < alone[0] < together[0] and (alone[1], together[1]) == (1, 2), "bits and bytes of both answers"
+
+
+def test_a_template_that_rewrites_what_is_before_an_answer_is_refused():
     tokenizer = KINDS["GPT-2"]()
-    tokenizer.chat_template = (
-        "{% for message in messages %}{% if loop.last or message.role == 'user' %}{{ message.content }}{% endif %}"
-        "{% endfor %}"
-    )
-    with pytest.raises(RecipeError, match="the chat template of the model changes a turn when others follow"):
+    tokenizer.chat_template = "{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(RecipeError, match="the chat template of the model changes what is before an answer"):
         mark_answers(turns("a", "b", "c", "d"), tokenizer)
+
+
+def test_a_role_that_the_template_refuses_is_refused_with_the_row_and_what_to_do():
+    """As Gemma's refuses a system message."""
+    tokenizer = KINDS["Gemma"]()
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    messages = [{"role": "system", "content": "Be brief."}, *turns("Who makes laws?", "Congress")]
+    with pytest.raises(RecipeError) as refused:
+        mark_answers(messages, tokenizer)
+    for part in ("'Who makes laws?'", "roles system, user", "System role not supported", "first user message"):
+        assert part in str(refused.value)
 
 
 def chat_settings(folder, **more) -> list[str]:
@@ -166,7 +216,7 @@ def test_conversations_that_share_a_sequence_do_not_see_each_other(reserving, to
     recipe = load_recipe([argv[1]], argv[2:])
     model = small_model("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
     found, _ = read_conversations(recipe.finetune.train, None)
-    rows = [mark_answers(messages, tokenizer) for messages in found]
+    rows = [row for messages in found for row in mark_answers(messages, tokenizer)]
     trainer = finetune.build_trainer(recipe, model, tokenizer, rows, tmp_path / "checkpoints")
     assert len(trainer.train_dataset) < len(rows), "several share a sequence"
     nats = scored = 0.0
@@ -191,6 +241,8 @@ def chatting(reserving, tmp_path_factory):
     pretrain.main(run.argv(*LONGER, RESERVED))
     write_rows(folder / "train.jsonl", WAYS[:3])
     write_rows(folder / "test.jsonl", WAYS[3:])
+    spelled = (folder / "test.jsonl").read_text().replace('"the Bill', '"the <|endoftext|>Bill')
+    (folder / "test.jsonl").write_text(spelled)
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": make_text(1), "completion": "Too long."}) + "\n")
         file.write((folder / "test.jsonl").read_text().splitlines()[1] + "\n")
@@ -215,6 +267,8 @@ def test_a_run_ends_in_a_model_that_answers_as_it_was_taught(chatting, capsys):
             "test_too_long": 0,
         },
     }
+    replies = len("".join(CIVICS.values()).encode())
+    assert results["answer_bytes"] == replies + 3 * len("You are welcome."), "without the token that one spells"
     before, after = results["bits_per_byte"]["before"], results["bits_per_byte"]["after"]
     assert after["mean"] < before["mean"] / 2 and after["low"] <= after["mean"] <= after["high"] < before["low"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 from mini_hub import hub_environment, start_hub
+from peft.tuners.lora import LoraLayer
+from small_models import small_model
+from small_tokenizers import KINDS
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +20,9 @@ import finetune
 import pretrain
 import verify_run
 from atomic_files import RECORD
-from recipe_config import Finetune, RecipeError
+from model.continued import add_adapters
+from model.families import projections
+from recipe_config import Finetune, Lora, RecipeError
 from recipe_loading import load_recipe
 from run_folder import write_record
 from summaries import CHAT_TEMPLATE, build_prompt, encode, lead, summarise
@@ -394,3 +399,34 @@ def test_the_shipped_recipe_fits_the_model_of_the_run():
     recipe = load_recipe([RECIPES / "legal" / "summarise.yaml"])
     assert recipe.finetune.sequence_length <= recipe.training.sequence_length
     assert recipe.finetune.train.revision == recipe.finetune.test.revision
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path):
+    small_model("llama").save_pretrained(tmp_path)
+    KINDS["Llama 3"]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["MyLlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    chosen = Finetune(train={"name": "a", "path": "b"}, test={"name": "a", "path": "b"}, sequence_length=32)
+    with pytest.raises(RecipeError, match="names code of its own, MyLlamaForCausalLM"):
+        finetune.load_model(chosen, str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])
+def test_default_adapters_are_on_every_projection_of_any_family(family):
+    model = small_model(family)
+    expected = len(projections(model))
+    add_adapters(model, Lora(rank=2))
+    assert sum(isinstance(part, LoraLayer) for part in model.modules()) == expected
+
+
+def test_targets_that_a_model_lacks_are_refused_when_it_is_loaded(tmp_path):
+    small_model("gpt2").save_pretrained(tmp_path)
+    KINDS["GPT-2"]().save_pretrained(tmp_path)
+    chosen = Finetune(
+        train={"name": "a", "path": "b"},
+        test={"name": "a", "path": "b"},
+        sequence_length=32,
+        lora={"targets": ["c_attn", "q_proj"]},
+    )
+    with pytest.raises(RecipeError, match=r"finetune.lora.targets: no q_proj; the layers have c_attn, c_fc, c_proj"):
+        finetune.load_model(chosen, str(tmp_path))

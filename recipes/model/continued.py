@@ -14,14 +14,16 @@ the model was trained with. A source of general text with a share keeps the mode
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-from model.families import DROPOUTS, PLAIN_FEED_FORWARD, projections, refuse_other_families
+from model.families import DROPOUTS, PLAIN_FEED_FORWARD, refuse_other_families
 from recipe_config import Lora, Model, Phase, RecipeError, refuse_missing_folder
 from vocabulary.tokenizer_extension import extend_embeddings
 
@@ -132,11 +134,15 @@ def load_weights(settings: Model, config: PreTrainedConfig) -> PreTrainedModel:
         raise RecipeError(f"{where} does not fit its config.json: {found}; download it again")
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     if config.tie_word_embeddings and not tied:
-        raise RecipeError(
-            f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of "
-            "their own; set it to false in a copy of the folder"
-        )
+        refuse_untied(where)
     return model
+
+
+def refuse_untied(where: str) -> NoReturn:
+    raise RecipeError(
+        f"{where}: its config.json says tie_word_embeddings: true, and its files have an output projection of their "
+        "own; set it to false in a copy of the folder"
+    )
 
 
 def refuse_missing_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Model) -> None:
@@ -181,9 +187,20 @@ def with_shape_of(settings: Model, config: PreTrainedConfig) -> Model:
     return kind.model_construct(**dict(settings) | shape)
 
 
-def lora_config(settings: Lora) -> LoraConfig:
+def lora_config(settings: Lora, model: PreTrainedModel, where: str) -> LoraConfig:
+    """Return peft's settings. The default targets, which are Llama's names, stand for every projection of a family.
+
+    Raises: RecipeError: the model has no projection of a name.
+    """
+    parts = [(name, part) for name, part in model.named_modules() if part is not model.get_output_embeddings()]
+    present = {name.rpartition(".")[2] for name, part in parts if isinstance(part, nn.Linear | Conv1D)}
+    targets: list[str] | str = list(settings.targets)
+    if targets == Lora.model_fields["targets"].default:
+        targets = "all-linear"
+    elif unknown := sorted(set(targets) - present):
+        raise RecipeError(f"{where}.targets: no {', '.join(unknown)}; the layers have {', '.join(sorted(present))}")
     alpha = settings.alpha or 2 * settings.rank
-    return LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(settings.targets))
+    return LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora) -> None:
@@ -191,11 +208,7 @@ def add_adapters(model: PreTrainedModel, settings: Lora) -> None:
 
     Raises: RecipeError: the layers have no such projection.
     """
-    present = {name.rpartition(".")[2] for name in projections(model)}
-    unknown = sorted(set(settings.targets) - present)
-    if unknown:
-        raise RecipeError(f"model.lora.targets: no {', '.join(unknown)}; the layers have {', '.join(sorted(present))}")
-    inject_adapter_in_model(lora_config(settings), model)
+    inject_adapter_in_model(lora_config(settings, model, "model.lora"), model)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

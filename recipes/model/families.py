@@ -5,6 +5,7 @@ All are dense decoders that transformers builds from its own code. What differs 
 its config, so that a family is a line in FAMILIES.
 """
 
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -40,11 +41,23 @@ def refuse_other_families(config: PreTrainedConfig, where: str) -> None:
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES.values())
         raise RecipeError(f"{where} is of type {config.model_type!r}; choose a model of one of: {known}")
-    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM", "").rpartition(".")[2]
-    if own and own not in (config.architectures or [own]):
+    refuse_own_code(config, where)
+
+
+def refuse_own_code(config: PreTrainedConfig, where: str) -> None:
+    """Refuse a model whose config names a class that transformers lacks: it would build its own in that one's place.
+
+    Models that came to transformers later, such as Phi-3, name the class that it has too.
+
+    Raises: RecipeError: it names the class.
+    """
+    mapped = (getattr(config, "auto_map", None) or {}).values()
+    named = [name.rpartition(".")[2] for name in mapped if isinstance(name, str)] + (config.architectures or [])
+    own = [name for name in named if not hasattr(transformers, name)]
+    if own:
         raise RecipeError(
-            f"{where}: its config.json has auto_map, which names code of its own, {own}, and no such code is run; "
-            "choose a model that transformers builds itself"
+            f"{where}: its config.json names code of its own, {own[0]}, in auto_map or architectures, and no such "
+            "code is run; choose a model that transformers builds itself"
         )
 
 

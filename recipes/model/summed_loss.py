@@ -18,7 +18,7 @@ from model.dropout import add_dropout
 from model.families import layers, scale_down, softcap
 from model.llama import build_model
 from recipe_config import Recipe, Training
-from vocabulary.document_ends import set_document_ends
+from vocabulary.document_ends import set_document_ends, stops_of
 
 
 GRAPHS = 64  # that torch.compile may make of the layers
@@ -131,12 +131,14 @@ def build_summed_loss(
 ) -> SummedLoss:
     """Build the module that the recipe describes, with new weights or with those of model.from_pretrained."""
     if recipe.model.from_pretrained is None:
-        language_model = build_model(recipe, len(tokenizer))
+        language_model, stops = build_model(recipe, len(tokenizer)), []
     else:
         language_model = load_model(
             recipe.model, tokenizer, tokenizer_folder, training.sequence_length, recipe.data.phases
         )
-    set_document_ends(language_model, tokenizer)
+        # A base without a template answers no chat, and its end of text may be one that the tokenizer lacks.
+        stops = stops_of(language_model) if tokenizer.chat_template else []
+    set_document_ends(language_model, tokenizer, stops)
     longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
     choose_attention(language_model, training, accelerator, longest)
     if training.dropout:

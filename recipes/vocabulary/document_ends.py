@@ -4,6 +4,7 @@
 One token may do both. Then it stands once between two documents."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,8 +59,19 @@ def adds_at_most_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return tokenizer("a")["input_ids"] in (plain, [tokenizer.bos_token_id, *plain])
 
 
-def set_document_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Write the tokens that begin and end a document into a model's config and generation config."""
+def set_document_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", stops: Sequence[int]) -> None:
+    """Write the tokens that begin and end a document into a model's config and generation config.
+
+    Args: stops: tokens of a kept chat template at which generation stops too.
+    """
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if others := set(stops) - {tokenizer.eos_token_id}:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *sorted(others)]
     model.config.pad_token_id = None
+
+
+def stops_of(model: "PreTrainedModel") -> list[int]:
+    """Return the tokens at which a model's generation config stops, which for a chat are more than its end."""
+    stops = model.generation_config.eos_token_id
+    return [] if stops is None else stops if isinstance(stops, list) else [stops]

@@ -38,10 +38,9 @@ def extend_tokenizer(base: str | Path, new_tokens: Sequence[str], output: Path) 
     wrapped = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     old = Tokenizer.from_str(wrapped.backend_tokenizer.to_str())
     old.encode_special_tokens = True
+    refuse_unextendable(old, str(base))
     content = json.loads(old.to_str())
     model, problems = content["model"], []
-    if model["type"] not in ("BPE", "Unigram") or "ByteLevel" not in json.dumps(content["pre_tokenizer"]):
-        raise RecipeError(f"{base}: {model['type']}, not byte-level BPE or Unigram; choose another base")
     add_added_tokens(model, content["added_tokens"])
     first = 1 + max(old.get_vocab().values())
     pieces: dict[int, list[int]] = {}
@@ -58,21 +57,38 @@ def extend_tokenizer(base: str | Path, new_tokens: Sequence[str], output: Path) 
             number = first + len(pieces)
             pieces[number] = old.encode(token, add_special_tokens=False).ids
             add_token(model, characters, number, pieces[number])
-    if model["type"] == "BPE" and not model["ignore_merges"]:
-        model["ignore_merges"] = True
-        changed = [
-            token for token in old.get_vocab(with_added_tokens=False) if is_whole_but_merged_otherwise(old, token)
-        ]
-        if changed:
-            problems.append(
-                f"{base}: the text of {len(changed)} tokens, such as {min(changed)!r}, is not encoded to them, so "
-                "looking up whole pieces first would change old encodings; choose another base"
-            )
     if problems:
         raise RecipeError(*problems)
+    if model["type"] == "BPE":
+        model["ignore_merges"] = True
     wrapped.save_pretrained(output)
     Tokenizer.from_str(json.dumps(content)).save(str(Path(output) / "tokenizer.json"))
     return pieces
+
+
+def refuse_unextendable(tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a tokenizer that no new token can be added to without changing how other text is encoded.
+
+    Raises: RecipeError: it is not byte-level, or merges do not reach some of its tokens.
+    """
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    if model["type"] not in ("BPE", "Unigram") or "ByteLevel" not in json.dumps(content["pre_tokenizer"]):
+        raise RecipeError(
+            f"{where}: {model['type']}, not byte-level BPE or Unigram, so no tokens can be added; leave "
+            "tokenizer.extend_by out, or choose a byte-level base, such as Llama 3, Qwen, SmolLM, OLMo, GPT-2, Pythia "
+            "or Granite"
+        )
+    if model["type"] == "Unigram" or model["ignore_merges"]:
+        return
+    tokens = tokenizer.get_vocab(with_added_tokens=False)
+    changed = [token for token in tokens if is_whole_but_merged_otherwise(tokenizer, token)]
+    if changed:
+        raise RecipeError(
+            f"{where}: the text of {len(changed)} tokens, such as {min(changed)!r}, is not encoded to them, so "
+            "looking up whole pieces first would change old encodings; leave tokenizer.extend_by out, or choose "
+            "another base"
+        )
 
 
 def add_added_tokens(model: dict, added_tokens: list[dict]) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bits per byte by hand, sliding windows, difficult texts for a tokenizer, and xz against the xz format."""
 
+import json
 import lzma
 import math
+import shutil
 from copy import deepcopy
 
 import pytest
@@ -224,3 +226,12 @@ def test_command_prints_a_line_a_file(model_folder, tmp_path, capsys):
 def test_command_names_missing_files():
     with pytest.raises(SystemExit, match="no such file: absent.txt"):
         main(["--model", "anything", "absent.txt"])
+
+
+@pytest.mark.parametrize("value", [{"architectures": ["MyLlama"]}, {"auto_map": {"AutoModel": "modeling_my.MyLlama"}}])
+def test_a_model_with_code_of_its_own_is_not_scored_as_if_it_were_transformers_own(value, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | value
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="names code of its own, MyLlama, in auto_map or architectures"):
+        load_model(str(tmp_path / "model"))

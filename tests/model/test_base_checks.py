@@ -66,7 +66,20 @@ FAULTS = {
     ),
     "custom code": (
         lambda base: change(base / "config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"}),
-        "auto_map, which names code of its own, Mine",
+        "names code of its own, Mine, in auto_map or architectures",
+    ),
+    "custom code that its architectures name too": (
+        lambda base: change(
+            base / "config.json",
+            architectures=["MyLlamaForCausalLM"],
+            auto_map={"AutoModelForCausalLM": "modeling_my.MyLlamaForCausalLM"},
+            model_type="llama",
+        ),
+        "names code of its own, MyLlamaForCausalLM",
+    ),
+    "custom code of its config alone": (
+        lambda base: change(base / "config.json", auto_map={"AutoConfig": "configuration_my.MyConfig"}),
+        "names code of its own, MyConfig",
     ),
     "custom code of an unknown kind": (
         lambda base: change(base / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
@@ -77,6 +90,10 @@ FAULTS = {
         "was made for 16 tokens, which is less than training.sequence_length=32; lower that",
     ),
     "untied without a projection": (without_projection, "tie_word_embeddings: false, and its files have no output"),
+    "tied with a projection of its own": (
+        lambda base: change(base / "config.json", tie_word_embeddings=True),
+        "tie_word_embeddings: true, and its files have an output projection of their own; set it to false",
+    ),
     "lower-casing": (lower_casing, "the tokenizer changes the text: .*choose a tokenizer that keeps every character"),
     "no tokenizer": (
         lambda base: [path.unlink() for path in (*base.glob("token*"), *base.glob("chat*"))],
@@ -92,6 +109,22 @@ def test_a_base_is_refused_before_work_starts(fault, base, tokenized_run):
     spoil(base)
     with pytest.raises(RecipeError, match=f"(?s){message}"):
         check_base(recipe_of(base, tokenized_run))
+
+
+def test_tied_weights_that_the_files_hold_twice_alike_are_taken(base, tokenized_run):
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    change(base / "config.json", tie_word_embeddings=True)
+    check_base(recipe_of(base, tokenized_run))
+
+
+@pytest.mark.parametrize("kind", ["Llama 2", "Mistral", "Gemma", "Phi-3"])
+def test_a_tokenizer_that_cannot_be_extended_is_refused_before_work_starts(kind, base, tokenized_run):
+    KINDS[kind]().save_pretrained(base)
+    check_base(recipe_of(base, tokenized_run))
+    with pytest.raises(RecipeError, match="BPE, not byte-level BPE or Unigram, .*leave tokenizer.extend_by out, or"):
+        check_base(recipe_of(base, tokenized_run, "--tokenizer.extend_by=8"))
 
 
 def test_the_whole_recipe_refuses_a_base_before_its_first_stage(base, tokenized_run, tmp_path):

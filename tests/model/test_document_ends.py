@@ -165,3 +165,16 @@ def test_the_ledger_counts_the_tokens_of_a_text_from_its_first(apart):
     pieces = [piece for step in range(1, 11) for piece in ledger.documents_of(step)]
     assert all(0 <= piece["first_token"] < piece["end_token"] for piece in pieces)
     assert any(piece["first_token"] == 0 for piece in pieces)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", None])
+def test_the_stop_tokens_of_a_kept_chat_template_are_kept_beside_the_end(template, tokenized_run, tmp_path):
+    """As Gemma's and Phi-3's instructed models list the end of a turn in their generation config alone."""
+    tokenizer = make_tokenizer(f"{BOS} $A", bos_token=BOS, eos_token=EOS)
+    tokenizer.chat_template = template
+    base = make_base(tmp_path / "base", tokenizer)
+    GenerationConfig(bos_token_id=1, eos_token_id=[0, 7]).save_pretrained(base)
+    run, _ = continue_from(base, tokenized_run, tmp_path / "run")
+    exported = run.output_dir / "model"
+    assert GenerationConfig.from_pretrained(exported).eos_token_id == ([0, 7] if template else 0)
+    assert AutoConfig.from_pretrained(exported).eos_token_id == 0

@@ -31,9 +31,12 @@ PAIRS = [
     pytest.param("gpt_neox", "Pythia", marks=LONG),
     pytest.param("gpt2", "GPT-2", marks=LONG),
     pytest.param("qwen2", "Qwen", marks=LONG),
+    pytest.param("qwen3", "Qwen", marks=LONG),
+    pytest.param("smollm3", "Llama 3", marks=LONG),
     pytest.param("phi3", "Phi-3", marks=LONG),
     pytest.param("gemma2", "Gemma", marks=LONG),
     pytest.param("gemma3_text", "Gemma", marks=LONG),
+    pytest.param("olmo2", "GPT-2", marks=LONG),
     pytest.param("olmo3", "Llama 3", marks=LONG),
     pytest.param("granite", "GPT-2", marks=LONG),
 ]
