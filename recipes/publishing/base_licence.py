@@ -91,6 +91,12 @@ def refuse_licence(recipe: Recipe, base: Base | None) -> None:
             f"hub.license={given}: the card of {base.name} states no licence, or could not be read; set hub.license: "
             f"other {accept}"
         )
+    elif licence_kind(base.licence) == "no derivatives":
+        problems.append(
+            f"hub.license={given}: the model was continued from {base.name}, whose licence {base.licence} forbids to "
+            "pass changed versions on; continue from another base or, with its owner's permission, set "
+            f"hub.base_license: {base.licence}"
+        )
     elif base.licence is not None and not compatible(given, base.licence):
         problems.append(
             f"hub.license={given}: the model was continued from {base.name}, whose licence is {base.licence}; set "

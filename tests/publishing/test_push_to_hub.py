@@ -1270,6 +1270,8 @@ def licensed(
         ("llama3.2", "apache-2.0", None, "whose licence is llama3.2; set hub.license: llama3.2 or, once"),
         ("gemma", "mit", None, "whose licence is gemma; set hub.license: gemma or, once you know"),
         ("cc-by-nc-4.0", "apache-2.0", None, "whose licence is cc-by-nc-4.0"),
+        ("cc-by-nd-4.0", "cc-by-nd-4.0", None, "licence cc-by-nd-4.0 forbids to pass changed versions on; continue from"),
+        ("cc-by-nc-nd-4.0", "other", None, "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; continue from"),
         ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
         ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
         ("llama3.1", "llama3.1", "me/Llama-legal", None),
