@@ -29,12 +29,15 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
@@ -64,6 +67,7 @@ from training_overlap import overlap_groups, read_decontamination, score_by_over
 
 
 HERE = Path(__file__).resolve().parent
+SMALL_FILES = (".json", ".model", ".txt", ".jinja")  # of a model or its tokenizer, beside the weights
 LONGEST_CONTEXT = 8192  # of --own_contexts
 logger = logging.getLogger(__name__)
 
@@ -272,19 +276,18 @@ def evaluate_model(
     """Evaluate one model.
 
     Args:
-        name: of the model.
+        name: its folder or Hub id.
         revision: of a Hub model.
         arguments: of the command line.
         tasks: of load_tasks.
         kept: folder of finished pieces that stay; None: they are discarded with the evaluation's own.
 
     Returns: the files of its folder, {path: text}.
+
+    Raises: NotLoaded
     """
     state = PartialState()
-    try:
-        model, tokenizer = load_model(name, revision, arguments.dtype, device=state.device)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model: {error}") from error
+    model, tokenizer = on_all(lambda: load_model(name, revision, arguments.dtype, device=state.device))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or arguments.context_length
     own = argparse.Namespace(**vars(arguments) | {"context_length": min(arguments.context_length, limit)})
     own.stride = min(own.stride, own.context_length)
@@ -295,7 +298,8 @@ def evaluate_model(
     }
     weights = weights_sha256(name)
     commit = None if weights else commit_of(name, revision)
-    identity = {"model": weights or [name, commit], "settings": settings, "versions": versions}
+    identity = {"model": weights or [name, commit], "files": small_files(name), "settings": settings}
+    identity["versions"] = versions
     work = SharedWork(kept or parts_folder(own.output), identity)
     checked = own.decontamination and hashlib.sha256(own.decontamination.read_bytes()).hexdigest()
     results = {
@@ -335,6 +339,25 @@ def evaluate_model(
             results["tasks"], read_benchmarks(), own.noncommercial
         )
     return {"results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n"} | files
+
+
+class NotLoaded(Exception):
+    """A model or its config cannot be loaded."""
+
+
+def on_all(load: Callable) -> Any:
+    """Return load().
+
+    Raises: NotLoaded: in every process if in one, or the others would wait for it.
+    """
+    found, error = None, None
+    try:
+        found = load()
+    except Exception as raised:  # of the Hub, or of whatever the files hold
+        error = f"{type(raised).__name__}: {raised}" if type(raised) not in (OSError, ValueError) else str(raised)
+    if errors := [text for text in gather_object([error]) if text is not None]:
+        raise NotLoaded(error or errors[0])
+    return found
 
 
 def run_task(
@@ -379,10 +402,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
     settings = {"": arguments}
     if arguments.own_contexts:
         place, revision = named_revision(name)
-        try:
-            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        except Exception as error:  # as in check_model
-            raise SystemExit(f"--baselines: {name} cannot be read: {error}") from error
+        config = on_all(lambda: AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False))
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
             own = {"context_length": longest, "stride": longest // 2}
@@ -431,6 +451,15 @@ def weights_sha256(model: str) -> str | None:
     return digest.hexdigest() if files else None
 
 
+def small_files(model: str) -> dict[str, str]:
+    """Return the sha256 of each file of a model folder beside its weights: configuration and tokenizer decide scores.
+
+    Of a Hub id there are none: its commit names them all.
+    """
+    paths = sorted(path for path in Path(model).glob("*") if path.suffix in SMALL_FILES and path.name != "stage.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
 def describe(results: dict) -> str:
     sources = results["bits_per_byte"]["sources"].items()
     parts = [f"{name} {entry['bits_per_byte']:.3f} bits per byte" for name, entry in sources]
@@ -469,22 +498,31 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
-    """Evaluate the model and the baselines, and write their results."""
+    """Evaluate the model and the baselines, and write their results, without those of a baseline that cannot be loaded."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
-    files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    try:
+        files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    except NotLoaded as error:
+        raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
+    not_scored = []
     for name, folder in baseline_folders(arguments.baselines).items():
-        for label, own in contexts_of(name, arguments).items():
-            found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
-            files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
-            baselines[f"{folder}{label}"] = summarise_baseline(json.loads(found["results.json"]))
+        try:
+            for label, own in contexts_of(name, arguments).items():
+                found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
+                files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
+                baselines[f"{folder}{label}"] = summarise_baseline(json.loads(found["results.json"]))
+        except NotLoaded as error:
+            not_scored.append(f"evaluate: the baseline {name} was not scored: {error}")
     if baselines:
         files["results.json"] = json.dumps(results | {"baselines": baselines}, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
+        for line in not_scored:
+            logger.error("%s", line)
 
 
 if __name__ == "__main__":

@@ -569,6 +569,43 @@ def test_a_baseline_is_scored_with_both_contexts_and_once_for_its_weights(
     assert "other" in scored and third["baselines"]["other"] != first["baselines"]["other"]
 
 
+def test_a_baseline_whose_tokenizer_or_configuration_was_corrected_is_scored_again(
+    model_folder, documents, tmp_path, monkeypatch
+):
+    other, scored, original = shutil.copytree(model_folder, tmp_path / "other"), [], held_out_scores.score_documents
+
+    def spy(model, *rest, **options):
+        scored.append(Path(model.name_or_path).name)
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(held_out_scores, "score_documents", spy)
+    command = ["--model", str(model_folder), "--documents", str(documents), "--context_length", "32"]
+    command += ["--baseline_scores", str(tmp_path / "kept"), "--baselines", str(other), "--output"]
+    main([*command, str(tmp_path / "eval")])
+    for name, change in (("config.json", {"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}}),) + (
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}),
+    ):
+        scored.clear()
+        content = json.loads((other / name).read_text()) | change
+        (other / name).write_text(json.dumps(content))
+        main([*command, str(tmp_path / "eval")])
+        assert "other" in scored, name
+
+
+def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(model_folder, tmp_path, caplog):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    (other / "tokenizer.json").write_text("{}")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--own_contexts"]
+    main([*command, "--baselines", "nobody/absent", str(other), str(model_folder)])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["samples"] and list(results["baselines"]) == [model_folder.name]
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.partition(" was not scored: ")[0] for line in lines] == [
+        "evaluate: the baseline nobody/absent",
+        f"evaluate: the baseline {other}",
+    ]
+
+
 def test_a_baseline_of_the_hub_may_name_a_revision(tmp_path, monkeypatch):
     assert run_eval.named_revision("owner/model@v1.0") == ("owner/model", "v1.0")
     assert run_eval.named_revision("owner/model") == ("owner/model", None)
