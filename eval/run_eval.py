@@ -415,23 +415,21 @@ def summarise_baseline(results: dict) -> dict:
     sources = results["bits_per_byte"]["sources"].items()
     scores = {name: task["metrics"][task["score"]]["value"] for name, task in results["tasks"].items()}
     return {
-        "model": results["model"],
-        "revision": results["revision"],
-        "model_sha256": results["model_sha256"],
+        **{key: results[key] for key in ("name", "model", "revision", "model_sha256")},
         "context_length": results["settings"]["context_length"],
         "bits_per_byte": {name: entry["bits_per_byte"] for name, entry in sources},
         "scores": scores | {name: group["value"] for name, group in results["groups"].items()},
     }
 
 
-def baseline_folders(models: list[str]) -> dict[str, str]:
-    """Name a folder for the results of each baseline: its own name, with as many parents' names as tell it apart."""
+def baseline_names(models: list[str]) -> dict[str, str]:
+    """Name each baseline: its Hub id as given, or its folder, with as many parents' names as tell it from the others."""
     parts = {name: Path(name).resolve().parts[1:] if Path(name).is_dir() else (name,) for name in models}
-    folders = {}
+    names = {}
     for name, own in parts.items():
         length = next(n for n in range(1, len(own) + 1) if sum(each[-n:] == own[-n:] for each in parts.values()) == 1)
-        folders[name] = "--".join(own[-length:]).replace("/", "--")
-    return folders
+        names[name] = "/".join(own[-length:])
+    return names
 
 
 def commit_of(model: str, revision: str | None) -> str | None:
@@ -507,12 +505,15 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
         raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
     not_scored = []
-    for name, folder in baseline_folders(arguments.baselines).items():
+    for name, unique in baseline_names(arguments.baselines).items():
+        folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
         try:
             for label, own in contexts_of(name, arguments).items():
                 found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
+                scores = {"name": shown} | json.loads(found["results.json"])
+                found["results.json"] = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
                 files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
-                baselines[f"{folder}{label}"] = summarise_baseline(json.loads(found["results.json"]))
+                baselines[f"{folder}{label}"] = summarise_baseline(scores)
         except NotLoaded as error:
             not_scored.append(f"evaluate: the baseline {name} was not scored: {error}")
     if baselines:

@@ -621,13 +621,15 @@ def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_
     other.save_pretrained(tmp_path / "b" / "model")
     command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--baselines"]
     main([*command, str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model")])
-    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("eval/baselines/*/results.json")}
+    paths = sorted(tmp_path.glob("eval/baselines/*/results.json"))
+    found = {path.parent.name: json.loads(path.read_text()) for path in paths}
     assert found.keys() == {"a--model", "b--model"}
     assert found["a--model"]["model_sha256"] != found["b--model"]["model_sha256"]
-    assert run_eval.baseline_folders([str(model_folder), "owner/model"]) == {
-        str(model_folder): "model",
-        "owner/model": "owner--model",
-    }
+    assert [each["name"] for each in found.values()] == [f"the local model {folder}/model" for folder in "ab"]
+    summaries = json.loads((tmp_path / "eval/results.json").read_text())["baselines"]
+    assert {key: each["name"] for key, each in summaries.items()} == {key: each["name"] for key, each in found.items()}
+    names = run_eval.baseline_names([str(model_folder), "owner/model@v1", "owner/model@v2"])
+    assert list(names.values()) == ["model", "owner/model@v1", "owner/model@v2"]
     with pytest.raises(SystemExit, match=r"is named twice\n.*there is no folder .*/absent"):
         main([*command, str(model_folder), f"{model_folder}/", str(tmp_path / "absent")])
 

@@ -1245,10 +1245,12 @@ def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, wo
     sources, task = list(results["bits_per_byte"]["sources"]), next(iter(results["tasks"]))
     other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
     other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
-    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines={"org--small": other}))
+    baselines = {"org--small": other, "org--small@v2": other | {"name": "org/small@v2"}}
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines=baselines))
     found = card_of(release, tmp_path / "release", load(workspace))
     table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
-    ours, theirs = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    ours, theirs, second = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert second[0] == "| org/small@v2" and second[1:] == theirs[1:]
     assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
     assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
 
@@ -1270,8 +1272,18 @@ def licensed(
         ("llama3.2", "apache-2.0", None, "whose licence is llama3.2; set hub.license: llama3.2 or, once"),
         ("gemma", "mit", None, "whose licence is gemma; set hub.license: gemma or, once you know"),
         ("cc-by-nc-4.0", "apache-2.0", None, "whose licence is cc-by-nc-4.0"),
-        ("cc-by-nd-4.0", "cc-by-nd-4.0", None, "licence cc-by-nd-4.0 forbids to pass changed versions on; continue from"),
-        ("cc-by-nc-nd-4.0", "other", None, "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; continue from"),
+        (
+            "cc-by-nd-4.0",
+            "cc-by-nd-4.0",
+            None,
+            "licence cc-by-nd-4.0 forbids to pass changed versions on; continue from",
+        ),
+        (
+            "cc-by-nc-nd-4.0",
+            "other",
+            None,
+            "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; continue from",
+        ),
         ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
         ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
         ("llama3.1", "llama3.1", "me/Llama-legal", None),
