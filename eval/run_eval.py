@@ -423,7 +423,7 @@ def summarise_baseline(results: dict) -> dict:
 
 
 def baseline_names(models: list[str]) -> dict[str, str]:
-    """Name each baseline: its Hub id as given, or its folder, with as many parents' names as tell it from the others."""
+    """Name each baseline: its Hub id as given, or its folder, with as many parents' names as tell it apart."""
     parts = {name: Path(name).resolve().parts[1:] if Path(name).is_dir() else (name,) for name in models}
     names = {}
     for name, own in parts.items():
@@ -496,7 +496,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
-    """Evaluate the model and the baselines, and write their results, without those of a baseline that cannot be loaded."""
+    """Evaluate the model and the baselines that can be loaded, and write their results."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     try:

@@ -163,6 +163,8 @@ class Pretraining:
         if checkpoint is None:
             resuming.follow_computing(state, computing)
             state["frozen_weights"] = checksum_frozen(self.language_model)
+            # Set by transformers for a model of the Hub, whose head may have moved when the run is resumed.
+            state["base_commit"] = getattr(self.language_model.config, "_commit_hash", None)
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
@@ -425,6 +427,8 @@ class Pretraining:
         summary = record.summarize(self.recipe, self.training, model, self.parameters, state)
         summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
+        if state.get("base_commit"):
+            summary["base_commit"] = state["base_commit"]
         if self.is_main:
             write_json(self.run / "training.json", summary)
             checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer

@@ -112,7 +112,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
 
 
 def check_baseline(name: str) -> None:
-    """Refuse a baseline that is not there, or that the Hub does not give to this user; print a note if it is not asked.
+    """Refuse a baseline that is not there, or that the Hub does not give to this user; note where it is not asked.
 
     Raises: RecipeError
     """

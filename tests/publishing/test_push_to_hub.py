@@ -1348,6 +1348,58 @@ def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp
     assert find_base(recipe).licence == "gemma"
 
 
+@pytest.mark.parametrize("place", ["run/model", "run/release"])
+def test_a_chain_of_local_models_is_followed_to_the_model_of_the_hub(place, release, workspace, tmp_path, monkeypatch):
+    """The run in the middle chose a licence of its own, which does not lift that of the first model."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: llama3.2\n---\n")
+    monkeypatch.setattr(base_model, "hf_hub_download", lambda *_, **__: str(tmp_path / "hub" / "README.md"))
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    model = {"from_pretrained": "meta-llama/Llama-3.2-1B", "revision": "1" * 40}
+    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps({"model": model}))
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.hub.license = str(tmp_path / place), "other"
+    base = find_base(recipe)
+    assert [link.licence for link in base.chain()] == ["cc-by-nc-4.0", "llama3.2"]
+    found = card_of(release, tmp_path / "release", recipe)
+    write_notice(recipe, tmp_path / "release", base)
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert metadata_load(tmp_path / "release" / "README.md")["base_model"] == "meta-llama/Llama-3.2-1B"
+    assert f"the local model {Path(place).name}, which was made from meta-llama/Llama-3.2-1B" in found
+    for text in (found, notice):
+        assert "of meta-llama/Llama-3.2-1B states the licence llama3.2" in text and "non-commercial" in text
+    assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
+    recipe.hub.license = "cc-by-nc-4.0"
+    with pytest.raises(RecipeError, match="continued from meta-llama/Llama-3.2-1B, whose licence is llama3.2"):
+        refuse_licence(recipe, base)
+    recipe.hub.license, recipe.hub.repo_id = "other", "me/tiny-legal"
+    with pytest.raises(RecipeError, match='of meta-llama/Llama-3.2-1B asks that the name begins with "Llama"'):
+        refuse_licence(recipe, base)
+
+
+def test_the_card_names_the_commit_that_a_base_without_a_revision_was_loaded_at(
+    release, workspace, tmp_path, monkeypatch
+):
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.run.output_dir = "org/base", str(tmp_path)
+    assert "org/base, at a commit that was not recorded" in card_of(release, tmp_path / "release", recipe)
+    (tmp_path / "training.json").write_text(json.dumps({"base_commit": "c" * 40}))
+    found = card_of(release, tmp_path / "release", recipe)
+    assert f"org/base at commit {'c' * 40}, for which `--model.revision={'c' * 40}` is added to the commands" in found
+
+
+def test_the_card_says_that_a_base_has_a_chat_template_and_was_quantised(release, continued, tmp_path):
+    place = Path(continued.model.from_pretrained)
+    assert "The base model's own card" in card_of(release, tmp_path / "release", continued)
+    front = "---\nlicense: mit\nbase_model: org/first\nbase_model_relation: quantized\n---\n"
+    (place / "README.md").write_text(front)
+    found = card_of(release, tmp_path / "release", continued, chat_template="{{ messages }}")
+    assert "The base has a chat\ntemplate, so it was probably tuned to follow instructions" in found
+    assert "Its weights were quantised before, and keep that rounding." in found
+    assert metadata_load(tmp_path / "release" / "README.md")["base_model"] == "org/first"
+
+
 @pytest.mark.parametrize(
     "hostile", ["[" * 100_000, "model: &a {from_pretrained: *a}", "model: {from_pretrained: [1]}", "\0"]
 )
