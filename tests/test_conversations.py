@@ -236,6 +236,27 @@ def test_the_card_shows_the_scores_the_licences_and_how_to_talk_to_it(chatting):
     assert "conversational" in metadata_load(folder / "README.md")["tags"]
 
 
+def test_the_card_names_the_base_its_licence_and_its_terms(chatting, tmp_path):
+    run, argv = chatting
+    found = json.loads((run.output_dir / "finetuned" / "results.json").read_text())
+    assert "not aim at refusing harmful requests" in (run.output_dir / "finetuned" / "README.md").read_text()
+    base = tmp_path / "instruct"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: llama3.2\nbase_model: meta-llama/Llama-3.2-1B\n---\n")
+    named = "the local model instruct, which was made from meta-llama/Llama-3.2-1B"
+    for key, model in (
+        ("finetune.model", named),
+        ("model.from_pretrained", f"model/ of the run, continued from {named}"),
+    ):
+        recipe = load_recipe([argv[1]], [*argv[2:], f"--{key}={base}", f"--run.output_dir={tmp_path / 'run'}"])
+        card = finetune.write_card(recipe, found)
+        assert "base_model: meta-llama/Llama-3.2-1B" in card and f"| model | {model} | " in card, key
+        assert "The licence llama3.2 of the local model instruct binds this model too." in card
+        assert "Llama 3.2 is licensed under" in card and "weakened it" in card
+    with pytest.raises(RecipeError, match=r"whose licence is llama3\.2"):
+        finetune.main([*argv, f"--finetune.model={base}", f"--run.output_dir={tmp_path / 'run'}", "--hub.license=mit"])
+
+
 def test_conversations_that_do_not_fit_are_refused_with_the_counts(chatting, tmp_path):
     _, argv = chatting
     with pytest.raises(RecipeError, match=r"finetune.train: no conversation fits finetune.sequence_length=16"):
