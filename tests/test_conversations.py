@@ -21,6 +21,7 @@ import train_tokenizer
 from conversations import ROLES, answer, encode_messages, mark_answers, read_conversations, with_chat_template
 from recipe_config import RecipeError, Source
 from recipe_loading import load_recipe
+from summary_page import build_page
 
 
 # Questions of the civics test of US Citizenship and Immigration Services, with its answers: public domain.
@@ -234,6 +235,13 @@ def test_the_card_shows_the_scores_the_licences_and_how_to_talk_to_it(chatting):
     assert "fine-tuned on 18 conversations, by\ntraining every weight" in card and "public domain" in card
     assert "transformers chat path/to/this/folder" in card and "Say in a few words: What is an amendment?" in card
     assert "conversational" in metadata_load(folder / "README.md")["tags"]
+
+
+def test_the_page_of_summaries_says_how_to_talk_to_a_chat_model(chatting):
+    run, argv = chatting
+    recipe = load_recipe([argv[1]], argv[2:])
+    with pytest.raises(RecipeError, match=f"transformers chat {run.output_dir / 'finetuned'}"):
+        build_page(recipe)
 
 
 def test_the_card_names_the_base_its_licence_and_its_terms(chatting, tmp_path):
