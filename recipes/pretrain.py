@@ -33,7 +33,7 @@ from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
 from model.attention import is_causal
-from model.continued import with_shape_of
+from model.continued import loaded_commit, with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from publishing.repositories import check_repositories
@@ -163,8 +163,7 @@ class Pretraining:
         if checkpoint is None:
             resuming.follow_computing(state, computing)
             state["frozen_weights"] = checksum_frozen(self.language_model)
-            # Set by transformers for a model of the Hub, whose head may have moved when the run is resumed.
-            state["base_commit"] = getattr(self.language_model.config, "_commit_hash", None)
+            state["base_commit"] = loaded_commit(recipe.model)  # the head may have moved when the run is resumed
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
