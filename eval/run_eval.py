@@ -29,12 +29,15 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoConfig
@@ -64,6 +67,7 @@ from training_overlap import overlap_groups, read_decontamination, score_by_over
 
 
 HERE = Path(__file__).resolve().parent
+SMALL_FILES = (".json", ".model", ".txt", ".jinja")  # of a model or its tokenizer, beside the weights
 LONGEST_CONTEXT = 8192  # of --own_contexts
 logger = logging.getLogger(__name__)
 
@@ -272,19 +276,18 @@ def evaluate_model(
     """Evaluate one model.
 
     Args:
-        name: of the model.
+        name: its folder or Hub id.
         revision: of a Hub model.
         arguments: of the command line.
         tasks: of load_tasks.
         kept: folder of finished pieces that stay; None: they are discarded with the evaluation's own.
 
     Returns: the files of its folder, {path: text}.
+
+    Raises: NotLoaded
     """
     state = PartialState()
-    try:
-        model, tokenizer = load_model(name, revision, arguments.dtype, device=state.device)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--model: {error}") from error
+    model, tokenizer = on_all(lambda: load_model(name, revision, arguments.dtype, device=state.device))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or arguments.context_length
     own = argparse.Namespace(**vars(arguments) | {"context_length": min(arguments.context_length, limit)})
     own.stride = min(own.stride, own.context_length)
@@ -295,7 +298,8 @@ def evaluate_model(
     }
     weights = weights_sha256(name)
     commit = None if weights else commit_of(name, revision)
-    identity = {"model": weights or [name, commit], "settings": settings, "versions": versions}
+    identity = {"model": weights or [name, commit], "files": small_files(name), "settings": settings}
+    identity["versions"] = versions
     work = SharedWork(kept or parts_folder(own.output), identity)
     checked = own.decontamination and hashlib.sha256(own.decontamination.read_bytes()).hexdigest()
     results = {
@@ -335,6 +339,25 @@ def evaluate_model(
             results["tasks"], read_benchmarks(), own.noncommercial
         )
     return {"results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n"} | files
+
+
+class NotLoaded(Exception):
+    """A model or its config cannot be loaded."""
+
+
+def on_all(load: Callable) -> Any:
+    """Return load().
+
+    Raises: NotLoaded: in every process if in one, or the others would wait for it.
+    """
+    found, error = None, None
+    try:
+        found = load()
+    except Exception as raised:  # of the Hub, or of whatever the files hold
+        error = f"{type(raised).__name__}: {raised}" if type(raised) not in (OSError, ValueError) else str(raised)
+    if errors := [text for text in gather_object([error]) if text is not None]:
+        raise NotLoaded(error or errors[0])
+    return found
 
 
 def run_task(
@@ -379,10 +402,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
     settings = {"": arguments}
     if arguments.own_contexts:
         place, revision = named_revision(name)
-        try:
-            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-        except Exception as error:  # as in check_model
-            raise SystemExit(f"--baselines: {name} cannot be read: {error}") from error
+        config = on_all(lambda: AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False))
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
             own = {"context_length": longest, "stride": longest // 2}
@@ -395,23 +415,21 @@ def summarise_baseline(results: dict) -> dict:
     sources = results["bits_per_byte"]["sources"].items()
     scores = {name: task["metrics"][task["score"]]["value"] for name, task in results["tasks"].items()}
     return {
-        "model": results["model"],
-        "revision": results["revision"],
-        "model_sha256": results["model_sha256"],
+        **{key: results[key] for key in ("name", "model", "revision", "model_sha256")},
         "context_length": results["settings"]["context_length"],
         "bits_per_byte": {name: entry["bits_per_byte"] for name, entry in sources},
         "scores": scores | {name: group["value"] for name, group in results["groups"].items()},
     }
 
 
-def baseline_folders(models: list[str]) -> dict[str, str]:
-    """Name a folder for the results of each baseline: its own name, with as many parents' names as tell it apart."""
+def baseline_names(models: list[str]) -> dict[str, str]:
+    """Name each baseline: its Hub id as given, or its folder, with as many parents' names as tell it apart."""
     parts = {name: Path(name).resolve().parts[1:] if Path(name).is_dir() else (name,) for name in models}
-    folders = {}
+    names = {}
     for name, own in parts.items():
         length = next(n for n in range(1, len(own) + 1) if sum(each[-n:] == own[-n:] for each in parts.values()) == 1)
-        folders[name] = "--".join(own[-length:]).replace("/", "--")
-    return folders
+        names[name] = "/".join(own[-length:])
+    return names
 
 
 def commit_of(model: str, revision: str | None) -> str | None:
@@ -429,6 +447,15 @@ def weights_sha256(model: str) -> str | None:
             while block := stream.read(2**20):
                 digest.update(block)
     return digest.hexdigest() if files else None
+
+
+def small_files(model: str) -> dict[str, str]:
+    """Return the sha256 of each file of a model folder beside its weights: configuration and tokenizer decide scores.
+
+    Of a Hub id there are none: its commit names them all.
+    """
+    paths = sorted(path for path in Path(model).glob("*") if path.suffix in SMALL_FILES and path.name != "stage.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
 def describe(results: dict) -> str:
@@ -469,22 +496,34 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
-    """Evaluate the model and the baselines, and write their results."""
+    """Evaluate the model and the baselines that can be loaded, and write their results."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
-    files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    try:
+        files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
+    except NotLoaded as error:
+        raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
-    for name, folder in baseline_folders(arguments.baselines).items():
-        for label, own in contexts_of(name, arguments).items():
-            found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
-            files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
-            baselines[f"{folder}{label}"] = summarise_baseline(json.loads(found["results.json"]))
+    not_scored = []
+    for name, unique in baseline_names(arguments.baselines).items():
+        folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
+        try:
+            for label, own in contexts_of(name, arguments).items():
+                found = evaluate_model(*named_revision(name), own, tasks, arguments.baseline_scores)
+                scores = {"name": shown} | json.loads(found["results.json"])
+                found["results.json"] = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
+                files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
+                baselines[f"{folder}{label}"] = summarise_baseline(scores)
+        except NotLoaded as error:
+            not_scored.append(f"evaluate: the baseline {name} was not scored: {error}")
     if baselines:
         files["results.json"] = json.dumps(results | {"baselines": baselines}, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
+        for line in not_scored:
+            logger.error("%s", line)
 
 
 if __name__ == "__main__":

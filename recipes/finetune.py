@@ -70,7 +70,8 @@ from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
 from model.families import refuse_own_code
-from publishing.base_model import is_hub_id, public_name, read_licence
+from publishing.base_licence import refuse_licence, terms_along
+from publishing.base_model import Base, base_of, find_base
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
@@ -501,6 +502,12 @@ def write_output(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTo
         (folder / "README.md").write_text(write_card(recipe, results), encoding="utf-8")
 
 
+def tuned_base(recipe: Recipe) -> Base | None:
+    """Return the model of others that is fine-tuned, or that the run continued; None for a run from scratch."""
+    settings = recipe.finetune
+    return base_of(settings.model, settings.revision) if settings.model else find_base(recipe)
+
+
 def write_card(recipe: Recipe, results: dict) -> str:
     """Return the model card."""
     front_matter = {
@@ -510,15 +517,19 @@ def write_card(recipe: Recipe, results: dict) -> str:
         "language": recipe.hub.language,
         "tags": ["conversational" if recipe.finetune.task else "summarization", "trl", "sft"],
     }
-    settings = recipe.finetune
-    if settings.model and is_hub_id(settings.model):
-        front_matter["base_model"] = settings.model
+    settings, base = recipe.finetune, tuned_base(recipe)
+    if base and base.hub_id():
+        front_matter["base_model"] = base.hub_id()
+    hub_licence, continued = recipe.hub.license, f", continued from {base.lineage()}" if base else ""
+    licences = " and ".join(link.licence or "not stated" for link in base.licensors()) if base else ""
     return render_card(
         Path(__file__).parent / "publishing" / ("chat_card.md" if settings.task else "finetune_card.md"),
         front_matter,
         settings=settings,
-        model_name=public_name(settings.model) if settings.model else "model/ of the run",
-        model_licence=read_licence(settings.model, settings.revision) if settings.model else recipe.hub.license,
+        base=base,
+        model_name=base.lineage() if settings.model else f"model/ of the run{continued}",
+        model_licence=licences if settings.model else "; of its base ".join(filter(None, [hub_licence, licences])),
+        terms=terms_along(base),
         origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,
         title=f"{Path(recipe.run.output_dir).name}, fine-tuned to {'converse' if settings.task else 'summarise'}",
@@ -560,6 +571,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run:
         state.print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return
+    unnamed = recipe.hub.model_copy(update={"repo_id": None})  # the name is that of the run's own model
+    refuse_licence(recipe.model_copy(update={"hub": unnamed}), tuned_base(recipe))
     train = finetune_chat if settings.task else finetune
     with run_lock(Path(recipe.run.output_dir), "finetune") if state.is_main_process else nullcontext():
         results = train(recipe, STAGES["finetune"].settings(recipe), folder)

@@ -33,7 +33,7 @@ from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
 from model.attention import is_causal
-from model.continued import with_shape_of
+from model.continued import loaded_commit, with_shape_of
 from model.llama import ContextWindow, count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
 from publishing.repositories import check_repositories
@@ -167,6 +167,7 @@ class Pretraining:
         if checkpoint is None:
             resuming.follow_computing(state, computing)
             state["frozen_weights"] = checksum_frozen(self.language_model)
+            state["base_commit"] = loaded_commit(recipe.model)  # the head may have moved when the run is resumed
             self.chronicle.note("start", 0, f"{self.parameters['total']:,} parameters on {num_processes} processes")
             for note in self.notes:
                 self.chronicle.note("note", 0, note)
@@ -431,6 +432,8 @@ class Pretraining:
         summary = record.summarize(self.recipe, self.training, model, self.parameters, state)
         summary |= record.describe_device(accelerator) | {"compiled": self.compiled}
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
+        if state.get("base_commit"):
+            summary["base_commit"] = state["base_commit"]
         if self.is_main:
             write_json(self.run / "training.json", summary)
             checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer

@@ -30,6 +30,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
 from atomic_files import StaleStageError, hash_items
 from child_processes import EXIT_STOPPED, leave_on_signals, run_with_status
 from launching import (
@@ -92,13 +102,42 @@ def plan_stages(recipe: Recipe) -> list[str]:
     for section in ("model", "tokenizer"):
         if base := getattr(recipe, section).from_pretrained:
             refuse_missing_folder(f"{section}.from_pretrained", base)
-    for name in recipe.evaluation.baselines:
-        refuse_missing_folder("evaluation.baselines", name)
+    if "evaluate" in wanted and not output_folder(recipe, "evaluate").exists():
+        for name in recipe.evaluation.baselines:
+            check_baseline(name)
     if recipe.model.from_pretrained and not output_folder(recipe, "pretrain").exists():
         from model.base_checks import check_base  # only here: importing it takes seconds
 
         check_base(recipe)
     return [name for name in wanted if name not in absent]
+
+
+def check_baseline(name: str) -> None:
+    """Refuse a baseline that is not there, or that the Hub does not give to this user; note where it is not asked.
+
+    Raises: RecipeError
+    """
+    refuse_missing_folder("evaluation.baselines", name)
+    if Path(name).exists():
+        return
+    place, _, revision = name.partition("@")
+    try:
+        hf_hub_download(place, "config.json", revision=revision or None)
+    except GatedRepoError as error:
+        raise RecipeError(
+            f"evaluation.baselines={name!r} is gated: accept its terms on {constants.ENDPOINT}/{place}, then run `hf "
+            "auth login` or set HF_TOKEN; or leave it out"
+        ) from error
+    except LocalEntryNotFoundError:
+        print(f"run_recipe: note: the Hub was not reached, so that it has the baseline {name} was not checked")
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(
+            f"evaluation.baselines={name!r}: the Hub gives no config.json of it ({reason}); correct the name, or "
+            "leave it out"
+        ) from error
+    except OSError as error:
+        print(f"run_recipe: note: that the Hub has the baseline {name} could not be checked: {error}")
 
 
 def check_text(recipe: Recipe, listings: dict[str, Listing]) -> None:

@@ -47,10 +47,15 @@ def describe_quality(results: dict) -> str:
 def build_page(recipe: Recipe):
     """Load the model and return the page.
 
-    Raises: RecipeError: gradio is not installed, or there is no fine-tuned model yet.
+    Raises: RecipeError: gradio is not installed, or there is no model that was fine-tuned to summarise.
     """
     settings, folder = recipe.finetune, Path(recipe.run.output_dir) / "finetuned"
     results = read_json(folder / "results.json")
+    if "bits_per_byte" in (results or {}):
+        raise RecipeError(
+            f'{folder} learned to converse, not to summarise; talk to it: pip install "transformers[serving]", then '
+            f"transformers serve {folder}, and in another terminal transformers chat {folder}"
+        )
     if settings is None or "after_minus" not in (results or {}):
         raise RecipeError(f"{folder} is missing; run recipes/finetune.py with the same --config first")
     try:

@@ -34,7 +34,7 @@ if ! command -v chromium > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get
 fi
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 "$optional/bin/python" -m pytest --numprocesses 2 --dist loadfile tests/sources/test_documents.py \
-  tests/publishing/test_gguf.py tests/training/test_zero_stage3.py "$@"
+  tests/publishing/test_gguf.py tests/test_convert_gguf.py tests/training/test_zero_stage3.py "$@"
 exec "$optional/bin/python" -m pytest --numprocesses 2 --dist loadfile tests/corpus/test_pipeline_executor.py \
   tests/training/test_preflight.py tests/publishing/test_push_to_hub.py tests/eval/test_report.py \
   -k "ray or trackio or gguf or croissant or drawn or prints or commands_serve" "$@"

@@ -31,6 +31,7 @@ from conversations import (
 )
 from recipe_config import RecipeError, Source
 from recipe_loading import load_recipe
+from summary_page import build_page
 
 
 # Questions of the civics test of US Citizenship and Immigration Services, with its answers: public domain.
@@ -288,6 +289,34 @@ def test_the_card_shows_the_scores_the_licences_and_how_to_talk_to_it(chatting):
     assert "fine-tuned on 18 conversations, by\ntraining every weight" in card and "public domain" in card
     assert "transformers chat path/to/this/folder" in card and "Say in a few words: What is an amendment?" in card
     assert "conversational" in metadata_load(folder / "README.md")["tags"]
+
+
+def test_the_page_of_summaries_says_how_to_talk_to_a_chat_model(chatting):
+    run, argv = chatting
+    recipe = load_recipe([argv[1]], argv[2:])
+    with pytest.raises(RecipeError, match=f"transformers chat {run.output_dir / 'finetuned'}"):
+        build_page(recipe)
+
+
+def test_the_card_names_the_base_its_licence_and_its_terms(chatting, tmp_path):
+    run, argv = chatting
+    found = json.loads((run.output_dir / "finetuned" / "results.json").read_text())
+    assert "not aim at refusing harmful requests" in (run.output_dir / "finetuned" / "README.md").read_text()
+    base = tmp_path / "instruct"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: llama3.2\nbase_model: meta-llama/Llama-3.2-1B\n---\n")
+    named = "the local model instruct, which was made from meta-llama/Llama-3.2-1B"
+    for key, model in (
+        ("finetune.model", named),
+        ("model.from_pretrained", f"model/ of the run, continued from {named}"),
+    ):
+        recipe = load_recipe([argv[1]], [*argv[2:], f"--{key}={base}", f"--run.output_dir={tmp_path / 'run'}"])
+        card = finetune.write_card(recipe, found)
+        assert "base_model: meta-llama/Llama-3.2-1B" in card and f"| model | {model} | " in card, key
+        assert "The licence llama3.2 of the local model instruct binds this model too." in card
+        assert "Llama 3.2 is licensed under" in card and "weakened it" in card
+    with pytest.raises(RecipeError, match=r"whose licence is llama3\.2"):
+        finetune.main([*argv, f"--finetune.model={base}", f"--run.output_dir={tmp_path / 'run'}", "--hub.license=mit"])
 
 
 def test_conversations_that_do_not_fit_are_refused_with_the_counts(chatting, tmp_path):

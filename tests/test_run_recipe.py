@@ -519,6 +519,34 @@ def test_evaluation_scores_the_recipes_baselines_again_if_one_changes(tmp_path):
         run_recipe.plan_stages(absent)
 
 
+CHECK_BASELINES = """
+import sys
+from recipe_config import RecipeError
+from run_recipe import check_baseline
+for name in sys.argv[1:]:
+    try:
+        check_baseline(name)
+        print(name, "passes")
+    except RecipeError as error:
+        print(error)
+"""
+
+
+def test_a_baseline_that_is_gated_or_that_the_hub_does_not_know_is_refused_before_work(tmp_path):
+    gated = {"match": "owner/gated", "status": 403, "headers": {"X-Error-Code": "GatedRepo"}, "times": 9}
+    with start_hub() as (_, endpoint):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        urllib.request.urlopen(f"{endpoint}/_faults", data=json.dumps([gated]).encode()).close()
+        command = [sys.executable, "-c", CHECK_BASELINES, "owner/gated@v1", "owner/mistyped"]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    refused = found.splitlines()
+    assert "evaluation.baselines='owner/gated@v1' is gated: accept its terms on" in refused[0]
+    assert "evaluation.baselines='owner/mistyped': the Hub gives no config.json of it" in refused[1]
+    offline = environment | {"HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout
+    assert found.count("run_recipe: note: the Hub was not reached") == 2 and "owner/mistyped passes" in found
+
+
 def test_the_audit_runs_before_the_report_where_the_recipe_sets_limits_and_once(telecom, capsys, monkeypatch):
     command, folder, _ = telecom
     monkeypatch.chdir(folder)

@@ -19,7 +19,7 @@ import verify_run
 from atomic_files import file_sha256, write_json
 from publishing.hub_transfer import Job, TransferError, read_record, write_record
 from recipe_loading import load_recipe
-from recorded_files import OF_REPORT, record_run_files
+from recorded_files import OF_REPORT, OF_TRAINING, record_run_files
 from run_folder import record_stage
 
 
@@ -49,7 +49,7 @@ def published(evaluated_run, tmp_path_factory) -> TinyRun:
         shutil.copytree(folder / name, member / name)
     for name in ("metrics.jsonl", "chronicle.jsonl", "training.json", "status.json", "samples.jsonl"):
         shutil.copyfile(folder / name, member / name)
-    record_run_files(member, ("training.json", "status.json"))
+    record_run_files(member, OF_TRAINING)
     report.main([str(folder)])
     record_stage(recipe, "report")
     record_run_files(folder, OF_REPORT)

@@ -2,6 +2,7 @@
 """Benchmark tasks, of this model and of the baselines: eval/results.json, eval/baselines/<model>/results.json."""
 
 import textwrap
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -55,9 +56,9 @@ def build(run: RunFiles) -> Section | None:
 
 
 def read_baselines(run: RunFiles) -> dict[str, dict]:
-    """Return the results of each baseline, with its "folder" in the run, {model: results}.
+    """Return the results of each baseline, with its "folder" in the run, {name: results}.
 
-    The last two parts name a model in a folder. Where its context is another than the model's, the name says so.
+    Where its context is another than the model's, the name says so. Earlier evaluations gave no name.
     """
     paths = sorted((run.folder / "eval" / "baselines").glob("*/results.json"))
     folders = [path.parent.relative_to(run.folder).as_posix() for path in paths]
@@ -66,7 +67,9 @@ def read_baselines(run: RunFiles) -> dict[str, dict]:
     names = {}
     for results in found:
         own = results["settings"].get("context_length", context)
-        names["/".join(results["model"].split("/")[-2:]) + (f", {own:,} tokens" if own != context else "")] = results
+        name = results.get("name") or "/".join(results["model"].split("/")[-2:])
+        name += f", {own:,} tokens" if own != context else ""
+        names[f"{name} ({Path(results['folder']).name})" if name in names else name] = results
     return names
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -153,6 +154,14 @@ def refuse_missing_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             f"{key_and_value(settings)} has {rows} rows for the {len(tokenizer)} tokens of its tokenizer; choose "
             "another model"
         )
+
+
+def loaded_commit(settings: Model) -> str | None:
+    """Return the commit of a base that was loaded from the Hub: the name of its folder in the cache. Else None."""
+    if settings.from_pretrained is None or Path(settings.from_pretrained).exists():
+        return None
+    config = try_to_load_from_cache(settings.from_pretrained, "config.json", revision=settings.revision)
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def key_and_value(settings: Model) -> str:

@@ -77,33 +77,59 @@ def refuse_licence(recipe: Recipe, base: Base | None) -> None:
 
     Raises: RecipeError: it says what would be compatible, and how to say that it is all the same.
     """
-    if base is None or (base.licence is None and not base.is_on_hub):
-        return
-    stated, given = recipe.hub.base_license, recipe.hub.license
-    if stated is not None and stated == (base.licence or stated):
-        return
-    accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
-    problems = []
-    if stated is not None:
-        problems.append(f"hub.base_license={stated}: the card of {base.name} states {base.licence}; read that licence")
-    elif base.licence is None and given != "other":
-        problems.append(
-            f"hub.license={given}: the card of {base.name} states no licence, or could not be read; set hub.license: "
-            f"other {accept}"
+    stated, links = recipe.hub.base_license, base.licensors() if base else []
+    links = [link for link in links if link.licence or link.is_on_hub]
+    if stated is not None and all(link.licence not in (None, stated) for link in links) and links:
+        raise RecipeError(
+            *(
+                f"hub.base_license={stated}: the card of {link.name} states {link.licence}; read that licence"
+                for link in links
+            )
         )
-    elif base.licence is not None and not compatible(given, base.licence):
+    problems = [
+        problem
+        for link in links
+        if stated is None or link.licence not in (None, stated)
+        for problem in contradictions(recipe, link)
+    ]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def contradictions(recipe: Recipe, base: Base) -> list[str]:
+    """Return how the licence and the name of the release contradict the licence of one model."""
+    given, name = recipe.hub.license, (recipe.hub.repo_id or "").rpartition("/")[2]
+    accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
+    problems, terms = [], terms_of(base.licence)
+    if base.licence is None:
+        if given != "other":
+            problems.append(
+                f"hub.license={given}: the card of {base.name} states no licence, or could not be read; set "
+                f"hub.license: other {accept}"
+            )
+    elif licence_kind(base.licence) == "no derivatives":
+        problems.append(
+            f"hub.license={given}: the model was continued from {base.name}, whose licence {base.licence} forbids to "
+            "pass changed versions on; continue from another base or, with its owner's permission, set "
+            f"hub.base_license: {base.licence}"
+        )
+    elif not compatible(given, base.licence):
         problems.append(
             f"hub.license={given}: the model was continued from {base.name}, whose licence is {base.licence}; set "
             f"hub.license: {base.licence} {accept}"
         )
-    terms, name = terms_of(base.licence), (recipe.hub.repo_id or "").rpartition("/")[2]
-    if stated is None and terms and terms.name and name and not plain(name).startswith(plain(terms.name)):
+    if terms and terms.name and name and not plain(name).startswith(plain(terms.name)):
         problems.append(
             f"hub.repo_id={recipe.hub.repo_id}: the licence {base.licence} of {base.name} asks that the name begins "
             f'with "{terms.name}"; rename it {accept}'
         )
-    if problems:
-        raise RecipeError(*problems)
+    return problems
+
+
+def terms_along(base: Base | None) -> list[tuple[Base, Terms]]:
+    """Return the models in a base's chain whose licences have terms that are known here, and these terms."""
+    pairs = [(link, terms_of(link.licence)) for link in (base.licensors() if base else [])]
+    return [(link, terms) for link, terms in pairs if terms]
 
 
 def compatible(given: str, licence: str) -> bool:

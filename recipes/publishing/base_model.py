@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from atomic_files import read_json
 from recipe_config import Recipe
 
 
@@ -23,22 +24,60 @@ class Base:
         name: as `public_name` returns it.
         is_on_hub: whether the name is a Hub id.
         revision: commit on the Hub; None: its head.
-        licence: as its card states it; None: not stated, or the card could not be read.
+        licence: as its card states it, else that of `earlier`; None: not stated, or no card could be read.
+        earlier: what a local model was made from itself, where its folder or its run says so.
+        quantised: whether its card says that its weights were rounded to few bits.
     """
 
     name: str
     is_on_hub: bool
     revision: str | None
     licence: str | None
+    earlier: "Base | None" = None
+    quantised: bool = False
+
+    def chain(self) -> list["Base"]:
+        """Return this model, what it was made from, and so on."""
+        return [self, *(self.earlier.chain() if self.earlier else [])]
+
+    def lineage(self) -> str:
+        return ", which was made from ".join(link.name for link in self.chain())
+
+    def hub_id(self) -> str | None:
+        """Return the Hub id that is nearest in the chain."""
+        return next((link.name for link in self.chain() if link.is_on_hub), None)
+
+    def licensors(self) -> list["Base"]:
+        """Return the models of the chain whose own cards state a licence; where none does, the first of all."""
+        stating = [link for link in self.chain() if link.licence and link.licence != inherited(link)]
+        return stating or self.chain()[-1:]
+
+
+def inherited(base: Base) -> str | None:
+    return base.earlier.licence if base.earlier else None
 
 
 def find_base(recipe: Recipe) -> Base | None:
     """Return the model that training continued from; None where it started from scratch."""
-    base, revision = recipe.model.from_pretrained, recipe.model.revision
-    if base is None:
+    if recipe.model.from_pretrained is None:
         return None
-    name = public_name(base)
-    return Base(name, is_hub_id(base), revision, read_licence(base, revision) or inherited_licence(base))
+    training = read_json(Path(recipe.run.output_dir) / "training.json") or {}
+    return base_of(recipe.model.from_pretrained, training.get("base_commit") or recipe.model.revision)
+
+
+def base_of(place: str, revision: str | None = None, seen: tuple[str, ...] = ()) -> Base:
+    """Return a Hub id or folder as the base of another model.
+
+    Args: seen: the models that were made from this one.
+    """
+    card = read_front_matter(place, revision)
+    before = None if is_hub_id(place) else made_from(place, card)
+    seen = (*seen, place)
+    earlier = base_of(*before, seen) if before and before[0] not in seen else None
+    licence = card.get("license_name") or card.get("license")
+    licence = str(licence) if licence else earlier and earlier.licence
+    quantised = card.get("base_model_relation") == "quantized"
+    return Base(public_name(place), is_hub_id(place), revision, licence, earlier, quantised)
 
 
 def public_name(place: str) -> str:
@@ -50,24 +89,25 @@ def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not Path(place).exists()
 
 
-def inherited_licence(place: str, seen: tuple[str, ...] = ()) -> str | None:
-    """Return the licence of what another run of these recipes, whose model this is, was continued from.
+def made_from(folder: str, card: dict) -> tuple[str, str | None] | None:
+    """Return the model and revision that a local model was made from: by its card, or the recipe of its run."""
+    named = card.get("base_model")
+    named = named[0] if isinstance(named, list) and named else named
+    if isinstance(named, str) and is_hub_id(named):
+        return named, None
+    for path in (Path(folder).parent / "recipe.yaml", Path(folder) / "recipe.yaml"):  # of a run; of a release
+        try:
+            model = read_yaml(path.read_text(encoding="utf-8"))["model"] if path.is_file() else {}
+            base, revision = model.get("from_pretrained"), model.get("revision")
+        except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
+            continue
+        if isinstance(base, str):
+            return base, revision if isinstance(revision, str) else None
+    return None
 
-    Args: seen: the models that continue from this one.
-    """
-    path = Path(place).parent / "recipe.yaml"
-    try:
-        recipe = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        base, revision = recipe["model"]["from_pretrained"], recipe["model"].get("revision")
-    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
-        return None
-    if not isinstance(base, str) or base in seen:
-        return None
-    return read_licence(base, revision) or inherited_licence(base, (*seen, base))
 
-
-def read_licence(place: str, revision: str | None) -> str | None:
-    """Return the licence that a model's card states; None where it states none or cannot be read."""
+def read_front_matter(place: str, revision: str | None) -> dict:
+    """Return the front matter of a model's card; {} where it has none or cannot be read."""
     try:
         path = (
             hf_hub_download(place, "README.md", revision=revision) if is_hub_id(place) else Path(place) / "README.md"
@@ -75,9 +115,8 @@ def read_licence(place: str, revision: str | None) -> str | None:
         front_matter = re.match(r"---\n(.*?)\n---\n", Path(path).read_text(encoding="utf-8"), re.DOTALL)
         data = read_yaml(front_matter[1]) if front_matter else {}
     except (OSError, ValueError, TypeError, YAMLError):
-        return None
-    licence = data.get("license") if isinstance(data, dict) else None
-    return str(data.get("license_name") or licence) if licence else None
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def read_yaml(text: str) -> object:

@@ -18,7 +18,7 @@ from atomic_files import file_sha256, read_json_lines
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import searched_kinds
-from publishing.base_licence import terms_of
+from publishing.base_licence import terms_along
 from publishing.base_model import Base, public_name
 from publishing.notice import SHOWN_PACKAGES
 from publishing.release_checks import read_tensor_shapes
@@ -88,7 +88,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         public_name=public_name,
         checked=sum_checked(files["decontamination"], folded),
         base=base,
-        terms=terms_of(base.licence) if base else None,
+        terms=terms_along(base),
         shape=shape,
         tokenizer=tokenizer,
         num_parameters=sum(prod(shape) for path in weights for shape in read_tensor_shapes(path).values()),
@@ -230,8 +230,8 @@ def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Bas
         "pipeline_tag": "text-generation",
         "tags": ["pretraining", *dict.fromkeys(source.label for source in recipe.data.sources), kind],
     }
-    if base and base.is_on_hub:
-        data["base_model"] = base.name
+    if base and base.hub_id():
+        data["base_model"] = base.hub_id()
     if hub_datasets := [source.path for source in recipe.data.sources if is_hub_dataset(source)]:
         data["datasets"] = hub_datasets
     measured = []

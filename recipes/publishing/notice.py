@@ -6,7 +6,7 @@ from pathlib import Path
 
 from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, licence_kind
-from publishing.base_licence import terms_of
+from publishing.base_licence import terms_along
 from publishing.base_model import Base
 from recipe_config import Recipe
 
@@ -32,7 +32,7 @@ def write_notice(recipe: Recipe, folder: Path, base: Base | None) -> None:
         None,
         recipe=recipe,
         base=base,
-        terms=terms_of(base.licence) if base else None,
+        terms=terms_along(base),
         has_licence=(folder / "LICENSE").exists(),
         kinds={source.name: licence_kind(source.license) for source in recipe.data.sources},
         meanings={kind: meaning for kind, (meaning, _) in LICENCE_KINDS.items()},

@@ -235,7 +235,7 @@ def describe_models(records: Records) -> str:
 def describe_base(base: Base | None) -> str:
     if base is None:
         return "none: trained from scratch"
-    return f"{base.name}, revision {base.revision or 'not pinned'}, licence {base.licence or 'not stated'}"
+    return f"{base.lineage()}, revision {base.revision or 'not pinned'}, licence {base.licence or 'not stated'}"
 
 
 def describe_languages(recipe: Recipe) -> str:

@@ -909,6 +909,26 @@ def test_the_first_screen_and_the_summary_say_whether_a_model_that_exists_is_bet
         assert "It does not yet beat org/small (0.85), org/small, 8,192 tokens (0.80)" in text
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["now", "earlier_evaluation"])
+def test_two_revisions_of_one_baseline_are_both_shown(tmp_path, named):
+    write_run(tmp_path)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    for revision, bits in (("v1", 0.85), ("v2", 0.80)):
+        other = json.loads(json.dumps(results)) | {"model": "org/small"}
+        other |= {"name": f"org/small@{revision}"} if named else {}
+        for entry in other["bits_per_byte"]["sources"].values():
+            entry["bits_per_byte"] = bits
+        (tmp_path / "eval" / "baselines" / f"org--small@{revision}").mkdir(parents=True)
+        (tmp_path / "eval" / "baselines" / f"org--small@{revision}" / "results.json").write_text(json.dumps(other))
+    main([str(tmp_path)])
+    expected = ("org/small@v1", "org/small@v2") if named else ("org/small", "org/small (org--small@v2)")
+    page = (tmp_path / "report.html").read_text()
+    for section in ("overview", "held_out_text", "benchmarks"):
+        shown = page[page.index(f'<section id="{section}">') :].partition("</section>")[0]
+        assert all(name in shown for name in expected), section
+    assert f"{expected[0]} (0.85), {expected[1]} (0.80)" in " ".join((tmp_path / "summary.txt").read_text().split())
+
+
 def test_tables_keep_their_columns_under_one_another():
     lines = table(["source", "bytes"], [["a", "1,000"], ["longer name", "5"]])
     assert lines == ["source       bytes", "-----------  -----", "a            1,000", "longer name      5"]

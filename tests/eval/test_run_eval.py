@@ -569,6 +569,43 @@ def test_a_baseline_is_scored_with_both_contexts_and_once_for_its_weights(
     assert "other" in scored and third["baselines"]["other"] != first["baselines"]["other"]
 
 
+def test_a_baseline_whose_tokenizer_or_configuration_was_corrected_is_scored_again(
+    model_folder, documents, tmp_path, monkeypatch
+):
+    other, scored, original = shutil.copytree(model_folder, tmp_path / "other"), [], held_out_scores.score_documents
+
+    def spy(model, *rest, **options):
+        scored.append(Path(model.name_or_path).name)
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(held_out_scores, "score_documents", spy)
+    command = ["--model", str(model_folder), "--documents", str(documents), "--context_length", "32"]
+    command += ["--baseline_scores", str(tmp_path / "kept"), "--baselines", str(other), "--output"]
+    main([*command, str(tmp_path / "eval")])
+    for name, change in (("config.json", {"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}}),) + (
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}),
+    ):
+        scored.clear()
+        content = json.loads((other / name).read_text()) | change
+        (other / name).write_text(json.dumps(content))
+        main([*command, str(tmp_path / "eval")])
+        assert "other" in scored, name
+
+
+def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(model_folder, tmp_path, caplog):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    (other / "tokenizer.json").write_text("{}")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--own_contexts"]
+    main([*command, "--baselines", "nobody/absent", str(other), str(model_folder)])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["samples"] and list(results["baselines"]) == [model_folder.name]
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.partition(" was not scored: ")[0] for line in lines] == [
+        "evaluate: the baseline nobody/absent",
+        f"evaluate: the baseline {other}",
+    ]
+
+
 def test_a_baseline_of_the_hub_may_name_a_revision(tmp_path, monkeypatch):
     assert run_eval.named_revision("owner/model@v1.0") == ("owner/model", "v1.0")
     assert run_eval.named_revision("owner/model") == ("owner/model", None)
@@ -584,13 +621,15 @@ def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_
     other.save_pretrained(tmp_path / "b" / "model")
     command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--prompts", "The", "--baselines"]
     main([*command, str(tmp_path / "a" / "model"), str(tmp_path / "b" / "model")])
-    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("eval/baselines/*/results.json")}
+    paths = sorted(tmp_path.glob("eval/baselines/*/results.json"))
+    found = {path.parent.name: json.loads(path.read_text()) for path in paths}
     assert found.keys() == {"a--model", "b--model"}
     assert found["a--model"]["model_sha256"] != found["b--model"]["model_sha256"]
-    assert run_eval.baseline_folders([str(model_folder), "owner/model"]) == {
-        str(model_folder): "model",
-        "owner/model": "owner--model",
-    }
+    assert [each["name"] for each in found.values()] == [f"the local model {folder}/model" for folder in "ab"]
+    summaries = json.loads((tmp_path / "eval/results.json").read_text())["baselines"]
+    assert {key: each["name"] for key, each in summaries.items()} == {key: each["name"] for key, each in found.items()}
+    names = run_eval.baseline_names([str(model_folder), "owner/model@v1", "owner/model@v2"])
+    assert list(names.values()) == ["model", "owner/model@v1", "owner/model@v2"]
     with pytest.raises(SystemExit, match=r"is named twice\n.*there is no folder .*/absent"):
         main([*command, str(model_folder), f"{model_folder}/", str(tmp_path / "absent")])
 

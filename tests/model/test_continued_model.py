@@ -78,6 +78,22 @@ def test_training_begins_where_the_base_ended_and_with_its_tokenizer(base, tmp_p
     assert "hidden_size: 32" in shape and f"from_pretrained: {base.output_dir / 'model'}" in shape
 
 
+def test_training_records_the_commit_that_a_base_of_the_hub_was_loaded_at(base, tmp_path, monkeypatch):
+    """A recipe may pin none. The cache holds one commit of the model, as after a download."""
+    commit = "c" * 40
+    cached = tmp_path / "hub" / "models--org--base"
+    shutil.copytree(base.output_dir / "model", cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    run = TinyRun(base.texts, tmp_path / "run")
+    shutil.copytree(base.output_dir / "documents", run.output_dir / "documents")
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    arguments = run.argv("--model.from_pretrained=org/base", *SHORT)
+    for stage in (train_tokenizer, tokenize_corpus, pretrain):
+        subprocess.run([sys.executable, stage.__file__, *arguments], check=True, env=environment)
+    assert json.loads((run.output_dir / "training.json").read_text())["base_commit"] == commit
+
+
 def test_an_extended_tokenizer_shortens_the_text_and_leaves_other_encodings_and_rows_alone(base, extended):
     before, after = (AutoTokenizer.from_pretrained(run.output_dir / "tokenizer") for run in (base, extended))
     pieces = json.loads((extended.output_dir / "tokenizer" / "new_entries.json").read_text())

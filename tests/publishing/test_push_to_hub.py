@@ -1245,10 +1245,12 @@ def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, wo
     sources, task = list(results["bits_per_byte"]["sources"]), next(iter(results["tasks"]))
     other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
     other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
-    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines={"org--small": other}))
+    baselines = {"org--small": other, "org--small@v2": other | {"name": "org/small@v2"}}
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines=baselines))
     found = card_of(release, tmp_path / "release", load(workspace))
     table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
-    ours, theirs = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    ours, theirs, second = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert second[0] == "| org/small@v2" and second[1:] == theirs[1:]
     assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
     assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
 
@@ -1270,6 +1272,18 @@ def licensed(
         ("llama3.2", "apache-2.0", None, "whose licence is llama3.2; set hub.license: llama3.2 or, once"),
         ("gemma", "mit", None, "whose licence is gemma; set hub.license: gemma or, once you know"),
         ("cc-by-nc-4.0", "apache-2.0", None, "whose licence is cc-by-nc-4.0"),
+        (
+            "cc-by-nd-4.0",
+            "cc-by-nd-4.0",
+            None,
+            "licence cc-by-nd-4.0 forbids to pass changed versions on; continue from",
+        ),
+        (
+            "cc-by-nc-nd-4.0",
+            "other",
+            None,
+            "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; continue from",
+        ),
         ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
         ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
         ("llama3.1", "llama3.1", "me/Llama-legal", None),
@@ -1332,6 +1346,58 @@ def test_the_licence_of_a_base_is_that_of_the_base_of_its_own_run(workspace, tmp
     recipe = load(workspace)
     recipe.model.from_pretrained = str(run / "model")
     assert find_base(recipe).licence == "gemma"
+
+
+@pytest.mark.parametrize("place", ["run/model", "run/release"])
+def test_a_chain_of_local_models_is_followed_to_the_model_of_the_hub(place, release, workspace, tmp_path, monkeypatch):
+    """The run in the middle chose a licence of its own, which does not lift that of the first model."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: llama3.2\n---\n")
+    monkeypatch.setattr(base_model, "hf_hub_download", lambda *_, **__: str(tmp_path / "hub" / "README.md"))
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    model = {"from_pretrained": "meta-llama/Llama-3.2-1B", "revision": "1" * 40}
+    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps({"model": model}))
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.hub.license = str(tmp_path / place), "other"
+    base = find_base(recipe)
+    assert [link.licence for link in base.chain()] == ["cc-by-nc-4.0", "llama3.2"]
+    found = card_of(release, tmp_path / "release", recipe)
+    write_notice(recipe, tmp_path / "release", base)
+    notice = (tmp_path / "release" / "NOTICE.md").read_text()
+    assert metadata_load(tmp_path / "release" / "README.md")["base_model"] == "meta-llama/Llama-3.2-1B"
+    assert f"the local model {Path(place).name}, which was made from meta-llama/Llama-3.2-1B" in found
+    for text in (found, notice):
+        assert "of meta-llama/Llama-3.2-1B states the licence llama3.2" in text and "non-commercial" in text
+    assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
+    recipe.hub.license = "cc-by-nc-4.0"
+    with pytest.raises(RecipeError, match="continued from meta-llama/Llama-3.2-1B, whose licence is llama3.2"):
+        refuse_licence(recipe, base)
+    recipe.hub.license, recipe.hub.repo_id = "other", "me/tiny-legal"
+    with pytest.raises(RecipeError, match='of meta-llama/Llama-3.2-1B asks that the name begins with "Llama"'):
+        refuse_licence(recipe, base)
+
+
+def test_the_card_names_the_commit_that_a_base_without_a_revision_was_loaded_at(
+    release, workspace, tmp_path, monkeypatch
+):
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.run.output_dir = "org/base", str(tmp_path)
+    assert "org/base, at a commit that was not recorded" in card_of(release, tmp_path / "release", recipe)
+    (tmp_path / "training.json").write_text(json.dumps({"base_commit": "c" * 40}))
+    found = card_of(release, tmp_path / "release", recipe)
+    assert f"org/base at commit {'c' * 40}, for which `--model.revision={'c' * 40}` is added to the commands" in found
+
+
+def test_the_card_says_that_a_base_has_a_chat_template_and_was_quantised(release, continued, tmp_path):
+    place = Path(continued.model.from_pretrained)
+    assert "The base model's own card" in card_of(release, tmp_path / "release", continued)
+    front = "---\nlicense: mit\nbase_model: org/first\nbase_model_relation: quantized\n---\n"
+    (place / "README.md").write_text(front)
+    found = card_of(release, tmp_path / "release", continued, chat_template="{{ messages }}")
+    assert "The base has a chat\ntemplate, so it was probably tuned to follow instructions" in found
+    assert "Its weights were quantised before, and keep that rounding." in found
+    assert metadata_load(tmp_path / "release" / "README.md")["base_model"] == "org/first"
 
 
 @pytest.mark.parametrize(
