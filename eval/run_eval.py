@@ -504,7 +504,7 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
     except NotLoaded as error:
         raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
-    not_scored = []
+    not_scored = {}
     for name, unique in baseline_names(arguments.baselines).items():
         folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
         try:
@@ -515,15 +515,16 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
                 files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
                 baselines[f"{folder}{label}"] = summarise_baseline(scores)
         except NotLoaded as error:
-            not_scored.append(f"evaluate: the baseline {name} was not scored: {error}")
-    if baselines:
-        files["results.json"] = json.dumps(results | {"baselines": baselines}, indent=2, ensure_ascii=False) + "\n"
+            not_scored[shown] = f"the baseline {name} was not scored: {error}; evaluate again once it can be loaded"
+    if baselines or not_scored:
+        results |= {"baselines": baselines, "baselines_not_scored": not_scored}
+        files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
         shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
-        for line in not_scored:
-            logger.error("%s", line)
+        for text in not_scored.values():
+            logger.error("evaluate: %s", text)
 
 
 if __name__ == "__main__":

@@ -341,6 +341,8 @@ def evaluation_problems(run: RunFiles):
     left_out = [name for name in wanted if name not in known | suites]
     if left_out:
         yield "bad", f"The recipe lists benchmark tasks that were not run: {', '.join(left_out)}."
+    for text in results.get("baselines_not_scored", {}).values():
+        yield "bad", f"{text[0].upper()}{text[1:]}."
     unchecked = [name for name, task in results["tasks"].items() if "unchecked" in (task.get("by_overlap") or {})]
     if unchecked:
         yield "note", f"The training text was not checked against all items of {', '.join(unchecked)}."

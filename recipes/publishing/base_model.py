@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from atomic_files import read_json
-from recipe_config import Recipe
+from recipe_config import Recipe, RecipeError
+from recipe_loading import read_yaml as read_recipe
 
 
 MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 200_000, 32  # thousands of brackets would be read for minutes
@@ -97,9 +98,9 @@ def made_from(folder: str, card: dict) -> tuple[str, str | None] | None:
         return named, None
     for path in (Path(folder).parent / "recipe.yaml", Path(folder) / "recipe.yaml"):  # of a run; of a release
         try:
-            model = read_yaml(path.read_text(encoding="utf-8"))["model"] if path.is_file() else {}
+            model = read_recipe(path.read_text(encoding="utf-8"), str(path))[0]["model"] if path.is_file() else {}
             base, revision = model.get("from_pretrained"), model.get("revision")
-        except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, RecipeError, KeyError, TypeError, AttributeError):
             continue
         if isinstance(base, str):
             return base, revision if isinstance(revision, str) else None

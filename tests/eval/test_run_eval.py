@@ -40,6 +40,7 @@ from request_scoring import RequestScorer
 from results_folder import locked_output
 from run_eval import load_tasks, main, parse_arguments, run_task
 from run_files import RunFiles
+from sections import overview
 from shared_work import SharedWork
 from training_overlap import overlap_groups
 
@@ -600,10 +601,11 @@ def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(mo
     results = json.loads((tmp_path / "eval/results.json").read_text())
     assert results["samples"] and list(results["baselines"]) == [model_folder.name]
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [line.partition(" was not scored: ")[0] for line in lines] == [
-        "evaluate: the baseline nobody/absent",
-        f"evaluate: the baseline {other}",
-    ]
+    said = [text.partition(" was not scored: ")[0] for text in results["baselines_not_scored"].values()]
+    assert said == ["the baseline nobody/absent", f"the baseline {other}"]
+    assert lines == [f"evaluate: {text}" for text in results["baselines_not_scored"].values()]
+    problems = [one["text"] for one in overview.find_problems(RunFiles(tmp_path)) if one["level"] == "bad"]
+    assert any(text.startswith("The baseline nobody/absent was not scored: ") for text in problems)
 
 
 def test_a_baseline_of_the_hub_may_name_a_revision(tmp_path, monkeypatch):
