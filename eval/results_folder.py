@@ -28,7 +28,7 @@ def locked_output(output: Path) -> Iterator[None]:
     """
     parts = parts_folder(output)
     parts.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(parts.with_suffix(".lock"), timeout=0, fallback_to_soft=False)  # stays: another may wait for it
+    lock = FileLock(parts / "lock", timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -40,6 +40,7 @@ def locked_output(output: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
+            (parts / "lock").unlink(missing_ok=True)
             parts.rmdir()  # unless it has pieces to resume from
         lock.release()
 

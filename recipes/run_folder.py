@@ -99,9 +99,9 @@ def is_finished(recipe: Recipe, name: str, overwrite: bool = False) -> bool:
 
 
 def starts_again(run: Path) -> bool:
-    """Return whether training with --overwrite starts at step 0: it has not begun to replace the model that is there.
+    """Return whether training with --overwrite starts at step 0: it was not stopped while it replaced this model.
 
-    Where it has and was stopped, it goes on. See resuming.start_again.
+    If it was, it goes on. See resuming.start_again.
     """
     record = read_record(run / "model")
     return record is not None and (read_json(run / REPLACED) or {}).get("sha256") != record["sha256"]

@@ -23,7 +23,7 @@ from recorded_files import OF_REPORT, OF_TRAINING, record_run_files
 from run_folder import record_stage
 
 
-BUDGET = ["--plan.device=cpu", "--plan.hours=0.01"]
+BUDGET = ["--plan.device=cpu", "--plan.hours=0.1"]
 # Nothing is made from these but pages that stay here; a damaged memory of hashes is thrown away.
 HARMLESS = {".hashes", ".hashes.lock", "trace"}
 
