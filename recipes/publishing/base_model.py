@@ -10,11 +10,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from atomic_files import read_json
-from recipe_config import Recipe, RecipeError
-from recipe_loading import read_yaml as read_recipe
+from recipe_config import Recipe
 
 
-MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 200_000, 32  # thousands of brackets would be read for minutes
+OTHERS, OWN = 200_000, 1_000_000  # characters of a card and of a recipe, which may skip thousands of documents
+MAX_YAML_DEPTH = 32  # thousands of brackets would be read for minutes
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def made_from(folder: str, card: dict) -> tuple[str, str | None] | None:
         return named, None
     for path in (Path(folder).parent / "recipe.yaml", Path(folder) / "recipe.yaml"):  # of a run; of a release
         try:
-            model = read_recipe(path.read_text(encoding="utf-8"), str(path))[0]["model"] if path.is_file() else {}
+            model = read_yaml(path.read_text(encoding="utf-8"), OWN)["model"] if path.is_file() else {}
             base, revision = model.get("from_pretrained"), model.get("revision")
-        except (OSError, ValueError, RecipeError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
             continue
         if isinstance(base, str):
             return base, revision if isinstance(revision, str) else None
@@ -114,15 +114,15 @@ def read_front_matter(place: str, revision: str | None) -> dict:
             hf_hub_download(place, "README.md", revision=revision) if is_hub_id(place) else Path(place) / "README.md"
         )
         front_matter = re.match(r"---\n(.*?)\n---\n", Path(path).read_text(encoding="utf-8"), re.DOTALL)
-        data = read_yaml(front_matter[1]) if front_matter else {}
+        data = read_yaml(front_matter[1], OTHERS) if front_matter else {}
     except (OSError, ValueError, TypeError, YAMLError):
         return {}
     return data if isinstance(data, dict) else {}
 
 
-def read_yaml(text: str) -> object:
+def read_yaml(text: str, longest: int) -> object:
     """Parse YAML of others. Raises: YAMLError, ValueError, TypeError: it is none, or too large or deep."""
-    if len(text) > MAX_YAML_CHARACTERS:
+    if len(text) > longest:
         raise ValueError(f"{len(text):,} characters")
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_YAML_DEPTH
