@@ -155,8 +155,27 @@ def make_eager(options) -> Callable[[], None]:
     return train_step
 
 
-def make_litgpt(options) -> Callable[[], None]:
+def peer_step(options, model, loss_of: Callable) -> Callable[[], None]:
+    """Return a step of another project's model, compiled, with clipping and AdamW."""
     import torch
+
+    model = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    data = batches(options)
+
+    def train_step() -> None:
+        tokens = next(data)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = loss_of(model, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train_step
+
+
+def make_litgpt(options) -> Callable[[], None]:
     from litgpt.model import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
@@ -176,26 +195,11 @@ def make_litgpt(options) -> Callable[[], None]:
         norm_class_name="RMSNorm",
         mlp_class_name="LLaMAMLP",
     )
-    model = torch.compile(GPT(config))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    data = batches(options)
-
-    def train_step() -> None:
-        tokens = next(data)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = chunked_cross_entropy(model(tokens[:, :-1].contiguous()), tokens[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return train_step
+    return peer_step(options, GPT(config), lambda model, inputs, labels: chunked_cross_entropy(model(inputs), labels))
 
 
 def make_nanogpt(options) -> Callable[[], None]:
     sys.path.insert(0, options.nanogpt_folder)
-    import torch
-
     from model import GPT, GPTConfig
 
     hidden, _, layers, heads = SHAPES[options.model]
@@ -208,20 +212,7 @@ def make_nanogpt(options) -> Callable[[], None]:
         dropout=0.0,
         bias=False,
     )
-    model = torch.compile(GPT(config))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    data = batches(options)
-
-    def train_step() -> None:
-        tokens = next(data)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return train_step
+    return peer_step(options, GPT(config), lambda model, inputs, labels: model(inputs, labels)[1])
 
 
 def time_steps(train_step: Callable[[], None], steps: int) -> list[float]:
