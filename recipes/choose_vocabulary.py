@@ -53,7 +53,6 @@ from sweeps.runs import (
     locked,
     read_rows,
     run_stage,
-    scored_as,
     state_pretokenization,
     train_missing,
     train_model,
@@ -154,7 +153,7 @@ def train(run: Run, folder: Path, shares: dict[str, float], sample: TrainingSamp
         tokenizer_of(recipe, shares, sample)
         run_stage("tokenize", [sys.executable], write_config(recipe, inputs), inputs, run.name)
     training, scores = train_model(recipe, folder, inputs, launcher, run.name)
-    of_model = scored_as(recipe)
+    of_model = recipe.scored_as()
     by_source = {
         name.removeprefix(f"{of_model}/").replace("/", "_"): f"{value:.6f}"
         for name, value in scores.items()

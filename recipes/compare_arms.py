@@ -42,7 +42,6 @@ from sweeps.runs import (
     recipe_in,
     run_logged,
     run_stage,
-    scored_as,
     train_missing,
     train_model,
     write_config,
@@ -98,7 +97,7 @@ def train(run: ArmRun, folder: Path, bases: dict[str, ArmRun], launcher: list[st
         "flops": f"{training['flops']:.4g}",
         "tokens": training["tokens_seen"],
     }
-    of_model = scored_as(run.recipe)
+    of_model = run.recipe.scored_as()
     for source in run.recipe.data.sources:
         part = training["mixture"][source.name]
         row |= {

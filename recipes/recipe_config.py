@@ -1081,6 +1081,10 @@ class Recipe(Section):
             steps = f"max_tokens / tokens_per_step = {training.max_steps} steps"
             yield "training.warmup_steps", f"{training.warmup_steps} is not less than {steps}"
 
+    def scored_as(self) -> str:
+        """Return how metrics.jsonl begins the scores of what model/ holds: the last weights, or their average."""
+        return "eval" if self.training.average is None else "average"
+
     def member_folder(self, number: int) -> Path:
         """Return the run folder of a model of training.distillation.members."""
         return Path(self.run.output_dir) / "members" / str(number)

@@ -62,8 +62,8 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
     for source in recipe.data.sources:  # from the recipe, since a licence may be corrected after training
         files["data_stats"]["sources"][source.name] |= {"license": source.license, "url": source.url}
-    scored = "average/bits_per_byte" if recipe.training.average else "eval/bits_per_byte"
-    validation = [line for line in read_json_lines(folder / "metrics.jsonl") if scored in line]
+    validation_score = f"{recipe.scored_as()}/bits_per_byte"
+    validation = [line for line in read_json_lines(folder / "metrics.jsonl") if validation_score in line]
     events = read_json_lines(folder / "chronicle.jsonl")
     title = Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     weights = sorted(folder.glob("*.safetensors"))
@@ -78,6 +78,7 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         figures=sorted(path.stem for path in folder.glob("figures/*.png")),
         has_report=(folder / "report.html").exists(),
         validation=validation[-1] if validation else None,
+        validation_score=validation_score,
         strictest=strictest,
         meaning=LICENCE_KINDS[strictest][0],
         actions=searched_kinds(recipe.data.personal_data, files["data_stats"]),

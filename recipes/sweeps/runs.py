@@ -188,11 +188,6 @@ def train_model(recipe: Recipe, folder: Path, inputs: Path, launcher: list[str],
     return json.loads((folder / "training.json").read_text(encoding="utf-8")), scored[-1]
 
 
-def scored_as(recipe: Recipe) -> str:
-    """Return how metrics.jsonl begins the scores of what model/ holds: the last weights, or their average."""
-    return "eval" if recipe.training.average is None else "average"
-
-
 def write_config(recipe: Recipe, folder: Path) -> Path:
     """Write folder/config.yaml, the recipe with this folder as run.output_dir, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
