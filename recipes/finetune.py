@@ -36,7 +36,6 @@ from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -123,11 +122,10 @@ def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTra
     refuse_missing_folder("finetune.model", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **place)
-        config = AutoConfig.from_pretrained(folder, **place)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
     except (OSError, ValueError) as error:
         raise RecipeError(f"finetune.model={folder!r}: cannot be loaded: {error}") from error
-    refuse_own_code(config, f"finetune.model={folder!r}")
+    refuse_own_code(model.config, f"finetune.model={folder!r}")
     longest = model.config.max_position_embeddings
     if longest < settings.sequence_length:
         raise RecipeError(

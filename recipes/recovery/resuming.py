@@ -206,5 +206,5 @@ def start_again(recipe: Recipe) -> None:
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     for name in ("metrics.jsonl", "samples.jsonl"):
         (run / name).unlink(missing_ok=True)
-    (run / REPLACED).parent.mkdir()
+    (run / REPLACED).parent.mkdir(exist_ok=True)  # where it could not be deleted
     write_json(run / REPLACED, {"sha256": read_record(run / "model")["sha256"]})
