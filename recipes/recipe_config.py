@@ -562,7 +562,7 @@ class Model(Section):
     head_dim: Positive | None = None
     """Width of a head. None: hidden_size / num_attention_heads."""
     qk_norm: bool = False
-    """Normalise each query and key, as in Qwen 3: the model is exported as Qwen3ForCausalLM. GGUF is not written."""
+    """Normalise each query and key, as in Qwen 3: the model is exported as Qwen3ForCausalLM."""
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary position frequencies."""
     rms_norm_eps: PositiveFloat = 1e-5
@@ -1046,8 +1046,6 @@ class Recipe(Section):
             yield "tokenizer.from_pretrained", "a continued model keeps its own tokenizer; leave this out"
         if self.tokenizer.revision and not self.tokenizer.from_pretrained:
             yield "tokenizer.revision", "needs a tokenizer to apply to; set tokenizer.from_pretrained"
-        if self.model.qk_norm and self.model.from_pretrained is None and self.hub.gguf is not None:
-            yield "hub.gguf", "is written for Llama's shape only, not Qwen 3's; leave it or model.qk_norm out"
         if self.model.lora is not None and training.average is not None:
             yield "training.average", "averages whole weights, not adapters; leave it or model.lora out"
         if self.model.lora is not None and training.optimizer == "muon":

@@ -18,7 +18,7 @@ from statistics import mean
 import httpx2
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from recipe_config import RecipeError
@@ -104,10 +104,14 @@ def refuse_other_tokens(path: Path, program: str, texts: Sequence[str], expected
 @torch.no_grad()
 def check_tensors(folder: Path, path: Path, kind: str) -> None:
     """Compare every tensor with the safetensors'. Raises: RecipeError: one differs by more than its rounding."""
-    original = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).state_dict()
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     with alone(path) as file:
-        written = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    written = written.state_dict()
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        config.head_dim = model.config.head_dim  # which transformers reads of a Llama only
+        written = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        )
+    original, written = model.state_dict(), written.state_dict()
     if original.keys() != written.keys():
         raise RecipeError(f"{path}: other tensors than in {folder}: {sorted(original.keys() ^ written.keys())}")
     for name, tensor in original.items():

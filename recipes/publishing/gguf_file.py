@@ -39,6 +39,7 @@ NAMES = {
     "gpt-2": [GPT_2],
     "smollm": [{"type": "Digits", "individual_digits": True}, GPT_2],
 }
+MODEL_TYPES = ("llama", "qwen3")  # of transformers, and llama.cpp's names of the same
 BLOCK = 32  # weights of a row that share a scale in q8_0
 
 
@@ -50,8 +51,19 @@ def refuse_unwritable(folder: Path) -> str:
     if importlib.util.find_spec("gguf") is None:
         raise RecipeError(f"hub.gguf: the package gguf is not installed; {INSTALL}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] != "llama":
-        raise RecipeError(f"hub.gguf: {folder} is a model of type {config['model_type']!r}; only llama is written")
+    if config["model_type"] not in MODEL_TYPES:
+        raise RecipeError(
+            f"hub.gguf: {folder} is a model of type {config['model_type']!r}; only {' and '.join(MODEL_TYPES)} are "
+            "written; leave hub.gguf out"
+        )
+    stretched = config["rope_parameters"]["rope_type"] == "llama3"
+    if config["model_type"] == "qwen3" and (
+        config.get("attention_bias") or config.get("use_sliding_window") or stretched
+    ):
+        raise RecipeError(
+            f"hub.gguf: {folder / 'config.json'}: llama.cpp has no qwen3 with attention_bias, use_sliding_window or "
+            "rope_type llama3; leave hub.gguf out"
+        )
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     kind = content["model"].get("type")
     if kind != "BPE":
@@ -96,8 +108,9 @@ def write_gguf(folder: Path, path: Path, kind: str, recipe: Recipe) -> None:
 
     types = gguf.GGMLQuantizationType
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, "llama")
+    kind_of_model = config["model_type"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind_of_model.upper()], config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, kind_of_model)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_description(writer, recipe)
@@ -143,8 +156,11 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, list[int]]]]
 
 
 def order_for_rope(name: str, tensor: torch.Tensor, config: dict) -> torch.Tensor:
-    """Reorder the rows of a query or key matrix: llama.cpp turns neighbours, transformers the halves of a head."""
-    if ".q_proj." not in name and ".k_proj." not in name:
+    """Reorder the rows of Llama's query or key matrix: llama.cpp turns neighbours, transformers the halves of a head.
+
+    Of Qwen 3 both turn the halves.
+    """
+    if config["model_type"] != "llama" or (".q_proj." not in name and ".k_proj." not in name):
         return tensor
     heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous()
@@ -182,7 +198,7 @@ def add_description(writer, recipe: Recipe) -> None:
 
 
 def add_shape(writer, config: dict) -> None:
-    """Write the shape of a Llama model and the rotation of its positions."""
+    """Write the shape of a model and the rotation of its positions."""
     import gguf
 
     rope = config["rope_parameters"]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import make_text
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from publishing import gguf_file
 from publishing.gguf_checks import check_gguf, hostile_texts
@@ -32,16 +32,19 @@ RECIPE = SimpleNamespace(  # what is read of a recipe
 )
 
 
-def write_model(folder: Path, style: str = "qwen2", **settings) -> Path:
+def write_model(folder: Path, style: str = "qwen2", qk_norm: bool = False, **settings) -> Path:
     tokenizer = as_transformers(train_bpe(TEXTS, style, 400, num_reserved=2), "<|endoftext|>", 128)
     tokenizer.save_pretrained(folder)
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "vocab_size": 402, "max_position_embeddings": 128, "head_dim": 16}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, **settings))
+    config, model_class = (Qwen3Config, Qwen3ForCausalLM) if qk_norm else (LlamaConfig, LlamaForCausalLM)
+    model = model_class(config(**shape, bos_token_id=0, eos_token_id=0, **settings))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
+        else:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(folder)
     return folder
 
@@ -92,7 +95,7 @@ def test_a_tokenizer_that_llama_cpp_would_run_otherwise_is_refused(copy):
 def test_another_model_and_a_missing_package_are_refused(copy, monkeypatch):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
-    with pytest.raises(RecipeError, match="type 'gpt_neox'; only llama is written"):
+    with pytest.raises(RecipeError, match="type 'gpt_neox'; only llama and qwen3 are written"):
         refuse_unwritable(copy)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="gguf is not installed; pip install gguf"):
@@ -180,10 +183,30 @@ def test_stretched_positions_and_untied_embeddings_are_written(rope, tmp_path):
         assert fields["llama.rope.scaling.type"] == rope["rope_type"] and fields["llama.rope.scaling.factor"] == 4
 
 
+def test_a_model_with_a_norm_of_queries_and_keys_is_written_as_qwen3(tmp_path):
+    folder = write_model(tmp_path, qk_norm=True, tie_word_embeddings=True)
+    for kind in ("f16", "q8_0"):
+        write_gguf(folder, folder / "a.gguf", kind, RECIPE)
+        check_gguf(folder, folder / "a.gguf", kind, TEXTS[:2])
+    reader = gguf.GGUFReader(folder / "a.gguf")
+    assert reader.fields["general.architecture"].contents() == "qwen3"
+    assert {"blk.0.attn_q_norm.weight", "blk.1.attn_k_norm.weight"} <= {tensor.name for tensor in reader.tensors}
+
+
+@pytest.mark.parametrize("changed", [{"attention_bias": True}, {"use_sliding_window": True}], ids=str)
+def test_a_qwen3_that_llama_cpp_cannot_run_is_refused(changed, tmp_path):
+    folder = write_model(tmp_path, qk_norm=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(RecipeError, match=f"llama.cpp has no qwen3 with .*{next(iter(changed))}"):
+        refuse_unwritable(folder)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
 @pytest.mark.parametrize("style", ["qwen2", "qwen35", "llama-bpe"])
-def test_llama_cpp_gives_the_same_tokens_scores_and_text(style, tmp_path):
+def test_llama_cpp_gives_the_same_tokens_scores_and_text(style, qk_norm, tmp_path):
     pytest.importorskip("xllamacpp", reason="needs pip install xllamacpp")
-    folder = write_model(tmp_path, style=style, tie_word_embeddings=style == "qwen2")
+    folder = write_model(tmp_path, style=style, qk_norm=qk_norm, tie_word_embeddings=style == "qwen2")
     build_gguf(RECIPE, folder, TEXTS)
     for entry in json.loads((folder / "gguf.json").read_text())["files"].values():
         assert "bits per byte" in entry["checked"]["llama.cpp"] and "generated" in entry["checked"]["llama.cpp"]
