@@ -4,7 +4,8 @@
 In:   a file such as experiments/scratch_or_adapt.yaml: a recipe, what each arm lays over it, sizes or budgets, domain
       bytes, seeds, and the base models that arms continue, which are trained first.
 Out:  beside it, in <results>: runs.csv, one row a finished run, which is what to keep; curve.png; means.csv, the
-      mean of each arm over its seeds and their range. The runs are in <recipe.run.output_dir>.
+      mean of each arm over its seeds and their range; with usual_arm factors.csv, how much text each arm is worth.
+      The runs are in <recipe.run.output_dir>.
 
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml --dry_run     # what it costs
     python recipes/compare_arms.py --config recipes/experiments/mixture_share.yaml
@@ -29,7 +30,7 @@ from child_processes import leave_on_signals
 from planning.devices import UTILISATION_FRACTION, measure_products
 from recipe_loading import run_command
 from stages import ROOT, STAGES, exported_tasks
-from sweeps.arm_results import draw, write_means
+from sweeps.arm_results import draw, write_factors, write_means
 from sweeps.arms import ArmRun, load_experiment
 from sweeps.runs import (
     KEPT,
@@ -181,6 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     if rows:
         draw(rows, experiment.x, csv_file.parent / "curve.png")
         write_means(rows, csv_file.parent / "means.csv")
+        if experiment.usual_arm is not None:
+            write_factors(rows, experiment.usual_arm, csv_file.parent / "factors.csv")
         print(f"compare_arms: {len(rows)} rows in {csv_file}, drawn in {csv_file.parent / 'curve.png'}")
 
 

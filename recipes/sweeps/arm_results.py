@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of compare_arms.py: a figure of its rows, and a table of their means over the seeds."""
+"""The results of compare_arms.py: a figure of its rows, their means over the seeds, and what text an arm is worth."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure  # by itself it draws with Agg, which needs
 
 
 BITS, ACCURACY = "_bits_per_byte", "_accuracy"  # columns: <label>_bits_per_byte, <task>_gold_bits_per_byte, ...
+TEACHERS = "_of_teachers"  # column: <label>_of_teachers, the bits per byte of an ensemble
 
 
 def labels_of(rows: list[dict]) -> list[str]:
@@ -95,3 +97,41 @@ def write_means(rows: list[dict], path: Path) -> None:
                 spread = f"{max(of_seeds) - min(of_seeds):.3f}" if len(group) > 1 else ""
                 cells += [f"{mean(of_seeds):.3f}", spread]
             writer.writerow(cells)
+
+
+def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
+    """Write factors.csv: how many times the text the usual arm would need for the bits per byte of each other arm.
+
+    The usual arm counts at its best of all budgets for each amount of text, the others at each budget by their mean
+    over the seeds. An ensemble is the teachers of a student.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "arm", "budget_flops", "domain_bytes", "bits_per_byte", "factor"])
+        for label in labels_of(rows):
+            found: dict[tuple, list[float]] = {}
+            for row in rows:
+                place = row["budget_flops"], row["domain_bytes"]
+                found.setdefault((row["arm"], *place), []).append(float(row[label + BITS]))
+                if ensemble := row.get(label + TEACHERS):
+                    found.setdefault((f"teachers of {row['arm']}", *place), []).append(float(ensemble))
+            usual: dict[float, float] = {}
+            for (arm, _, text), seeds in found.items():
+                if arm == usual_arm:
+                    usual[float(text)] = min(mean(seeds), usual.get(float(text), mean(seeds)))
+            for (arm, budget, text), seeds in found.items():
+                factor = text_factor(usual, float(text), mean(seeds))
+                writer.writerow([label, arm, budget, text, f"{mean(seeds):.3f}", factor])
+
+
+def text_factor(usual: dict[float, float], text: float, bits: float) -> str:
+    """Return how many times `text` the usual arm needs for so many bits per byte, with a < or > beyond its curve.
+
+    Args: usual: bytes of text -> its bits per byte; between two amounts they fall evenly with the logarithm of the text.
+    """
+    curve = sorted((size, min(b for other, b in usual.items() if other <= size)) for size in usual)
+    for (less, more_bits), (more, less_bits) in pairwise(curve):
+        if less_bits <= bits <= more_bits:
+            part = (more_bits - bits) / (more_bits - less_bits) if more_bits > less_bits else 0
+            return f"{less / text * (more / less) ** part:.2f}"
+    return f"<{curve[0][0] / text:g}" if bits > curve[0][1] else f">{curve[-1][0] / text:g}"

@@ -34,6 +34,8 @@ class Experiment(Section):
     """Seeds of the weights and the order. An arm may have `seeds` of its own."""
     x: str
     """Column on the figure's horizontal axis, or `arm` for a row of points an arm."""
+    usual_arm: Name | None = None
+    """The arm whose curve over domain_bytes tells what text the others are worth: factors.csv. None: no such file."""
     bases: dict[Name, dict] = {}
     """Models that arms continue: name -> {flops, and what is laid over the recipe}."""
     arms: Annotated[dict[Name, dict], Field(min_length=2)]
@@ -50,6 +52,10 @@ class Experiment(Section):
                 yield f"sizes.{name}.flops", "missing; the compute of each run of this size"
         if self.x == "domain_bytes" and not self.domain_bytes:
             yield "x", "domain_bytes is the axis, but there are none; list some, or choose another column"
+        if self.usual_arm is not None and self.usual_arm not in self.arms:
+            yield "usual_arm", f"no arm {self.usual_arm!r}; there are {', '.join(self.arms)}"
+        if self.usual_arm is not None and len(self.domain_bytes) < 2:
+            yield "usual_arm", "a curve needs two or more domain_bytes; list some, or leave this out"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tiny_run import RECIPES, write_tiny_texts
 import compare_arms
 from child_processes import EXIT_STOPPED
 from recipe_config import RecipeError
-from sweeps.arm_results import draw, write_means
+from sweeps.arm_results import draw, text_factor, write_factors, write_means
 from sweeps.arms import flops_per_token, load_experiment
 from sweeps.runs import read_rows
 
@@ -166,6 +166,33 @@ def test_the_means_of_an_experiment_state_how_far_the_seeds_are_apart(tmp_path):
     rows = [row | {"domain_bytes": str(number * 1000)} for number, row in enumerate(rows, 1)]
     draw(rows + [row | {"budget_flops": "4e9"} for row in rows], "domain_bytes", tmp_path / "budgets.png")
     assert (tmp_path / "budgets.png").stat().st_size > (tmp_path / "curve.png").stat().st_size, "a row a budget"
+
+
+def test_what_text_an_arm_is_worth_is_read_off_the_usual_arms_best_runs(tmp_path):
+    measured = [("usual", 1, 1, 2.0), ("usual", 2, 1, 2.3), ("usual", 2, 2, 1.8), ("usual", 4, 4, 1.6)]
+    measured += [("decay", 2, 1, 1.8), ("decay", 4, 1, 1.9), ("decay", 4, 1, 1.5), ("student", 4, 1, 1.9)]
+    rows = [
+        {"arm": arm, "budget_flops": str(budget), "domain_bytes": str(text), "law_bits_per_byte": str(bits)}
+        for arm, budget, text, bits in measured
+    ]
+    for row in rows:
+        row["law_of_teachers"] = "1.59" if row["arm"] == "student" else ""
+    write_factors(rows, "usual", tmp_path / "factors.csv")
+    table = list(csv.DictReader((tmp_path / "factors.csv").open()))
+    factors = {(row["arm"], row["budget_flops"], row["domain_bytes"]): row["factor"] for row in table}
+    assert factors["usual", "1", "1"] == "1.00" and factors["usual", "2", "1"] == "<1"
+    assert factors["decay", "2", "1"] == "2.00"
+    assert factors["decay", "4", "1"] == f"{2**1.5:.2f}", "of the mean of its seeds, 1.7"
+    assert factors["student", "4", "1"] == f"{2**0.5:.2f}" and factors["teachers of student", "4", "1"] == ">4"
+    assert text_factor({1: 2.0, 2: 2.1, 4: 1.8}, 1, 1.9) == f"{2**1.5:.2f}", "more text never counts as worse"
+
+
+def test_a_usual_arm_that_is_none_is_refused(tiny):
+    tiny.write_text("usual_arm: nobody\n" + tiny.read_text())
+    with pytest.raises(RecipeError) as refused:
+        load_experiment(tiny)
+    assert "usual_arm: no arm 'nobody'; there are scratch, continued-extended" in str(refused.value)
+    assert "usual_arm: a curve needs two or more domain_bytes" in str(refused.value)
 
 
 def test_adapters_buy_more_tokens_and_new_tokens_cost_some():
