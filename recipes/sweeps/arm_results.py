@@ -127,7 +127,7 @@ def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
 def text_factor(usual: dict[float, float], text: float, bits: float) -> str:
     """Return how many times `text` the usual arm needs for so many bits per byte, with a < or > beyond its curve.
 
-    Args: usual: bytes of text -> its bits per byte; between two amounts they fall evenly with the logarithm of the text.
+    Args: usual: bytes of text -> its bits per byte; between two amounts they fall evenly with the log of the text.
     """
     curve = sorted((size, min(b for other, b in usual.items() if other <= size)) for size in usual)
     for (less, more_bits), (more, less_bits) in pairwise(curve):
