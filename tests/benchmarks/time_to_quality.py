@@ -3,9 +3,9 @@
 
     python tests/benchmarks/time_to_quality.py runs/legal-quickstart --max_tokens 2e6 --fractions 0.3 0.4 0.5
 
-The run folder lends its tokens and its recipe. The baseline trains for --max_tokens; the recipe as it stands trains
-for each of --fractions of them in turn, with its schedule planned for that length, until one ends at least as low. The
-ratio is of the seconds of these two runs, compiling and the last validation included.
+The run folder lends its tokens and its recipe. The baseline trains for --max_tokens; the recipe, with keys given here
+laid over it, trains for each of --fractions of them in turn, with its schedule planned for that length, until one ends
+at least as low. The ratio is of the seconds of these two runs, compiling and the last validation included.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     print("| run | tokens | seconds | bits per byte |\n|---|--:|--:|--:|")
     best = None
     for rate in options.baseline_learning_rate:
-        baseline = [*overrides, *BASELINE, f"--training.learning_rate={rate}"]
+        baseline = [*BASELINE, f"--training.learning_rate={rate}"]
         seconds, bits = train(options.run_folder, int(options.max_tokens), baseline)
         print(f"| baseline, {rate:g} | {options.max_tokens:,.0f} | {seconds:.1f} | {bits:.4f} |", flush=True)
         best = (seconds, bits) if best is None or bits < best[1] else best
