@@ -192,6 +192,11 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     trained, member = (json.loads((at / "training.json").read_text()) for at in (tiny_run.output_dir, folders[0]))
     assert trained["flops"] == pytest.approx(member["flops"] * (1 + 2 / 3)), "two forward passes beside it"
     assert trained["members_flops"] == 2 * member["flops"]
+    assert [one["tokens_seen"] for one in trained["members"]] == [1024, 1024]
+    assert trained["members"][0]["device_hours"] == pytest.approx(member["seconds"] / 3600)
+    line = tiny_run.metrics()[0]
+    used, mfu = (line[f"train/{key}_fraction"] for key in ("utilisation_hardware", "mfu"))
+    assert used == pytest.approx(mfu * (1 + 2 / 3)), "two forward passes of as many FLOPs"
     shutil.rmtree(tiny_run.output_dir / "members")
     pretrain.main(arguments)
     assert "nothing to do" in capsys.readouterr().out, "it needs them no more"
