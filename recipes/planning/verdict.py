@@ -101,7 +101,9 @@ def describe_verdict(plan: dict, text: Text) -> list[str]:
     used, ratio = plan["budget_used_fraction"], plan["tokens_per_parameter"]["total"]
     money = f" and {cost['money']:,.{0 if cost['money'] >= 10 else 2}f} {budget['currency']}" if cost["money"] else ""
     trainings = plan["flops"]["trainings"]
-    others = f", {trainings:.3g} times that of one model for those that it learns from" if trainings > 1 else ""
+    others = (
+        f", with the models that it learns from ({trainings:.3g} times that of one model)" if trainings > 1 else ""
+    )
     second = (
         f"From scratch, {describe_budget(budget)} pays for {describe_number(plan['parameters']['total'])} parameters "
         f"on {describe_number(plan['tokens'])} tokens, which take {describe_hours(cost['hours'])} of "
