@@ -142,8 +142,9 @@ class Progress:
     def start(self, state: dict) -> None:
         """Start the trackers and the clock."""
         # A resumed run stays one run where the tracker would start another.
-        options = {"trackio": {"name": self.run.name, "resume": "allow"}}
-        self.accelerator.init_trackers(self.run.name, init_kwargs=options)
+        name = tracker_name(self.run)
+        options = {"trackio": {"name": name, "resume": "allow"}}
+        self.accelerator.init_trackers(name, init_kwargs=options)
         self.started = time.perf_counter() - state["seconds"]
         self.restart_clock(state)
 
@@ -266,6 +267,11 @@ class Progress:
         """Print a line above the bar."""
         if self.is_main:
             self.bar.write(f"pretrain: {text}")
+
+
+def tracker_name(run: Path) -> str:
+    """Return the name of a run in trackers: its folder's, of one of members/ after that of the run that learns."""
+    return f"{run.parent.parent.name}-member-{run.name}" if run.parent.name == "members" else run.name
 
 
 def total_seen(state: dict) -> dict[str, int]:
