@@ -1087,6 +1087,13 @@ class Recipe(Section):
         """Return the run folder of a model of training.distillation.members."""
         return Path(self.run.output_dir) / "members" / str(number)
 
+    def member(self, number: int) -> "Recipe":
+        """Return the recipe of a model of training.distillation.members."""
+        member = self.model_copy(deep=True)
+        member.run.output_dir, member.run.seed = str(self.member_folder(number)), self.run.seed + 1 + number
+        member.training.distillation = None
+        return member
+
     def teacher_folders(self) -> list[Path]:
         """Return the folders of the models that this one learns from, its members first."""
         distillation = self.training.distillation
@@ -1094,6 +1101,11 @@ class Recipe(Section):
             return []
         members = [self.member_folder(number) / "model" for number in range(distillation.members)]
         return members + [Path(folder) for folder in distillation.teachers]
+
+    def member_folders(self) -> list[Path]:
+        """Return the run folders of the models of training.distillation.members."""
+        distillation = self.training.distillation
+        return [self.member_folder(number) for number in range(distillation.members if distillation else 0)]
 
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""

@@ -81,8 +81,9 @@ def summarize(recipe: Recipe, training: Training, model: SummedLoss, parameters:
             taught, tied = teacher.language_model, teacher.language_model.config.tie_word_embeddings
             per_token += 2 * multiplied_parameters(count_module_parameters(taught), tied)
         convention += ", 2 for the models that it learns from"
-        folders = map(recipe.member_folder, range(recipe.training.distillation.members))
-        if members := [trained for folder in folders if (trained := read_json(folder / "training.json"))]:
+        if members := [
+            trained for folder in recipe.member_folders() if (trained := read_json(folder / "training.json"))
+        ]:
             cost["members_flops"] = sum(trained["flops"] for trained in members)
             cost["members"] = [
                 {
