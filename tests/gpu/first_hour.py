@@ -55,7 +55,9 @@ DEFAULT_ATTENTION = Training.model_fields["attn_implementation"].default
 SHAPES = {"125M": "sizes/125m.yaml", "342M": "legal/base.yaml", "1B": "sizes/1b.yaml"}
 SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 MICRO_STEPS = 2  # as those recipes have on 8 GPUs
-LOSS_STEPS, KILLED_AT, RESUME_STEPS = 20, 14, 24
+MUON_PROCESSES = 4
+OTHER_FORM_SECONDS = 120.0  # to compile 24 layers as one graph, and for some steps
+LOSS_STEPS, SAVED_AT, KILLED_AT, RESUME_STEPS = 20, 8, 14, 24
 
 
 @dataclass
@@ -185,22 +187,19 @@ def make_text(lab: Lab) -> None:
 
 
 def train(lab: Lab, name: str, overrides: dict, precision: str = "bf16", ddp: bool = False, options=()) -> dict:
-    """Run pretrain.py's main; return its exit code, the error's text and Accelerate's distributed type."""
+    """Run pretrain.py's main; return its exit code and Accelerate's distributed type."""
     enter(lab, precision)
     if ddp:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code, error = 0, None
+    code = 0
     try:
         pretrain.main([*lab.argv(name, overrides), *options])
     except SystemExit as ended:
         code = ended.code
-    except RecipeError as refused:
-        code, error = 2, str(refused)
-    state = AcceleratorState._shared_state
-    return {"code": code, "error": error, "distributed": str(state.get("distributed_type", ""))}
+    return {"code": code, "distributed": str(AcceleratorState._shared_state.get("distributed_type", ""))}
 
 
 def losses(lab: Lab, name: str) -> dict[int, float]:
@@ -240,7 +239,8 @@ def check_compiled_ddp(lab: Lab) -> Result:
         "ddp-bf16": lab.child(train, "ddp-bf16", overrides, "bf16", True),
     }
     ended = {name: child.finish(150) for name, child in both.items()}
-    if problems := [f"{name}: {problem}" for name, (_, problem) in ended.items() if problem]:
+    ends = {name: problem or result["code"] for name, (result, problem) in ended.items()}
+    if problems := [f"{name}: {end}" for name, end in ends.items() if end]:
         raise RuntimeError("; ".join(problems))
     one, other = (losses(lab, name) for name in both)
     apart = max(abs(one[step] - other[step]) for step in one)
@@ -353,7 +353,9 @@ def profile_step(run: pretrain.Pretraining, step: int) -> list[dict]:
         run.train_step(step)
         wait_for_device()
     seconds = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = [event for event in profiler.key_averages() if getattr(event, seconds) > 0]
+    # A span that torch names, such as an optimizer's step, counts the kernels in it again.
+    events = [event for event in profiler.key_averages() if not event.is_user_annotation]
+    events = [event for event in events if getattr(event, seconds) > 0]
     if on_gpu:  # an operator's time is that of its kernels, which are listed themselves
         events = [event for event in events if str(event.device_type).endswith("CUDA")]
     events.sort(key=lambda event: getattr(event, seconds), reverse=True)
@@ -562,7 +564,7 @@ def check_saving(lab: Lab) -> Result:
     settings = lab.shape("1B") | {"training.optimizer": "adamw", "training.torch_compile": False}
     child = lab.child(train_and_time_saves, "saving", settings | {"training.save_steps": 2})
     if not wait_for_step(lab, "saving", 3, child, 110):
-        raise RuntimeError(f"no third step: {child.finish(1)[1]}")
+        raise RuntimeError(f"no third step: {child.finish(1)}")
     folder = lab.files / "runs" / "saving" / "checkpoints"
     allowed = json.loads((folder.parent / "status.json").read_text())["save_seconds"]
     started = time.perf_counter()
@@ -594,23 +596,22 @@ def check_dry_runs(lab: Lab) -> Result:
         )
         for name in ATTENTIONS
     }
-    ended = {name: child.finish(150) for name, child in runs.items()}
-    found, passed = {}, True
-    for name, (result, problem) in ended.items():
-        refused = result is not None and result["error"] is not None and "attn_implementation" in result["error"]
-        found[name] = problem or ("ok" if result["code"] == 0 else result["error"])
-        passed = passed and (found[name] == "ok" or refused)
+    found = {}
+    for name, child in runs.items():
+        result, problem = child.finish(150)
+        found[name] = problem or ("ok" if result["code"] == 0 else f"code {result['code']}")
+    refusals = [text for text in found.values() if text.startswith("RecipeError") and "attn_implementation" in text]
     return Result(
         "--dry_run with each attention function",
         "; ".join(f"{name}: {text.splitlines()[0]}" for name, text in found.items()),
         "ok, or a refusal that names what to use",
-        passed and found[DEFAULT_ATTENTION] == "ok",
+        found[DEFAULT_ATTENTION] == "ok" and len(refusals) + list(found.values()).count("ok") == len(found),
         found,
     )
 
 
 def check_resuming(lab: Lab) -> Result:
-    overrides = lab.small(RESUME_STEPS) | {"training.save_steps": 8}
+    overrides = lab.small(RESUME_STEPS) | {"training.save_steps": SAVED_AT}
     whole, killed = lab.child(train, "whole", overrides), lab.child(train, "killed", overrides)
     reached = wait_for_step(lab, "killed", KILLED_AT, killed, 120)
     killed.process.kill()
@@ -622,12 +623,14 @@ def check_resuming(lab: Lab) -> Result:
         raise RuntimeError(f"{problem or other_problem or f'killed at step {before} of {RESUME_STEPS}'}")
     one, other = losses(lab, "whole"), losses(lab, "killed")
     apart = max(abs(one[step] - other[step]) for step in one)
+    noise = max(abs(one[step] - other[step]) for step in range(1, SAVED_AT + 1))  # of two runs, without a resume
     return Result(
         "killed and resumed",
-        f"killed at step {before}; {len(other)} losses differ by at most {apart:.2e} from a run that was not",
+        f"killed at step {before}; {len(other)} losses differ by at most {apart:.2e} from a run that was not, "
+        f"{noise:.2e} before the checkpoint",
         "at most 1e-3",
         list(one) == list(other) == list(range(1, RESUME_STEPS + 1)) and apart < 1e-3 and resumed["code"] == 0,
-        {"killed_at": before, "apart": apart},
+        {"killed_at": before, "apart": apart, "apart_before_checkpoint": noise},
     )
 
 

@@ -108,6 +108,20 @@ def refuse(lab): raise ValueError("no such")
 for function, seconds, problem in ((crash, 20, "code 7"), (hang, 0.5, "longer than 0 s"), (refuse, 20, "no such")):
     result, found = lab.child(function, leads=True).finish(seconds)
     assert result is None and problem in found, found
+class Refused:
+    def __init__(self, *arguments, **options): self.process = self
+    def is_alive(self): return False
+    def kill(self): pass
+    def finish(self, seconds): return None, "RecipeError: the disk is full"
+f.Lab.child = Refused
+for check in (f.check_compiled_ddp, f.check_saving, f.check_resuming):
+    try:
+        check(lab)
+    except RuntimeError as error:
+        assert "the disk is full" in str(error), error
+    else:
+        raise AssertionError(check)
+assert f.check_dry_runs(lab).passed is False
 print("as expected")
 """
     assert run_python(code, str(tmp_path)).endswith("\nas expected\n")
