@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,7 +31,9 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from children import Child
+from torch import distributed
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import MistralConfig, MistralForCausalLM
 
 import pretrain
@@ -47,6 +49,8 @@ from recovery.liveness import Liveness
 from recovery.preemption import EXIT_STOPPED, Preemption
 from recovery.stored_tensors import newest_checkpoint
 from training import preflight
+from training.compilation import find_missing_compiler
+from training.muon import ShardedMuon
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,27 +326,47 @@ def measure(lab: Lab, shape: str, attention: str) -> dict:
                 **run.progress.utilisation.record(speed),
                 "peak_memory_bytes": torch.cuda.max_memory_allocated() if not lab.rehearsal else 0,
                 "estimated_memory_bytes": plan["memory_bytes"],
-                **time_optimizer(run),
+                **time_optimizers(run),
                 "kernels": profile_step(run, 3 + steps),
             }
     except RecipeError as error:
         return {"shape": shape, "attention": attention, "left_out": str(error)}
 
+def time_optimizers(run: pretrain.Pretraining) -> dict:
+    """Return the seconds of a step of the optimizers, and of Muon's matrices alone.
 
-def time_optimizer(run: pretrain.Pretraining) -> dict[str, float]:
-    """Return the seconds of a step of the optimizers: of the host, and until the device is done."""
+    These are stepped by the project, by torch, and by the project as on the first of MUON_PROCESSES under DDP, where
+    the exchange of the updates costs no more than a copy.
+    """
     ok = torch.ones((), dtype=torch.bool, device=run.accelerator.device)
-    timed = []
+    host, whole = time_step(list(run.prepared.module.parameters()), partial(run.prepared.step, ok))
+    matrices = [one for group in run.prepared.optimizers[0].param_groups for one in group["params"]]
+    settings = {"lr": 1e-4, "weight_decay": run.training.weight_decay}
+    _, ours = time_step(matrices, ShardedMuon(matrices, **settings).step)
+    _, torchs = time_step(matrices, torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw").step)
+    distributed.init_process_group("fake", rank=0, world_size=MUON_PROCESSES, store=FakeStore())
+    _, part = time_step(matrices, ShardedMuon(matrices, **settings).step)
+    distributed.destroy_process_group()
+    run.prepared.clear_gradients()
+    return {
+        "optimizer_host_seconds": host,
+        "optimizer_seconds": whole,
+        "muon_seconds": {"ours": ours, "torch": torchs, "ours_of_one_process": part},
+    }
+
+
+def time_step(parameters: list[torch.Tensor], step: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds of an optimizer's step on made gradients: of the host, and until the device is done."""
     for _ in range(3):  # the last counts
-        for parameter in run.prepared.module.parameters():
+        for parameter in parameters:
             parameter.grad = torch.randn_like(parameter) * 1e-3
         wait_for_device()
         started = time.perf_counter()
-        run.prepared.step(ok)
+        step()
         host = time.perf_counter() - started
         wait_for_device()
-        timed.append((host, time.perf_counter() - started))
-    return dict(zip(("optimizer_host_seconds", "optimizer_seconds"), timed[-1], strict=True))
+        whole = time.perf_counter() - started
+    return host, whole
 
 
 def profile_step(run: pretrain.Pretraining, step: int) -> list[dict]:
@@ -520,17 +544,27 @@ def check_optimizer(lab: Lab, measured: list[dict]) -> Result:
         one["shape"]: [one[key] / one["seconds_per_step"] for key in ("optimizer_host_seconds", "optimizer_seconds")]
         for one in rows
     }
+    keys = ("optimizer_host_seconds", "optimizer_seconds", "muon_seconds")
     return Result(
         "a step of Muon",
         "; ".join(
             f"{one['shape']} {1e3 * one['optimizer_host_seconds']:.0f} ms of the host, "
-            f"{1e3 * one['optimizer_seconds']:.0f} ms in all, {max(shares[one['shape']]):.0%} of a step"
+            f"{1e3 * one['optimizer_seconds']:.0f} ms in all, {max(shares[one['shape']]):.0%} of a step, "
+            f"{describe_muon(one['muon_seconds'])}"
             for one in rows
         )
         + missing(rows),
         f"at most 10 % of a step of {MICRO_STEPS} micro-steps, the host's time too",
         None if lab.rehearsal else not missing(rows) and max(map(max, shares.values())) <= 0.1,
-        {one["shape"]: {key: one[key] for key in ("optimizer_host_seconds", "optimizer_seconds")} for one in rows},
+        {one["shape"]: {key: one[key] for key in keys} for one in rows},
+    )
+
+
+def describe_muon(seconds: dict[str, float]) -> str:
+    ours, torchs, part = (seconds[key] for key in ("ours", "torch", "ours_of_one_process"))
+    return (
+        f"its matrices alone {1e3 * ours:.1f} ms, {ours / torchs:.2f} of torch.optim.Muon's {1e3 * torchs:.1f}, and "
+        f"one of {MUON_PROCESSES} processes {1e3 * part:.1f} ms, {part / ours:.0%} of it"
     )
 
 
@@ -661,6 +695,7 @@ class Report:
             "transformers": transformers.__version__,
             "accelerate": accelerate.__version__,
             "python": platform.python_version(),
+            "compiler": find_missing_compiler() or "there",
         }
 
     def add(self, number: int, result: Result) -> None:

@@ -127,6 +127,25 @@ print("as expected")
     assert run_python(code, str(tmp_path)).endswith("\nas expected\n")
 
 
+def test_one_of_four_processes_orthogonalises_a_quarter_of_the_matrices_in_the_time_of_its_own(tmp_path):
+    code = """
+import types
+from training import muon
+matrices = [f.torch.nn.Parameter(f.torch.randn(64, 64)) for _ in range(8)]
+prepared = types.SimpleNamespace(
+    module=f.torch.nn.ParameterList(matrices), optimizers=[muon.ShardedMuon(matrices, 1e-3, 0.1)],
+    step=lambda ok: None, clear_gradients=lambda: None,
+)
+accelerator, training = types.SimpleNamespace(device="cpu"), types.SimpleNamespace(weight_decay=0.1)
+run = types.SimpleNamespace(prepared=prepared, accelerator=accelerator, training=training)
+newton_schulz, counts = muon.newton_schulz, []
+muon.newton_schulz = lambda batch, options: counts.append(len(batch)) or newton_schulz(batch, options)
+seconds = f.time_optimizers(run)["muon_seconds"]
+print(counts, min(seconds.values()) > 0, all(matrix.isfinite().all() for matrix in matrices))
+"""
+    assert run_python(code, str(tmp_path)) == "[8, 8, 8, 2, 2, 2] True True\n"
+
+
 def test_a_child_can_start_afresh_where_a_fork_cannot_use_the_gpu(tmp_path):
     (tmp_path / "files" / "logs").mkdir(parents=True)
     script = tmp_path / "afresh.py"
