@@ -38,7 +38,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import pretrain
 from mixture.document_borders import cumulative_lengths
-from model import chunked_loss
+from model import chunked_loss, summed_loss
 from model.attention import choose_attention
 from model.summed_loss import SummedLoss
 from planning.devices import UTILISATION_INTERVAL
@@ -283,15 +283,31 @@ def check_waits(lab: Lab) -> Result:
     )
 
 
-def measure(lab: Lab, shape: str, attention: str) -> dict:
-    """Train some steps of a shape; return speed, utilisation, memory, kernels, and the optimizer's time."""
+def compile_in_other_form(lab: Lab) -> None:
+    """Compile as the project does not on this device: all layers as one graph on a GPU, by layer on a processor."""
+
+    def build(*arguments, by_layer: bool, **options) -> SummedLoss:
+        return SummedLoss(*arguments, by_layer=not by_layer, **options)
+
+    summed_loss.SummedLoss = build
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(lab.files / "compiled-other")  # as empty as the first form found it
+
+
+def measure(lab: Lab, shape: str, attention: str, form: str = "default") -> dict:
+    """Train some steps of a shape; return speed, utilisation, memory, kernels, and the optimizer's time.
+
+    Args: form: in which it is compiled, "default" or "other"; see compile_in_other_form.
+    """
     enter(lab)
+    if form == "other":
+        compile_in_other_form(lab)
     settings = lab.shape(shape) | {"training.attn_implementation": attention}
-    if lab.rehearsal and shape != "342M":  # compiling takes most of the time there
+    if lab.rehearsal and (shape, attention) != ("342M", DEFAULT_ATTENTION):  # compiling takes most of the time there
         settings["training.torch_compile"] = False
     steps = 2 if lab.rehearsal else 6
+    measured = {"shape": shape, "attention": attention, "form": form}
     try:
-        with prepared(lab.argv(f"{shape}-{attention}", settings)) as run:
+        with prepared(lab.argv("-".join(measured.values()), settings)) as run:
             started = time.perf_counter()
             run.train_step(1)
             wait_for_device()
@@ -314,10 +330,9 @@ def measure(lab: Lab, shape: str, attention: str) -> dict:
                 run.text.micro_steps,
                 run.accelerator,
             )
-            return {
-                "shape": shape,
-                "attention": attention,
+            return measured | {
                 "used_attention": run.language_model.config._attn_implementation,
+                "compiled_modules": sum(one._compiled_call_impl is not None for one in run.language_model.modules()),
                 "parameters": run.parameters["total"],
                 "tokens_per_second": speed,
                 "seconds_to_first_step": first_seconds,
@@ -330,7 +345,8 @@ def measure(lab: Lab, shape: str, attention: str) -> dict:
                 "kernels": profile_step(run, 3 + steps),
             }
     except RecipeError as error:
-        return {"shape": shape, "attention": attention, "left_out": str(error)}
+        return measured | {"left_out": str(error)}
+
 
 def time_optimizers(run: pretrain.Pretraining) -> dict:
     """Return the seconds of a step of the optimizers, and of Muon's matrices alone.
@@ -397,8 +413,9 @@ def profile_step(run: pretrain.Pretraining, step: int) -> list[dict]:
 
 
 def check_attentions(lab: Lab, measured: list[dict]) -> Result:
-    ran = [one for one in measured if one["shape"] == "342M" and "left_out" not in one]
-    left_out = [one["attention"] for one in measured if one["shape"] == "342M" and "left_out" in one]
+    rows = [one for one in measured if one["shape"] == "342M" and one["form"] == "default"]
+    ran = [one for one in rows if "left_out" not in one]
+    left_out = [one["attention"] for one in rows if "left_out" in one]
     apart = max(one["first_loss"] for one in ran) - min(one["first_loss"] for one in ran)
     fastest = max(one["tokens_per_second"] for one in ran)
     default = next((one for one in ran if one["attention"] == DEFAULT_ATTENTION), None)
@@ -449,7 +466,8 @@ def check_windows(lab: Lab) -> Result:
 
 
 def defaults(measured: list[dict]) -> list[dict]:
-    return [one for one in measured if one["attention"] == DEFAULT_ATTENTION and "left_out" not in one]
+    as_shipped = [one for one in measured if one["attention"] == DEFAULT_ATTENTION and one["form"] == "default"]
+    return [one for one in as_shipped if "left_out" not in one]
 
 
 def missing(rows: list[dict]) -> str:
@@ -571,12 +589,23 @@ def describe_muon(seconds: dict[str, float]) -> str:
 def check_start(lab: Lab, measured: list[dict]) -> Result:
     rows = defaults(measured)
     seconds = {one["shape"]: one["seconds_to_first_step"] for one in rows}
+    forms = [one for one in measured if one["shape"] == "342M" and one["attention"] == DEFAULT_ATTENTION]
+    described = {}
+    for one in forms:
+        name = "by layer" if (one["form"] == "default") != lab.rehearsal else "as one graph"
+        described[name] = one.get("left_out") or (
+            f"{one['seconds_to_first_step']:.1f} s, then {one['tokens_per_second']:,.0f} tokens/s"
+        )
+    # That the other form takes long is a figure too; that it cannot be compiled is a fault.
+    known = len(forms) == 2 and forms[1].get("left_out", "not finished").startswith("not finished")
     return Result(
         "seconds to the first step, compiling included",
-        ", ".join(f"{name} {one:.1f}" for name, one in seconds.items()) + missing(rows),
-        "at most 60",
-        None if lab.rehearsal else not missing(rows) and max(seconds.values()) <= 60,
-        seconds,
+        ", ".join(f"{name} {one:.1f}" for name, one in seconds.items())
+        + missing(rows)
+        + "".join(f"; 342M compiled {name}: {text}" for name, text in described.items()),
+        "at most 60 as the project compiles",
+        None if lab.rehearsal else not missing(rows) and max(seconds.values()) <= 60 and known,
+        {"seconds": seconds, "forms": described},
     )
 
 
@@ -703,12 +732,12 @@ class Report:
         print(f"{time.monotonic() - self.lab.started:4.0f} s {number:2} {result.line()}", flush=True)
         self.write()
 
-    def measure(self, shape: str, attention: str) -> None:
-        if left(self.lab) < 5:
-            self.measured.append({"shape": shape, "attention": attention, "left_out": "no time was left"})
-            return
-        found, problem = self.lab.child(measure, shape, attention).finish(min(90, left(self.lab)))
-        self.measured.append(found or {"shape": shape, "attention": attention, "left_out": problem})
+    def measure(self, shape: str, attention: str, form: str = "default", seconds: float = 90.0) -> None:
+        found, problem = None, "not finished: no time was left"
+        if left(self.lab) > 5:
+            child = self.lab.child(measure, shape, attention, form, leads=True)  # of processes that compile
+            found, problem = child.finish(min(seconds, left(self.lab)))
+        self.measured.append(found or {"shape": shape, "attention": attention, "form": form, "left_out": problem})
 
     def write(self) -> None:
         seconds = time.monotonic() - self.lab.started
@@ -722,19 +751,20 @@ class Report:
             one = self.results[number]
             lines.append(f"| {number} | {one.name} | {one.figure} | {one.expected} | {describe(one.passed)} |")
         for one in (one for one in self.measured if "kernels" in one):
-            lines += ["", f"Kernels of a step, {one['shape']}, {one['attention']}:", "", "| kernel | ms | share |"]
-            lines += ["|---|--:|--:|"]
+            lines += ["", f"Kernels of a step, {one['shape']}, {one['attention']}, compiled in {one['form']} form:"]
+            lines += ["", "| kernel | ms | share |", "|---|--:|--:|"]
             for row in one["kernels"]:
                 lines.append(f"| `{row['name'].replace('|', ' ')}` | {row['milliseconds']:.2f} | {row['share']:.1%} |")
         (self.lab.out / "results.md").write_text("\n".join(lines) + "\n")
 
 
 # The number in README.md -> what is checked, in the order in which it runs; checks of a row run side by side.
-FIRST = [{1: check_compiled_ddp, 9: check_dry_runs, 10: check_resuming, 12: check_windows}, {2: check_waits}]
-OF_SHAPES = {4: check_speed, 6: check_optimizer, 7: check_start, 11: check_memory}
+FIRST = {1: check_compiled_ddp, 2: check_waits, 9: check_dry_runs, 10: check_resuming, 12: check_windows}
+OF_SHAPES = {4: check_speed, 6: check_optimizer, 11: check_memory}
 THEN = [{5: check_chunks}, {8: check_saving}]
+OF_FORMS = {7: check_start}
 LAST = {3: check_attentions}  # it may lack one of them: flex_attention is compiled for a minute or more
-LIMITS = {1: 170, 2: 90, 5: 60, 8: 180, 9: 170, 10: 270, 12: 60}  # seconds; the sum of all is limited by --seconds
+LIMITS = {1: 170, 2: 170, 5: 60, 8: 180, 9: 170, 10: 270, 12: 60}  # seconds; the sum of all is limited by --seconds
 
 
 def run_row(lab: Lab, report: Report, row: dict) -> None:
@@ -784,13 +814,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     report = Report(lab, name)
     print(", ".join(f"{key} {value}" for key, value in report.machine.items()), flush=True)
-    for row in FIRST:
-        run_row(lab, report, row)
+    run_row(lab, report, FIRST)
     for shape in ("342M", "125M", "1B"):
         report.measure(shape, DEFAULT_ATTENTION)
     judge(lab, report, OF_SHAPES)
     for row in THEN:
         run_row(lab, report, row)
+    report.measure("342M", DEFAULT_ATTENTION, "other", OTHER_FORM_SECONDS)
+    judge(lab, report, OF_FORMS)
     used = report.measured[0].get("used_attention", "").partition("_causal")[0]
     for attention in ATTENTIONS:
         if attention not in (DEFAULT_ATTENTION, used):
