@@ -265,7 +265,7 @@ def plan_settings(recipe: Recipe) -> dict:
         **recipe.training.model_dump(
             include={
                 *("sequence_length", "optimizer", "attn_implementation", "document_masking"),
-                *("weight_decay", "average", "distillation"),
+                *("weight_decay", "dropout", "average", "distillation"),
             }
         ),
     }

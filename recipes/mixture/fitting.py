@@ -122,6 +122,15 @@ def fit_to_corpus(training: Training, shards: TokenShards, shares: dict[str, flo
     ]
 
 
+def count_repetitions(
+    training: Training, data: Data, shards: TokenShards, shares: dict[str, float], max_steps: int
+) -> dict[str, float]:
+    """Return how often a run of so many steps reads each source, over all phases."""
+    sequences_per_step = training.tokens_per_step // training.sequence_length
+    phases = schedule_phases(data, shares, max_steps)
+    return make_mixture(shards, phases, sequences_per_step, 0).repetitions(max_steps * sequences_per_step)
+
+
 def limit_repetitions(
     training: Training, data: Data, shards: TokenShards, shares: dict[str, float]
 ) -> tuple[Training, list[str]]:
@@ -129,11 +138,10 @@ def limit_repetitions(
 
     Raises: RecipeError: with the longest run that satisfies them.
     """
-    most, sequences_per_step = most_repetitions(data), training.tokens_per_step // training.sequence_length
+    most = most_repetitions(data)
 
     def too_often(max_steps: int) -> dict[str, float]:
-        phases = schedule_phases(data, shares, max_steps)
-        times = make_mixture(shards, phases, sequences_per_step, 0).repetitions(max_steps * sequences_per_step)
+        times = count_repetitions(training, data, shards, shares, max_steps)
         return {name: times[name] for name in times if times[name] > most[name]}
 
     notes = []

@@ -22,7 +22,7 @@ from planning.scaling_laws import (
     power_lines_weight_decay,
 )
 from planning.scarce_text import compare_ways
-from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_tokens_per_step
+from planning.training_rules import LEAST_STEPS, rule_learning_rate, rule_regularisation, rule_tokens_per_step
 from planning.verdict import decide, describe_verdict
 from recipe_config import Model, Recipe, RecipeError
 
@@ -59,7 +59,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     counts = count_parameters(model, vocab_size)
     flops_per_token = training_flops_per_token(model, vocab_size, recipe.training.sequence_length)
 
-    training = plan_training(recipe, counts, min(flops / flops_per_token, text.most_tokens()), flops)
+    training = plan_training(recipe, counts, min(flops / flops_per_token, text.most_tokens()), flops, text)
     tokens = float(training["max_tokens"])
     loss = plan_loss(text, size, tokens_by_law)
     plan = {
@@ -202,8 +202,10 @@ def choose_size(law_name: str, flops: float, text: Text) -> tuple[float, float]:
     return size, min(flops / (FLOPS_PER_PARAMETER_AND_TOKEN * size), most)
 
 
-def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: float) -> dict:
-    """Return batch, learning rate, warm-up and weight decay by OLMo-core's rule, and those of other rules."""
+def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: float, text: Text) -> dict:
+    """Return batch, learning rate and warm-up by OLMo-core's rule, decay and dropout by how often the domain's text is
+    read, and what other rules say.
+    """
     sequence_length = recipe.training.sequence_length
     rule, other = olmo_rule(counts["multiplying"]), deepseek_rule(flops)
     learning_rate = rule_learning_rate(counts["multiplying"])
@@ -215,7 +217,7 @@ def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: 
         "max_tokens": steps * tokens_per_step,
         "steps": steps,
         "learning_rate": learning_rate,
-        "weight_decay": recipe.training.weight_decay,
+        **rule_regularisation(text.split(tokens)[0] / text.domain_tokens, recipe.training),
         "warmup_steps": max(1, min(steps // 20, round(rule.warmup_tokens / tokens_per_step))),
         "source": f"{rule.source}, for AdamW, and for Muon, whose updates are scaled alike; batch a power of two of "
         "sequences, warm-up at most 5 % of the steps",

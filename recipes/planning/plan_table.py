@@ -50,8 +50,8 @@ def describe(plan: dict) -> str:
         (
             "training",
             f"{training['steps']:,} steps of {training['tokens_per_step']:,} tokens, learning rate "
-            f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}, warm-up "
-            f"{training['warmup_steps']:,} steps ({training['source']})",
+            f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}, dropout "
+            f"{training['dropout'] or 0:g}, warm-up {training['warmup_steps']:,} steps ({training['source']})",
         ),
         *describe_memory(plan["memory"]),
         *(

@@ -19,6 +19,8 @@ def planned_values(plan: dict) -> dict:
     chosen = plan["memory"]["chosen"] or {"per_device_train_batch_size": 1}
     keys = ("max_tokens", "tokens_per_step", "learning_rate", "weight_decay", "warmup_steps")
     training = {key: plan["training"][key] for key in keys}
+    if plan["training"]["dropout"] is not None:
+        training["dropout"] = plan["training"]["dropout"]
     training["per_device_train_batch_size"] = chosen["per_device_train_batch_size"]
     return {"tokenizer": {"vocab_size": plan["vocab_size"]}, "model": plan["model"], "training": training}
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch and learning rate where a recipe leaves them out: one rule for the planner and all recipes."""
+"""Batch, learning rate and regularisation by rule: one for the planner and all recipes."""
 
 import math
 
 from planning.model_shape import count_parameters
 from planning.scaling_laws import OLMO_PARAMETERS, olmo_rule
-from recipe_config import Recipe
+from planning.scarce_text import USUAL_EPOCHS
+from recipe_config import Recipe, Training
 
 
+REPEATED = {"weight_decay": 1.0, "dropout": 0.1}
 LEAST_STEPS = 100  # with fewer optimizer steps a schedule has no shape
 
 
@@ -32,6 +34,16 @@ def rule_learning_rate(multiplying_parameters: float) -> float:
     """
     rule = olmo_rule(max(multiplying_parameters, OLMO_PARAMETERS[0]))
     return float(f"{rule.learning_rate:.2g}")
+
+
+def rule_regularisation(epochs: float, training: Training) -> dict[str, float | None]:
+    """Return weight_decay and dropout for a new model that reads a text so many times.
+
+    Up to USUAL_EPOCHS they are the recipe's. Beyond, at least REPEATED, which gain at 15 to 32 readings where three
+    times the decay loses (experiments/README.md#little-text).
+    """
+    stated = {"weight_decay": training.weight_decay, "dropout": training.dropout}
+    return stated if epochs <= USUAL_EPOCHS else {key: max(stated[key] or 0, REPEATED[key]) for key in stated}
 
 
 def fill_in_training(recipe: Recipe) -> None:

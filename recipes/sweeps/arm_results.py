@@ -103,11 +103,14 @@ def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
     """Write factors.csv: how many times the text the usual arm would need for the bits per byte of each other arm.
 
     The usual arm counts at its best of all budgets for each amount of text, the others at each budget by their mean
-    over the seeds. An ensemble is the teachers of a student.
+    over the seeds; `lowest` and `highest` are those of the worst and the best seed. An ensemble is the teachers of a
+    student.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "arm", "budget_flops", "domain_bytes", "bits_per_byte", "factor"])
+        writer.writerow(
+            ["label", "arm", "budget_flops", "domain_bytes", "bits_per_byte", "factor", "lowest", "highest"]
+        )
         for label in labels_of(rows):
             found: dict[tuple, list[float]] = {}
             for row in rows:
@@ -120,8 +123,8 @@ def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
                 if arm == usual_arm:
                     usual[float(text)] = min(mean(seeds), usual.get(float(text), mean(seeds)))
             for (arm, budget, text), seeds in found.items():
-                factor = text_factor(usual, float(text), mean(seeds))
-                writer.writerow([label, arm, budget, text, f"{mean(seeds):.3f}", factor])
+                factors = [text_factor(usual, float(text), bits) for bits in (mean(seeds), max(seeds), min(seeds))]
+                writer.writerow([label, arm, budget, text, f"{mean(seeds):.3f}", *factors])
 
 
 def text_factor(usual: dict[float, float], text: float, bits: float) -> str:

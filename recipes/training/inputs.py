@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mixture.fitting import decide_length
+from mixture.fitting import count_repetitions, decide_length
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
+from planning.training_rules import rule_regularisation
 from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
 from training.schedule import fit_batch
@@ -66,6 +67,14 @@ def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 
         training, more = fit_batch(training, longest, num_processes)
     except RecipeError as error:
         raise RecipeError(*error.problems, *notes) from error  # which may be why the step is what it is
+    epochs = max(count_repetitions(training, recipe.data, shards, shares, training.max_steps).values())
+    better = rule_regularisation(epochs, training) if recipe.model.from_pretrained is None else {}
+    more += [
+        f"training.{key}={getattr(training, key)}, and a source is read {epochs:.0f} times: {value:g} did better "
+        "(recipes/experiments/README.md#little-text)"
+        for key, value in better.items()
+        if value != getattr(training, key)
+    ]
     if training.goldfish is not None:
         more.append(
             f"training.goldfish leaves one token in {training.goldfish.k} out of the loss; train/loss and "

@@ -173,6 +173,22 @@ def test_who_reads_the_text_30_times_already_is_not_told_to(tmp_path):
     assert not any("read it 30 times" in sentence for sentence in (alone, third()))
 
 
+def test_text_that_is_read_often_gets_the_decay_and_dropout_that_were_measured_for_it(plan):
+    little = [
+        "--plan.domain_bytes=50e6",
+        "--plan.general_bytes=1e6",
+        "--plan.min_domain_share=0.99",
+        "--plan.flops=1e20",
+    ]
+    usual, often = (plan(*little, f"--data.max_repetitions={times}")["training"] for times in (8, 30))
+    assert (usual["weight_decay"], usual["dropout"]) == (0.1, None)
+    assert (often["weight_decay"], often["dropout"]) == (1.0, 0.1)
+    more = plan(*little, "--data.max_repetitions=30", "--training.weight_decay=2", "--training.dropout=0.3")[
+        "training"
+    ]
+    assert (more["weight_decay"], more["dropout"]) == (2.0, 0.3), "never less than the recipe's"
+
+
 def test_the_factors_for_little_text_are_those_of_the_measured_rows():
     rows = list(csv.DictReader((RECIPES / "experiments" / "scarce_text" / "runs.csv").open()))
     usual: dict[float, float] = {}  # bytes of text -> the best of the usual recipe

@@ -188,6 +188,8 @@ def test_what_text_an_arm_is_worth_is_read_off_the_usual_arms_best_runs(tmp_path
     assert factors["decay", "2", "1"] == "2.00"
     assert factors["decay", "4", "1"] == f"{2**1.5:.2f}", "of the mean of its seeds, 1.7"
     assert factors["student", "4", "1"] == f"{2**0.5:.2f}" and factors["teachers of student", "4", "1"] == ">4"
+    seeds = [(row["lowest"], row["highest"]) for row in table if row["arm"] == "decay"]
+    assert seeds == [("2.00", "2.00"), (f"{2**0.5:.2f}", ">4")]
     assert text_factor({1: 2.0, 2: 2.1, 4: 1.8}, 1, 1.9) == f"{2**1.5:.2f}", "more text never counts as worse"
 
 

@@ -29,6 +29,7 @@ from recipe_loading import load_recipe, parse_command_line
 from recovery.stored_tensors import load_tensors
 from stages import STAGES
 from training.average import WeightAverage
+from training.inputs import read_inputs
 from training.progress import tracker_name
 
 
@@ -66,6 +67,18 @@ def resumed_from_step_8(run, folder):
     for later in ("step_00000016", "step_00000020"):
         shutil.rmtree(copy.output_dir / "checkpoints" / later)
     return copy
+
+
+def test_a_run_that_reads_its_text_often_is_told_the_decay_and_dropout_for_it(tokenized_run):
+    def notes(*overrides: str) -> list[str]:
+        recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv(*overrides)[2:])
+        return [note for note in read_inputs(recipe, 1).notes if "#little-text" in note]
+
+    often = ("--data.max_repetitions=100", "--training.max_tokens=2e6")
+    decay, dropout = notes(*often)
+    assert decay.startswith("training.weight_decay=0.1, and a source is read ") and "times: 1 did better" in decay
+    assert dropout.startswith("training.dropout=None, and a source is read ") and "times: 0.1 did better" in dropout
+    assert not notes() and not notes(*often, "--training.weight_decay=1", "--training.dropout=0.2")
 
 
 def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_run, tmp_path):
