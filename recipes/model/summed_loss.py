@@ -158,7 +158,7 @@ def build_summed_loss(
     if folders := recipe.teacher_folders():
         from model.teachers import load_teachers  # only here: teachers are such modules too
 
-        share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
-        teachers = load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled, by_layer)
+        share = training.distillation.weight
+        teachers = load_teachers(folders, share, tokenizer, training, accelerator, compiled, by_layer)
         model.teachers = (teachers,)
     return model
