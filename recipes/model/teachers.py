@@ -7,20 +7,25 @@ They are no part of the model that is trained: Accelerate neither divides them n
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mixture.labels import IGNORED_LABEL
 from model.attention import choose_attention
+from model.base_checks import refuse_other_tensors, tensor_names
 from model.chunked_loss import SoftTargets
+from model.continued import key_and_value, load_config, load_weights
 from model.families import scale_down, softcap
 from model.summed_loss import SummedLoss
 from planning.memory import rows_per_chunk
-from recipe_config import RecipeError, Training
+from recipe_config import Model, Recipe, RecipeError, Training
+from run_folder import differences
+from stages import output_folder
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, parts
 
@@ -74,11 +79,16 @@ class Teachers(nn.Module):
         return torch.stack([nats, nats])
 
 
+class TeacherModel(Model):
+    """A model to learn from, which is loaded as one to continue is."""
+
+    key: ClassVar[str] = "training.distillation"
+
+
 def load_teachers(
-    folders: list[Path],
-    share: float,
-    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
     training: Training,
+    tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     compiled: bool,
     by_layer: bool,
@@ -87,24 +97,76 @@ def load_teachers(
 
     Args: by_layer: as the model that is trained is compiled.
 
-    Raises: RecipeError: a folder has no model, or one with another tokenizer.
+    Raises: RecipeError: see load_teacher_config; or weights do not fit their config.
     """
-    rules, num_tokens, models = rules_of(tokenizer, "the tokenizer"), 1 + max(tokenizer.get_vocab().values()), []
-    for folder in folders:
-        where = f"training.distillation: {folder}"
-        if not (folder / "config.json").exists():
-            raise RecipeError(f"{where}: no model there; run_recipe.py trains members, and teachers are model folders")
-        own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if rules_of(own, f"{where}: its tokenizer") != rules:
-            raise RecipeError(f"{where}: its tokenizer is not that of this run, and the same token must mean the same")
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-        if (rows := len(model.get_output_embeddings().weight)) < num_tokens:
-            raise RecipeError(f"{where}: it has {rows:,} rows for the {num_tokens:,} tokens of its tokenizer")
-        choose_attention(model, training, accelerator, training.sequence_length)
+    rules, models = rules_of(tokenizer, "the tokenizer"), []
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    for folder in recipe.teacher_folders():
+        model = load_weights(*load_teacher_config(recipe, folder, rules))
+        choose_attention(model, training, accelerator, longest)
         models.append(SummedLoss(model, compiled, by_layer=by_layer, document_masking=training.document_masking))
-    return Teachers(models, share, num_tokens).to(accelerator.device)
+    return Teachers(models, training.distillation.weight, count_ids(tokenizer)).to(accelerator.device)
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """Check the models of training.distillation.teachers before any text is read, from their small files.
+
+    Where the tokenizer of the run is not known yet, theirs are compared with it when they are loaded.
+
+    Raises: RecipeError: it says what is wrong, and what to do.
+    """
+    place, revision = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained, recipe.model.revision
+    rules = None
+    if differences(recipe, "tokenizer") == []:
+        rules = rules_of(AutoTokenizer.from_pretrained(output_folder(recipe, "tokenizer")), "the tokenizer")
+    elif place and recipe.tokenizer.extend_by is None:
+        taken = load_tokenizer(place, revision or recipe.tokenizer.revision, f"from_pretrained={place!r}")
+        rules = rules_of(taken, f"from_pretrained={place!r}: its tokenizer")
+    for folder in recipe.training.distillation.teachers:
+        settings, config = load_teacher_config(recipe, Path(folder), rules)
+        refuse_other_tensors(settings, config, tensor_names(settings))
+
+
+def load_teacher_config(recipe: Recipe, folder: Path, rules: list | None) -> tuple[Model, PreTrainedConfig]:
+    """Check a model to learn from by all but its weights, and return what load_weights takes.
+
+    Args: rules: of the tokenizer of the run; None: it is not known yet.
+
+    Raises: RecipeError: there is none, its config is refused as that of a base would be, or its tokenizer has other
+        rules.
+    """
+    settings = TeacherModel(from_pretrained=str(folder))
+    where = key_and_value(settings)
+    if not (folder / "config.json").exists():
+        raise RecipeError(f"{where}: no model there; run_recipe.py trains members, and teachers are model folders")
+    config = load_config(settings, recipe.training.sequence_length)
+    longest = max((phase.sequence_length or 0 for phase in recipe.data.phases), default=0)
+    if config.max_position_embeddings < longest:
+        raise RecipeError(
+            f"{where} was made for {config.max_position_embeddings} tokens, which is less than a sequence of "
+            f"data.phases, of {longest}; shorten that, or leave this model out"
+        )
+    own = load_tokenizer(str(folder), None, where)
+    if rules is not None and rules_of(own, f"{where}: its tokenizer") != rules:
+        raise RecipeError(f"{where}: its tokenizer is not that of this run, and the same token must mean the same")
+    if config.vocab_size < count_ids(own):
+        raise RecipeError(
+            f"{where} has {config.vocab_size:,} rows for the {count_ids(own):,} tokens of its tokenizer; choose "
+            "another model"
+        )
+    return settings, config
+
+
+def load_tokenizer(place: str, revision: str | None, where: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where}: its tokenizer cannot be loaded: {error}") from error
+
+
+def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows the tokens of a tokenizer need; some numbers may be of none."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def rules_of(tokenizer: PreTrainedTokenizerBase, where: str) -> list:

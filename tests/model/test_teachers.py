@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of others to learn from: their tokenizer and rows."""
+"""Models of others to learn from: their tokenizer and rows, the checks of a base, and their files."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_models import small_model
 from small_tokenizers import KINDS
-from tiny_run import TinyRun
+from tiny_run import RECIPES, TinyRun
 
 import pretrain
 import run_recipe
 import tokenize_corpus
 import train_tokenizer
+from model.teachers import check_teachers
+from recipe_config import RecipeError
+from recipe_loading import load_recipe
 
 
 FAMILIES = {"Qwen": "qwen2", "Pythia": "gpt_neox", "Llama 2": "llama", "GPT-2": "gpt2"}
@@ -66,3 +70,56 @@ def test_a_continued_model_learns_from_its_members_and_from_a_larger_model_with_
     pretrain.main(run.argv(*SHORT, *chosen, *own))
     pretrain.main(run.argv(*SHORT, *chosen, learning_from(larger)))
     assert run.metrics()[-1]["teachers/bits_per_byte"] > 0
+
+
+@pytest.fixture
+def teacher(tmp_path) -> Path:
+    small_model("olmo2", vocab_size=448).save_pretrained(tmp_path / "teacher")
+    KINDS["Llama 3"]().save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def without_projection(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_teacher_is_refused_before_work_starts_as_a_base_is(teacher, tokenized_run, tmp_path):
+    settings = tokenized_run.argv(learning_from(teacher), f"--run.output_dir={tmp_path / 'run'}")[3:]
+    longer = "--data.phases=[{start_fraction: 0.5, shares: {law: 0.6, web: 0.4}, sequence_length: 128}]"
+    check_teachers(recipe := load_recipe([RECIPES / "custom" / "base.yaml"], settings))
+    with pytest.raises(RecipeError, match="was made for 64 tokens, .* less than a sequence of data.phases, of 128"):
+        batch = "--training.per_device_train_batch_size=4"
+        check_teachers(load_recipe([RECIPES / "custom" / "base.yaml"], [*settings, longer, batch]))
+    for spoil, message in (
+        (lambda: change_config(teacher, max_position_embeddings=16), "was made for 16 tokens, which is less than"),
+        (lambda: change_config(teacher, model_type="bloom"), "is of type 'bloom'; choose a model of one of"),
+        (lambda: change_config(teacher, vocab_size=300), "has 300 rows for the 320 tokens of its tokenizer"),
+        (lambda: without_projection(teacher), "tie_word_embeddings: false, and its files have no output projection"),
+    ):
+        kept = (teacher / "config.json").read_text()
+        spoil()
+        with pytest.raises(RecipeError, match=f"training.distillation='.*teacher'.*{message}"):
+            check_teachers(recipe)
+        (teacher / "config.json").write_text(kept)
+
+
+def test_the_whole_recipe_refuses_a_mistyped_teacher_or_another_tokenizer_before_its_first_stage(
+    teacher, tokenized_run, tmp_path
+):
+    run = tmp_path / "run"
+    taken = save_teacher("Qwen", tmp_path / "taken")
+    for overrides, message in (
+        ([learning_from(tmp_path / "techer")], "techer'.*no model there; run_recipe.py trains members"),
+        ([learning_from(teacher), f"--tokenizer.from_pretrained={taken}"], "its tokenizer is not that of this run"),
+    ):
+        for dry in ([], ["--dry_run"]):
+            with pytest.raises(RecipeError, match=message):
+                run_recipe.main(tokenized_run.argv(f"--run.output_dir={run}", *overrides, *dry))
+    assert not run.exists()
