@@ -1089,6 +1089,13 @@ class Recipe(Section):
         """Return the run folder of a model of training.distillation.members."""
         return Path(self.run.output_dir) / "members" / str(number)
 
+    def member(self, number: int) -> "Recipe":
+        """Return the recipe of a model of training.distillation.members."""
+        member = self.model_copy(deep=True)
+        member.run.output_dir, member.run.seed = str(self.member_folder(number)), self.run.seed + 1 + number
+        member.training.distillation = None
+        return member
+
     def teacher_folders(self) -> list[Path]:
         """Return the folders of the models that this one learns from, its members first."""
         distillation = self.training.distillation

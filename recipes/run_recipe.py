@@ -192,9 +192,7 @@ def train_members(recipe: Recipe, options, launch: list[str]) -> None:
     """
     run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
     for number in range(distillation.members if distillation else 0):
-        member, folder = recipe.model_copy(deep=True), recipe.member_folder(number)
-        member.run.output_dir, member.run.seed = str(folder), recipe.run.seed + 1 + number
-        member.training.distillation = None
+        member, folder = recipe.member(number), recipe.member_folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         for stage in ("prepare", "tokenizer", "tokenize"):
             link(folder, run, STAGES[stage].output)

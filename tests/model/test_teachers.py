@@ -15,9 +15,11 @@ import pretrain
 import run_recipe
 import tokenize_corpus
 import train_tokenizer
-from model.teachers import check_teachers
-from recipe_config import RecipeError
+from model.teachers import check_teachers, refuse_stale_members
+from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe
+from run_folder import describe_inputs, write_record
+from stages import STAGES, output_folder
 
 
 FAMILIES = {"Qwen": "qwen2", "Pythia": "gpt_neox", "Llama 2": "llama", "GPT-2": "gpt2"}
@@ -91,7 +93,7 @@ def change_config(folder: Path, **values) -> None:
 
 
 def test_a_teacher_is_refused_before_work_starts_as_a_base_is(teacher, tokenized_run, tmp_path):
-    settings = tokenized_run.argv(learning_from(teacher), f"--run.output_dir={tmp_path / 'run'}")[3:]
+    settings = tokenized_run.argv(learning_from(teacher), f"--run.output_dir={tmp_path / 'run'}")[2:]
     longer = "--data.phases=[{start_fraction: 0.5, shares: {law: 0.6, web: 0.4}, sequence_length: 128}]"
     check_teachers(recipe := load_recipe([RECIPES / "custom" / "base.yaml"], settings))
     with pytest.raises(RecipeError, match="was made for 64 tokens, .* less than a sequence of data.phases, of 128"):
@@ -116,10 +118,34 @@ def test_the_whole_recipe_refuses_a_mistyped_teacher_or_another_tokenizer_before
     run = tmp_path / "run"
     taken = save_teacher("Qwen", tmp_path / "taken")
     for overrides, message in (
-        ([learning_from(tmp_path / "techer")], "techer'.*no model there; run_recipe.py trains members"),
+        ([learning_from(tmp_path / "techer")], "techer'.*no model there; name the folder of a finished model"),
         ([learning_from(teacher), f"--tokenizer.from_pretrained={taken}"], "its tokenizer is not that of this run"),
     ):
         for dry in ([], ["--dry_run"]):
             with pytest.raises(RecipeError, match=message):
                 run_recipe.main(tokenized_run.argv(f"--run.output_dir={run}", *overrides, *dry))
     assert not run.exists()
+
+
+def test_members_that_were_trained_on_other_tokens_or_by_another_recipe_are_refused(tmp_path):
+    def recipe_of(*overrides: str) -> Recipe:
+        argv = TinyRun(tmp_path, tmp_path / "run").argv("--training.distillation.members=1", *overrides)
+        return load_recipe([RECIPES / "custom" / "base.yaml"], argv[2:])
+
+    def make(recipe: Recipe, stage: str, content: str) -> None:
+        output_folder(recipe, stage).mkdir(parents=True, exist_ok=True)
+        (output_folder(recipe, stage) / "file").write_text(content)
+        write_record(output_folder(recipe, stage), stage, describe_inputs(recipe, "pretrain"))
+
+    recipe, member = recipe_of(), recipe_of().member(0)
+    for stage in ("tokenizer", "tokenize"):
+        make(recipe, stage, "first")
+        Path(member.run.output_dir).mkdir(parents=True, exist_ok=True)
+        run_recipe.link(Path(member.run.output_dir), tmp_path / "run", STAGES[stage].output)
+    make(member, "pretrain", "weights")
+    refuse_stale_members(recipe)
+    with pytest.raises(RecipeError, match="0/model is out of date: training.weight_decay was 0.1, is 0.2; run_recipe"):
+        refuse_stale_members(recipe_of("--training.weight_decay=0.2"))
+    make(recipe, "tokenize", "made anew")
+    with pytest.raises(RecipeError, match="0/model is out of date: the output of tokenize changed; run_"):
+        refuse_stale_members(recipe)
