@@ -914,8 +914,8 @@ class Hub(Section):
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
     base_license: str | None = None
-    """Licence of model.from_pretrained, as its card states it: you have read it, and license and repo_id may stand
-    beside it. None: a release that contradicts it is refused."""
+    """Licence of model.from_pretrained, or of a model of training.distillation.teachers, as its card states it: you
+    have read it, and license and repo_id may stand beside it. None: a release that contradicts it is refused."""
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]
