@@ -14,7 +14,8 @@ Out:  beside it, in <results>: runs.csv, one row a finished run, which is what t
 Arms share the documents unless one changes `data` in more than shares, and arms with the same tokenizer share the
 tokens. Finished runs are not trained again, killed ones resume, and several processes divide the rest: see
 sweeps/runs.py. A row is keyed by the hash of what the experiment states of its recipe, not of defaults, so state what
-you compare. A base model whose folder is gone is trained again. With hub.leak_audit each run is audited by
+you compare. An arm's budget pays for its own model alone, not for its teachers, whose forward passes `flops` of its
+row counts. A base model whose folder is gone is trained again. With hub.leak_audit each run is audited by
 audit_leaks.py, whose figures are columns of its row.
 """
 

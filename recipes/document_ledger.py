@@ -35,7 +35,9 @@ def open_ledger(run: Path) -> Ledger:
     """
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
-        raise RecipeError(f"{run}/checkpoints: no checkpoint yet, so nothing says how the run is trained")
+        raise RecipeError(
+            f"{run}/checkpoints: no checkpoint yet, or of members/ no longer, so nothing says how the run is trained"
+        )
     return Ledger(run, load_recipe([run / "recipe.yaml"]), load_state(checkpoints[0][1]))
 
 

@@ -28,7 +28,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from atomic_files import write_json
+from atomic_files import discard, write_json
 from child_processes import EXIT_STOPPED
 from mixture.phases import schedule_phases
 from mixture.skips import describe_changes, extend_skips
@@ -441,6 +441,8 @@ class Pretraining:
             tokenizer.model_max_length = self.language_model.config.max_position_embeddings
             with new_output(self.recipe, "pretrain") as output:
                 self.prepared.export(output, checkpoint, tokenizer)
+                if self.training.average is None and (earlier := self.run / "model_final").exists():
+                    discard(earlier)  # of a model with averaged weights, which this one replaces
         text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
         self.chronicle.note("finish", state["step"], text)
         accelerator.wait_for_everyone()

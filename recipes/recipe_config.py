@@ -1104,6 +1104,11 @@ class Recipe(Section):
         members = [self.member_folder(number) / "model" for number in range(distillation.members)]
         return members + [Path(folder) for folder in distillation.teachers]
 
+    def member_folders(self) -> list[Path]:
+        """Return the run folders of the models of training.distillation.members."""
+        distillation = self.training.distillation
+        return [self.member_folder(number) for number in range(distillation.members if distillation else 0)]
+
     def dump_yaml(self) -> str:
         """Return the resolved recipe, every key with its value, as YAML that loads to an equal recipe."""
         stream = StringIO()

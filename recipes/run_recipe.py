@@ -40,7 +40,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from atomic_files import StaleStageError, hash_items
+from atomic_files import StaleStageError, discard, hash_items, read_json
 from child_processes import EXIT_STOPPED, leave_on_signals, run_with_status
 from launching import (
     clear_environment,
@@ -52,6 +52,7 @@ from launching import (
 )
 from machine_limits import lower_memory
 from mixture.fitting import check_length
+from planning.model_shape import count_parameters
 from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -167,7 +168,8 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
     python = [sys.executable]
     if name in ("pretrain", "evaluate"):
         python = launch if name == "pretrain" else evaluation_command(launch)
-    given = ["--config", *options.config, *options.overrides, *(["--overwrite"] if options.overwrite else [])]
+    given = ["--config", *options.config, *options.overrides, *resume_of(recipe, run)]
+    given += ["--overwrite"] if options.overwrite else []
     command = [*python, *stage.command(recipe, given)]
     if name == "plan":
         if subprocess.run(command, check=False).returncode:
@@ -188,15 +190,22 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
 def train_members(recipe: Recipe, options, launch: list[str]) -> None:
     """Train the models of training.distillation.members that are not finished, each in a run folder of its own.
 
-    They share the documents, the tokenizer and the tokens of the run. Each has a seed of its own.
+    They share the documents, the tokenizer and the tokens of the run. Each has a seed of its own. The checkpoints of a
+    finished one are deleted.
+
+    Raises: RecipeError: one failed, or the disk has no room for all models.
     """
     run, distillation = Path(recipe.run.output_dir), recipe.training.distillation
+    waiting = [folder for folder in recipe.member_folders() if not (folder / "model").exists()]
+    if waiting and recipe.model.from_pretrained is None:  # the size of another is known once it is loaded
+        refuse_full_disk_of(recipe, waiting)
     for number in range(distillation.members if distillation else 0):
         member, folder = recipe.member(number), recipe.member_folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         for stage in ("prepare", "tokenizer", "tokenize"):
             link(folder, run, STAGES[stage].output)
         if is_finished(member, "pretrain", options.overwrite):
+            delete_checkpoints(folder)
             continue
         print(f"run_recipe: model {number + 1} of {distillation.members} to learn from, in {folder}")
         own = [f"--run.output_dir={folder}", f"--run.seed={member.run.seed}", "--training.distillation=null"]
@@ -206,9 +215,45 @@ def train_members(recipe: Recipe, options, launch: list[str]) -> None:
             *options.config,
             *options.overrides,
             *own,
+            *resume_of(recipe, folder),
             *(["--overwrite"] if options.overwrite else []),
         ]
         run_script("pretrain", [*launch, *STAGES["pretrain"].command(member, given)], folder)
+        delete_checkpoints(folder)
+
+
+def refuse_full_disk_of(recipe: Recipe, waiting: list[Path]) -> None:
+    """Refuse a disk without room for the models of members that wait and of the run, and the checkpoints of one.
+
+    Raises: DiskFullError: with both numbers.
+    """
+    from recovery.checkpoints import checkpoint_bytes, require_space  # only here: importing it takes seconds
+    from recovery.stored_tensors import list_checkpoints
+
+    averaged, keep = recipe.training.average is not None, recipe.training.save_total_limit
+    report = output_folder(recipe, "tokenizer") / "report.json"
+    counts = count_parameters(recipe.model, json.loads(report.read_text(encoding="utf-8"))["vocab_size"])
+    in_muon = counts["attention"] + counts["feed_forward"] if recipe.training.optimizer == "muon" else 0
+    of_model = 4 * counts["total"] * (2 if averaged else 1)
+    missing = max(1, keep + 1 - len(list_checkpoints(waiting[0] / "checkpoints")))
+    needed = (len(waiting) + 1) * of_model + missing * checkpoint_bytes(counts["total"], averaged, in_muon)
+    what = f"training ({len(waiting)} models to learn from, the one that learns, and {missing} checkpoints of one)"
+    require_space(Path(recipe.run.output_dir), needed, what)
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished member: nothing resumes from them, and several members fill a disk."""
+    if (folder / "checkpoints").exists() and not (folder / "checkpoints").is_symlink():
+        discard(folder / "checkpoints")
+
+
+def resume_of(recipe: Recipe, folder: Path) -> list[str]:
+    """Return the override that keeps a checkpoint that run.resume names from every run folder but its own."""
+    if recipe.run.resume in ("auto", "never"):
+        return []
+    checkpoint = Path(recipe.run.resume).resolve()
+    holders = [member for member in recipe.member_folders() if checkpoint.is_relative_to(member.resolve())]
+    return [] if folder == (holders or [Path(recipe.run.output_dir)])[0] else ["--run.resume=auto"]
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
@@ -268,11 +313,15 @@ def kept_precision(recipe: Recipe, overwrite: bool) -> str | None:
     """
     if recipe.run.resume not in ("auto", "never"):
         return stored_precision(Path(recipe.run.resume))
-    distillation = recipe.training.distillation
-    members = [recipe.member_folder(number) for number in range(distillation.members if distillation else 0)]
-    folders = [Path(recipe.run.output_dir), *members]
+    folders = [Path(recipe.run.output_dir), *recipe.member_folders()]
     kept = [folder for folder in folders if not (overwrite and starts_again(folder))]
-    return next((found for folder in kept if (found := newest_precision(folder))), None)
+    return next((found for folder in kept if (found := newest_precision(folder) or trained_precision(folder))), None)
+
+
+def trained_precision(folder: Path) -> str | None:
+    """Return the precision of a finished model whose checkpoints are deleted; None if it has others or none."""
+    found = (read_json(folder / "training.json") or {}) if starts_again(folder) else {}
+    return found.get("mixed_precision") if found.get("mixed_precision") in ("bf16", "no") else None
 
 
 def activation() -> str | None:

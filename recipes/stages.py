@@ -263,7 +263,10 @@ def plan_settings(recipe: Recipe) -> dict:
         **recipe.data.model_dump(include={"min_shares", "max_repetitions"}),
         "vocab_size": recipe.tokenizer.vocab_size,
         **recipe.training.model_dump(
-            include={"sequence_length", "optimizer", "attn_implementation", "document_masking"}
+            include={
+                *("sequence_length", "optimizer", "attn_implementation", "document_masking"),
+                *("weight_decay", "dropout", "average", "distillation"),
+            }
         ),
     }
 

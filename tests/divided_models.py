@@ -40,6 +40,7 @@ def replicated_fsdp2(**options) -> Accelerator:
 def zero_stage3(**options) -> Accelerator:
     accelerator = accelerator_of_type(DistributedType.DEEPSPEED, **options)
     plugin = accelerator.state.deepspeed_plugins = DeepSpeedPlugin()  # as the launcher's variables describe it
-    plugin.set_mixed_precision(accelerator.mixed_precision)
+    # Of this type Accelerate reads its precision from the plugin, which is to get it here.
+    plugin.set_mixed_precision(accelerator.state._mixed_precision)
     plugin.select(_from_accelerator_state=True)
     return accelerator

@@ -8,8 +8,9 @@ opening reads the manifest, and any sequence costs the same, on any process and 
 A window is `sequence_length` tokens and the next one, which is also the first of the next window: each token of a
 shard is a label in exactly one window, except the remainder at the shard's end.
 
-With data.repack the windows of an epoch begin after a pseudo-random number of tokens, less than a window. It follows
-from (seed, source, epoch, shard), and divides every document at other places than in the epoch before.
+With data.repack the windows of an epoch begin after a pseudo-random number of tokens, less than those of a sequence
+and a window. It follows from (seed, source, epoch, shard), and divides every document at other places than in the
+epoch before.
 
 A phase may have longer sequences of several consecutive windows. Windows are numbered all the same: a step is the same
 range of numbers in every phase, and `locate` gives the windows of a sequence one by one. Sequences of a new length

@@ -4,7 +4,9 @@
 import math
 
 from planning.devices import PRICE_SOURCES, Device, stated_utilisation
-from recipe_config import Plan, Recipe, RecipeError
+from planning.memory import count_teachers
+from planning.scarce_text import FORWARD_FRACTION
+from recipe_config import Plan, Recipe, RecipeError, Training
 
 
 LEAST_FLOPS, MOST_FLOPS = 1e12, 1e30
@@ -59,6 +61,15 @@ def read_budget(recipe: Recipe, device: Device, assumptions: list[str]) -> dict:
         "price_per_device_hour": price,
         "currency": plan.currency,
     }
+
+
+def count_trainings(training: Training) -> float:
+    """Return how many times the FLOPs of training one model a run takes.
+
+    The members of training.distillation are trained first, and in each step every teacher has a forward pass.
+    """
+    members = training.distillation.members if training.distillation else 0
+    return 1 + members + count_teachers(training) * FORWARD_FRACTION
 
 
 def find_price(plan: Plan, device: Device, assumptions: list[str]) -> float | None:

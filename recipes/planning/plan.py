@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from scipy.optimize import minimize_scalar
 
 from planning.available_text import NotEnoughText, Text, read_text
-from planning.budget import plan_cost, read_budget
+from planning.budget import count_trainings, plan_cost, read_budget
 from planning.devices import Device
 from planning.memory import STRATEGIES, count_teachers, largest_batch, memory_by_part
 from planning.model_shape import choose_shape, count_parameters, training_flops_per_token
@@ -48,7 +48,8 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     settings, assumptions = recipe.plan, []
     budget = read_budget(recipe, device, assumptions)
     text, bytes_per_token, domain = read_text(recipe, settings, assumptions)
-    flops, law = budget["model_flops"], LAWS[settings.law]
+    trainings, law = count_trainings(recipe.training), LAWS[settings.law]
+    flops = budget["model_flops"] / trainings  # of one model; those that it learns from have the rest
 
     refuse_too_little(text, domain)
     size, tokens_by_law = choose_size(settings.law, flops, text)
@@ -75,7 +76,8 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
         "bytes": tokens * mixture_bytes_per_token(text, bytes_per_token, tokens),
         "tokens_per_parameter": {name: tokens / counts[name] for name in ("total", "non_embedding", "multiplying")},
         "flops": {
-            "training": flops_per_token * tokens,
+            "training": trainings * flops_per_token * tokens,
+            "trainings": trainings,
             "per_token": flops_per_token,
             "six_n_d": 6 * counts["total"] * tokens,
         },
@@ -83,15 +85,15 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
         "memory": plan_memory(
             recipe, model, vocab_size, device, training["tokens_per_step"] // training["sequence_length"]
         ),
-        "cost": plan_cost(settings, device, budget, flops_per_token * tokens),
+        "cost": plan_cost(settings, device, budget, trainings * flops_per_token * tokens),
         "budget_used_fraction": flops_per_token * tokens / flops,
-        "scarce_text": compare_ways(text, flops_per_token, flops),
+        "scarce_text": compare_ways(text, flops_per_token, budget["model_flops"]),
         "loss": loss
         | {
             "with_half_the_budget": plan_other_budget(settings.law, 0.5 * flops, text),
             "with_twice_the_budget": plan_other_budget(settings.law, 2.0 * flops, text),
         },
-        "verdict": decide(flops, counts["total"], text, loss["nats_per_token"]),
+        "verdict": decide(budget["model_flops"], counts["total"], text, loss["nats_per_token"]),
         "assumptions": assumptions,
     }
     plan["verdict"]["sentences"] = describe_verdict(plan, text)
@@ -100,7 +102,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
 
 
 def describe_laws(flops: float) -> dict[str, dict]:
-    """Return each law's optimum for the budget."""
+    """Return each law's optimum for what the budget pays for of one model."""
     return {
         name: dict(zip(("parameters", "tokens"), law.optimum(flops), strict=True))
         | {"source": law.source, "counts": law.counts}
@@ -139,7 +141,8 @@ def mixture_bytes_per_token(text: Text, bytes_per_token: dict[str, float], token
 def find_warnings(plan: dict, text: Text, recomputation_factor: float, extrapolated: bool) -> Iterator[str]:
     """Yield what makes the plan uncertain or impossible; `extrapolated`: by the vocabulary law."""
     budget, training, memory, most = plan["budget"], plan["training"], plan["memory"], text.most_tokens()
-    flops, affordable = budget["model_flops"], budget["model_flops"] / plan["flops"]["per_token"]
+    flops = budget["model_flops"] / plan["flops"]["trainings"]
+    affordable = flops / plan["flops"]["per_token"]
     if flops < FITTED_FLOPS:
         yield f"{flops:.1e} FLOPs are below what any of these laws was fitted on (1e17 and more): no loss is predicted"
     if extrapolated:

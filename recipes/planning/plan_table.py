@@ -54,6 +54,11 @@ def describe(plan: dict) -> str:
             f"{training['dropout'] or 0:g}, warm-up {training['warmup_steps']:,} steps ({training['source']})",
         ),
         *describe_memory(plan["memory"]),
+        *(
+            [("models", f"with those that it learns from {plan['flops']['trainings']:.3g} times the compute of one")]
+            if plan["flops"]["trainings"] > 1
+            else []
+        ),
         (
             "time",
             f"{expected['hours']:,.3g} h on the clock ({least['hours']:,.3g} to {most['hours']:,.3g}), "

@@ -6,7 +6,7 @@ import math
 from planning.available_text import Text
 from planning.known_models import OPEN_MODELS
 from planning.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN, LAWS
-from planning.scarce_text import MANY_EPOCHS, USUAL_EPOCHS
+from planning.scarce_text import FORWARD_FRACTION, MANY_EPOCHS, MEMBERS, USUAL_EPOCHS
 
 
 ENOUGH_FRACTION = 0.9  # of the budget: less is a text that limits the run
@@ -100,10 +100,14 @@ def describe_verdict(plan: dict, text: Text) -> list[str]:
     budget, cost, text_of_plan = plan["budget"], plan["cost"]["expected"], plan["text"]
     used, ratio = plan["budget_used_fraction"], plan["tokens_per_parameter"]["total"]
     money = f" and {cost['money']:,.{0 if cost['money'] >= 10 else 2}f} {budget['currency']}" if cost["money"] else ""
+    trainings = plan["flops"]["trainings"]
+    others = (
+        f", with the models that it learns from ({trainings:.3g} times that of one model)" if trainings > 1 else ""
+    )
     second = (
         f"From scratch, {describe_budget(budget)} pays for {describe_number(plan['parameters']['total'])} parameters "
         f"on {describe_number(plan['tokens'])} tokens, which take {describe_hours(cost['hours'])} of "
-        f"{budget['num_devices']} x {budget['device']}{money}."
+        f"{budget['num_devices']} x {budget['device']}{money}{others}."
     )
     third = (
         f"The text is enough: it is read {text_of_plan['domain_epochs']:.2g} times, and each parameter gets "
@@ -111,17 +115,22 @@ def describe_verdict(plan: dict, text: Text) -> list[str]:
     )
     if used < ENOUGH_FRACTION:
         part = f"{used:.0%}" if used >= 0.01 else "less than 1%"
-        more = (
-            f"read it more often (data.max_repetitions={2 * text.max_repetitions:g} makes the run twice as long, at a "
-            "lower gain)"
-            if 2 * text.max_repetitions <= USUAL_EPOCHS
-            else f"read it {MANY_EPOCHS} times with the decay and dropout of recipes/custom/scarce.yaml"
-        )
+        ways = [
+            f"give the domain less than {text.min_domain_share:.0%} of the text (plan.min_domain_share)",
+            f"spend less ({describe_hours(cost['device_hours'])} of one device)",
+            "or continue an open model",
+        ]
+        if 2 * text.max_repetitions <= USUAL_EPOCHS:
+            often = f"data.max_repetitions={2 * text.max_repetitions:g}"
+            ways.insert(0, f"read it more often ({often} makes the run twice as long, at a lower gain)")
+        elif text.max_repetitions < MANY_EPOCHS:
+            ways.insert(0, f"read it {MANY_EPOCHS} times with the decay and dropout of recipes/custom/scarce.yaml")
+        elif trainings == 1 and used * (1 + MEMBERS + MEMBERS * FORWARD_FRACTION) <= 1:
+            ways.insert(0, f"learn from {MEMBERS} models of its kind as recipes/custom/scarce.yaml does")
         third = (
             f"The text can use {part} of the budget: it is read {text_of_plan['domain_epochs']:.2g} times, and each "
-            f"parameter gets {ratio:.3g} tokens, where 20 are usual. Four ways out: {more}, give the "
-            f"domain less than {text.min_domain_share:.0%} of the text (plan.min_domain_share), spend less "
-            f"({describe_hours(cost['device_hours'])} of one device), or continue an open model."
+            f"parameter gets {ratio:.3g} tokens, where 20 are usual. {'Three' if len(ways) == 3 else 'Four'} ways "
+            f"out: {', '.join(ways)}."
         )
     return [describe_choice(plan["verdict"]), second, third]
 

@@ -121,6 +121,8 @@ def fill_model_documentation(records: Records) -> dict[str, list[Field]]:
     context = config["max_position_embeddings"]
     seconds, compute = training["seconds"], total_flops(records)
     where = f"{training['num_processes']} process(es) on {training['device']}"
+    if members := training.get("members"):
+        where += f"; before it {sum(one['seconds'] for one in members):,.0f} s for the models that it learned from"
     return {
         "1 General information": [
             Field("1.1", "Legal name of the provider"),

@@ -25,7 +25,7 @@ class Experiment(Section):
     results: str
     """Folder for runs.csv and the figure, beside the file."""
     flops: list[PositiveFloat] = []
-    """Budgets: compute of each run, without that of its base model."""
+    """Budgets: compute of each run, without that of its base model, its teachers and their forward passes."""
     sizes: dict[Name, dict] = {}
     """In place of flops: name -> {flops, and what is laid over the recipe, such as model}."""
     domain_bytes: list[Positive] = []
@@ -206,7 +206,10 @@ def make_recipe(values: dict, flops: float, where: str) -> Recipe:
         return validate({**values, "training": {**values["training"], "max_tokens": max_tokens}}, {})
 
     recipe, problems = with_steps(1)
-    if recipe is not None:
+    if recipe is not None and recipe.training.distillation is not None and recipe.training.distillation.members:
+        problems = ["training.distillation.members: only run_recipe.py trains them; name an arm that comes before: "]
+        problems[0] += f"`teachers: ['{ARM_PREFIX}NAME']` are its models on as many domain bytes"
+    elif recipe is not None:
         tokens = flops / flops_per_token(recipe)
         recipe, problems = with_steps(max(1, round(tokens / values["training"]["tokens_per_step"])))
     if problems:

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from model.continued import with_shape_of
 from recipe_config import Recipe, Training
 from training.record import append_lines
 from training.schedule import SPEED_STEPS, plan_steps
@@ -84,6 +85,7 @@ class Progress:
         step_ended: the clock at the ends of this process's first steps, which training.max_seconds is planned with.
         utilisation: of the phase; see enter_phase.
         grad_norm: of the last step.
+        teachers: the shapes of the models that the run learns from.
     """
 
     def __init__(
@@ -102,6 +104,12 @@ class Progress:
         self.seen = torch.zeros((len(state["bytes_seen"]), 2), dtype=torch.int64, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.prints_lines = self.is_main and not sys.stderr.isatty()
+        as_loaded = recipe.model.model_copy(update={"from_pretrained": "the teacher's folder"})
+        self.teachers = [
+            with_shape_of(as_loaded, teacher.language_model.config)
+            for teachers in accelerator.unwrap_model(module).teachers
+            for teacher in teachers.models
+        ]
         self.own_seconds = OwnSeconds(module, accelerator.device)
         self.lagging: tuple[int | None, int] = (None, 0)  # the slowest process, and for how many lines
         self.bar = tqdm(
@@ -128,13 +136,15 @@ class Progress:
             self.accelerator.num_processes,
             recomputed=self.training.gradient_checkpointing,
             causal=causal,
+            teachers=self.teachers,
         )
 
     def start(self, state: dict) -> None:
         """Start the trackers and the clock."""
         # A resumed run stays one run where the tracker would start another.
-        options = {"trackio": {"name": self.run.name, "resume": "allow"}}
-        self.accelerator.init_trackers(self.run.name, init_kwargs=options)
+        name = tracker_name(self.run)
+        options = {"trackio": {"name": name, "resume": "allow"}}
+        self.accelerator.init_trackers(name, init_kwargs=options)
         self.started = time.perf_counter() - state["seconds"]
         self.restart_clock(state)
 
@@ -257,6 +267,11 @@ class Progress:
         """Print a line above the bar."""
         if self.is_main:
             self.bar.write(f"pretrain: {text}")
+
+
+def tracker_name(run: Path) -> str:
+    """Return the name of a run in trackers: its folder's, of one of members/ after that of the run that learns."""
+    return f"{run.parent.parent.name}-member-{run.name}" if run.parent.name == "members" else run.name
 
 
 def total_seen(state: dict) -> dict[str, int]:

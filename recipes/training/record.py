@@ -67,8 +67,8 @@ def summarize(recipe: Recipe, training: Training, model: SummedLoss, parameters:
     """Return the part of training.json that says what was trained, how long and at what cost in FLOPs.
 
     Its total and non_embedding parameters are those of the exported model, into which the adapters are merged. Its
-    flops are of this run, with the forward passes of the models that it learns from; members_flops are of those that
-    were trained for it.
+    flops are of this run, with the forward passes of the models that it learns from; members_flops and members are of
+    those that were trained for it.
     """
     processed_tokens = state["trained_steps"] * training.tokens_per_step  # with those of skipped documents
     multiplied = multiplied_parameters(parameters, recipe.model.tie_word_embeddings)
@@ -81,9 +81,17 @@ def summarize(recipe: Recipe, training: Training, model: SummedLoss, parameters:
             taught, tied = teacher.language_model, teacher.language_model.config.tie_word_embeddings
             per_token += 2 * multiplied_parameters(count_module_parameters(taught), tied)
         convention += ", 2 for the models that it learns from"
-        if members := recipe.training.distillation.members:
-            folders = map(recipe.member_folder, range(members))
-            cost["members_flops"] = sum(read_json(folder / "training.json")["flops"] for folder in folders)
+        if members := [
+            trained for folder in recipe.member_folders() if (trained := read_json(folder / "training.json"))
+        ]:
+            cost["members_flops"] = sum(trained["flops"] for trained in members)
+            cost["members"] = [
+                {
+                    **{key: trained[key] for key in ("tokens_seen", "seconds", "device")},
+                    "device_hours": trained["seconds"] * trained["num_processes"] / 3600,
+                }
+                for trained in members
+            ]
     merged = {part: parameters[part] - parameters["adapters"] for part in ("total", "non_embedding")}
     return {
         "parameters": parameters | merged,

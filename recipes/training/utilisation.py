@@ -8,13 +8,15 @@
 | `train/utilisation_hardware_fraction` | every FLOP that is computed | tuning a step |
 
 The first is the MFU of PaLM (appendix B). The last counts half of each square where the attention function skips what
-the causal mask hides, and a second forward pass where activations are recomputed. The peak is the dense bf16 figure of
+the causal mask hides, a second forward pass where activations are recomputed, and those of the models that the run
+learns from. The peak is the dense bf16 figure of
 planning/devices.py, whatever the precision of the run. On a CPU it is measured at the start, with the threads of the
 process: bf16 or fp32, whichever is faster.
 """
 
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,18 +93,26 @@ def measure_utilisation(
     *,
     recomputed: bool = False,
     causal: bool = False,
+    teachers: Sequence[Model] = (),
 ) -> Utilisation:
     """Count a token's FLOPs. `peak` is that of one process's device, `recomputed` training.gradient_checkpointing.
 
     `causal`: the attention function computes no more than the half of a square that the causal mask leaves.
+    `teachers`: the shapes of the models that the run learns from, by a forward pass of each.
     """
-    flops = training_flops_per_token(model, vocab_size, sequence_length)
-    counts = count_parameters(model, vocab_size)
-    flops_6nd = 6.0 * (counts["multiplying"] - counts["norms"])
-    computed = (flops + flops_6nd) / 2 if causal else flops
+
+    def count(shape: Model) -> tuple[float, float, float]:
+        flops, counts = (
+            training_flops_per_token(shape, vocab_size, sequence_length),
+            count_parameters(shape, vocab_size),
+        )
+        flops_6nd = 6.0 * (counts["multiplying"] - counts["norms"])
+        return flops, flops_6nd, (flops + flops_6nd) / 2 if causal else flops
+
+    flops, flops_6nd, computed = count(model)
     return Utilisation(
         flops_mfu=flops,
         flops_6nd=flops_6nd,
-        flops_hardware=computed * (4 / 3 if recomputed else 1),
+        flops_hardware=computed * (4 / 3 if recomputed else 1) + sum(count(shape)[2] for shape in teachers) / 3,
         peak_flops=peak and peak * num_processes,
     )

@@ -38,7 +38,12 @@ class ZeroStage3Model(PreparedModel):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": batch_size, "gradient_accumulation_steps": 1}
         config |= {"gradient_clipping": 0.0}
+        # Its own bf16 would also round hidden states, norms, and the gradients that micro-steps add up. Under autocast
+        # it rounds as one process does, and beside that what it sends of linear layers: weights and gradients.
+        bf16 = config["bf16"]  # where Accelerate looks up the run's precision
+        config |= {"bf16": {"enabled": False}, "torch_autocast": {"enabled": bf16["enabled"], "dtype": "bfloat16"}}
         super().__init__(model, optimizers, accelerator)
+        config["bf16"] = bf16
         self.in_parts = True
 
     def add_gradients(self, batch: dict[str, Tensor], factor: float, last: bool) -> Tensor:

@@ -3,9 +3,9 @@
 
     python tests/benchmarks/time_to_quality.py runs/legal-quickstart --max_tokens 2e6 --fractions 0.3 0.4 0.5
 
-The run folder lends its tokens and its recipe. The baseline trains for --max_tokens; the recipe, with keys given here
-laid over it, trains for each of --fractions of them in turn, with its schedule planned for that length, until one ends
-at least as low. The ratio is of the seconds of these two runs, compiling and the last validation included.
+The run folder lends its tokens and its recipe. The baseline trains for --max_tokens; the recipe, changed by
+keys that are given here, trains for each of --fractions of them in turn, with its schedule planned for that length,
+until one ends at least as low. The ratio is of the seconds of these two runs, compiling and the last validation included.
 """
 
 import argparse

@@ -767,6 +767,23 @@ def test_a_tokenizer_that_was_taken_is_not_said_to_be_trained(tmp_path):
     assert "trained on a sample" not in page and "<th>tokenizer of some/base</th>" in page
 
 
+def test_what_the_models_took_that_it_learned_from_is_shown_beside_its_own(tmp_path):
+    write_run(tmp_path)
+    training = json.loads((tmp_path / FILES["training"]).read_text())
+    member = {"tokens_seen": 2457600, "seconds": 400.0, "device_hours": 0.5, "device": "cpu"}
+    training |= {"members_flops": 1.5e14, "members": [member] * 2}
+    (tmp_path / FILES["training"]).write_text(json.dumps(training))
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    for expected in (
+        "12 min 34 s, 3,260 tokens per second; 13 min 20 s before it for the models that it learned from<",
+        "7.2e+13 FLOPs and 1.5e+14 for the models that it learned from (",
+        "0.21 process hours and 1.00 for the models that it learned from;",
+        f"<th>compute (FLOPs)</th><td>{plan()['flops']['training']:.3g}</td><td>2.22e+14</td>",
+    ):
+        assert expected in page
+
+
 def test_tokenizers_report_card_is_shown_with_words_terms_numbers_and_speed(tmp_path):
     write_run(tmp_path)
     measured = ROOT / "recipes" / "experiments" / "vocabulary_size" / "legal" / "tokenizer_report.json"

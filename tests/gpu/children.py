@@ -44,7 +44,7 @@ class Child:
             if self.receiver.poll(max(0.0, seconds)):
                 result, problem = self.receiver.recv()
             else:
-                problem = f"took longer than {seconds:.0f} s"
+                problem = f"not finished within {seconds:.0f} s"
         except EOFError:
             self.process.join(max(0.0, until - time.monotonic()))
             problem = f"ended with code {self.process.exitcode}; its log is {self.log}"

@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,35 @@ def test_for_little_text_the_ways_to_train_are_compared_and_the_best_that_is_pai
     assert "little text" in describe(rich) and "scarce.yaml <- take" in describe(rich)
     poor = plan(*little, f"--plan.flops={5 * reading}")
     assert [way["way"] for way in poor["scarce_text"] if way["take"]] == ["four times"]
+
+
+def test_the_plan_of_a_model_that_learns_from_others_pays_for_them_too(tmp_path):
+    def make(*overrides: str) -> dict:
+        given = [f"--run.output_dir={tmp_path / 'run'}", "--plan.device=h100-sxm", "--plan.domain_bytes=100e6"]
+        recipe = load_recipe([RECIPES / "custom" / "scarce.yaml"], [*given, *overrides])
+        return make_plan(recipe, find_device("h100-sxm"))
+
+    alone = make("--plan.flops=3e17", "--training.distillation=null")
+    made = make(f"--plan.flops={3e17 * 19 / 3}")  # 1 + 4 members + 4 forward passes of a third
+    assert (made["parameters"], made["tokens"]) == (alone["parameters"], alone["tokens"])
+    assert made["loss"] == alone["loss"] and made["training"] == alone["training"]
+    assert made["budget_used_fraction"] == pytest.approx(alone["budget_used_fraction"])
+    for key in (("flops", "training"), ("cost", "expected", "hours"), ("cost", "most", "money")):
+        whole, one = (reduce(getitem, key, plan) for plan in (made, alone))
+        assert whole == pytest.approx(one * 19 / 3), key
+    assert "6.33 times that of one model" in made["verdict"]["sentences"][1] and "6.33 times" in describe(made)
+
+
+def test_who_reads_the_text_30_times_already_is_not_told_to(tmp_path):
+    def third(*overrides: str) -> str:
+        given = [f"--run.output_dir={tmp_path / 'run'}", "--plan.domain_bytes=100e6", "--plan.flops=1e20"]
+        recipe = load_recipe([RECIPES / "custom" / "scarce.yaml"], [*given, *overrides])
+        return make_plan(recipe, find_device(recipe.plan.device))["verdict"]["sentences"][2]
+
+    alone = third("--training.distillation=null")
+    assert "Four ways out: learn from 4 models of its kind as recipes/custom/scarce.yaml does" in alone
+    assert "Three ways out: give the domain less" in third()
+    assert not any("read it 30 times" in sentence for sentence in (alone, third()))
 
 
 def test_text_that_is_read_often_gets_the_decay_and_dropout_that_were_measured_for_it(plan):

@@ -1142,8 +1142,13 @@ def test_a_card_says_how_a_model_was_made_from_little_text(release, workspace, t
     shutil.copytree(release, tmp_path / "release")
     with (tmp_path / "release" / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"step": 9, "eval/bits_per_byte": 2, "average/bits_per_byte": 0.123}) + "\n")
+    members = [{"tokens_seen": 5120, "seconds": 100.0, "device_hours": 0.5, "device": "cpu"}] * 3
+    cost = {"members_flops": 4.2e9, "members": members}
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.update(cost))
     made_so = card_of(release, tmp_path / "release", recipe)
     for expected in (
+        ", and read each document as often as it did.",
+        "; before it 300 s, 1.5 hours of a device, for the models that it learned from |",
         "- It learned from 4 other models beside the text, whose mean prediction has 40.0 % of the loss.",
         "  3 of them were trained on this text first, each with a seed of its own",
         "- Its weights are the mean over the last 25.0 % of the steps.",
@@ -1152,6 +1157,12 @@ def test_a_card_says_how_a_model_was_made_from_little_text(release, workspace, t
         "scored in the training loop: 0.123 bits per byte",
     ):
         assert expected in made_so
+    shorter = {"members": [members[0], members[1], members[2] | {"tokens_seen": 2560}]}  # by training.max_seconds
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.update(shorter))
+    made_so = card_of(release, tmp_path / "release", recipe)
+    assert "own; each read 2,560 to 5,120 tokens of it, where this one read 5,120." in made_so
+    rewrite(tmp_path / "release" / "training.json", lambda content: content.pop("members"))
+    assert "each with a seed of its own.\n" in card_of(release, tmp_path / "release", recipe), "of an earlier version"
 
 
 @pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), (None, None)])

@@ -145,6 +145,10 @@ def test_an_arm_is_trained_where_its_at_says_and_learns_from_the_models_of_an_ea
     tiny.write_text(tiny.read_text().replace("arm:scratch", "arm:absent"))
     with pytest.raises(RecipeError, match="arms.student: no arm 'absent' on as many domain bytes before this one"):
         load_experiment(tiny)
+    tiny.write_text(tiny.read_text().replace("teachers: ['arm:absent']", "members: 2"))
+    message = "arms.student: training.distillation.members: only run_recipe.py trains them; .* `teachers: .'arm:NAME'"
+    with pytest.raises(RecipeError, match=message):
+        load_experiment(tiny)
 
 
 def test_the_means_of_an_experiment_state_how_far_the_seeds_are_apart(tmp_path):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled step by layers, as GPUs take it: under DDP, with recomputation, under FSDP2; in fp32 and bf16.
+"""The compiled step by layers, as GPUs take it, and of all layers at once, as a processor: under DDP and FSDP2.
 
-torch.compile gets the backend aot_eager, which traces and differentiates as on a GPU and generates no code.
+torch.compile gets the backend aot_eager, which traces and differentiates as on a GPU and generates no code; in the
+forms named `generated` it has its own, which compiles C++.
 """
 
 import functools
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import pretrain
+import tokenize_corpus
+import train_tokenizer
 from mixture.document_borders import cumulative_lengths
 from model import summed_loss
 from model.attention import choose_attention
@@ -40,8 +43,11 @@ import divided_models, pretrain
 from model import summed_loss
 from training import accelerators
 
-torch.compile = functools.partial(torch.compile, backend="aot_eager")
+compile = torch.compile
 real, plain = accelerators.Accelerator, summed_loss.SummedLoss
+# DDP's first bucket of gradients, at whose end torch divides a graph, ends within this model as 1 MB does within a
+# larger one.
+torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 30_000
 real.end_training = lambda self: None  # the next run needs the process group
 
 class ByLayer(plain):
@@ -49,41 +55,61 @@ class ByLayer(plain):
         super().__init__(model, compiled, **options | {{"by_layer": True}})
         assert compiled and not torch._dynamo.config.optimize_ddp
 
-summed_loss.SummedLoss = ByLayer
 for kind, precision, argv in json.loads(open(sys.argv[1]).read()):
     torch.compiler.reset()
+    torch._dynamo.config.optimize_ddp = True  # as it is before a run by layer
+    summed_loss.SummedLoss = plain if kind in ("processor", "generated") else ByLayer
+    torch.compile = compile if kind == "generated" else functools.partial(compile, backend="aot_eager")
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     accelerators.Accelerator = divided_models.fsdp2 if kind == "fsdp2" else real
     divided_models.AcceleratorState._reset_state()
     pretrain.main(argv)
 """
 # name -> (form, precision, overrides)
+PHASE = {"start_fraction": 0.5, "shares": {"law": 0.6, "web": 0.4}, "sequence_length": 64}
+LONGER = [f"--data.phases={json.dumps([PHASE | {'rope_parameters': {'rope_theta': 20_000.0}}])}"]
 FORMS = {
     "ddp": ("ddp", "no", []),
+    "ddp, longer": ("ddp", "no", LONGER),
     "ddp, recomputed": ("ddp", "no", ["--training.gradient_checkpointing=true"]),
     "ddp, bf16": ("ddp", "bf16", []),
     "fsdp2": ("fsdp2", "no", []),
     "fsdp2, bf16": ("fsdp2", "bf16", []),
+    "fsdp2, longer": ("fsdp2", "no", LONGER),
+    "processor, longer": ("processor", "no", LONGER),  # as accelerate_configs/ddp.yaml starts it without a GPU
+    "generated, longer, bf16": ("generated", "bf16", LONGER),
 }
+LONG = ("generated, longer, bf16",)
 # About twice what tests/benchmarks/rounding.py measured at this learning rate; FSDP2 rounds the gains too.
-BF16, WITHIN = ["--training.learning_rate=3e-3"], {"ddp, bf16": 1.2e-3, "fsdp2, bf16": 5e-3}
+BF16, WITHIN = ["--training.learning_rate=3e-3"], {"ddp": 1.2e-3, "generated": 1.2e-3, "fsdp2": 5e-3}
 COMMON = ["--training.attn_implementation=varlen", "--model.num_key_value_heads=1", "--training.max_tokens=2048"]
 
 
-def train_alone(run: TinyRun, precision: str) -> dict[int, float]:
+def train_alone(run: TinyRun, precision: str, longer: bool) -> dict[int, float]:
     """Return the losses of one uncompiled process with a mask."""
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps its precision for the life of a process
+    overrides = [*(BF16 if precision == "bf16" else []), *(LONGER if longer else [])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-        argv = run.argv(*COMMON, "--training.attn_implementation=sdpa", *(BF16 if precision == "bf16" else []))
-        pretrain.main(argv)
+        pretrain.main(run.argv(*COMMON, "--training.attn_implementation=sdpa", *overrides))
     AcceleratorState._reset_state(reset_partial_state=True)
     return run.losses()
 
 
-def train_together(source: TinyRun, folder: Path, processes: int, names: Iterable[str]) -> dict[str, dict[int, float]]:
+@pytest.fixture(scope="module")
+def sources(tokenized_run, tmp_path_factory) -> dict[bool, TinyRun]:
+    """The tokenized run to train from, by whether a later phase has longer sequences."""
+    longer = tokenized_run.copy(tmp_path_factory.mktemp("longer") / "run")
+    for stage in (train_tokenizer, tokenize_corpus):  # phases decide the tokenizer's sample too
+        stage.main(longer.argv(*LONGER, "--overwrite"))
+    return {False: tokenized_run, True: longer}
+
+
+def train_together(
+    sources: dict[bool, TinyRun], folder: Path, processes: int, names: Iterable[str]
+) -> dict[str, dict[int, float]]:
     """Return the losses of forms that several processes train in, one after the other."""
-    runs, plan = {name: source.copy(folder / name) for name in names}, []
+    runs, plan = {name: sources["longer" in name].copy(folder / name) for name in names}, []
     for name, run in runs.items():
         kind, precision, overrides = FORMS[name]
         overrides = [*COMMON, "--training.torch_compile=true", *overrides, *(BF16 if precision == "bf16" else [])]
@@ -98,33 +124,41 @@ def train_together(source: TinyRun, folder: Path, processes: int, names: Iterabl
 
 
 @pytest.fixture(scope="module")
-def alone(tokenized_run, tmp_path_factory) -> dict[str, dict[int, float]]:
+def alone(sources, tmp_path_factory) -> dict[tuple[str, bool], dict[int, float]]:
     folder = tmp_path_factory.mktemp("alone")
-    return {name: train_alone(tokenized_run.copy(folder / name), name) for name in ("no", "bf16")}
+    kinds = [(precision, longer) for precision in ("no", "bf16") for longer in (False, True)]
+    return {kind: train_alone(sources[kind[1]].copy(folder / "{}-{}".format(*kind)), *kind) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
-def two(tokenized_run, tmp_path_factory) -> dict[str, dict[int, float]]:
-    return train_together(tokenized_run, tmp_path_factory.mktemp("two"), 2, FORMS)
+def two(sources, tmp_path_factory) -> dict[str, dict[int, float]]:
+    return train_together(sources, tmp_path_factory.mktemp("two"), 2, [name for name in FORMS if name not in LONG])
 
 
 @pytest.fixture(scope="module")
-def four(tokenized_run, tmp_path_factory) -> dict[str, dict[int, float]]:
-    return train_together(tokenized_run, tmp_path_factory.mktemp("four"), 4, ("ddp", "fsdp2"))
+def two_long(sources, tmp_path_factory) -> dict[str, dict[int, float]]:
+    return train_together(sources, tmp_path_factory.mktemp("two_long"), 2, LONG)
+
+
+@pytest.fixture(scope="module")
+def four(sources, tmp_path_factory) -> dict[str, dict[int, float]]:
+    return train_together(sources, tmp_path_factory.mktemp("four"), 4, FORMS)
 
 
 @pytest.mark.parametrize(
     ("processes", "name"),
     [
-        *(("two", name) for name in FORMS),
-        *(pytest.param("four", name, marks=pytest.mark.long) for name in ("ddp", "fsdp2")),
+        *(("two", name) for name in FORMS if name not in LONG),
+        *(pytest.param("two_long", name, marks=pytest.mark.long) for name in LONG),
+        *(pytest.param("four", name, marks=pytest.mark.long) for name in FORMS),
     ],
 )
-def test_processes_that_compile_by_layer_give_the_losses_of_one_that_does_not(processes, name, alone, request):
-    one, other = alone[FORMS[name][1]], request.getfixturevalue(processes)[name]
+def test_processes_that_compile_give_the_losses_of_one_that_does_not(processes, name, alone, request):
+    kind, precision, _ = FORMS[name]
+    one, other = alone[precision, "longer" in name], request.getfixturevalue(processes)[name]
     assert list(one) == list(other) == list(range(1, 9)) and one[8] < one[1] - 0.1
     apart = max(abs(one[step] - other[step]) for step in one)
-    assert apart < WITHIN.get(name, 1e-5) and (apart > 1e-5) == ("bf16" in name)
+    assert apart < (WITHIN[kind] if precision == "bf16" else 1e-5) and (apart > 1e-5) == (precision == "bf16")
 
 
 def test_twelve_layers_are_one_graph_for_training_and_one_for_evaluation(monkeypatch):

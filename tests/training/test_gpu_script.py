@@ -62,9 +62,14 @@ def test_the_rehearsal_measures_every_shape_and_writes_a_table(rehearsed):
     # On a processor the default takes plain attention at the rehearsal's short sequences, as a recipe does.
     assert {one["used_attention"] for one in measured} == {"eager", "sdpa", "varlen"}
     for one in measured:
-        assert (
-            one["tokens_per_second"] > 0 and one["optimizer_seconds"] > 0 and sum(k["share"] for k in one["kernels"])
-        )
+        assert one["tokens_per_second"] > 0 and one["optimizer_seconds"] > 0
+        assert len(one["muon_seconds"]) == 3 and min(one["muon_seconds"].values()) > 0
+        # Spans such as an optimizer's step hold kernels that are listed themselves.
+        names = [kernel["name"] for kernel in one["kernels"]]
+        assert names and not [name for name in names if name.startswith(("Optimizer.step", "enumerate("))]
+    # A processor compiles all layers as one graph, and in the other form each of the two.
+    assert [one["compiled_modules"] for one in measured if one["form"] == "other"] == [2]
+    assert {one["compiled_modules"] for one in measured if one["form"] == "default"} == {0, 1}
     table = (out / "results.md").read_text()
     assert table.count("\n| ") > 12 + 3 * 10 and "| 10 | killed and resumed |" in table
 
@@ -74,7 +79,8 @@ def test_a_check_that_finds_a_fault_fails_and_one_that_crashes_or_hangs_loses_on
     code = """
 import os, time
 def measured(**changes):
-    one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "used_attention": "varlen", "first_loss": 10.4}
+    one = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "used_attention": "varlen", "form": "default"}
+    one |= {"first_loss": 10.4, "muon_seconds": {"ours": 0.02, "torch": 0.08, "ours_of_one_process": 0.006}}
     one |= {"tokens_per_second": 9e4}
     one |= {"seconds_to_first_step": 30.0, "peak_memory_bytes": 40e9, "estimated_memory_bytes": {"all": 42e9}}
     one |= {"train/utilisation_6nd_fraction": 0.3, "train/mfu_fraction": 0.4}
@@ -82,7 +88,10 @@ def measured(**changes):
     return one | changes
 other = measured(attention="flex_attention", tokens_per_second=6e4, first_loss=10.401, seconds_to_first_step=80.0)
 others = [measured(shape="125M"), measured(shape="1B")]
-for check in (f.OF_SHAPES | f.LAST).values():
+one_graph = measured(form="other", tokens_per_second=1e5, seconds_to_first_step=80.0, optimizer_seconds=0.5)
+others.append(one_graph | {"peak_memory_bytes": 60e9, "first_loss": 11.0, "train/mfu_fraction": 0.1})
+judged = f.OF_SHAPES | f.OF_FORMS | f.LAST
+for check in judged.values():
     assert check(lab, [measured(), *others, other]).passed is True, check
 for check, change in (
     (f.check_attentions, {"first_loss": 10.5}), (f.check_attentions, {"tokens_per_second": 5e4}),
@@ -91,26 +100,69 @@ for check, change in (
     (f.check_start, {"seconds_to_first_step": 100.0}), (f.check_memory, {"peak_memory_bytes": 50e9}),
 ):
     assert check(lab, [measured(**change), *others, other]).passed is False, (check, change)
-crashed = {"shape": "1B", "attention": f.DEFAULT_ATTENTION, "left_out": "out of memory"}
+figure = f.check_optimizer(lab, [measured()]).figure
+assert "alone 20.0 ms, 0.25 of torch.optim.Muon's 80.0, and one of 4 processes 6.0 ms, 30% of it" in figure, figure
+figure = f.check_start(lab, [measured(), *others]).figure
+assert "342M compiled by layer: 30.0 s, then 90,000 tokens/s" in figure, figure
+assert "342M compiled as one graph: 80.0 s, then 100,000 tokens/s" in figure, figure
+crashed = {"shape": "342M", "attention": f.DEFAULT_ATTENTION, "form": "other"}
+for problem, passed in (("not finished within 120 s", True), ("not finished: no time", True), ("code 7", False)):
+    result = f.check_start(lab, [measured(), *others[:2], crashed | {"left_out": problem}])
+    assert result.passed is passed and f"as one graph: {problem}" in result.figure, result
+crashed |= {"shape": "1B", "form": "default", "left_out": "out of memory"}
 unknown = measured(shape="1B")
 del unknown["train/mfu_fraction"]  # a device whose peak is not known
-for check in f.OF_SHAPES.values():
+for check in (f.OF_SHAPES | f.OF_FORMS).values():
     result = check(lab, [measured(), others[0], crashed, other])
     assert result.passed is False and "NOTHING of 1B" in result.figure, check
 assert f.check_speed(lab, [measured(), others[0], unknown]).passed is False
 assert f.check_attentions(lab, [measured(), *others, crashed | {"shape": "342M"}]).passed is False
 report = f.Report(lab, "a GPU")
-f.judge(lab, report, f.OF_SHAPES | f.LAST)
+f.judge(lab, report, judged)
 assert [result.passed for result in report.results.values()] == [False] * 5
 def crash(lab): os._exit(7)
 def hang(lab): time.sleep(60)
 def refuse(lab): raise ValueError("no such")
-for function, seconds, problem in ((crash, 20, "code 7"), (hang, 0.5, "longer than 0 s"), (refuse, 20, "no such")):
+late = "not finished within 0 s"
+for function, seconds, problem in ((crash, 20, "code 7"), (hang, 0.5, late), (refuse, 20, "no such")):
     result, found = lab.child(function, leads=True).finish(seconds)
     assert result is None and problem in found, found
+class Refused:
+    def __init__(self, *arguments, **options): self.process = self
+    def is_alive(self): return False
+    def kill(self): pass
+    def finish(self, seconds): return None, "RecipeError: the disk is full"
+f.Lab.child = Refused
+for check in (f.check_compiled_ddp, f.check_saving, f.check_resuming):
+    try:
+        check(lab)
+    except RuntimeError as error:
+        assert "the disk is full" in str(error), error
+    else:
+        raise AssertionError(check)
+assert f.check_dry_runs(lab).passed is False
 print("as expected")
 """
     assert run_python(code, str(tmp_path)).endswith("\nas expected\n")
+
+
+def test_one_of_four_processes_orthogonalises_a_quarter_of_the_matrices_in_the_time_of_its_own(tmp_path):
+    code = """
+import types
+from training import muon
+matrices = [f.torch.nn.Parameter(f.torch.randn(64, 64)) for _ in range(8)]
+prepared = types.SimpleNamespace(
+    module=f.torch.nn.ParameterList(matrices), optimizers=[muon.ShardedMuon(matrices, 1e-3, 0.1)],
+    step=lambda ok: None, clear_gradients=lambda: None,
+)
+accelerator, training = types.SimpleNamespace(device="cpu"), types.SimpleNamespace(weight_decay=0.1)
+run = types.SimpleNamespace(prepared=prepared, accelerator=accelerator, training=training)
+newton_schulz, counts = muon.newton_schulz, []
+muon.newton_schulz = lambda batch, options: counts.append(len(batch)) or newton_schulz(batch, options)
+seconds = f.time_optimizers(run)["muon_seconds"]
+print(counts, min(seconds.values()) > 0, all(matrix.isfinite().all() for matrix in matrices))
+"""
+    assert run_python(code, str(tmp_path)) == "[8, 8, 8, 2, 2, 2] True True\n"
 
 
 def test_a_child_can_start_afresh_where_a_fork_cannot_use_the_gpu(tmp_path):

@@ -177,6 +177,9 @@ def test_utilisation_states_three_conventions(tiny_run):
     recomputed = measure_utilisation(recipe.model, 384, 32, 1e9, 2, recomputed=True, causal=True)
     assert recomputed.flops_mfu == plain.flops_mfu
     assert recomputed.flops_hardware == (matrices + scores / 2) * 4 / 3
+    taught = measure_utilisation(recipe.model, 384, 32, 1e9, 2, causal=True, teachers=[recipe.model] * 2)
+    assert taught.flops_hardware == pytest.approx((matrices + scores / 2) * (1 + 2 / 3))
+    assert (taught.flops_mfu, taught.flops_6nd) == (plain.flops_mfu, plain.flops_6nd), "of the model that learns"
     recorded = plain.record(1000.0)
     assert recorded["train/utilisation_6nd_fraction"] == pytest.approx(matrices * 1000 / 2e9)
     assert recorded["train/mfu_fraction"] == pytest.approx((matrices + scores) * 1000 / 2e9)

@@ -3,9 +3,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,8 +27,10 @@ from model.llama import build_model
 from recipe_config import Average, RecipeError
 from recipe_loading import load_recipe, parse_command_line
 from recovery.stored_tensors import load_tensors
+from stages import STAGES
 from training.average import WeightAverage
 from training.inputs import read_inputs
+from training.progress import tracker_name
 
 
 DIVIDED = f"""
@@ -196,8 +201,12 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     folders = [tiny_run.output_dir / "members" / str(number) for number in range(2)]
     made = [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
     seeds = [load_recipe([folder / "recipe.yaml"]).run.seed for folder in folders]
-    orders = [list(open_ledger(folder).documents_of(1)) for folder in folders]
-    assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and orders[0] != orders[1]
+    losses = [
+        json.loads((folder / "metrics.jsonl").read_text().partition("\n")[0])["train/loss"] for folder in folders
+    ]
+    assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and losses[0] != losses[1]
+    assert not [folder for folder in folders if (folder / "checkpoints").exists()], "nothing resumes from them"
+    assert run_recipe.kept_precision(recipe, overwrite=False) == "no", "that of the members"
     run_recipe.train_members(recipe, options, [sys.executable])
     assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
     with pytest.raises(
@@ -209,6 +218,11 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     trained, member = (json.loads((at / "training.json").read_text()) for at in (tiny_run.output_dir, folders[0]))
     assert trained["flops"] == pytest.approx(member["flops"] * (1 + 2 / 3)), "two forward passes beside it"
     assert trained["members_flops"] == 2 * member["flops"]
+    assert [one["tokens_seen"] for one in trained["members"]] == [1024, 1024]
+    assert trained["members"][0]["device_hours"] == pytest.approx(member["seconds"] / 3600)
+    line = tiny_run.metrics()[0]
+    used, mfu = (line[f"train/{key}_fraction"] for key in ("utilisation_hardware", "mfu"))
+    assert used == pytest.approx(mfu * (1 + 2 / 3)), "two forward passes of as many FLOPs"
     shutil.rmtree(tiny_run.output_dir / "members")
     pretrain.main(arguments)
     assert "nothing to do" in capsys.readouterr().out, "it needs them no more"
@@ -222,6 +236,67 @@ def test_only_the_model_that_learns_sends_revisions_to_the_repository(tiny_run, 
     run_recipe.train_members(recipe, options, [sys.executable])
     members = [parse_command_line("", command[command.index("--config") :])[0] for command in commands]
     assert recipe.hub.revision_steps == 4 and [member.hub.revision_steps for member in members] == [None, None]
+
+
+def test_a_checkpoint_that_is_named_to_resume_from_is_given_to_the_run_that_holds_it(tiny_run, monkeypatch):
+    commands, run = [], tiny_run.output_dir
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    for holder in ("members/1", ".", "../elsewhere"):
+        commands.clear()
+        checkpoint = str(run / holder / "checkpoints" / "step_00000004")
+        named = [f"--run.resume={checkpoint}", "--training.distillation.members=2"]
+        recipe, options = parse_command_line("", tiny_run.argv(*named))
+        run_recipe.train_members(recipe, options, [sys.executable])
+        run_recipe.run_stage(recipe, "pretrain", options, [sys.executable])
+        given = [parse_command_line("", command[command.index("--config") :])[0] for command in commands]
+        own = 1 if holder == "members/1" else 2
+        resumed = ["auto", "auto", "auto"]
+        resumed[own] = checkpoint
+        assert [one.run.resume for one in given] == resumed, holder
+
+
+def test_a_member_that_is_started_as_the_page_says_is_the_one_that_is_learned_from(tiny_run):
+    recipe, _ = parse_command_line("", tiny_run.argv("--training.distillation.members=2"))
+    page = (ROOT / "accelerate_configs" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"(mkdir -p runs/custom-scarce/members/0 && ln .*)\n", page)
+    (given,) = re.findall(r"slurm.sh .*\n +(--run.seed=1 --training.distillation=null --hub.*)", page)
+    folder, member = recipe.member_folder(0), recipe.member(0)
+    own = [f"--run.output_dir={folder}", *given.replace("seed=1", f"seed={recipe.run.seed + 1}").split()]
+    started, _ = parse_command_line("", tiny_run.argv("--training.distillation.members=2", *own))
+    subprocess.run(["bash", "-c", command.replace("runs/custom-scarce", str(tiny_run.output_dir))], check=True)
+    for stage in ("prepare", "tokenizer", "tokenize"):
+        assert (folder / STAGES[stage].output).resolve() == (tiny_run.output_dir / STAGES[stage].output).resolve()
+    assert STAGES["pretrain"].settings(started) == STAGES["pretrain"].settings(member)
+
+
+def test_a_disk_without_room_for_all_members_is_refused_before_the_first(tiny_run, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    # Of 32,928 parameters: a model in fp32 takes 131,712 bytes, a checkpoint three times as much.
+    room = 5 * 131_712 + 3 * 3 * 131_712
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    for members, fits in ((4, False), (3, True)):
+        arguments = tiny_run.argv(f"--training.distillation.members={members}", "--training.save_total_limit=2")
+        recipe, options = parse_command_line("", arguments)
+        if fits:
+            run_recipe.train_members(recipe, options, [sys.executable])
+            assert len(commands) == 3
+        else:
+            with pytest.raises(RecipeError, match="4 models to learn from, the one that learns, and 3 checkpoints"):
+                run_recipe.train_members(recipe, options, [sys.executable])
+            assert not commands
+
+
+def test_a_model_without_an_average_leaves_no_last_weights_of_an_earlier_one(scarce_run, tmp_path):
+    again = scarce_run.copy(tmp_path / "run")
+    assert (again.output_dir / "model_final").exists()
+    pretrain.main(again.argv("--training.max_tokens=512", "--training.warmup_steps=1", "--overwrite"))
+    assert not (again.output_dir / "model_final").exists()
+
+
+def test_trackers_name_a_member_after_the_run_that_learns_from_it():
+    names = [tracker_name(Path(run)) for run in ("runs/law", "runs/law/members/0", "runs/medicine/members/0")]
+    assert names == ["law", "law-member-0", "medicine-member-0"]
 
 
 def test_a_teacher_that_is_missing_or_changed_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
