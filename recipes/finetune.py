@@ -70,7 +70,7 @@ from launching import refuse_lone_process
 from model.continued import lora_config
 from model.families import refuse_own_code
 from publishing.base_licence import refuse_licence, terms_along
-from publishing.base_model import Base, base_of, find_base
+from publishing.base_model import Base, base_of, find_base, find_teachers
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
@@ -527,7 +527,7 @@ def write_card(recipe: Recipe, results: dict) -> str:
         base=base,
         model_name=base.lineage() if settings.model else f"model/ of the run{continued}",
         model_licence=licences if settings.model else "; of its base ".join(filter(None, [hub_licence, licences])),
-        terms=terms_along(base),
+        terms=terms_along(base, [] if settings.model else find_teachers(recipe)),
         origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,
         title=f"{Path(recipe.run.output_dir).name}, fine-tuned to {'converse' if settings.task else 'summarise'}",
@@ -570,7 +570,8 @@ def main(argv: list[str] | None = None) -> None:
         state.print(f"finetune: would fine-tune {folder} with {settings.train.path}")
         return
     unnamed = recipe.hub.model_copy(update={"repo_id": None})  # the name is that of the run's own model
-    refuse_licence(recipe.model_copy(update={"hub": unnamed}), tuned_base(recipe))
+    teachers = [] if settings.model else find_teachers(recipe)
+    refuse_licence(recipe.model_copy(update={"hub": unnamed}), tuned_base(recipe), teachers)
     train = finetune_chat if settings.task else finetune
     with run_lock(Path(recipe.run.output_dir), "finetune") if state.is_main_process else nullcontext():
         results = train(recipe, STAGES["finetune"].settings(recipe), folder)

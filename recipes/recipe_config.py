@@ -541,6 +541,7 @@ class Model(Section):
     training.sequence_length or that of the last of data.phases."""
 
     plain: ClassVar[bool] = False  # feed-forward layers of two matrices, not three; see model/continued.py
+    key: ClassVar[str] = "model.from_pretrained"  # as messages name it
 
     from_pretrained: str | None = None
     """Hub id or folder of a model to continue, with its tokenizer; model/families.py lists the families. Its shape
@@ -641,13 +642,14 @@ class Average(Section):
 
 
 class Distillation(Section):
-    """Models whose mean prediction this one learns, beside the text. They keep the same tokenizer."""
+    """Models whose mean prediction this one learns, beside the text. They have the same tokenizer, and may have more
+    rows than that has tokens."""
 
     members: Count = 0
     """Models that run_recipe.py trains first, in members/: as this one without distillation, each with a seed of its
     own for weights and order."""
     teachers: list[str] = []
-    """Folders of other models to learn from."""
+    """Folders of other models to learn from, of the families in model/families.py."""
     weight: Fraction = 0.5
     """Weight of their mean distribution in the minimised loss; the text's next token has the rest."""
 
@@ -912,8 +914,8 @@ class Hub(Section):
     license: str = "other"
     """Licence of the model, as the Hub spells it, such as apache-2.0."""
     base_license: str | None = None
-    """Licence of model.from_pretrained, as its card states it: you have read it, and license and repo_id may stand
-    beside it. None: a release that contradicts it is refused."""
+    """Licence of model.from_pretrained, or of a model of training.distillation.teachers, as its card states it: you
+    have read it, and license and repo_id may stand beside it. None: a release that contradicts it is refused."""
     license_file: str | None = None
     """Text of that licence, published as LICENSE. None: this repository's for apache-2.0, otherwise none."""
     language: list[str] = ["en"]

@@ -30,7 +30,7 @@ class SoftTargets(NamedTuple):
     Attributes:
         share: of the nats to minimise that is the cross-entropy with the mean distribution.
         models: of each model, its last hidden states (num_tokens, hidden_size), its projection (vocab_size,
-            hidden_size), and its softcap.
+            hidden_size), and its softcap. All have as many rows; the model that learns may have more, of no token.
     """
 
     share: float
@@ -192,9 +192,12 @@ def score_chunk(
     With the gradient, each logit is overwritten by its slope, except those of the labels. Their slopes are returned,
     (rows, 1): writing them afterwards is cheaper than testing each logit for being a label's.
 
-    Args: target: distributions to learn, (rows, vocab_size), whose cross-entropy is `share` of the nats to minimise.
+    Args: target: distributions to learn over the first entries of the vocabulary, whose cross-entropy is `share` of
+        the nats to minimise.
     """
     exact = capped(logits.float(), cap)  # (rows, vocab_size)
+    if target is not None and target.shape[1] < exact.shape[1]:
+        target = F.pad(target, (0, exact.shape[1] - target.shape[1]))
     log_sum_exp = exact.logsumexp(-1)
     scored = labels != IGNORED_LABEL
     at_label = labels.clamp(min=0)[:, None]

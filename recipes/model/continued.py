@@ -70,7 +70,7 @@ def load_config(settings: Model, sequence_length: int, phases: Sequence[Phase] =
     Raises: RecipeError: it cannot be loaded, is of no known family, or allows fewer tokens than a sequence has.
     """
     where = key_and_value(settings)
-    refuse_missing_folder("model.from_pretrained", settings.from_pretrained)
+    refuse_missing_folder(settings.key, settings.from_pretrained)
     try:
         config = AutoConfig.from_pretrained(settings.from_pretrained, **pinned(settings))
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def loaded_commit(settings: Model) -> str | None:
 
 
 def key_and_value(settings: Model) -> str:
-    return f"model.from_pretrained={settings.from_pretrained!r}"
+    return f"{settings.key}={settings.from_pretrained!r}"
 
 
 def pinned(settings: Model) -> dict:

@@ -155,10 +155,8 @@ def build_summed_loss(
         document_masking=training.document_masking,
         z_loss=training.z_loss,
     )
-    if folders := recipe.teacher_folders():
+    if training.distillation is not None:
         from model.teachers import load_teachers  # only here: teachers are such modules too
 
-        share, vocab_size = training.distillation.weight, len(language_model.get_output_embeddings().weight)
-        teachers = load_teachers(folders, share, tokenizer, vocab_size, training, accelerator, compiled, by_layer)
-        model.teachers = (teachers,)
+        model.teachers = (load_teachers(recipe, training, tokenizer, accelerator, compiled, by_layer),)
     return model

@@ -7,20 +7,29 @@ They are no part of the model that is trained: Accelerate neither divides them n
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from atomic_files import RECORD, StaleStageError, read_record
+from file_hashes import remembered_hashes
 from mixture.labels import IGNORED_LABEL
 from model.attention import choose_attention
+from model.base_checks import refuse_other_tensors, tensor_names
 from model.chunked_loss import SoftTargets
+from model.continued import key_and_value, load_config, load_weights
 from model.families import scale_down, softcap
 from model.summed_loss import SummedLoss
 from planning.memory import rows_per_chunk
-from recipe_config import RecipeError, Training
+from recipe_config import Model, Recipe, RecipeError, Training
+from run_folder import differences, find_damaged_files
+from stages import memory_folder, output_folder
+from vocabulary.document_ends import settle_document_ends
+from vocabulary.taken_tokenizer import exact_tokenizer, parts
 
 
 class Teachers(nn.Module):
@@ -29,11 +38,13 @@ class Teachers(nn.Module):
     Args:
         models: in SummedLoss, which knows the borders of documents.
         share: see SoftTargets.
+        num_tokens: of the tokenizer, whose rows alone are used: real models have more. None: as many as rows.
     """
 
-    def __init__(self, models: list[SummedLoss], share: float):
+    def __init__(self, models: list[SummedLoss], share: float, num_tokens: int | None = None):
         super().__init__()
         self.models, self.share = nn.ModuleList(models).requires_grad_(False), share
+        self.num_tokens = num_tokens
         self.train()
 
     def train(self, mode: bool = True) -> "Teachers":
@@ -47,7 +58,8 @@ class Teachers(nn.Module):
         """Return the distributions of all tokens of a batch, for chunked_loss to make in chunks."""
         device, models = input_ids.device.type, []
         for model in self.models:
-            weight, config = model.language_model.get_output_embeddings().weight, model.language_model.config
+            config = model.language_model.config
+            weight = model.language_model.get_output_embeddings().weight[: self.num_tokens]
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
             hidden = model.hidden_states(input_ids, position_ids, cumulative_lengths).flatten(0, 1)
             models.append((scale_down(hidden, config).to(dtype), weight.to(dtype), softcap(config)))
@@ -59,8 +71,8 @@ class Teachers(nn.Module):
     ) -> Tensor:
         """Return the nats of all labels that are not IGNORED_LABEL by the mean distribution, twice, as SummedLoss."""
         soft, labels = self.soft_targets(input_ids, position_ids, cumulative_lengths), labels.flatten()
-        vocab_size = len(soft.models[0][1])
-        rows, nats = rows_per_chunk(vocab_size, input_ids.device.type), torch.zeros((), device=input_ids.device)
+        rows = rows_per_chunk(len(soft.models[0][1]), input_ids.device.type)
+        nats = torch.zeros((), device=input_ids.device)
         with torch.autocast(input_ids.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 chunk = slice(start, start + rows)
@@ -69,42 +81,134 @@ class Teachers(nn.Module):
         return torch.stack([nats, nats])
 
 
+class TeacherModel(Model):
+    """A model to learn from, which is loaded as one to continue is."""
+
+    key: ClassVar[str] = "training.distillation"
+
+
 def load_teachers(
-    folders: list[Path],
-    share: float,
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
+    recipe: Recipe,
     training: Training,
+    tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     compiled: bool,
     by_layer: bool,
 ) -> Teachers:
     """Load the models that a run learns from.
 
-    Args: vocab_size: rows of the projection of the model that is trained.  by_layer: as it is compiled.
+    Args: by_layer: as the model that is trained is compiled.
 
-    Raises: RecipeError: a folder has no model, or one with another tokenizer or vocabulary.
+    Raises: RecipeError: see refuse_stale_members and load_teacher_config; or weights do not fit their config.
     """
-    models = []
-    for folder in folders:
-        where = f"training.distillation: {folder}"
-        if not (folder / "config.json").exists():
-            raise RecipeError(f"{where}: no model there; run_recipe.py trains members, and teachers are model folders")
-        own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if rules_of(own) != rules_of(tokenizer):
-            raise RecipeError(f"{where}: its tokenizer is not that of this run, and the same token must mean the same")
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-        if (rows := len(model.get_output_embeddings().weight)) != vocab_size:
-            raise RecipeError(f"{where}: its vocabulary is {rows:,}, not {vocab_size:,} as of the model that learns")
-        choose_attention(model, training, accelerator, training.sequence_length)
+    refuse_stale_members(recipe)
+    rules, models = rules_of(tokenizer, "the tokenizer"), []
+    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    for folder in recipe.teacher_folders():
+        model = load_weights(*load_teacher_config(recipe, folder, rules))
+        choose_attention(model, training, accelerator, longest)
         models.append(SummedLoss(model, compiled, by_layer=by_layer, document_masking=training.document_masking))
-    return Teachers(models, share).to(accelerator.device)
+    return Teachers(models, training.distillation.weight, count_ids(tokenizer)).to(accelerator.device)
 
 
-def rules_of(tokenizer: PreTrainedTokenizerBase) -> list:
-    """Return what decides which tokens a text becomes."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules = [content[part] for part in ("model", "pre_tokenizer", "normalizer", "added_tokens")]
-    return [*rules, tokenizer.bos_token_id, tokenizer.eos_token_id]
+def check_teachers(recipe: Recipe) -> None:
+    """Check the models of training.distillation.teachers before any text is read, from their small files.
+
+    Where the tokenizer of the run is not known yet, theirs are compared with it when they are loaded.
+
+    Raises: RecipeError: it says what is wrong, and what to do.
+    """
+    place, revision = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained, recipe.model.revision
+    rules = None
+    if differences(recipe, "tokenizer") == []:
+        rules = rules_of(AutoTokenizer.from_pretrained(output_folder(recipe, "tokenizer")), "the tokenizer")
+    elif place and recipe.tokenizer.extend_by is None:
+        taken = load_tokenizer(place, revision or recipe.tokenizer.revision, f"from_pretrained={place!r}")
+        rules = rules_of(taken, f"from_pretrained={place!r}: its tokenizer")
+    for folder in recipe.training.distillation.teachers:
+        settings, config = load_teacher_config(recipe, Path(folder), rules)
+        refuse_other_tensors(settings, config, tensor_names(settings))
+
+
+def refuse_stale_members(recipe: Recipe) -> None:
+    """Refuse models of training.distillation.members that are not there, or were trained by another recipe.
+
+    Raises: StaleStageError: it names the difference, and the command that trains them.
+    """
+    for number in range(recipe.training.distillation.members):
+        member = recipe.member(number)
+        changed, folder = differences(member, "pretrain"), output_folder(member, "pretrain")
+        if changed is None:
+            raise StaleStageError(
+                f"training.distillation.members: {folder}: no model there; run_recipe.py trains members, with the "
+                "same --config"
+            )
+        if changed:
+            raise StaleStageError(
+                f"training.distillation.members: {folder} is out of date: {'; '.join(changed)}; run_recipe.py with "
+                "the same --config and --overwrite trains it again"
+            )
+
+
+def load_teacher_config(recipe: Recipe, folder: Path, rules: list | None) -> tuple[Model, PreTrainedConfig]:
+    """Check a model to learn from by all but its weights, and return what load_weights takes.
+
+    Args: rules: of the tokenizer of the run; None: it is not known yet.
+
+    Raises: RecipeError: there is none, its files are not as they were recorded, its config is refused as that of a
+        base would be, or its tokenizer has other rules.
+    """
+    settings = TeacherModel(from_pretrained=str(folder))
+    where = key_and_value(settings)
+    if not (folder / "config.json").exists():
+        raise RecipeError(f"{where}: no model there; name the folder of a finished model, such as runs/general/model")
+    if read_record(folder) is not None:
+        with remembered_hashes(memory_folder(recipe)) as sha256:
+            damage = find_damaged_files(folder, sha256=sha256)
+        if damage:
+            raise StaleStageError(
+                f"{where} is damaged: {'; '.join(damage[:5])}. Restore it from a copy, or train it again; or, if you "
+                f"changed it yourself, delete its {RECORD}"
+            )
+    config = load_config(settings, recipe.training.sequence_length)
+    longest = max((phase.sequence_length or 0 for phase in recipe.data.phases), default=0)
+    if config.max_position_embeddings < longest:
+        raise RecipeError(
+            f"{where} was made for {config.max_position_embeddings} tokens, which is less than a sequence of "
+            f"data.phases, of {longest}; shorten that, or leave this model out"
+        )
+    own = load_tokenizer(str(folder), None, where)
+    if rules is not None and rules_of(own, f"{where}: its tokenizer") != rules:
+        raise RecipeError(f"{where}: its tokenizer is not that of this run, and the same token must mean the same")
+    if config.vocab_size < count_ids(own):
+        raise RecipeError(
+            f"{where} has {config.vocab_size:,} rows for the {count_ids(own):,} tokens of its tokenizer; choose "
+            "another model"
+        )
+    return settings, config
+
+
+def load_tokenizer(place: str, revision: str | None, where: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where}: its tokenizer cannot be loaded: {error}") from error
+
+
+def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows the tokens of a tokenizer need; some numbers may be of none."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def rules_of(tokenizer: PreTrainedTokenizerBase, where: str) -> list:
+    """Return what decides which tokens a text becomes, once a run has taken a tokenizer.
+
+    Raises: RecipeError: a run cannot take it.
+    """
+    exact, _ = exact_tokenizer(tokenizer, where)
+    settle_document_ends(tokenizer, where)
+    content = json.loads(exact.to_str())
+    # The class of a family writes "" or false where a file leaves a setting out.
+    model = {name: value for name, value in content["model"].items() if value}
+    steps = [parts(content["normalizer"], "normalizers"), parts(content["pre_tokenizer"], "pretokenizers")]
+    return [model, *steps, content["added_tokens"], tokenizer.bos_token_id, tokenizer.eos_token_id]

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the licence of a base model asks of a model that was continued from it, and the refusal of what contradicts it.
+"""What the licence of a model asks of one that was continued from it or learned from it, and the refusal of what
+contradicts it.
 
 It names the usual terms and is no legal advice: the licence's own text decides.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus.data_card import licence_kind
-from publishing.base_model import Base
+from publishing.base_model import Base, find_licensors
 from recipe_config import Recipe, RecipeError
 
 
@@ -70,15 +72,17 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
-def refuse_licence(recipe: Recipe, base: Base | None) -> None:
-    """Refuse a licence or a name of the release that contradicts the licence of its base.
+def refuse_licence(recipe: Recipe, base: Base | None, teachers: Sequence[Base] = ()) -> None:
+    """Refuse a licence or a name of the release that contradicts the licence of its base or of a teacher.
 
     hub.license `other` names no terms, so it contradicts none.
 
+    Args: teachers: of find_teachers.
+
     Raises: RecipeError: it says what would be compatible, and how to say that it is all the same.
     """
-    stated, links = recipe.hub.base_license, base.licensors() if base else []
-    links = [link for link in links if link.licence or link.is_on_hub]
+    stated, continued = recipe.hub.base_license, base.licensors() if base else []
+    links = [link for link in find_licensors(base, teachers) if link.licence or link.is_on_hub]
     if stated is not None and all(link.licence not in (None, stated) for link in links) and links:
         raise RecipeError(
             *(
@@ -90,14 +94,17 @@ def refuse_licence(recipe: Recipe, base: Base | None) -> None:
         problem
         for link in links
         if stated is None or link.licence not in (None, stated)
-        for problem in contradictions(recipe, link)
+        for problem in contradictions(recipe, link, "was continued" if link in continued else "learned")
     ]
     if problems:
         raise RecipeError(*problems)
 
 
-def contradictions(recipe: Recipe, base: Base) -> list[str]:
-    """Return how the licence and the name of the release contradict the licence of one model."""
+def contradictions(recipe: Recipe, base: Base, verb: str) -> list[str]:
+    """Return how the licence and the name of the release contradict the licence of one model.
+
+    Args: verb: what the release was or did from it.
+    """
     given, name = recipe.hub.license, (recipe.hub.repo_id or "").rpartition("/")[2]
     accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
     problems, terms = [], terms_of(base.licence)
@@ -109,13 +116,13 @@ def contradictions(recipe: Recipe, base: Base) -> list[str]:
             )
     elif licence_kind(base.licence) == "no derivatives":
         problems.append(
-            f"hub.license={given}: the model was continued from {base.name}, whose licence {base.licence} forbids to "
-            "pass changed versions on; continue from another base or, with its owner's permission, set "
+            f"hub.license={given}: the model {verb} from {base.name}, whose licence {base.licence} forbids to "
+            "pass changed versions on; choose another or, with its owner's permission, set "
             f"hub.base_license: {base.licence}"
         )
     elif not compatible(given, base.licence):
         problems.append(
-            f"hub.license={given}: the model was continued from {base.name}, whose licence is {base.licence}; set "
+            f"hub.license={given}: the model {verb} from {base.name}, whose licence is {base.licence}; set "
             f"hub.license: {base.licence} {accept}"
         )
     if terms and terms.name and name and not plain(name).startswith(plain(terms.name)):
@@ -126,9 +133,9 @@ def contradictions(recipe: Recipe, base: Base) -> list[str]:
     return problems
 
 
-def terms_along(base: Base | None) -> list[tuple[Base, Terms]]:
-    """Return the models in a base's chain whose licences have terms that are known here, and these terms."""
-    pairs = [(link, terms_of(link.licence)) for link in (base.licensors() if base else [])]
+def terms_along(base: Base | None, teachers: Sequence[Base] = ()) -> list[tuple[Base, Terms]]:
+    """Return the models of find_licensors whose licences have terms that are known here, and these terms."""
+    pairs = [(link, terms_of(link.licence)) for link in find_licensors(base, teachers)]
     return [(link, terms) for link, terms in pairs if terms]
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model or tokenizer of others that a run started from: its name, and the licence that its card states."""
+"""The models of others that a run started or learned from: their names, and the licences that their cards state."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def find_base(recipe: Recipe) -> Base | None:
         return None
     training = read_json(Path(recipe.run.output_dir) / "training.json") or {}
     return base_of(recipe.model.from_pretrained, training.get("base_commit") or recipe.model.revision)
+
+
+def find_teachers(recipe: Recipe) -> list[Base]:
+    """Return the models that a run learned from, without the members that it trained itself."""
+    distillation = recipe.training.distillation
+    return [base_of(place) for place in distillation.teachers] if distillation else []
+
+
+def find_licensors(base: Base | None, teachers: Sequence[Base] = ()) -> list[Base]:
+    """Return the models whose licences a release is under: of a base's chain, and of those that it learned from.
+
+    A teacher that is a run's own, from scratch, has no licence to name.
+    """
+    taught = [link for teacher in teachers for link in teacher.licensors()]
+    return [*(base.licensors() if base else []), *(link for link in taught if link.licence or link.is_on_hub)]
 
 
 def base_of(place: str, revision: str | None = None, seen: tuple[str, ...] = ()) -> Base:

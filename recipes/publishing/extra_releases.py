@@ -17,7 +17,7 @@ from atomic_files import discard, sync, write_json
 from corpus.data_card import REDISTRIBUTABLE, choose_samples, licence_kind, render_data_card
 from corpus.document_files import DOCUMENT_SCHEMA, FAMILY, PLACES
 from corpus.personal_data import searched_kinds
-from publishing.base_model import find_base
+from publishing.base_model import find_base, find_teachers
 from publishing.croissant import describe_in_croissant
 from publishing.local_paths import copy_without_paths, shorten_paths
 from publishing.notice import write_notice
@@ -140,7 +140,7 @@ def write_terms(shown: Recipe, recipe: Recipe, folder: Path) -> None:
     licence = recipe.hub.license_file or own_licence(recipe)
     if licence:
         shutil.copyfile(licence, folder / "LICENSE")
-    write_notice(shown, folder, find_base(recipe))
+    write_notice(shown, folder, find_base(recipe), find_teachers(recipe))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Out:  README.md in it. Every number in it is in one of those files.
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from textwrap import shorten
@@ -19,7 +20,7 @@ from card_text import render_card
 from corpus.data_card import LICENCE_KINDS, strictest_licence
 from corpus.personal_data import searched_kinds
 from publishing.base_licence import terms_along
-from publishing.base_model import Base, public_name
+from publishing.base_model import Base, find_licensors, public_name
 from publishing.notice import SHOWN_PACKAGES
 from publishing.release_checks import read_tensor_shapes
 from recipe_config import Recipe
@@ -50,13 +51,14 @@ OVERLAP_GROUPS = {
 }
 
 
-def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
+def write_card(recipe: Recipe, folder: Path, base: Base | None, teachers: Sequence[Base] = ()) -> None:
     """Render model_card.md from the files of a release into its README.md.
 
     Args:
         recipe: of the run, with the paths as published.
         folder: the release.
         base: the model that training continued from; None where it started from scratch.
+        teachers: models of others that it learned from.
     """
     paths = {name: folder / f"{name}.json" for name in RECORDS}
     files = {name: json.loads(p.read_text(encoding="utf-8")) if p.exists() else None for name, p in paths.items()}
@@ -89,7 +91,9 @@ def write_card(recipe: Recipe, folder: Path, base: Base | None) -> None:
         public_name=public_name,
         checked=sum_checked(files["decontamination"], folded),
         base=base,
-        terms=terms_along(base),
+        teachers=teachers,
+        licensors=find_licensors(base, teachers),
+        terms=terms_along(base, teachers),
         shape=shape,
         tokenizer=tokenizer,
         num_parameters=sum(prod(shape) for path in weights for shape in read_tensor_shapes(path).values()),

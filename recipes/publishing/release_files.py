@@ -20,7 +20,7 @@ from safetensors import safe_open
 from atomic_files import RECORD, file_sha256, read_record, write_json
 from corpus.data_card import render_data_card
 from publishing.base_licence import refuse_licence
-from publishing.base_model import find_base
+from publishing.base_model import find_base, find_teachers
 from publishing.gguf_file import build_gguf, gguf_bytes, refuse_unwritable
 from publishing.leak_limits import read_audit, refuse_leaks
 from publishing.local_paths import copy_without_paths, shorten_paths
@@ -150,8 +150,8 @@ def build_release(recipe: Recipe) -> list[str]:
 
     Returns: notes on what was left out, and why.
     """
-    base = find_base(recipe)
-    refuse_licence(recipe, base)
+    base, teachers = find_base(recipe), find_teachers(recipe)
+    refuse_licence(recipe, base, teachers)
     files, notes = collect(recipe)
     refuse_leaks(recipe)
     model, kinds = output_folder(recipe, "pretrain"), recipe.hub.gguf or []
@@ -170,7 +170,7 @@ def build_release(recipe: Recipe) -> list[str]:
         stats, checked = (read_if_there(folder / name) for name in ("data_stats.json", "decontamination.json"))
         # Without text of the sources; hub.dataset_text publishes that.
         (folder / "data_card.md").write_text(render_data_card(shown, stats, checked, samples=None), encoding="utf-8")
-        write_notice(shown, folder, base)
+        write_notice(shown, folder, base, teachers)
         write_eval_results(folder)
         if kinds:
             sources = [source.name for source in recipe.data.sources]
@@ -179,7 +179,7 @@ def build_release(recipe: Recipe) -> list[str]:
             build_gguf(shown, folder, chain.from_iterable(held_out))
         if recipe.hub.tensorboard:
             write_tensorboard_log(folder)
-        write_card(shown, folder, base)
+        write_card(shown, folder, base, teachers)
         seal(recipe, folder)
         check_model(folder, model)
     return notes

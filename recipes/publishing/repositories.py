@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from planning.model_shape import count_parameters
 from publishing.base_licence import refuse_licence
-from publishing.base_model import find_base
+from publishing.base_model import find_base, find_teachers
 from publishing.hub_transfer import Job, Limits, run_transfer
 from recipe_config import Recipe, RecipeError
 from stages import output_folder
@@ -44,7 +44,7 @@ def check_repositories(recipe: Recipe) -> str:
     Raises: RecipeError: the token is missing, wrong or may not write; a repository holds someone else's files; or the
         disk has no room for the release; or its licence contradicts that of the base.
     """
-    refuse_licence(recipe, find_base(recipe))
+    refuse_licence(recipe, find_base(recipe), find_teachers(recipe))
     refuse_full_disk(recipe)
     result = run_transfer("check", list_jobs(recipe), CHECK_LIMITS)
     if result.get("unreachable"):

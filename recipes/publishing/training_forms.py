@@ -14,7 +14,7 @@ from pathlib import Path
 
 from atomic_files import file_sha256, read_json
 from corpus.data_card import origin, split_names, sum_kept
-from publishing.base_model import Base, find_base
+from publishing.base_model import Base, find_base, find_teachers
 from publishing.local_paths import shorten_paths
 from recipe_config import Recipe, RecipeError
 from sources.units import is_hub_dataset
@@ -231,7 +231,8 @@ def describe_models(records: Records) -> str:
     if learned is None:
         return describe_base(records.base)
     members = [f"{learned.members} trained on the same text for it"] if learned.members else []
-    return f"{describe_base(records.base)}; it learned the predictions of {', '.join([*members, *learned.teachers])}"
+    taught = ", ".join([*members, *map(describe_base, find_teachers(records.recipe))])
+    return f"{describe_base(records.base)}; it learned the predictions of {taught}"
 
 
 def describe_base(base: Base | None) -> str:

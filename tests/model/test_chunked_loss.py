@@ -69,17 +69,19 @@ def test_a_frozen_projection_gets_no_gradient_and_the_hidden_states_the_same(pro
     assert torch.equal(hidden.grad, both) and weight.grad is None
 
 
-@pytest.mark.parametrize("cap", [None, 2.0])
-def test_learning_from_the_mean_of_two_distributions_has_the_gradient_of_both_losses(problem, cap):
+@pytest.mark.parametrize(("cap", "num_tokens"), [(None, VOCAB), (2.0, VOCAB), (2.0, VOCAB - 50)])
+def test_learning_from_the_mean_of_two_distributions_has_the_gradient_of_both_losses(problem, cap, num_tokens):
+    """The model that learns may have rows that are of no token, and the others then say nothing of these."""
     hidden, weight, labels = problem
     generator = torch.Generator().manual_seed(1)
-    models = [(torch.randn(ROWS, 8, generator=generator), torch.randn(VOCAB, 8, generator=generator), None)] * 2
+    models = [(torch.randn(ROWS, 8, generator=generator), torch.randn(num_tokens, 8, generator=generator), None)] * 2
     models[1] = (2 * models[0][0], models[0][1], 3.0)
     soft = chunked_loss.SoftTargets(0.3, models)
 
     def plain():
         logits = families.capped(F.linear(hidden, weight), cap)
         target = sum(families.capped(F.linear(h, w), c).softmax(-1) for h, w, c in models) / 2
+        target = F.pad(target, (0, VOCAB - num_tokens))
         of_text = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         of_models = -(target * logits.log_softmax(-1)).sum(-1)[labels != IGNORED_LABEL].sum()
         return 0.7 * of_text + 0.3 * of_models, of_text

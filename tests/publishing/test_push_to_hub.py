@@ -1287,13 +1287,13 @@ def licensed(
             "cc-by-nd-4.0",
             "cc-by-nd-4.0",
             None,
-            "licence cc-by-nd-4.0 forbids to pass changed versions on; continue from",
+            "licence cc-by-nd-4.0 forbids to pass changed versions on; choose another",
         ),
         (
             "cc-by-nc-nd-4.0",
             "other",
             None,
-            "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; continue from",
+            "licence cc-by-nc-nd-4.0 forbids to pass changed versions on; choose another",
         ),
         ("llama3.2", "llama3.2", "me/tiny-legal", 'asks that the name begins with "Llama"; rename it'),
         ("llama3", "llama3", "me/Llama-legal", 'asks that the name begins with "Llama 3"'),
@@ -1321,6 +1321,33 @@ def test_a_licence_or_a_name_that_contradicts_the_base_is_refused(
     recipe.hub.base_license = "bsd"
     with pytest.raises(RecipeError, match=f"hub.base_license=bsd: the card of .* states {licence}; read that licence"):
         refuse_licence(recipe, find_base(recipe))
+
+
+def test_a_release_answers_to_the_licence_of_a_model_that_it_learned_from(release, workspace, tmp_path):
+    for name, card in (("theirs", "---\nlicense: llama3.2\n---\n"), ("own", "# A model from scratch\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(card)
+    recipe = load(workspace)
+    places = [str(tmp_path / name) for name in ("theirs", "own")]
+    recipe.training.distillation = Distillation(members=1, teachers=places)
+    refused = "the model learned from the local model theirs, whose licence is llama3.2; set hub.license: llama3.2 or"
+    for refuse in (build_release, check_repositories):
+        with pytest.raises(RecipeError, match=refused):
+            refuse(recipe)
+    recipe.hub.license, recipe.hub.repo_id = "llama3.2", "me/tiny-legal"
+    with pytest.raises(RecipeError, match='of the local model theirs asks that the name begins with "Llama"'):
+        check_repositories(recipe)
+    recipe.hub.repo_id, teachers = None, base_model.find_teachers(recipe)
+    shutil.copytree(release, tmp_path / "release")
+    write_card(recipe, tmp_path / "release", None, teachers)
+    write_notice(recipe, tmp_path / "release", None, teachers)
+    found, notice = ((tmp_path / "release" / name).read_text() for name in ("README.md", "NOTICE.md"))
+    assert "It learned the predictions of the local model theirs and of the local model own too.\n" in found
+    for text in (found, notice):
+        assert "The card of the local model theirs states the licence llama3.2." in text
+        assert 'begin with "Llama"' in text and "card of the local model own" not in text
+    assert "## Models that it learned from\n" in notice
+    assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
 
 
 def test_a_base_on_the_hub_without_a_licence_is_refused_until_the_user_says_so(workspace):

@@ -209,6 +209,10 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     assert run_recipe.kept_precision(recipe, overwrite=False) == "no", "that of the members"
     run_recipe.train_members(recipe, options, [sys.executable])
     assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    with pytest.raises(
+        RecipeError, match="members/0/model is out of date: training.weight_decay was 0.1, is 0.2; run"
+    ):
+        pretrain.main([*arguments, "--training.weight_decay=0.2"])
     pretrain.main(arguments)
     assert "teachers/bits_per_byte" in tiny_run.metrics()[-1]
     trained, member = (json.loads((at / "training.json").read_text()) for at in (tiny_run.output_dir, folders[0]))
@@ -295,14 +299,20 @@ def test_trackers_name_a_member_after_the_run_that_learns_from_it():
     assert names == ["law", "law-member-0", "medicine-member-0"]
 
 
-def test_a_teacher_that_is_missing_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
+def test_a_teacher_that_is_missing_or_changed_or_has_another_tokenizer_is_refused(scarce_run, tiny_run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(scarce_run.output_dir / "model", other)
     content = json.loads((other / "tokenizer.json").read_text())
     first, second = list(content["model"]["vocab"])[-2:]
     content["model"]["vocab"][first], content["model"]["vocab"][second] = 383, 382
     (other / "tokenizer.json").write_text(json.dumps(content))
-    for folder, problem in ((other, "tokenizer is not that of this run"), (tmp_path / "none", "no model there")):
+    recorded = shutil.copytree(other, tmp_path / "recorded")
+    (other / "stage.json").unlink()
+    for folder, problem in (
+        (tmp_path / "none", "no model there"),
+        (recorded, "recorded' is damaged: tokenizer.json: .*Restore it from a copy, or train it again"),
+        (other, "tokenizer is not that of this run"),
+    ):
         with pytest.raises(RecipeError, match=problem):
             pretrain.main(tiny_run.argv(f'--training.distillation.teachers=["{folder}"]'))
 
