@@ -84,7 +84,7 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
-HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
+HASHES, PRECISION, KEPT_CHECKPOINTS = "sha256.json", "precision.json", 2  # files in a checkpoint
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -237,12 +237,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 class CheckpointHashes(TrainerCallback):
-    """Write the hash of each file of a checkpoint beside them when all processes have written theirs; keep two."""
+    """Write the precision into a checkpoint, and once all processes wrote theirs the hash of each file; keep two."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / PRECISION, {"mixed_precision": args.mixed_precision})
             write_json(folder / HASHES, {path.name: file_sha256(path) for path in folder.iterdir()})
             # The trainer's own limit deletes by time, and so the newest after the clock was set back.
             for older in sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of)[:-KEPT_CHECKPOINTS]:
@@ -275,10 +276,13 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict],
     checkpoints: Path,
+    kept_precision: str | None = None,
 ) -> SFTTrainer:
     """Return TRL's trainer, whose loss counts the summaries or answers only.
 
     Conversations share sequences, without seeing each other: positions, which begin anew with each, give the borders.
+
+    Args: kept_precision: of the steps before, whatever this machine or its launch file would take; None: theirs.
     """
     settings, state = recipe.finetune, PartialState()
     packing = settings.task == "chat"
@@ -306,6 +310,9 @@ def build_trainer(
             report_to="none",
             disable_tqdm=not state.is_main_process,
         )
+    if kept_precision not in (None, arguments.mixed_precision):
+        state.print(f"finetune: goes on in {kept_precision}, as it began, and not in {arguments.mixed_precision}")
+        arguments.mixed_precision = kept_precision
     return SFTTrainer(
         model=model,
         args=arguments,
@@ -325,12 +332,13 @@ def train(
 ) -> tuple[PreTrainedModel, int, dict]:
     """Train a model on rows, from the last checkpoint on if there is one.
 
-    Returns: the model, with its adapters merged; how many parameters were trained; and steps, last_loss, seconds and
-        resumed_from, as results.json has them.
+    Returns: the model, with its adapters merged; how many parameters were trained; and steps, last_loss, seconds,
+        resumed_from and mixed_precision, as results.json has them.
     """
-    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
     with PartialState().main_process_first():
         last = newest_checkpoint(checkpoints)
+    kept = read_json(Path(last) / PRECISION) if last else None  # earlier versions wrote none
+    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints, kept and kept["mixed_precision"])
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started
@@ -346,6 +354,7 @@ def train(
             "last_loss": trainer.state.log_history[-1].get("train_loss"),
             "seconds": seconds,
             "resumed_from": last and Path(last).name,
+            "mixed_precision": trainer.args.mixed_precision,
         },
     )
 

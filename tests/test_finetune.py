@@ -66,7 +66,9 @@ def tuned(tokenized_run, tmp_path_factory):
         with pytest.raises(KeyboardInterrupt):
             finetune.main(argv)
     assert not (run.output_dir / "finetuned").exists()
-    finetune.main(argv)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as a launch file of another machine says
+        finetune.main(argv)
     return run, folder, argv
 
 
@@ -264,6 +266,7 @@ def test_a_model_that_an_earlier_version_fine_tuned_is_recorded_and_stays(tuned,
 def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     run = tuned[0]
     assert results(run)["resumed_from"] == "checkpoint-16" and results(run)["steps"] == 64
+    assert results(run)["mixed_precision"] == "no", "as it began"
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
 
 
@@ -277,6 +280,7 @@ def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one
         arguments = finetune.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
         state = finetune.TrainerState(global_step=step, is_world_process_zero=True)
         finetune.CheckpointHashes().on_save(arguments, state, finetune.TrainerControl())
+        assert json.loads((folder / finetune.PRECISION).read_text()) == {"mixed_precision": "no"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-24"]
     assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
     (tmp_path / "checkpoint-24" / "adapter_model.safetensors").write_bytes(bytes([16] * 64))
