@@ -148,8 +148,14 @@ def find_damaged_files(
             problems.append(f"{name} is missing")
         elif path.stat().st_size != recorded["bytes"]:
             problems.append(f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} when it was made")
-        elif sha256(path) != recorded["sha256"]:
-            problems.append(f"{name}: its sha256 is not the one of when it was made")
+        else:
+            try:
+                found = sha256(path)
+            except OSError as error:
+                problems.append(f"{name} cannot be read: {error.strerror}")
+                continue
+            if found != recorded["sha256"]:
+                problems.append(f"{name}: its sha256 is not the one of when it was made")
     return problems
 
 
