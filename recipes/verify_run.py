@@ -22,7 +22,7 @@ from recipe_loading import run_command
 from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from recovery.run_lock import is_held
 from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
-from run_folder import find_damaged_files, hash_input
+from run_folder import REPLACED, find_damaged_files, hash_input, replaced_model
 from stages import STAGES
 
 
@@ -143,6 +143,14 @@ def refused(found: str) -> str | None:
     return found if found.startswith(UNREADABLE) else None
 
 
+def check_replaced(run: Path) -> list[tuple[str, bool]]:
+    """Return the state of the file that names the model which training with --overwrite replaces."""
+    try:
+        return [("ok", True)] if replaced_model(run) else []
+    except StaleStageError:
+        return [("damaged: not as it was written", False)]
+
+
 def check(record: str, what: Callable[..., list[tuple[str, bool]]], *arguments) -> list[tuple[str, bool]]:
     """Return the state that a function finds; where it cannot read its record, a line, so that the others follow."""
     try:
@@ -196,6 +204,7 @@ def check_run(run: Path, is_member: bool = False) -> list[tuple[str, str, bool]]
         lines += [
             (f"checkpoint {step:,}", *state) for state in check("manifest.json", check_checkpoint, run, checkpoint)
         ]
+    lines += [(REPLACED, *state) for state in check(REPLACED, check_replaced, run)]
     for folder in sorted(folder for pattern in RELEASES for folder in run.glob(pattern)):
         lines += [
             (folder.relative_to(run).as_posix(), *state) for state in check("manifest.json", check_release, folder)

@@ -18,11 +18,11 @@ import push_to_hub
 import report
 import run_recipe
 import verify_run
-from atomic_files import file_sha256, write_json
+from atomic_files import file_sha256, with_checksum, write_json
 from publishing.hub_transfer import Job, TransferError, read_record, write_record
 from recipe_loading import load_recipe
 from recorded_files import OF_REPORT, OF_TRAINING, record_run_files
-from run_folder import record_stage
+from run_folder import REPLACED, record_stage
 
 
 BUDGET = ["--plan.device=cpu", "--plan.hours=0.1"]
@@ -64,6 +64,7 @@ def published(evaluated_run, tmp_path_factory) -> TinyRun:
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"step": 8}))
     write_json(checkpoint / finetune.HASHES, {path.name: file_sha256(path) for path in checkpoint.iterdir()})
+    write_json(folder / REPLACED, with_checksum({"sha256": "0" * 64}))
     return run
 
 
@@ -121,7 +122,7 @@ def test_a_flipped_bit_in_any_file_of_a_published_run_is_named(published, tmp_pa
     [
         *("metrics.jsonl", "run_files.json", "publish.json", "status.json", "documents/stage.json"),
         *("model/config.json", "checkpoints/step_*/manifest.json", "checkpoints/step_*/state.json"),
-        *("release_tokenizer/manifest.json", "release_tokenizer/README.md"),
+        *("release_tokenizer/manifest.json", "release_tokenizer/README.md", "checkpoints/replaces.json"),
         *("finetune_checkpoints/*/*/sha256.json", "finetune_checkpoints/*/*/trainer_state.json"),
     ],
 )
