@@ -92,15 +92,16 @@ SECRETS = {
         (b"://",),
         rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{0,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
     ),
-    # Under a name that says it is one; a path, an address, a variable and a call are none.
+    # Under a name that says it is one; a number, a path, an address, a variable and a call are none.
     "the value of a secret setting": (
         (b"TOKEN", b"SECRET", b"PASS", b"CREDENTIAL", b"KEY", b"_PWD", b"_AUTH")
         + (b"oken", b"ecret", b"assw", b"assphrase", b"redential", b"key", b"Key"),
         rb"(?:TOKEN|SECRET|(?<![A-Z])PASS(?:WORD|WD|PHRASE)?|CREDENTIALS?|(?:(?<=_)|(?<=API)|(?<=ACCESS))KEYS?|_PWD|_AUTH"
-        rb"|(?:(?<=[a-z]_t)|(?<=[a-z]T))oken|ecret|ass(?:w(?:or)?d|phrase)|redentials?"
+        rb"|(?:(?<=access_t)|(?<=accessT)|(?<=auth_t)|(?<=authT)|(?<=refresh_t)|(?<=refreshT)|(?<=api_t)|(?<=apiT))oken"
+        rb"|ecret|ass(?:w(?:or)?d|phrase)|redentials?"
         rb"|(?i:(?:(?<=api)|(?<=api[_-])|(?<=access)|(?<=access[_-])|(?<=private)|(?<=private[_-]))key))"
         + GAP
-        + rb"(?![/.~$])(?=[^\s0-9]{0,99}[0-9])(?=[^\sA-Za-z]{0,99}[A-Za-z])"
+        + rb"(?![/.~$]|-?[0-9.]{1,40}e[+-]?[0-9]{1,3}(?![\w.-]))(?=[^\s0-9]{0,99}[0-9])(?=[^\sA-Za-z]{0,99}[A-Za-z])"
         rb"[\w!#$%&*+./=?^~-]{12,400}+(?![(\[{:@\xff])",
     ),
 }

@@ -501,6 +501,7 @@ def test_the_forms_of_services_are_found_in_files_and_in_json(tmp_path, kind, fo
         "TOKEN = read_token_of_version2(path); API_KEY=${OPENAI_KEY_2_OF_3} secret_key = $SECRET_KEY_OF_2024",
         'API_KEY = os.environ["API_KEY_NUMBER_2"]; password: at least 8 characters; ("f1_per_token", "f1_calibrated")',
         f'wandb login, then revision {HEX[:40]}; "cache_key": "v2-{HEX[:40]}", "token": "a1b2c3d4e5f6a7b8"',
+        '{"bits_per_token": "gpt4-like-words", "PER_SECRET": 1.234567890123e-05, "access_token": 9.8765432101e+7}',
         "The Secretary: 17CFR240.12b-2, and secrets: see 15U.S.C.78dd-1; the password, 8-characters-or-more",
         "http://[2001:db8::1]:8080/ and https://example.org:443/a@b and a://:8080/x",
         "npm_config_registry, wandb 0.19.1, sk_learn_test_suite, npm_lifecycle_script_of_the_package_manager",
