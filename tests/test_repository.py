@@ -373,6 +373,10 @@ def test_every_shell_script_parses():
         assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path
 
 
+def uses(test: ast.FunctionDef, fixture: str | None) -> bool:
+    return fixture is None or fixture in [argument.arg for argument in test.args.args]
+
+
 def test_every_test_that_needs_an_optional_package_is_run_where_it_is_installed():
     script = (ROOT / "tests" / "run_optional.sh").read_text().replace("\\\n", "")
     runs = {}  # file -> the words that pick its tests; none: all of them
@@ -383,18 +387,20 @@ def test_every_test_that_needs_an_optional_package_is_run_where_it_is_installed(
     in_all = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     left_out = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        name = path.relative_to(ROOT).as_posix()
-        for place in ast.parse(path.read_text()).body:
+        name, places = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()).body
+        tests = {place.name: place for place in places if getattr(place, "name", "").startswith("test_")}
+        for place in places:
             packages = {
                 call.args[0].value if isinstance(call.args[0], ast.Constant) else "several"
                 for call in ast.walk(place)
                 if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "importorskip"
             }
-            picked = any(
-                word in getattr(place, "name", "") for word in runs.get(name, ())
-            )  # of the module: not by words
-            if packages - in_all and not picked:
-                left_out.append(f"{name}:{place.lineno} needs {packages - in_all}")
+            if packages - in_all:
+                fixture = getattr(place, "name", None)  # None: the whole module needs it
+                skipped = [fixture] if fixture in tests else [n for n, test in tests.items() if uses(test, fixture)]
+                left_out += [
+                    f"{name}: {n} needs {packages}" for n in skipped if not any(w in n for w in runs.get(name, ()))
+                ]
     assert runs and not left_out, f"add the file, or a word of the test's name, to run_optional.sh: {left_out}"
 
 
