@@ -336,10 +336,11 @@ def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
         build_release(recipe)
 
 
-@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html"])
+@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html", "samples.jsonl"])
 def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(recipe, name):
     run = Path(recipe.run.output_dir)
-    record_run_files(run, ("training.json", "metrics.jsonl", "report.html"))
+    (run / "samples.jsonl").write_text('{"text": "a run"}\n')  # which the report shows
+    record_run_files(run, ("training.json", "metrics.jsonl", "report.html", "samples.jsonl"))
     text = (run / name).read_text()
     (run / name).write_text(text.replace("5120", "5121").replace("2.123", "0.123").replace("run", "ran"))
     with pytest.raises(RecipeError, match=f"{name}: its sha256 is not the recorded one; restore it from a copy"):
