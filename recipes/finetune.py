@@ -49,7 +49,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import RECORD, discard, empty_trash, file_sha256, read_json, write_json
+from atomic_files import (
+    CHECKSUM,
+    RECORD,
+    discard,
+    empty_trash,
+    file_sha256,
+    is_unchanged,
+    read_json,
+    with_checksum,
+    write_json,
+)
 from card_text import render_card
 from child_processes import leave_on_signals
 from conversations import (
@@ -84,7 +94,8 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
-HASHES, PRECISION, KEPT_CHECKPOINTS = "sha256.json", "precision.json", 2  # files in a checkpoint
+HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
+PRECISION = "precision.json"  # beside the checkpoints
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -237,13 +248,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 class CheckpointHashes(TrainerCallback):
-    """Write the precision into a checkpoint, and once all processes wrote theirs the hash of each file; keep two."""
+    """Write the hash of each file of a checkpoint beside them when all processes have written theirs; keep two."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / PRECISION, {"mixed_precision": args.mixed_precision})
             write_json(folder / HASHES, {path.name: file_sha256(path) for path in folder.iterdir()})
             # The trainer's own limit deletes by time, and so the newest after the clock was set back.
             for older in sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of)[:-KEPT_CHECKPOINTS]:
@@ -270,19 +280,36 @@ def newest_checkpoint(checkpoints: Path) -> str | None:
     return None
 
 
+def kept_precision(checkpoints: Path) -> str | None:
+    """Return the precision of the steps before; None where an earlier version recorded none.
+
+    Raises: RecipeError: the record is damaged.
+    """
+    path = checkpoints / PRECISION
+    if not path.exists():
+        return None
+    record = read_json(path) or {}
+    if CHECKSUM not in record or not is_unchanged(record):
+        raise RecipeError(
+            f"{path} is not as it was written, so the precision of the steps before is not known. Restore it from a "
+            f"copy, or move {checkpoints} away to start again"
+        )
+    return record["mixed_precision"]
+
+
 def build_trainer(
     recipe: Recipe,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict],
     checkpoints: Path,
-    kept_precision: str | None = None,
+    precision: str | None = None,
 ) -> SFTTrainer:
     """Return TRL's trainer, whose loss counts the summaries or answers only.
 
     Conversations share sequences, without seeing each other: positions, which begin anew with each, give the borders.
 
-    Args: kept_precision: of the steps before, whatever this machine or its launch file would take; None: theirs.
+    Args: precision: of the steps before, whatever this machine or its launch file would take; None: theirs.
     """
     settings, state = recipe.finetune, PartialState()
     packing = settings.task == "chat"
@@ -310,9 +337,9 @@ def build_trainer(
             report_to="none",
             disable_tqdm=not state.is_main_process,
         )
-    if kept_precision not in (None, arguments.mixed_precision):
-        state.print(f"finetune: goes on in {kept_precision}, as it began, and not in {arguments.mixed_precision}")
-        arguments.mixed_precision = kept_precision
+    if precision not in (None, arguments.mixed_precision):
+        state.print(f"finetune: goes on with mixed precision {precision}, as before, not {arguments.mixed_precision}")
+        arguments.mixed_precision = precision
     return SFTTrainer(
         model=model,
         args=arguments,
@@ -337,8 +364,11 @@ def train(
     """
     with PartialState().main_process_first():
         last = newest_checkpoint(checkpoints)
-    kept = read_json(Path(last) / PRECISION) if last else None  # earlier versions wrote none
-    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints, kept and kept["mixed_precision"])
+        kept = kept_precision(checkpoints) if last else None
+    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints, kept)
+    if PartialState().is_main_process:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(checkpoints / PRECISION, with_checksum({"mixed_precision": trainer.args.mixed_precision}))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started

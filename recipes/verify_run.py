@@ -31,6 +31,7 @@ RELEASES = ("release_tokenizer", "release_dataset", "revisions/step-*")  # folde
 HUB_RECORDS = ("publish.json", "revisions.json")
 UNREADABLE = "cannot be read: "
 FINETUNE_HASHES = "sha256.json"  # of a checkpoint of finetune.py, which takes seconds to import
+FINETUNE_PRECISION = "precision.json"  # beside them
 CHECKED = {*RELEASES[:2], "revisions", "checkpoints", "members", "finetune_checkpoints"}
 
 
@@ -143,6 +144,13 @@ def refused(found: str) -> str | None:
     return found if found.startswith(UNREADABLE) else None
 
 
+def check_precision(path: Path) -> list[tuple[str, bool]]:
+    """Return the state of the file that keeps the precision of fine-tuning."""
+    record = read_json(path) or {}
+    whole = CHECKSUM in record and is_unchanged(record)
+    return [("ok", True) if whole else ("damaged: not as it was written", False)]
+
+
 def check_replaced(run: Path) -> list[tuple[str, bool]]:
     """Return the state of the file that names the model which training with --overwrite replaces."""
     try:
@@ -213,6 +221,8 @@ def check_run(run: Path, is_member: bool = False) -> list[tuple[str, str, bool]]
         lines += [
             (f"fine-tuning {checkpoint.name}", *state) for state in check(FINETUNE_HASHES, check_hashes, checkpoint)
         ]
+    for path in sorted(run.glob(f"finetune_checkpoints/*/{FINETUNE_PRECISION}")):
+        lines += [(f"fine-tuning {path.name}", *state) for state in check(path.name, check_precision, path)]
     lines += check_run_files(run)
     lines += [
         (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")

@@ -270,6 +270,17 @@ def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
 
 
+def test_a_damaged_record_of_the_precision_is_refused_and_an_earlier_version_has_none(tmp_path):
+    assert finetune.kept_precision(tmp_path) is None
+    finetune.write_json(tmp_path / finetune.PRECISION, finetune.with_checksum({"mixed_precision": "no"}))
+    assert finetune.kept_precision(tmp_path) == "no"
+    whole = (tmp_path / finetune.PRECISION).read_text()
+    for damaged in (whole.replace('"no"', '"nn"'), whole.replace("record_", "rekord_"), whole[1:]):
+        (tmp_path / finetune.PRECISION).write_text(damaged)
+        with pytest.raises(RecipeError, match=r"precision.json is not as it was written, .* Restore it from a copy"):
+            finetune.kept_precision(tmp_path)
+
+
 def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one_taken(tmp_path, capfd):
     for step in (8, 16, 24):
         folder = tmp_path / f"checkpoint-{step}"
@@ -280,7 +291,6 @@ def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one
         arguments = finetune.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
         state = finetune.TrainerState(global_step=step, is_world_process_zero=True)
         finetune.CheckpointHashes().on_save(arguments, state, finetune.TrainerControl())
-        assert json.loads((folder / finetune.PRECISION).read_text()) == {"mixed_precision": "no"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-24"]
     assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
     (tmp_path / "checkpoint-24" / "adapter_model.safetensors").write_bytes(bytes([16] * 64))

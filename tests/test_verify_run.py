@@ -64,6 +64,7 @@ def published(evaluated_run, tmp_path_factory) -> TinyRun:
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"step": 8}))
     write_json(checkpoint / finetune.HASHES, {path.name: file_sha256(path) for path in checkpoint.iterdir()})
+    write_json(checkpoint.parent / finetune.PRECISION, with_checksum({"mixed_precision": "no"}))
     write_json(folder / REPLACED, with_checksum({"sha256": "0" * 64}))
     return run
 
@@ -124,6 +125,7 @@ def test_a_flipped_bit_in_any_file_of_a_published_run_is_named(published, tmp_pa
         *("model/config.json", "checkpoints/step_*/manifest.json", "checkpoints/step_*/state.json"),
         *("release_tokenizer/manifest.json", "release_tokenizer/README.md", "checkpoints/replaces.json"),
         *("finetune_checkpoints/*/*/sha256.json", "finetune_checkpoints/*/*/trainer_state.json"),
+        "finetune_checkpoints/*/precision.json",
     ],
 )
 def test_a_file_that_cannot_be_read_has_a_line_and_the_others_follow(published, monkeypatch, capsys, name):
