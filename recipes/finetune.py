@@ -338,7 +338,7 @@ def build_trainer(
             disable_tqdm=not state.is_main_process,
         )
     if precision not in (None, arguments.mixed_precision):
-        state.print(f"finetune: goes on with mixed precision {precision}, as before, not {arguments.mixed_precision}")
+        state.print(f"finetune: resumes in mixed precision {precision}, as before, not {arguments.mixed_precision}")
         arguments.mixed_precision = precision
     return SFTTrainer(
         model=model,
