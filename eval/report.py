@@ -9,12 +9,12 @@ Out: figures/*.png, report.html (one file, figures inside), summary.txt (also pr
     python eval/report.py runs/legal-quickstart --save_reference curve.csv   # its curve, to compare later runs with
     python eval/report.py runs/another --reference curve.csv                 # "2.1 % above the reference at step 400"
 
-Every number comes from one of those files; nothing is measured here. Text from data or a model is escaped. A report of
-a run whose earlier one was recorded takes its place in the record, so that the run stays whole.
+Every number comes from one of those files; nothing is measured here. A file that is not as its stage recorded it is
+refused. Text from data or a model is escaped. A report of a run whose earlier one was recorded takes its place in the
+record, so that the run stays whole.
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +27,7 @@ from markupsafe import Markup
 
 from figure_style import is_drawn_here, save_figure, style
 from limits import run_script
-from run_files import STAGE_FILES, RunFiles, Section
+from run_files import STAGE_FILES, RunFiles, Section, describe, sha256_of
 from sections import (
     benchmarks,
     chronicle,
@@ -154,24 +154,15 @@ def write_records(records: dict[Path, dict]) -> None:
     """Enter the new report's files in the records of the earlier one."""
     for path, record in records.items():
         if path.name == "stage.json":
-            files = {image.name: describe(image) for image in path.parent.glob("*.png")}
+            files = {image.name: describe(image.read_bytes()) for image in path.parent.glob("*.png")}
         else:
-            new = {name: describe(path.parent / name) for name in ("report.html", "summary.txt")}
+            new = {name: describe((path.parent / name).read_bytes()) for name in ("report.html", "summary.txt")}
             files = record["files"] | {name: file for name, file in new.items() if name in record["files"]}
         record |= {"files": dict(sorted(files.items()))}
         record["sha256"] = sha256_of(record["files"])
         if record.pop("record_sha256", None):
             record["record_sha256"] = sha256_of(record)
         replace_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def describe(path: Path) -> dict:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def sha256_of(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a run folder, and the section that the report makes of them."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,9 @@ class Section:
 
 
 class RunFiles:
-    """Read the files of a run folder, each once. Paths are relative to the folder, as the report links them.
+    """Read the files of a run folder, each once, and refuse one that is not as its stage recorded it.
+
+    Paths are relative to the folder, as the report links them.
 
     Args:
         folder: run.output_dir of a recipe.
@@ -49,6 +52,7 @@ class RunFiles:
     def __init__(self, folder: Path, reference: Path | None = None):
         self.folder, self.reference = folder, reference
         self._read: dict[str, object] = {}
+        self._records: dict[Path, dict[str, dict]] = {}
 
     @property
     def shown_folder(self) -> str:
@@ -60,8 +64,41 @@ class RunFiles:
         return (self.folder / path).is_file()
 
     def text(self, path: str) -> str | None:
-        """Return a file's text, None where there is no such file."""
-        return (self.folder / path).read_text(encoding="utf-8") if self.has(path) else None
+        """Return a file's text, None where there is no such file. Raises: ValueError: as for `content`."""
+        return self.content(path).decode("utf-8") if self.has(path) else None
+
+    def content(self, path: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises: ValueError: they are not those that its stage recorded; a report of them would be published.
+        """
+        content = (self.folder / path).read_bytes()
+        recorded = self._recorded(str(Path(path).parent)).get(Path(path).name)
+        if recorded not in (None, describe(content)):
+            raise ValueError(
+                f"{self.folder / path} is not as it was written: its size or sha256 is not the recorded one. Restore "
+                "it from a copy, or run the stage that writes it again"
+            )
+        return content
+
+    def _recorded(self, folder: str) -> dict[str, dict]:
+        """Return name -> bytes and sha256 of the files in a folder of the run, by its record; empty without one."""
+        if folder == "figures":  # the report's own record, in which a chart by another script may be an earlier one
+            return {}
+        path = self.folder / folder / ("run_files.json" if folder == "." else "stage.json")
+        if path not in self._records:
+            try:
+                record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"files": {}}
+                damaged = "sha256" in record and record["sha256"] != sha256_of(record["files"])
+            except (ValueError, KeyError, TypeError):
+                damaged = True
+            if damaged:
+                raise ValueError(
+                    f"{path} is not as it was written, so the files that it names cannot be checked. Restore it from "
+                    "a copy; recipes/verify_run.py lists all damage"
+                )
+            self._records[path] = record["files"]
+        return self._records[path]
 
     def json(self, path: str) -> dict | None:
         """Return a JSON file's content, None where there is no such file. Raises: ValueError: it is not JSON."""
@@ -99,6 +136,15 @@ class RunFiles:
                     f"{self.folder / path}: not valid {kind}: {error}; run the stage that writes it again"
                 ) from error
         return self._read[path]
+
+
+def describe(content: bytes) -> dict:
+    """Return a file's entry in a record."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(text: str) -> list[dict]:

@@ -49,7 +49,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import RECORD, discard, empty_trash, file_sha256, read_json, write_json
+from atomic_files import (
+    CHECKSUM,
+    RECORD,
+    discard,
+    empty_trash,
+    file_sha256,
+    is_unchanged,
+    read_json,
+    with_checksum,
+    write_json,
+)
 from card_text import render_card
 from child_processes import leave_on_signals
 from conversations import (
@@ -85,6 +95,7 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
 HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
+PRECISION = "precision.json"  # beside the checkpoints
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -269,16 +280,36 @@ def newest_checkpoint(checkpoints: Path) -> str | None:
     return None
 
 
+def kept_precision(checkpoints: Path) -> str | None:
+    """Return the precision of the steps before; None where an earlier version recorded none.
+
+    Raises: RecipeError: the record is damaged.
+    """
+    path = checkpoints / PRECISION
+    if not path.exists():
+        return None
+    record = read_json(path) or {}
+    if CHECKSUM not in record or not is_unchanged(record):
+        raise RecipeError(
+            f"{path} is not as it was written, so the precision of the steps before is not known. Restore it from a "
+            f"copy, or move {checkpoints} away to start again"
+        )
+    return record["mixed_precision"]
+
+
 def build_trainer(
     recipe: Recipe,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict],
     checkpoints: Path,
+    precision: str | None = None,
 ) -> SFTTrainer:
     """Return TRL's trainer, whose loss counts the summaries or answers only.
 
     Conversations share sequences, without seeing each other: positions, which begin anew with each, give the borders.
+
+    Args: precision: of the steps before, whatever this machine or its launch file would take; None: theirs.
     """
     settings, state = recipe.finetune, PartialState()
     packing = settings.task == "chat"
@@ -306,6 +337,9 @@ def build_trainer(
             report_to="none",
             disable_tqdm=not state.is_main_process,
         )
+    if precision not in (None, arguments.mixed_precision):
+        state.print(f"finetune: resumes in mixed precision {precision}, as before, not {arguments.mixed_precision}")
+        arguments.mixed_precision = precision
     return SFTTrainer(
         model=model,
         args=arguments,
@@ -325,12 +359,16 @@ def train(
 ) -> tuple[PreTrainedModel, int, dict]:
     """Train a model on rows, from the last checkpoint on if there is one.
 
-    Returns: the model, with its adapters merged; how many parameters were trained; and steps, last_loss, seconds and
-        resumed_from, as results.json has them.
+    Returns: the model, with its adapters merged; how many parameters were trained; and steps, last_loss, seconds,
+        resumed_from and mixed_precision, as results.json has them.
     """
-    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints)
     with PartialState().main_process_first():
         last = newest_checkpoint(checkpoints)
+        kept = kept_precision(checkpoints) if last else None
+    trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints, kept)
+    if PartialState().is_main_process:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(checkpoints / PRECISION, with_checksum({"mixed_precision": trainer.args.mixed_precision}))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started
@@ -346,6 +384,7 @@ def train(
             "last_loss": trainer.state.log_history[-1].get("train_loss"),
             "seconds": seconds,
             "resumed_from": last and Path(last).name,
+            "mixed_precision": trainer.args.mixed_precision,
         },
     )
 

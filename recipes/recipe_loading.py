@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from atomic_files import RECORD, read_json
@@ -38,6 +38,8 @@ OVERRIDE = re.compile(r"--\w+\.[\w.]+=")
 TILDE = re.compile(r"~[\w-]*(/|$)")
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_VALUES = 10_000  # with what aliases repeat, read in a second; thousands of data.skip.documents fit
+MAX_YAML_LINES = 20_000  # each takes a while, in a text too
+MAX_YAML_TEXT = 1 << 16  # characters of one text
 MAX_YAML_ALIASES = 16  # each alias can double what a document expands to; recipes need none
 MAX_YAML_DEPTH = 16
 MAX_FILES = 64  # of one recipe, with every `base`
@@ -116,11 +118,22 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
 
 def refuse_endless(text: str, name: str) -> None:
     """Refuse a text whose values would take long to build, without building them. Raises: RecipeError."""
-    depth = aliases = 0
-    for values, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+    if sum(map(text.count, "\n\r\x85\u2028\u2029")) > MAX_YAML_LINES:
+        raise RecipeError(f"{name}: more than {MAX_YAML_LINES} lines; put long lists into files")
+    values = depth = aliases = 0  # of values, those that aliases and merge keys repeat too
+    opened, sizes = [], {}  # (anchor, values before it) of the collections around; anchor -> values in it
+    for event in YAML(typ="safe", pure=True).parse(text):
+        where = f"{name}:{event.start_mark.line + 1}"
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         aliases += isinstance(event, AliasEvent)
-        where = f"{name}:{event.start_mark.line + 1}"
+        values += sizes.get(event.anchor, 1) if isinstance(event, AliasEvent) else 1
+        if isinstance(event, CollectionStartEvent):
+            opened.append((event.anchor, values))
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = values - before
+        elif isinstance(event, ScalarEvent) and len(event.value) > MAX_YAML_TEXT:
+            raise RecipeError(f"{where}: a text of more than {MAX_YAML_TEXT} characters; put it into a file")
         if depth > MAX_YAML_DEPTH:
             raise RecipeError(f"{where}: nested deeper than {MAX_YAML_DEPTH} levels")
         if aliases > MAX_YAML_ALIASES:

@@ -51,7 +51,10 @@ def find_record_damage(run: Path) -> str | None:
     """Return what is wrong with the record itself; None if nothing is, or if there is none."""
     if not (run / RUN_FILES).exists():
         return None
-    record = read_json(run / RUN_FILES) or {}
+    try:
+        record = read_json(run / RUN_FILES) or {}
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if record.keys() != {"format", "sha256", "files"} or record["format"] != 1:
         return "cannot be read"
     return None if hash_files(record["files"]) == record["sha256"] else "is not as it was written"
@@ -95,9 +98,11 @@ def find_difference(path: Path, recorded: dict, grows: bool = False) -> str | No
     size = path.stat().st_size
     if size < recorded["bytes"] or (size > recorded["bytes"] and not grows):
         return f"{size:,} bytes, {recorded['bytes']:,} when it was recorded"
-    if describe_beginning(path, recorded["bytes"]) != recorded:
-        return "its sha256 is not the recorded one"
-    return None
+    try:
+        found = describe_beginning(path, recorded["bytes"])
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if found == recorded else "its sha256 is not the recorded one"
 
 
 def describe_beginning(path: Path, num_bytes: int) -> dict:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atomic_files import (
+    CHECKSUM,
     RECORD,
     RECORD_FORMAT,
     StaleStageError,
     discard,
     file_sha256,
     hash_files,
+    is_unchanged,
     read_json,
     read_record,
     sync,
@@ -104,7 +106,24 @@ def starts_again(run: Path) -> bool:
     If it was, it goes on. See resuming.start_again.
     """
     record = read_record(run / "model")
-    return record is not None and (read_json(run / REPLACED) or {}).get("sha256") != record["sha256"]
+    return record is not None and replaced_model(run) != record["sha256"]
+
+
+def replaced_model(run: Path) -> str | None:
+    """Return the hash of the model that training with --overwrite replaces; None where it replaces none.
+
+    Raises: StaleStageError: the file that names it is damaged, and to start again would delete the checkpoints.
+    """
+    path = run / REPLACED
+    if not path.exists():
+        return None
+    record = read_json(path) or {}
+    if not ({"sha256"} <= record.keys() <= {"sha256", CHECKSUM} and is_unchanged(record)):
+        raise StaleStageError(
+            f"{path} is not as it was written, so whether the checkpoints beside it are of training that goes on is "
+            f"not known. Restore it from a copy, or move {path.parent} away to start at step 0"
+        )
+    return record["sha256"]
 
 
 def require(recipe: Recipe, name: str, reader: tuple[int, int] = (0, 1)) -> Path:
@@ -148,8 +167,14 @@ def find_damaged_files(
             problems.append(f"{name} is missing")
         elif path.stat().st_size != recorded["bytes"]:
             problems.append(f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} when it was made")
-        elif sha256(path) != recorded["sha256"]:
-            problems.append(f"{name}: its sha256 is not the one of when it was made")
+        else:
+            try:
+                found = sha256(path)
+            except OSError as error:
+                problems.append(f"{name} cannot be read: {error.strerror}")
+                continue
+            if found != recorded["sha256"]:
+                problems.append(f"{name}: its sha256 is not the one of when it was made")
     return problems
 
 

@@ -13,6 +13,7 @@ A stage is out of date if it was made from another version of an input than the 
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from atomic_files import CHECKSUM, RECORD, StaleStageError, file_sha256, is_unchanged, read_json, read_record
@@ -21,14 +22,16 @@ from recipe_loading import run_command
 from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from recovery.run_lock import is_held
 from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
-from run_folder import find_damaged_files, hash_input
+from run_folder import REPLACED, find_damaged_files, hash_input, replaced_model
 from stages import STAGES
 
 
 RECORD_KEYS = {"format", "stage", "settings", "inputs", "once", "sha256", "files", CHECKSUM}
 RELEASES = ("release_tokenizer", "release_dataset", "revisions/step-*")  # folders with a manifest.json
 HUB_RECORDS = ("publish.json", "revisions.json")
+UNREADABLE = "cannot be read: "
 FINETUNE_HASHES = "sha256.json"  # of a checkpoint of finetune.py, which takes seconds to import
+FINETUNE_PRECISION = "precision.json"  # beside them
 CHECKED = {*RELEASES[:2], "revisions", "checkpoints", "members", "finetune_checkpoints"}
 
 
@@ -47,8 +50,6 @@ def check_stage(run: Path, name: str) -> list[tuple[str, bool]]:
         stale = [upstream for upstream in record["inputs"] if is_stale(run, record, upstream, name)]
         text = f"ok, {len(record['files'])} files, {sum(file['bytes'] for file in record['files'].values()):,} bytes"
         recorded = record["files"].keys()
-    except OSError as error:
-        return [(f"damaged: {error.filename} cannot be read: {error.strerror}", False)]
     except (StaleStageError, KeyError, TypeError, ValueError, AttributeError):
         return [(f"damaged: {RECORD} cannot be read", False)]
     if damage:
@@ -65,7 +66,7 @@ def is_stale(run: Path, record: dict, upstream: str, name: str) -> bool:
     try:
         input_record = read_record(run / STAGES[upstream].output)
         return input_record is not None and hash_input(input_record, upstream, name) != record["inputs"][upstream]
-    except (StaleStageError, KeyError, TypeError, AttributeError):
+    except (OSError, StaleStageError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -95,14 +96,18 @@ def check_release(folder: Path) -> list[tuple[str, bool]]:
     listed = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
     try:
         found = {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_or_reason(path)}
             for path in folder.rglob("*")
             if path.is_file() and path != folder / "manifest.json"
         }
     except FileNotFoundError:
         return [("deleted meanwhile, since it was sent", True)]
     damage = [f"{name}, of manifest.json, is missing" for name in listed.keys() - found.keys()]
-    damage += [f"{name}: not the file of manifest.json" for name in found if found[name] != listed.get(name)]
+    damage += [
+        f"{name}: {refused(file['sha256']) or 'not the file of manifest.json'}"
+        for name, file in found.items()
+        if file != listed.get(name)
+    ]
     if manifest != {"format": 1, "files": listed}:
         damage.append("manifest.json is not as it was written")
     return [(f"damaged: {problem}", False) for problem in sorted(damage)] or [(f"ok, {len(found)} files", True)]
@@ -114,21 +119,65 @@ def check_hashes(checkpoint: Path) -> list[tuple[str, bool]]:
         return [("not recorded", True)]
     hashes = read_json(checkpoint / FINETUNE_HASHES) or {FINETUNE_HASHES: "no JSON object"}
     try:
-        found = {path.name: file_sha256(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
+        found = {path.name: sha256_or_reason(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
     except FileNotFoundError:
         return [("deleted meanwhile, by fine-tuning that goes on", True)]
     damage = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
-    return [(f"damaged: {name}: not the file of {FINETUNE_HASHES}", False) for name in damage] or [("ok", True)]
+    return [
+        (f"damaged: {name}: {refused(found.get(name, '')) or f'not the file of {FINETUNE_HASHES}'}", False)
+        for name in damage
+    ] or [("ok", True)]
+
+
+def sha256_or_reason(path: Path) -> str:
+    """Return a file's sha256, or why it cannot be read."""
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"{UNREADABLE}{error.strerror}"
+
+
+def refused(found: str) -> str | None:
+    """Return what sha256_or_reason says of a file that cannot be read; None of one that can."""
+    return found if found.startswith(UNREADABLE) else None
+
+
+def check_precision(path: Path) -> list[tuple[str, bool]]:
+    """Return the state of the file that keeps the precision of fine-tuning."""
+    record = read_json(path) or {}
+    whole = CHECKSUM in record and is_unchanged(record)
+    return [("ok", True) if whole else ("damaged: not as it was written", False)]
+
+
+def check_replaced(run: Path) -> list[tuple[str, bool]]:
+    """Return the state of the file that names the model which training with --overwrite replaces."""
+    try:
+        return [("ok", True)] if replaced_model(run) else []
+    except StaleStageError:
+        return [("damaged: not as it was written", False)]
+
+
+def check(record: str, what: Callable[..., list[tuple[str, bool]]], *arguments) -> list[tuple[str, bool]]:
+    """Return the state that a function finds; where it cannot read its record, a line, so that the others follow."""
+    try:
+        return what(*arguments)
+    except OSError as error:
+        return [(f"damaged: {record} {UNREADABLE}{error.strerror}", False)]
 
 
 def check_run_files(run: Path) -> list[tuple[str, str, bool]]:
     """Return a line for each damaged file of the run folder itself, one for those in order, one for the others."""
-    damaged, recorded = find_damaged_run_files(run), set(recorded_run_files(run))
+    damaged = find_damaged_run_files(run)
+    recorded = set() if UNREADABLE in damaged.get(RUN_FILES, "") else set(recorded_run_files(run))
     for name in HUB_RECORDS:
         try:
             recorded |= {name} if CHECKSUM in read_records(run / name) else set()
         except TransferError as error:
             damaged[name] = error.what
+        except OSError as error:
+            damaged[name] = f"{UNREADABLE}{error.strerror}"
     lines = [(name, f"damaged: {problem}", False) for name, problem in damaged.items()]
     whole = sorted(recorded - damaged.keys()) if RUN_FILES not in damaged else []
     known = {*recorded, *damaged, *CHECKED, *(stage.output for stage in STAGES.values()), RUN_FILES}
@@ -148,7 +197,7 @@ def check_training(run: Path) -> tuple[str, bool]:
         if status["status"] == "running":
             return (f"running, {step}", True) if is_held(run) else (f"was killed after the save at {step}", True)
         return f"{status['status']} at {step}: {status['reason']}", status["status"] != "failed"
-    except (KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         return "damaged: status.json cannot be read", False
 
 
@@ -158,13 +207,22 @@ def check_run(run: Path, is_member: bool = False) -> list[tuple[str, str, bool]]
     Args: is_member: it is one of members/, which links to the documents and the tokens of its run.
     """
     names = [name for name, stage in STAGES.items() if not (is_member and (run / stage.output).is_symlink())]
-    lines = [(name, *state) for name in names for state in check_stage(run, name)]
+    lines = [(name, *state) for name in names for state in check(RECORD, check_stage, run, name)]
     for step, checkpoint in sorted(list_checkpoints(run / "checkpoints")):
-        lines += [(f"checkpoint {step:,}", *state) for state in check_checkpoint(run, checkpoint)]
+        lines += [
+            (f"checkpoint {step:,}", *state) for state in check("manifest.json", check_checkpoint, run, checkpoint)
+        ]
+    lines += [(REPLACED, *state) for state in check(REPLACED, check_replaced, run)]
     for folder in sorted(folder for pattern in RELEASES for folder in run.glob(pattern)):
-        lines += [(folder.relative_to(run).as_posix(), *state) for state in check_release(folder)]
+        lines += [
+            (folder.relative_to(run).as_posix(), *state) for state in check("manifest.json", check_release, folder)
+        ]
     for checkpoint in sorted(run.glob("finetune_checkpoints/*/checkpoint-*")):
-        lines += [(f"fine-tuning {checkpoint.name}", *state) for state in check_hashes(checkpoint)]
+        lines += [
+            (f"fine-tuning {checkpoint.name}", *state) for state in check(FINETUNE_HASHES, check_hashes, checkpoint)
+        ]
+    for path in sorted(run.glob(f"finetune_checkpoints/*/{FINETUNE_PRECISION}")):
+        lines += [(f"fine-tuning {path.name}", *state) for state in check(path.name, check_precision, path)]
     lines += check_run_files(run)
     lines += [
         (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")

@@ -37,4 +37,4 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_
   tests/publishing/test_gguf.py tests/test_convert_gguf.py tests/training/test_zero_stage3.py "$@"
 exec "$optional/bin/python" -m pytest --numprocesses 2 --dist loadfile tests/corpus/test_pipeline_executor.py \
   tests/training/test_preflight.py tests/publishing/test_push_to_hub.py tests/eval/test_report.py \
-  -k "ray or trackio or gguf or croissant or drawn or prints or commands_serve" "$@"
+  -k "ray or trackio or gguf or same_columns or drawn or prints or commands_serve" "$@"

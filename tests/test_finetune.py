@@ -66,7 +66,9 @@ def tuned(tokenized_run, tmp_path_factory):
         with pytest.raises(KeyboardInterrupt):
             finetune.main(argv)
     assert not (run.output_dir / "finetuned").exists()
-    finetune.main(argv)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as a launch file of another machine says
+        finetune.main(argv)
     return run, folder, argv
 
 
@@ -264,7 +266,19 @@ def test_a_model_that_an_earlier_version_fine_tuned_is_recorded_and_stays(tuned,
 def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
     run = tuned[0]
     assert results(run)["resumed_from"] == "checkpoint-16" and results(run)["steps"] == 64
+    assert results(run)["mixed_precision"] == "no", "as it began"
     assert not (run.output_dir / "finetune_checkpoints").exists(), "needed no more"
+
+
+def test_a_damaged_record_of_the_precision_is_refused_and_an_earlier_version_has_none(tmp_path):
+    assert finetune.kept_precision(tmp_path) is None
+    finetune.write_json(tmp_path / finetune.PRECISION, finetune.with_checksum({"mixed_precision": "no"}))
+    assert finetune.kept_precision(tmp_path) == "no"
+    whole = (tmp_path / finetune.PRECISION).read_text()
+    for damaged in (whole.replace('"no"', '"nn"'), whole.replace("record_", "rekord_"), whole[1:]):
+        (tmp_path / finetune.PRECISION).write_text(damaged)
+        with pytest.raises(RecipeError, match=r"precision.json is not as it was written, .* Restore it from a copy"):
+            finetune.kept_precision(tmp_path)
 
 
 def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one_taken(tmp_path, capfd):

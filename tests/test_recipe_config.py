@@ -163,12 +163,15 @@ def write_hostile(number: int, folder: Path) -> Path:
         ["? [a, b]\n:", "? {a: b}\n:", "1:", "null:", "true:", "2001-01-01:", "? [[]]\n:", "1.5:", "[]:"]
     )
     aliases = "\n".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 3)}]" for i in range(1, 6))
+    merges = "\n".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}" for i in range(1, 9))
     kinds = [
         lambda: RIGHT + "zzz: " + draw.choice("[{") * size,
         lambda: RIGHT + "zzz: " + "[" * size + "]" * size,
         lambda: RIGHT + "zzz:\n" + "".join(" " * i + "a:\n" for i in range(1, 900)),
         lambda: RIGHT + "zzz:\n  " + draw.choice(["- ", "? ", "! ", "&a "]) * size,
         lambda: RIGHT + f"k0: &k0 [{', '.join('x' * 500)}]\n{aliases}\n",
+        lambda: RIGHT + f"m0: &m0 {{{', '.join(f'k{i}: 1' for i in range(draw.choice([900, 3_999])))}}}\n{merges}\n",
+        lambda: RIGHT.replace("runs/x", f"'{'x{}'.format(draw.choice([' ', chr(10), chr(10) * 2])) * 290_000}'"),
         lambda: RIGHT + f"{key} 1\n",
         lambda: RIGHT.replace("runs/x", quoted),
         lambda: RIGHT.replace("law.jsonl", quoted),
@@ -196,7 +199,7 @@ def write_hostile(number: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "numbers", [range(17), pytest.param(range(17, 200), marks=pytest.mark.long)], ids=["sample", "rest"]
+    "numbers", [range(19), pytest.param(range(19, 200), marks=pytest.mark.long)], ids=["sample", "rest"]
 )
 def test_hostile_files_are_refused_within_2_seconds_with_their_name(tmp_path, numbers):
     for number in numbers:
@@ -218,6 +221,12 @@ def test_hostile_files_are_refused_within_2_seconds_with_their_name(tmp_path, nu
         ("a: 1\nb: 2001-99-99", "recipe.yaml:2: cannot be read as timestamp"),
         ("a: 1\n? [b]\n: 2", "recipe.yaml:2: a key is a word, and this is seq"),
         ("a: " + "[" * 100_000, "recipe.yaml:1: nested deeper than 16 levels"),
+        (
+            "a: &a {" + ", ".join(f"k{i}: 1" for i in range(2_000)) + "}\nb: {<<: [*a, *a]}",
+            "2: more than 10000 values",
+        ),
+        (f"a: '{'x ' * 40_000}'", "recipe.yaml:1: a text of more than 65536 characters; put it into a file"),
+        ("a: '" + "\n" * 20_001 + "'", "recipe.yaml: more than 20000 lines; put long lists into files"),
         ("a: [" + "1, " * 30_000 + "]", "recipe.yaml:1: more than 10000 values; put long lists into files"),
         ('a:\n  b: "x\\0y"', "recipe.yaml:2: holds a character that is no text: NUL, or half of a surrogate pair"),
         (f"a: 0x{'f' * 5000}", "recipe.yaml:1: is a number of more than 64 bits"),

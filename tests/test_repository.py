@@ -373,6 +373,37 @@ def test_every_shell_script_parses():
         assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path
 
 
+def uses(test: ast.FunctionDef, fixture: str | None) -> bool:
+    return fixture is None or fixture in [argument.arg for argument in test.args.args]
+
+
+def test_every_test_that_needs_an_optional_package_is_run_where_it_is_installed():
+    script = (ROOT / "tests" / "run_optional.sh").read_text().replace("\\\n", "")
+    runs = {}  # file -> the words that pick its tests; none: all of them
+    for line in script.splitlines():
+        if "-m pytest" in line:
+            words = re.search(r'-k "(.+?)"', line)
+            runs |= dict.fromkeys(re.findall(r"tests/\S+\.py", line), words[1].split(" or ") if words else [""])
+    in_all = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    left_out = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        name, places = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()).body
+        tests = {place.name: place for place in places if getattr(place, "name", "").startswith("test_")}
+        for place in places:
+            packages = {
+                call.args[0].value if isinstance(call.args[0], ast.Constant) else "several"
+                for call in ast.walk(place)
+                if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "importorskip"
+            }
+            if packages - in_all:
+                fixture = getattr(place, "name", None)  # None: the whole module needs it
+                skipped = [fixture] if fixture in tests else [n for n, test in tests.items() if uses(test, fixture)]
+                left_out += [
+                    f"{name}: {n} needs {packages}" for n in skipped if not any(w in n for w in runs.get(name, ()))
+                ]
+    assert runs and not left_out, f"add the file, or a word of the test's name, to run_optional.sh: {left_out}"
+
+
 def test_the_legal_data_py_takes_full_english_licences_and_titles_of_articles():
     spec = importlib.util.spec_from_file_location("data", RECIPES / "legal" / "data.py")
     module = importlib.util.module_from_spec(spec)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A flipped bit in any file of a published run is named: members, evaluation, report, audit, plan, releases."""
 
+import errno
 import json
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,11 @@ import push_to_hub
 import report
 import run_recipe
 import verify_run
-from atomic_files import file_sha256, write_json
+from atomic_files import file_sha256, with_checksum, write_json
 from publishing.hub_transfer import Job, TransferError, read_record, write_record
 from recipe_loading import load_recipe
 from recorded_files import OF_REPORT, OF_TRAINING, record_run_files
-from run_folder import record_stage
+from run_folder import REPLACED, record_stage
 
 
 BUDGET = ["--plan.device=cpu", "--plan.hours=0.1"]
@@ -62,6 +64,8 @@ def published(evaluated_run, tmp_path_factory) -> TinyRun:
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"step": 8}))
     write_json(checkpoint / finetune.HASHES, {path.name: file_sha256(path) for path in checkpoint.iterdir()})
+    write_json(checkpoint.parent / finetune.PRECISION, with_checksum({"mixed_precision": "no"}))
+    write_json(folder / REPLACED, with_checksum({"sha256": "0" * 64}))
     return run
 
 
@@ -112,6 +116,38 @@ def test_a_flipped_bit_in_any_file_of_a_published_run_is_named(published, tmp_pa
             unseen.append((path.relative_to(run).as_posix(), bit, lines))
     assert not unseen, unseen
     assert verify(run, capsys) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("metrics.jsonl", "run_files.json", "publish.json", "status.json", "documents/stage.json"),
+        *("model/config.json", "checkpoints/step_*/manifest.json", "checkpoints/step_*/state.json"),
+        *("release_tokenizer/manifest.json", "release_tokenizer/README.md", "checkpoints/replaces.json"),
+        *("finetune_checkpoints/*/*/sha256.json", "finetune_checkpoints/*/*/trainer_state.json"),
+        "finetune_checkpoints/*/precision.json",
+    ],
+)
+def test_a_file_that_cannot_be_read_has_a_line_and_the_others_follow(published, monkeypatch, capsys, name):
+    names = [line.split("  ")[0] for line in report_of(published.output_dir, capsys)]
+    path = sorted(published.output_dir.glob(name))[0]
+    whole = Path.open
+
+    def open_or_fail(file, *arguments, **options):
+        if file == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_or_fail)
+    lines = report_of(published.output_dir, capsys)
+    assert any("! " in line and path.name in line and "cannot be read" in line for line in lines), lines
+    assert {*names} <= {line.split("  ")[0] for line in lines}
+
+
+def report_of(run: Path, capsys) -> list[str]:
+    with suppress(SystemExit):
+        verify_run.main([str(run)])
+    return capsys.readouterr().out.splitlines()
 
 
 def test_a_damaged_record_of_what_was_published_is_named_and_not_relied_on(published, tmp_path):

@@ -24,4 +24,4 @@ def build(run: RunFiles) -> Section | None:
 
 
 def png_uri(run: RunFiles, path: str) -> str:
-    return "data:image/png;base64," + base64.b64encode((run.folder / path).read_bytes()).decode()
+    return "data:image/png;base64," + base64.b64encode(run.content(path)).decode()

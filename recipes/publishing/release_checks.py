@@ -23,7 +23,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from recipe_config import RecipeError
 
 
-GAP = rb"[\\\"']{0,4}\s{0,4}[:=]\s{0,4}[\\\"']{0,4}"  # between a name and its value, in JSON, YAML, a shell and Python
+QUOTES = rb"[\\\"'\]]{0,7}"  # once and twice in JSON too, and the end of a subscript
+# Between a name and its value, in JSON, YAML, XML, a shell and Python, with an annotation too.
+GAP = (
+    QUOTES + rb"\s{0,4}(?::\s{0,4}[\w.|\[\] ]{1,32}=|:=|=>|[:=>])"
+    rb"\s{0,4}(?:[\w.]{0,24}\()?[rbfu]{0,2}[\\\"']{0,4}"
+)
+# As words of a command or arguments of a call too, for values whose form says what they are.
+LOOSE_GAP = rb"(?:" + GAP + rb"|[\\\"']{0,4},?\s{1,4}[rbfu]{0,2}[\\\"']{0,4})"
 # Kind -> the literals that such a secret begins with, and its pattern. The literals are searched for first: that is
 # many times as fast as a regular expression without a fixed beginning.
 SECRETS = {
@@ -31,14 +38,21 @@ SECRETS = {
     "an AWS access key": ((b"AKIA", b"ASIA"), rb"A[KS]IA[0-9A-Z]{16}(?![0-9A-Za-z])"),
     "an AWS secret key": (
         (b"secret", b"Secret", b"SECRET"),
-        rb"(?i)secret[_-]?(?:access[_-]?)?key" + GAP + rb"[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
+        rb"(?i:secret[_-]?(?:access[_-]?)?(?:key)?"
+        + LOOSE_GAP
+        + rb")(?=[^\s0-9]{0,99}[0-9])(?=[^\sA-Z]{0,99}[A-Z])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
     ),
     "a Google API key": ((b"AIza",), rb"AIza[0-9A-Za-z_-]{35}"),
     "a Google client secret": ((b"GOCSPX-",), rb"GOCSPX-[A-Za-z0-9_-]{24,}"),
     "a Google access token": ((b"ya29.",), rb"ya29\.[A-Za-z0-9_-]{20,}"),
     "a GitHub token": ((b"gh", b"github_pat_"), rb"gh[oprsu]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}"),
     "a GitLab token": ((b"gl",), rb"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat|ffct)-[A-Za-z0-9_.-]{20,}"),
-    "an npm token": ((b"npm_",), rb"npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])"),
+    "an npm token": (
+        (b"npm_", b"_auth"),
+        rb"npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])|_auth(?:Token)?"
+        + GAP
+        + rb"(?=[^\s0-9]{0,99}[0-9])[A-Za-z0-9+/=_-]{20,}",
+    ),
     "a Stripe key": (
         (b"sk_", b"rk_", b"whsec_"),
         rb"(?<![A-Za-z0-9])(?:[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/]{24,})",
@@ -46,32 +60,49 @@ SECRETS = {
     "a Weights & Biases key": (
         (b"wandb", b"WANDB"),
         rb"wandb_v1_[A-Za-z0-9_]{20,}|(?i:wandb(?:_?api_?key"
-        + GAP
-        + rb"|\.login\([^)\n]{0,40}?|\.ai\s[^@]{0,80}?password\s+)"
-        rb"[\"']?[0-9a-f]{40})(?![0-9A-Za-z])",
+        + LOOSE_GAP
+        + rb"|\.login\([^)]{0,200}?|\s{1,4}login\s[^\n]{0,80}?|\.ai\s[^@]{0,80}?password\s+)"
+        rb"(?<![0-9A-Za-z])[0-9a-f]{40})(?![0-9A-Za-z])",
     ),
-    "a Slack token": ((b"xox", b"xapp-"), rb"(?:xox[abeoprs]|xapp)-[0-9A-Za-z-]{20,}"),
+    "a Slack token": ((b"xox", b"xapp-"), rb"(?:xox[abcdeoprs]|xapp)-[0-9A-Za-z%-]{20,}"),
     "a Slack webhook": (
         (b"hooks.slack.com/",),
         rb"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/]{30,}",
     ),
-    "an Azure storage key": ((b"AccountKey=",), rb"AccountKey=[A-Za-z0-9+/]{80,}={0,2}"),
+    "an Azure storage key": (
+        (b"ccountKey", b"ccount_key", b"CCOUNT_KEY"),
+        rb"(?i:ccount_?key" + LOOSE_GAP + rb")[A-Za-z0-9+/]{80,}={0,2}",
+    ),
     "an Azure shared access signature": ((b"sig=",), rb"sig=[A-Za-z0-9%+/]{43,}?(?:%3[dD]|=)"),
     "a JSON web token": ((b"eyJ",), rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
     # A digit among capital and small letters: a law's "bearer" has words and addresses after it.
     "a Bearer token": (
         (b"earer", b"EARER"),
-        rb"(?i:earer)\s{1,4}(?=[^\s0-9]*[0-9])(?=[^\sA-Z]*[A-Z])(?=[^\sa-z]*[a-z])[A-Za-z0-9._~+/-]{24,}",
+        rb"(?i:earer)\s{1,4}(?=[^\s0-9]{0,99}[0-9])(?=[^\sA-Z]{0,99}[A-Z])(?=[^\sa-z]{0,99}[a-z])[A-Za-z0-9._~+/-]{24,}",
     ),
     "a password in an Authorization header": (
         (b"uthorization", b"UTHORIZATION"),
-        rb"(?i:uthorization" + GAP + rb"(?:bearer|basic|token)\s{1,4})(?=[^\s0-9]*[0-9])[A-Za-z0-9._~+/=-]{16,}",
+        rb"(?i:uthorization"
+        + LOOSE_GAP
+        + rb"(?:bearer|basic|token|api-?key)\s{1,4})(?=[^\s0-9]{0,99}[0-9])[A-Za-z0-9._~+/=-]{16,}",
     ),
     "an API key": ((b"sk-",), rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}"),
     "a private key": ((b"-----BEGIN ",), rb"-----BEGIN [A-Z ]*PRIVATE KEY"),
     "a password in a URL": (
         (b"://",),
-        rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
+        rb"://[^\s/:@\"'\x00-\x20\x7f-\xff]{0,64}:[^\s/:@\"'\x00-\x20\x7f-\xff]{1,64}@",
+    ),
+    # Under a name that says it is one; a number, a path, an address, a variable and a call are none.
+    "the value of a secret setting": (
+        (b"TOKEN", b"SECRET", b"PASS", b"CREDENTIAL", b"KEY", b"_PWD", b"_AUTH")
+        + (b"oken", b"ecret", b"assw", b"assphrase", b"redential", b"key", b"Key"),
+        rb"(?:TOKEN|SECRET|(?<![A-Z])PASS(?:WORD|WD|PHRASE)?|CREDENTIALS?|(?:(?<=_)|(?<=API)|(?<=ACCESS))KEYS?|_PWD|_AUTH"
+        rb"|(?:(?<=access_t)|(?<=accessT)|(?<=auth_t)|(?<=authT)|(?<=refresh_t)|(?<=refreshT)|(?<=api_t)|(?<=apiT))oken"
+        rb"|ecret|ass(?:w(?:or)?d|phrase)|redentials?"
+        rb"|(?i:(?:(?<=api)|(?<=api[_-])|(?<=access)|(?<=access[_-])|(?<=private)|(?<=private[_-]))key))"
+        + GAP
+        + rb"(?![/.~$]|-?[0-9.]{1,40}e[+-]?[0-9]{1,3}(?![\w.-]))(?=[^\s0-9]{0,99}[0-9])(?=[^\sA-Za-z]{0,99}[A-Za-z])"
+        rb"[\w!#$%&*+./=?^~-]{12,400}+(?![(\[{:@\xff])",
     ),
 }
 # Environment variables whose value is always a secret.

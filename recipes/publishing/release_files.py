@@ -60,6 +60,7 @@ MODEL_FILE = re.compile(
 WEIGHT_FILE = re.compile(r"model.*\.safetensors(\.index\.json)?")
 FIGURE_FILE = re.compile(r"[a-z0-9_]+\.png")
 RESTORE = "restore it from a copy, or run the stage that writes it again"
+SHOWN_BY_REPORT = ("samples.jsonl", "status.json", "recipe.yaml")  # not released themselves
 LISTS = ("manifest.json", RECORD)  # lists of files, which cannot list themselves
 
 
@@ -96,6 +97,9 @@ def collect(recipe: Recipe) -> tuple[dict[str, Path], list[str]]:
     problems = []
     if RUN_FILES in damaged:
         problems.append(f"{run / RUN_FILES} {damaged[RUN_FILES]}. {REMEDY}")
+    if "report.html" in names:
+        shown = [name for name in SHOWN_BY_REPORT if name in damaged]
+        problems += [f"{run / name}: {damaged[name]}; {RESTORE}, and then the report" for name in shown]
     for relative in names:
         path, folder = run / relative, Path(relative).parent.name
         allowed = {"model": MODEL_FILE, "figures": FIGURE_FILE}.get(folder)

@@ -207,4 +207,4 @@ def start_again(recipe: Recipe) -> None:
     for name in ("metrics.jsonl", "samples.jsonl"):
         (run / name).unlink(missing_ok=True)
     (run / REPLACED).parent.mkdir(exist_ok=True)  # where it could not be deleted
-    write_json(run / REPLACED, {"sha256": read_record(run / "model")["sha256"]})
+    write_json(run / REPLACED, with_checksum({"sha256": read_record(run / "model")["sha256"]}))

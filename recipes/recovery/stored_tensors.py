@@ -81,6 +81,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def find_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if every file has its recorded size and sha256."""
+    reading = "manifest.json"
     try:
         if checkpoint.is_symlink():
             return "is a link, and checkpoints are not"
@@ -94,7 +95,7 @@ def find_damage(checkpoint: Path) -> str | None:
         if "state.json" not in manifest["files"]:
             return "manifest.json: names no state.json"
         for name, recorded in manifest["files"].items():
-            path = checkpoint / name
+            path, reading = checkpoint / name, name
             if Path(name).name != name:
                 return f"manifest.json: {name!r} is not the name of a file"
             if path.is_symlink() or not path.is_file():
@@ -106,7 +107,7 @@ def find_damage(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return "manifest.json is missing"
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"{reading} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "manifest.json cannot be read"
     return None

@@ -519,6 +519,29 @@ def test_a_report_made_by_hand_is_in_the_record_of_the_run_and_other_damage_stay
     assert record not in read_records(run) and list(find_damaged_run_files(run)) == ["run_files.json"]
 
 
+def test_a_report_is_not_made_from_a_file_that_changed_since_its_stage_wrote_it(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
+    recipe = load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}"])
+    for stage in ("prepare", "evaluate"):
+        record_stage(recipe, stage)
+    names = ("samples.jsonl", "metrics.jsonl", "training.json", "documents/stats.json", "eval/results.json")
+    for name in names:
+        whole = (run / name).read_bytes()
+        place = whole.rindex(b"e")
+        (run / name).write_bytes(whole[:place] + b"a" + whole[place + 1 :])
+        with pytest.raises(SystemExit, match=f"{name} is not as it was written: .* Restore it from a copy"):
+            main([str(run)])
+        (run / name).write_bytes(whole)
+    for name in ("run_files.json", "documents/stage.json"):
+        whole = (run / name).read_text()
+        (run / name).write_text(whole.replace('"bytes": ', '"bytes": 1', 1))
+        with pytest.raises(SystemExit, match=f"{name} is not as it was written, so the files"):
+            main([str(run)])
+        (run / name).write_text(whole)
+    assert not (run / "report.html").exists()
+    main([str(run)])
+
+
 def test_figures_are_small_images(run_folder):
     images = sorted((run_folder / "figures").iterdir())
     names = ["benchmarks", "bits_per_byte", "context_lengths", "funnel", "learning_rate", "loss", "mixture", "shares"]

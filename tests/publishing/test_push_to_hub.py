@@ -336,10 +336,11 @@ def test_a_file_that_changed_since_its_stage_is_refused(recipe, name):
         build_release(recipe)
 
 
-@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html"])
+@pytest.mark.parametrize("name", ["training.json", "metrics.jsonl", "report.html", "samples.jsonl"])
 def test_a_file_of_the_run_folder_that_changed_since_it_was_recorded_is_refused(recipe, name):
     run = Path(recipe.run.output_dir)
-    record_run_files(run, ("training.json", "metrics.jsonl", "report.html"))
+    (run / "samples.jsonl").write_text('{"text": "a run"}\n')  # which the report shows
+    record_run_files(run, ("training.json", "metrics.jsonl", "report.html", "samples.jsonl"))
     text = (run / name).read_text()
     (run / name).write_text(text.replace("5120", "5121").replace("2.123", "0.123").replace("run", "ran"))
     with pytest.raises(RecipeError, match=f"{name}: its sha256 is not the recorded one; restore it from a copy"):
@@ -418,21 +419,64 @@ def test_a_secret_is_refused_by_kind_and_never_shown(recipe, kind, secret):
     assert not output_folder(recipe, "publish").exists()
 
 
-HEX, MIXED = "0123456789abcdef" * 3, "aB3dE6gH9jK2mN5pQ8rS1tU4vW7xY0zA" * 4
+HEX, MIXED, UUID = (
+    "0123456789abcdef" * 3,
+    "aB3dE6gH9jK2mN5pQ8rS1tU4vW7xY0zA" * 4,
+    "0123abcd-4567-89ef-0123-456789abcdef",
+)
 FORMS = {  # in pieces, so that this file contains none
     "a JSON web token": "eyJ" + MIXED[:20] + ".eyJ" + MIXED[:30] + "." + MIXED[:43],
     "a GitLab token": "glp" + "at-" + MIXED[:20],
-    "an npm token": "npm" + "_" + MIXED[:36],
+    "an npm token": ["npm" + "_" + MIXED[:36], "//registry.example/:_auth" + f"Token={UUID}"],
     "a Stripe key": "sk" + "_live_" + MIXED[:24],
-    "a Weights & Biases key": ["WANDB_API" + f"_KEY={HEX[:40]}", "wandb" + f"_v1_{MIXED[:77]}"],
+    "a Weights & Biases key": [
+        "WANDB_API" + f"_KEY={HEX[:40]}",
+        "wandb" + f"_v1_{MIXED[:77]}",
+        'os.environ["WANDB_API' + f'_KEY"] = "{HEX[:40]}"',
+        'os.environ.setdefault("WANDB_API' + f'_KEY", "{HEX[:40]}")',
+        'wandb_api_key: str | None = "' + f'{HEX[:40]}"',
+        "ENV WANDB_API" + f"_KEY {HEX[:40]}",
+        "wandb " + f"login {HEX[:40]}",
+        "wandb " + f"login --relogin --host https://wandb.example.org {HEX[:40]}",
+        'wandb.login(relogin=True, host="https://wandb.example.org", ' + f'key="{HEX[:40]}")',
+    ],
     "a Slack webhook": "https://hooks.slack" + ".com/services/T00000000/B00000000/" + MIXED[:24],
-    "a Slack token": "xapp" + "-1-A0000000000-" + MIXED[:20],
+    "a Slack token": [
+        "xapp" + "-1-A0000000000-" + MIXED[:20],
+        "xo" + "xc-1234567890-1234567890-" + MIXED[:32],
+        "xo" + "xd-" + f"{MIXED[:12]}%2B{MIXED[:12]}%3D",
+    ],
     "a Bearer token": "Authorized as Bea" + f"rer {MIXED[:32]}",
-    "a password in an Authorization header": "Author" + f"ization: Basic {MIXED[:24]}==",
+    "a password in an Authorization header": [
+        "Author" + f"ization: Basic {MIXED[:24]}==",
+        'headers["Author' + f'ization"] = "Bearer {HEX[:40]}"',
+        'headers.set("author' + f'ization", f"Token {HEX[:40]}")',
+    ],
     "an Azure shared access signature": "https://x.blob.example/c?sv=2022&si" + f"g={MIXED[:43]}%3D&se=2030",
+    "an Azure storage key": [f"Account{'Key'}={MIXED[:86]}==", f'"Account{"Key"}": "{MIXED[:86]}=="'],
     "a Google client secret": "GOC" + f"SPX-{MIXED[:28]}",
     "a Google access token": "ya" + f"29.{MIXED[:60]}",
-    "an AWS secret key": ['"Secret' + f'AccessKey": "{MIXED[:38]}/+"', "aws_secret" + f"_access_key = {MIXED[:40]}"],
+    "an AWS secret key": [
+        '"Secret' + f'AccessKey": "{MIXED[:38]}/+"',
+        "aws_secret" + f"_access_key = {MIXED[:40]}",
+        'os.environ["AWS_SECRET' + f'_ACCESS_KEY"] = "{MIXED[:40]}"',
+        "aws configure set aws_secret" + f"_access_key {MIXED[:40]}",
+        "<Secret" + f"AccessKey>{MIXED[:40]}</SecretAccessKey>",
+        "AWS_SEC" + f"RET={MIXED[:40]}",
+    ],
+    "a password in a URL": ["redis://:" + "hunter2@cache.example.org:6379/0", "amqp://me:" + "hunter2@mq.example.org"],
+    "the value of a secret setting": [
+        'DB_PASS="' + 'hunter2hunter2"',
+        'OPENAI_KEY = "' + f'{HEX[:32]}"',
+        "MY_CREDENTIAL=" + MIXED[:24],
+        'api_key: str = "' + f'{HEX[:32]}"',
+        'api_key: SecretStr = SecretStr("' + f'{HEX[:32]}")',
+        '{"apiKey": "' + f'{HEX[:32]}"' + "}",
+        "db_password: " + "hunter2-hunter2",
+        "export SERVICE_TOKEN=" + HEX[:32],
+        'client = Client(access_token="' + f'{HEX[:32]}", timeout=3)',
+        "<clientSecret>" + f"{HEX[:32]}</clientSecret>",
+    ],
 }
 
 
@@ -454,6 +498,13 @@ def test_the_forms_of_services_are_found_in_files_and_in_json(tmp_path, kind, fo
         "The bearer http://www.sec.gov/rules/final/33-8518.htm or the bearer of-the-instrument-registered-in-1999",
         "Authorization: basic responsibilities of counsel; authorization = token classification",
         "The secret key to the matter is 0123456789. Secret key: none",
+        "MAX_TOKENS=1_000_000_000 CACHE_PASSES = 1000000000000 HF_TOKEN_PATH=/opt/v2/token SSH_KEY=~/.ssh/id_ed25519",
+        "TOKEN = read_token_of_version2(path); API_KEY=${OPENAI_KEY_2_OF_3} secret_key = $SECRET_KEY_OF_2024",
+        'API_KEY = os.environ["API_KEY_NUMBER_2"]; password: at least 8 characters; ("f1_per_token", "f1_calibrated")',
+        f'wandb login, then revision {HEX[:40]}; "cache_key": "v2-{HEX[:40]}", "token": "a1b2c3d4e5f6a7b8"',
+        '{"bits_per_token": "gpt4-like-words", "PER_SECRET": 1.234567890123e-05, "access_token": 9.8765432101e+7}',
+        "The Secretary: 17CFR240.12b-2, and secrets: see 15U.S.C.78dd-1; the password, 8-characters-or-more",
+        "http://[2001:db8::1]:8080/ and https://example.org:443/a@b and a://:8080/x",
         "npm_config_registry, wandb 0.19.1, sk_learn_test_suite, npm_lifecycle_script_of_the_package_manager",
         f"wandb/run-20240101 at revision {HEX[:40]}",
         "data:image/png;base64," + MIXED * 4,

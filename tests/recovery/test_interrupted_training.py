@@ -60,7 +60,7 @@ from recovery.preemption import EXIT_STOPPED
 from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
 from recovery.stored_tensors import find_damage, list_checkpoints
-from run_folder import write_record
+from run_folder import REPLACED, write_record
 from sweeps.runs import claimed, locked, run_logged
 from training import step as step_module
 from training.stability import Decision, rolled_back
@@ -314,6 +314,13 @@ def test_training_that_replaces_a_model_goes_on_after_a_stop_and_a_third_recipe_
     third = run.argv(*TRAINING, "--training.learning_rate=3e-2", "--overwrite")
     with pytest.raises(RecipeError, match=f"is of another experiment.* move {run.output_dir}/checkpoints away"):
         pretrain.main(third)
+    replaced = run.output_dir / REPLACED
+    whole = replaced.read_bytes()
+    for place, bit in ((whole.index(b"sha256") + 12, 1), (whole.index(b"sha256"), 1), (0, 4)):
+        replaced.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises(RecipeError, match=r"replaces.json is not as it was written, .* Restore it from a copy"):
+            pretrain.main(command)
+    replaced.write_bytes(whole)
     pretrain.main(command)
     starts = [entry for entry in read_chronicle(run.output_dir) if entry["event"] in ("start", "resume")]
     assert [(entry["event"], entry["step"]) for entry in starts] == [("start", 0), ("start", 0), ("resume", 6)]
