@@ -684,12 +684,29 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
         harmed.wait()
     status, log = read_status(run), (run.output_dir / "log.txt").read_text()
     named = rf"process 1 on {platform.node()} \(pid {harmed.pid}, step \d\) "
-    named += r"(is dead or stopped|did not move for run\.timeout_seconds=4)"
+    named += r"(is dead or stopped|died, as when memory runs out|did not move for run\.timeout_seconds=4)"
     assert status["status"] == "failed" and re.match(named, status["reason"]), status
     assert re.search(named, log) and "Traceback" not in log, log[-3000:]
     assert events(run)[-1] == "failure"
     ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
     assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
+
+
+@pytest.mark.parametrize(("moment", "killed"), [("before the first step", 1), ("in a step", 0)])
+def test_a_process_that_the_kernel_kills_fails_the_run_although_its_launcher_sends_a_signal(run, moment, killed):
+    pair = start_pair(run, RECIPES / "pretrain.py")
+    if moment == "in a step":
+        wait_for_step(run, 4, pair[0])
+    else:
+        wait_for_event(run, "start", pair[0])
+    pair[killed].kill()
+    pair[1 - killed].terminate()
+    assert pair[1 - killed].wait(60) == 1, read_log(run)
+    pair[killed].wait()
+    status = read_status(run)
+    named = rf"process {killed} on .* died, .* \(then set training.per_device_train_batch_size lower"
+    assert status["status"] == "failed" and status["exit_code"] == 1 and re.match(named, status["reason"]), status
+    assert re.search(named, read_log(run)) and "Traceback" not in read_log(run)
 
 
 def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
