@@ -1426,8 +1426,11 @@ def test_training_saves_when_process_1_of_a_container_or_the_whole_group_is_stop
 def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp_path, contained):
     write_tiny_texts(tmp_path / "texts")
     run = TinyRun(tmp_path / "texts", tmp_path / "run")
-    for output in ("documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release"):
-        process, deadline = start_apart(run, 1, contained), time.monotonic() + 200
+    more = ["--plan.flops=1e13", "--plan.device=rtx-4090", "--plan.domain_bytes=1e6", "--data.decontamination={}"]
+    more += ["--evaluation.tasks=[general_agreement]"]
+    outputs = ("plan", "benchmarks", "documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release")
+    for output in outputs:
+        process, deadline = start_apart(run, 1, contained, *more), time.monotonic() + 200
         works = "checkpoints/step_*" if output == "checkpoints" else f".{output}.*"
         while not any(run.output_dir.glob(works)):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
@@ -1435,7 +1438,7 @@ def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp
         error = stop_apart(process, contained)
         assert "Traceback" not in error, error
         assert_none_left(run)
-    process = start_apart(run, 1, contained)
+    process = start_apart(run, 1, contained, *more)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert (run.output_dir / "release" / "model.safetensors").exists()
