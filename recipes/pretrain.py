@@ -491,7 +491,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
     if options.dry_run:
-        dry_run(recipe, accelerator)
+        with held_run(Path(recipe.run.output_dir), accelerator):  # it records preflight.json
+            dry_run(recipe, accelerator)
         return
     if is_finished(recipe, "pretrain", options.overwrite):
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")

@@ -40,7 +40,11 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import audit_leaks
 import child_processes
+import choose_vocabulary
+import finetune
+import plan_run
 import prepare_data
 import pretrain
 import push_to_hub
@@ -788,21 +792,39 @@ def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_
 
 def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
     run = tiny_run.output_dir
+    texts = json.dumps({"name": "cases", "path": str(tiny_run.texts / "law.jsonl")})
+    tuned = [f"--finetune.train={texts}", f"--finetune.test={texts}", f"--finetune.model={tiny_run.texts}"]
+    planned = ["--plan.flops=1e13", "--plan.device=rtx-4090", "--plan.domain_bytes=1e9", "--plan.general_bytes=1e9"]
+    by_hand = [(pretrain, ["--dry_run"]), (plan_run, planned), (finetune, tuned)]
+    by_hand += [(choose_vocabulary, ["--vocabulary.sizes=[320, 384]"])]
     stages = [(pretrain, "model"), (tokenize_corpus, "tokens"), (train_tokenizer, "tokenizer")]
     stages += [(prepare_data, "documents"), (push_to_hub, "release")]
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    before = hash_all(run)
     refused = pytest.raises(RunLockedError, match=r"is in use by process .* \(pretrain, ")
     with run_lock(run, "pretrain"):
+        for stage, more in by_hand:
+            with refused:
+                stage.main(tiny_run.argv(*more))
+        with refused:
+            audit_leaks.main([str(run)])
+        assert hash_all(run) == before
         for stage, output in stages:
             shutil.rmtree(run / output, ignore_errors=True)
             with refused:
                 stage.main(tiny_run.argv())
             assert not (run / output).exists()
-        recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
-        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         for name in ("requests", "evaluate", "report"):  # whose scripts read no recipe
             with refused:
                 run_recipe.run_stage(recipe, name, options, ["--cpu", "--num_processes", "1"])
+
+
+def hash_all(run: Path) -> dict[str, str]:
+    """Return the hash of each file of a run folder that is not hidden."""
+    paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 HOLD = """import os, socket, sys, pathlib, platform, time
