@@ -363,9 +363,12 @@ def test_processes_that_gloo_does_not_connect_are_refused_with_what_to_set(tmp_p
 def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):
     folder = tmp_path / "with modules"
     folder.mkdir()
-    for name in ("torch", "numpy", "accelerate", "json", "launching", "planning", "recipe_config"):
+    ours, others = ("launching", "planning", "recipe_config"), ("torch", "numpy", "accelerate")
+    for name in (*ours, *others, "json", "pickle", "socket", "subprocess"):
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
-    command = [sys.executable, RECIPES / "run_recipe.py", *tiny_run.argv("--training.max_tokens=1024")]
+    more = ["--training.max_tokens=1024", "--overwrite", "--data.workers=2"]
+    more += ["--tokenizer.algorithm=unigram", "--tokenizer.pad_vocabulary=true"]
+    command = [sys.executable, RECIPES / "run_recipe.py", *tiny_run.argv(*more)]
     run_folder = tiny_run.output_dir.absolute()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
