@@ -27,6 +27,7 @@ from markupsafe import Markup
 
 from figure_style import is_drawn_here, save_figure, style
 from limits import run_script
+from results_folder import locked_run
 from run_files import STAGE_FILES, RunFiles, Section, describe, sha256_of
 from sections import (
     benchmarks,
@@ -145,9 +146,17 @@ def read_records(run: Path) -> dict[Path, dict]:
 
     A record holds bytes and sha256 of each file, and a hash over these.
     """
-    paths = [path for path in (run / "figures" / "stage.json", run / "run_files.json") if path.exists()]
-    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    return {path: record for path, record in records.items() if record["sha256"] == sha256_of(record["files"])}
+    paths = (run / "figures" / "stage.json", run / "run_files.json")
+    return {path: record for path in paths if (record := read_record(path))}
+
+
+def read_record(path: Path) -> dict | None:
+    """Return a record; None if it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record if record["sha256"] == sha256_of(record["files"]) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def write_records(records: dict[Path, dict]) -> None:
@@ -177,9 +186,19 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"{run.folder}: there is no such folder; give the run.output_dir of a recipe")
     if run.reference is not None and not run.reference.is_file():
         raise SystemExit(f"--reference: there is no file {run.reference}; --save_reference makes one")
+    with locked_run(run.folder, "report"):
+        write_report(run, arguments.save_reference)
+
+
+def write_report(run: RunFiles, save_reference: Path | None) -> None:
+    """Write figures, report and summary, and print the summary.
+
+    Args: save_reference: file for the run's curve; None: it is not written.
+    Raises: SystemExit: a file of the run cannot be read, or the folder is no run folder.
+    """
     try:
-        if arguments.save_reference is not None:
-            replace_text(arguments.save_reference, reference.format_curve(reference.curve_of(run)))
+        if save_reference is not None:
+            replace_text(save_reference, reference.format_curve(reference.curve_of(run)))
         with style():
             sections = build_sections(run)
             if not sections:

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write an evaluation's folder as a whole, one evaluation at a time: one that is killed leaves the earlier folder."""
+"""Write an evaluation's folder as a whole, one evaluation at a time: one that is killed leaves the earlier folder.
+
+In a run folder of recipes/, one command at a time works: its lock is taken here too.
+"""
 
 import errno
 import json
 import os
+import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 
@@ -20,6 +27,59 @@ def parts_folder(output: Path) -> Path:
     return output.resolve().with_name(f".{output.resolve().name}.parts")
 
 
+def take(path: Path) -> FileLock:
+    """Take the kernel's lock on a file; where the file system has none, the lock that is returned is not held.
+
+    Raises: Timeout: another process holds it.
+    """
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return lock
+
+
+@contextmanager
+def locked_run(run: Path, stage: str) -> Iterator[None]:
+    """Lock a run folder as the stages of recipes/ do, unless the command that started this one has locked it.
+
+    Args: stage: to name to others.
+    Raises: SystemExit: another command works in the folder.
+    """
+    path = run / ".lock"
+    try:
+        lock = take(path)
+    except Timeout:
+        holder = read_holder(path)
+        above = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+        if holder.get("host") != platform.node() or holder.get("pid") not in above:
+            named = f"process {holder.get('pid')} on {holder.get('host')} ({holder.get('stage')})"
+            raise SystemExit(f"{run} is in use by {named}; wait for it, or stop it") from None
+        lock = None
+    if lock is None or not lock.is_locked:
+        yield
+        return
+    own = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        path.write_text(json.dumps(own | {"command": Path(sys.argv[0]).name, "stage": stage}), encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def read_holder(path: Path) -> dict:
+    """Return what a lock's file says of its holder; empty if it is being written."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 @contextmanager
 def locked_output(output: Path) -> Iterator[None]:
     """Let one evaluation at a time write to a folder: the first to end would delete the pieces of the other.
@@ -28,14 +88,10 @@ def locked_output(output: Path) -> Iterator[None]:
     """
     parts = parts_folder(output)
     parts.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(parts / "lock", timeout=0, fallback_to_soft=False)
     try:
-        lock.acquire()
+        lock = take(parts / "lock")
     except Timeout:
         raise SystemExit(f"another evaluation writes to {output}; wait for it, or name another --output") from None
-    except OSError as error:  # a file system without locks
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,15 @@ from held_out_scores import score_sources
 from item_scores import score_items
 from limits import run_script
 from request_scoring import RequestScorer, score_requests
-from results_folder import OWN_FILES, json_lines, locked_output, parts_folder, write_results, write_synced
+from results_folder import (
+    OWN_FILES,
+    json_lines,
+    locked_output,
+    locked_run,
+    parts_folder,
+    write_results,
+    write_synced,
+)
 from shared_work import SharedWork
 from stock_tasks import load_without_tokens
 from training_overlap import overlap_groups, read_decontamination, score_by_overlap
@@ -490,7 +498,12 @@ def main(argv: list[str] | None = None) -> None:
         export_requests(arguments)
         return
     state = PartialState(cpu=not torch.cuda.is_available())
-    with locked_output(arguments.output) if state.is_main_process else nullcontext():
+    with ExitStack() as held:
+        if state.is_main_process:
+            run = arguments.output.resolve().parent
+            if arguments.output.name == "eval" and (run / "recipe.yaml").exists():  # the output of a recipe's stage
+                held.enter_context(locked_run(run, "evaluate"))
+            held.enter_context(locked_output(arguments.output))
         evaluate(arguments, state)
     state.wait_for_everyone()
 

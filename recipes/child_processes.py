@@ -2,6 +2,7 @@
 """How the processes of a run are stopped: by which signals, with which exit code, and all of them together."""
 
 import ctypes
+import os
 import shlex
 import signal
 import subprocess
@@ -73,6 +74,22 @@ def prctl(option: int, value: int) -> None:
 @cache
 def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+@contextmanager
+def outside_working_folder() -> Iterator[None]:
+    """Have the interpreters that multiprocessing starts in a `with` block take no module from the working folder.
+
+    A pickle.py may lie there. Not for a script of recipes/, whose own folder would be left out too.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 class Ended(NamedTuple):

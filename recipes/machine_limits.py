@@ -18,6 +18,8 @@ LESS_MEMORY = {
     "pretrain.py": "set training.per_device_train_batch_size lower, which changes no result, or "
     "training.gradient_checkpointing: true",
     "run_eval.py": "set evaluation.batch_size lower",
+    "audit_leaks.py": "run recipes/audit_leaks.py by itself with a --batch_size below 16",
+    "finetune.py": "set finetune.per_device_train_batch_size lower",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # torch.save, which names no cause, and NumPy, which says "65536 requested and 60400 written"

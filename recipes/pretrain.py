@@ -493,7 +493,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_combinations(recipe.training, recipe.model.lora is not None, accelerator)
     refuse_differences(recipe, accelerator)
     if options.dry_run:
-        dry_run(recipe, accelerator)
+        with held_run(Path(recipe.run.output_dir), accelerator):  # it records preflight.json
+            dry_run(recipe, accelerator)
         return
     if is_finished(recipe, "pretrain", options.overwrite):
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")
@@ -518,9 +519,15 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
         os._exit(1)
 
+    def explain_death() -> str | None:
+        """Return which other process died; not one that left after a signal, which it had recorded before."""
+        death = liveness.explain_death()
+        return None if status.is_preempted() else death
+
     processes = (accelerator.process_index, accelerator.num_processes)
     liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
-    with held_run(run, accelerator) as left_by, liveness, Preemption(status) as preemption, ExitStack() as stack:
+    preemption = Preemption(status, explain_death)
+    with held_run(run, accelerator) as left_by, liveness, preemption, ExitStack() as stack:
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
         status.begin()
@@ -547,8 +554,8 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             elif lost_contact(error) and (cause := liveness.explain() or status.read_end()):
                 error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")
                 reason = f"{cause} (noticed by {reason.splitlines()[0][:300]})"
-            # The other processes left after a signal, or their launcher ended them.
-            if preemption.signal_name or status.is_preempted():
+            # The other processes left after a signal, which a launcher also sends where one of them died.
+            if (preemption.signal_name and not explain_death()) or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
             record_failure(run, status, reason)

@@ -26,7 +26,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -171,10 +170,7 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
     given = ["--config", *options.config, *options.overrides, *resume_of(recipe, run)]
     given += ["--overwrite"] if options.overwrite else []
     command = [*python, *stage.command(recipe, given)]
-    if name == "plan":
-        if subprocess.run(command, check=False).returncode:
-            print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
-    elif name == "requests":
+    if name == "requests":
         with run_lock(run, name), new_output(recipe, name) as folder:
             run_script(name, [*command, str(folder)], run)
     elif stage.arguments:
@@ -257,7 +253,7 @@ def resume_of(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def run_script(name: str, command: list[str], run: Path) -> None:
-    """Run a stage's command, and pass signals on to it.
+    """Run a stage's command, and pass signals on to it. A plan that fails is noted.
 
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
@@ -266,11 +262,15 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
+    if name == "plan" and not stopped:
+        print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
+        return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
     # A launcher hides how its processes ended, but training that was killed has not changed its status.
     unfinished = training.get("status") == "running"
     if not stopped and (unfinished or -ended.status in (signal.SIGKILL, signal.SIGABRT)):
-        how += f", killed, as when memory runs out (then {lower_memory(Path(STAGES[name].script).name)})"
+        script = next(Path(word).name for word in command if word.endswith(".py"))
+        how += f", killed, as when memory runs out (then {lower_memory(script)})"
     kept = training["reason"] if preempted else "finished stages are kept"
     sys.stderr.write(f"run_recipe: {name} stopped {how}: {kept}; start again with: {shlex.join(sys.orig_argv)}\n")
     raise SystemExit(EXIT_STOPPED if stopped else 1)

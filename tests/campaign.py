@@ -36,7 +36,7 @@ from datetime import date
 from pathlib import Path
 
 import psutil
-from attacked_runs import SCRIPTS, SECONDS_A_TRY, Attacked, attacked_run, make_base, tail
+from attacked_runs import SCRIPTS, SECONDS_A_TRY, TIMEOUT_SECONDS, Attacked, attacked_run, make_base, tail
 from tiny_run import write_tiny_texts
 from warm_processes import RUN_RECIPE, Harm, fork, import_all, import_as, start
 
@@ -46,6 +46,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFF
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRIES_A_RECIPE = 12
 LEAST_TRIES = 2  # of a worker, however slow the machine is
+END_SECONDS = 45  # for the launcher, which gives a process that stands still 30 s to leave
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -67,19 +68,43 @@ class Try:
     harmed: bool = True
 
 
+def draw_attacks(seed: int, until: int) -> list[tuple[str, str]]:
+    """Return the stage and the kind of attack of each try before a number.
+
+    The kinds are drawn like cards: first one of each, then the rest of the pack, and a card that does not fit waits.
+    """
+    drawn: list[tuple[str, str]] = []
+    packs: dict[bool, list[str]] = {}
+    for number in range(until):
+        if number % TRIES_A_RECIPE == 0:
+            attacked = attacked_run(Path(), seed, number // TRIES_A_RECIPE)
+        draw = random.Random(f"{seed}/{number}")
+        if draw.random() < 0.05:
+            drawn.append(("recipe", "hostile file"))
+            continue
+        stage = draw.choices(list(attacked.scripts), [often for _, often in attacked.scripts.values()])[0]
+        kinds = KINDS_OF_TRAINING if stage == "pretrain" else KINDS_OF_STAGES
+        left_out = {"stopped process"} if attacked.processes == 1 else set()
+        left_out |= {FLIPPED} if len(attacked.scripts) < 5 else set()
+        pack = packs.setdefault(stage == "pretrain", [])
+        if not set(pack) - left_out:
+            rest = [kind for kind, (_, often) in kinds.items() for _ in range(often - 1)]
+            pack += [*draw.sample(list(kinds), len(kinds)), *draw.sample(rest, len(rest))]
+        kind = next(kind for kind in pack if kind not in left_out)
+        pack.remove(kind)
+        drawn.append((stage, kind))
+    return drawn
+
+
 def attack(attacked: Attacked, seed: int, number: int) -> Try:
-    """Draw an attack, carry it out, run the command again, and check both."""
-    draw = random.Random(f"{seed}/{number}")
+    """Carry out the attack of a number, run the command again, and check both."""
+    (stage, kind), draw = draw_attacks(seed, number + 1)[-1], random.Random(f"{seed}/{number}/harm")
     folder = attacked.root / f"try-{number}"
     folder.mkdir()
     try:
-        if draw.random() < 0.05:
-            return Try(number, "recipe", "hostile file", attack_loader(draw, folder))
-        stage = draw.choices(list(attacked.scripts), [often for _, often in attacked.scripts.values()])[0]
+        if stage == "recipe":
+            return Try(number, stage, kind, attack_loader(draw, folder))
         kinds = KINDS_OF_TRAINING if stage == "pretrain" else KINDS_OF_STAGES
-        kind = draw.choices(list(kinds), [often for _, often in kinds.values()])[0]
-        if (kind == "stopped process" and attacked.processes == 1) or (kind == FLIPPED and len(attacked.scripts) < 5):
-            kind = "killed in a step"
         place = "a save" if kind == "killed in a save" else "training" if stage == "pretrain" else stage
         one = Attack(attacked, draw, stage, kind, folder / "run", folder / "log")
         kinds[kind][0](one)
@@ -96,7 +121,7 @@ class Attack:
     def __init__(self, attacked: Attacked, draw: random.Random, stage: str, kind: str, run: Path, log: Path):
         self.attacked, self.draw, self.stage, self.kind, self.run, self.log = attacked, draw, stage, kind, run, log
         self.problems: list[str] = []
-        self.harmed = True
+        self.harmed, self.ended = True, 0.0
         self.script, self.stages = attacked.scripts[stage][0], attacked.stages_until(stage)
         self.rank = draw.randrange(attacked.processes) if stage == "pretrain" else 0
 
@@ -158,10 +183,19 @@ class Attack:
         self.finish()
 
     def freeze(self) -> None:
-        """Stop a process for ever, as a hung device would."""
+        """Stop a process for ever, as a hung device would: the others name it, and end in time."""
         self.copy()
         harm = replace(self.in_step((signal.SIGSTOP,)), target="rank")
-        self.execute(harm)
+        status = self.execute(harm)
+        if self.harmed:
+            seconds = self.ended - self.log.with_suffix(".mark").stat().st_mtime
+            limit = TIMEOUT_SECONDS[self.attacked.processes] + 5 + END_SECONDS
+            if status != 1:
+                self.problems.append(f"a stopped process ended the command with {status}")
+            if f"process {self.rank} on" not in self.log.read_text(errors="replace"):
+                self.problems.append(f"process {self.rank}, which stood still, is not named: {tail(self.log)}")
+            if seconds > limit:
+                self.problems.append(f"a stopped process ended the command after {seconds:.0f} s, not {limit}")
         self.finish()
 
     def kill_at_moment(self) -> None:
@@ -317,6 +351,7 @@ class Attack:
             for child in [process, *process.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
+        self.ended = time.time()
         self.leave_no_orphan()
         if later is None:  # a limit took effect if the command failed
             self.harmed = mark.exists() if harm.change or harm.forward else status != 0

@@ -363,13 +363,27 @@ def test_processes_that_gloo_does_not_connect_are_refused_with_what_to_set(tmp_p
 def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):
     folder = tmp_path / "with modules"
     folder.mkdir()
-    for name in ("torch", "numpy", "accelerate", "json", "launching", "planning", "recipe_config"):
+    ours, others = ("launching", "planning", "recipe_config"), ("torch", "numpy", "accelerate")
+    for name in (*ours, *others, "json", "pickle", "socket", "subprocess"):
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
     command = [sys.executable, RECIPES / "run_recipe.py", *tiny_run.argv("--training.max_tokens=1024")]
     run_folder = tiny_run.output_dir.absolute()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
     assert done.returncode == 0 and (run_folder / "model" / "model.safetensors").exists(), done.stderr[-2000:]
+
+
+def test_no_worker_of_a_unigram_tokenizer_imports_a_module_of_the_working_folder(tmp_path):
+    for name in ("json", "pickle", "socket", "subprocess"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "train.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(RECIPES)!r})\nfrom vocabulary.split_and_merge import ordered_map\n"
+        "if __name__ == '__main__':\n    with ordered_map(2) as run:\n        print(*run(abs, [-1, 2]))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "1 2\n" and not (tmp_path / "imported").exists(), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from child_processes import EXIT_STOPPED
 from recipe_config import RecipeError
 from recipe_loading import run_command
 from recovery.run_lock import run_lock
+from stages import STAGES
 
 
 def heed_signals() -> None:
@@ -121,14 +123,40 @@ def test_a_full_disk_and_too_few_open_files_end_an_evaluation_with_a_message():
         limits.run_script(lambda: fail_with(system_error(errno.EMFILE, "runs/x/tokens")))
 
 
-def test_a_stage_that_the_system_killed_names_what_to_lower(tmp_path, capfd):
-    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+@pytest.mark.parametrize(
+    ("name", "script", "lower"),
+    [
+        ("plan", "plan_run.py", None),
+        ("requests", "run_eval.py", "set evaluation.batch_size lower"),
+        ("prepare", "prepare_data.py", "set data.workers lower"),
+        ("tokenizer", "train_tokenizer.py", "set tokenizer.max_train_bytes lower"),
+        ("tokenize", "tokenize_corpus.py", "set data.workers lower"),
+        ("pretrain", "pretrain.py", "set training.per_device_train_batch_size lower"),
+        ("evaluate", "run_eval.py", "set evaluation.batch_size lower"),
+        ("audit", "audit_leaks.py", "run recipes/audit_leaks.py by itself with a --batch_size below 16"),
+        ("report", "report.py", "use a machine with more of it"),
+        ("publish", "push_to_hub.py", "use a machine with more of it"),
+    ],
+)
+def test_a_stage_that_the_system_killed_names_what_to_lower(name, script, lower, tmp_path, capfd):
+    assert name == "audit" or Path(STAGES[name].script).name == script
+    (tmp_path / script).write_text("import os\nos.kill(os.getpid(), 9)\n")
+    command = [sys.executable, str(tmp_path / script)]
+    if name == "plan":  # which is advice
+        run_recipe.run_script(name, command, tmp_path)
+        assert "note: there is no plan" in capfd.readouterr().out
+        return
     with pytest.raises(SystemExit) as ended:
-        run_recipe.run_script("tokenizer", command, tmp_path)
+        run_recipe.run_script(name, command, tmp_path)
     assert ended.value.code == 1
     error = capfd.readouterr().err
-    assert "killed, as when memory runs out (then set tokenizer.max_train_bytes lower)" in error
+    assert f"{name} stopped with status -9, killed, as when memory runs out (then {lower}" in error
     assert "start again with: " in error
+
+
+def test_every_stage_of_a_recipe_is_among_those_that_the_system_kills():
+    (marked,) = test_a_stage_that_the_system_killed_names_what_to_lower.pytestmark
+    assert {name for name, *_ in marked.args[1]} == {"audit", *(n for n, stage in STAGES.items() if not stage.by_hand)}
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])

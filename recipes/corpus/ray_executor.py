@@ -49,7 +49,8 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
 
         def run_rank(held: list, rank: int) -> None:
             os.chdir(directory)
-            sys.path.extend(folder for folder in path if folder not in sys.path)
+            # Ray puts the working folder, where a json.py may lie, before the modules of this process.
+            sys.path[:] = [*path, *(folder for folder in sys.path if folder not in {"", directory, *path})]
             ray.get(held[0])._run_for_rank(rank)
 
         # By default, Ray retries a task without end that it killed because memory ran out.

@@ -2,8 +2,9 @@
 """Which process of a run is dead, stopped or stuck.
 
 Each process keeps a file of its own up to date in the run folder, from a thread, with the step that it is at. The
-first two watch the files: one that has not changed for run.timeout_seconds ends the run, with the name of its process.
-A process whose communication fails looks there for the one that caused it.
+first and the last watch the files, which on several machines are not of the same one: a file that has not changed for
+run.timeout_seconds ends the run, with the name of its process. A process whose communication fails looks there for the
+one that caused it.
 """
 
 import json
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import psutil
 
+from machine_limits import lower_memory
+
 
 FOLDER = ".processes"
-WATCHERS = 2  # so that the first is watched too
 MAX_BEAT_SECONDS = 2.0  # so that the few seconds of `explain` see a change in each file of a process that lives
-STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+GONE = (*DEAD, psutil.STATUS_STOPPED)
 
 
 class Liveness:
@@ -68,13 +71,13 @@ class Liveness:
             (self.folder / str(self.process)).write_text(json.dumps(entry), encoding="utf-8")
 
     def beat(self) -> None:
-        beats = 0
+        beats, watches = 0, self.process in (0, self.num_processes - 1)
         while not self.ended.wait(self.beat_seconds):
             beats += 1
             self.write(beats)
-            if self.process < WATCHERS and (silent := self.look()):
+            if watches and (silent := self.look()):
                 limit = f"run.timeout_seconds={self.timeout_seconds:g}"
-                self.end_run(f"{self.describe(silent)} did not move for {limit}")
+                self.end_run(self.explain_death() or f"{self.describe(silent)} did not move for {limit}")
                 return
 
     def look(self) -> list[int]:
@@ -100,16 +103,25 @@ class Liveness:
         None if there is no sign of one: it ended with an error of its own.
         """
         entries = self.read()
-        gone = [process for process, entry in entries.items() if is_gone(entry)]
+        gone = [process for process, entry in entries.items() if status_here(entry) in GONE]
         if not gone:
             time.sleep(2.5 * self.beat_seconds)
             later = self.read()
             entries = {process: entry for process, entry in entries.items() if process in later}
-            gone = [process for process, entry in entries.items() if later[process] == entry or is_gone(entry)]
+            gone = [process for process in entries if later[process] == entries[process]]
+        if death := self.explain_death():
+            return death
         if gone:
             return f"{self.describe(gone)} is dead or stopped"
         behind = [process for process, entry in entries.items() if entry["step"] < self.step]
         return f"{self.describe(behind)} is stuck, at an earlier step than the others" if behind else None
+
+    def explain_death(self) -> str | None:
+        """Return which other processes of this machine ended in the run, without deleting their files as those that
+        leave it do; None if none did."""
+        dead = [process for process, entry in self.read().items() if status_here(entry) in DEAD]
+        lower = lower_memory("pretrain.py")
+        return f"{self.describe(dead)} died, as when memory runs out (then {lower})" if dead else None
 
     def describe(self, processes: list[int]) -> str:
         """Return the names of processes, with their machines."""
@@ -121,11 +133,11 @@ class Liveness:
         )
 
 
-def is_gone(entry: dict) -> bool:
-    """Return whether a process of this machine is dead or stopped; False for one of another machine."""
+def status_here(entry: dict) -> str | None:
+    """Return the status of a process of this machine, one of psutil's; None for one of another machine."""
     if entry["host"] != platform.node():
-        return False
+        return None
     try:
-        return psutil.Process(entry["pid"]).status() in STOPPED
+        return psutil.Process(entry["pid"]).status()
     except psutil.NoSuchProcess:
-        return True
+        return psutil.STATUS_DEAD

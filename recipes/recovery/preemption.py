@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -42,14 +43,19 @@ class Preemption:
     A signal wakes a thread, since the main one may be compiling or waiting for another process. The thread ends the
     process if there is nothing to save, or if saving takes longer than save_seconds. A second signal changes nothing.
 
+    Args:
+        status: of the run.
+        explain_death: says which other process died, if one did: launchers send the others a signal then, which does
+            not ask them to start again.
+
     Attributes:
         signal_name: the first signal received; None before.
         anything_to_save: whether a step was trained since the start.
         save_seconds: how long a save may take after a signal.
     """
 
-    def __init__(self, status: RunStatus):
-        self.status, self.signal_name = status, None
+    def __init__(self, status: RunStatus, explain_death: Callable[[], str | None] = lambda: None):
+        self.status, self.explain_death, self.signal_name = status, explain_death, None
         self.anything_to_save, self.left = False, threading.Event()
         self.group, self.pending = None, None
         self.save_seconds, self.leave_file = SAVE_SECONDS, status.path.with_name(LEAVE)
@@ -111,10 +117,12 @@ class Preemption:
             reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:g} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
+        death = self.explain_death()
+        status, code = ("failed", 1) if death else ("preempted", EXIT_STOPPED)
         with suppress(OSError):  # leave even if the disk is full
-            self.status.end("preempted", EXIT_STOPPED, reason, alone=True)
-        sys.stderr.write(f"pretrain: {reason}; start again with the same command\n")
-        os._exit(EXIT_STOPPED)
+            self.status.end(status, code, death or reason, alone=True)
+        sys.stderr.write(f"pretrain: {death or reason}; start again with the same command\n")
+        os._exit(code)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:
         """Open a process group on the CPU, so that agreeing never waits for a device.

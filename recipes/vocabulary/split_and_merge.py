@@ -20,6 +20,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
+from child_processes import outside_working_folder
 from recipe_config import RecipeError
 from vocabulary.pretokenization import as_characters
 from vocabulary.special_tokens import (
@@ -84,7 +85,7 @@ def ordered_map(workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+    with outside_working_folder(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         yield executor.map
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,12 +16,15 @@ import pytest
 from run_file_keys import unknown_keys
 
 import plan_run
+import run_eval
 from atomic_files import is_unchanged, read_record
 from figure_style import MAX_POINTS, thinned
 from intervals import wilson
 from recipe_loading import load_recipe
 from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files
+from recovery.run_lock import RunLockedError, run_lock
 from report import SECTIONS, main, read_records
+from results_folder import locked_run
 from run_files import RunFiles
 from run_folder import find_damaged_files, is_finished, record_stage
 from sections import overview, reference
@@ -1013,3 +1017,47 @@ def test_page_is_drawn_and_does_not_reach_beyond_the_screen(run_folder, tmp_path
 def test_page_prints(run_folder, tmp_path):
     browse(run_folder / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '"text"', '{"files": 3}', "no JSON", "[" * 100_000])
+def test_a_damaged_record_of_an_earlier_report_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "run_files.json").write_text(content)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "stage.json").write_text(content)
+    assert read_records(tmp_path) == {}
+
+
+HOLD = """import pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from recovery.run_lock import run_lock
+with run_lock(pathlib.Path(sys.argv[2]), "pretrain"):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+ENTER = """import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from results_folder import locked_run
+with locked_run(pathlib.Path(sys.argv[2]), "report"):
+    print("entered")
+"""
+
+
+def test_a_report_and_an_evaluation_by_hand_are_refused_while_a_stage_works_in_the_run_folder(tmp_path, model_folder):
+    (tmp_path / "recipe.yaml").write_text("run: {}\n")
+    with run_lock(tmp_path, "report"):  # as run_recipe.py does, which starts the command
+        command = [sys.executable, "-c", ENTER, str(ROOT / "eval"), str(tmp_path)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "entered\n"
+    command = [sys.executable, "-c", HOLD, str(ROOT / "recipes"), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        named = rf"is in use by process {other.pid} on \S+ \(pretrain\); wait for it"
+        with pytest.raises(SystemExit, match=named):
+            main([str(tmp_path)])
+        evaluation = ["--model", str(model_folder), "--prompts", "The court", "--output", str(tmp_path / "eval")]
+        with pytest.raises(SystemExit, match=named):
+            run_eval.main(evaluation)
+        other.kill()
+    refused = pytest.raises(RunLockedError, match=r"is in use by process .* \(report, ")
+    with locked_run(tmp_path, "report"), refused, run_lock(tmp_path, "pretrain"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -40,7 +40,11 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+import audit_leaks
 import child_processes
+import choose_vocabulary
+import finetune
+import plan_run
 import prepare_data
 import pretrain
 import push_to_hub
@@ -691,12 +695,29 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
         harmed.wait()
     status, log = read_status(run), (run.output_dir / "log.txt").read_text()
     named = rf"process 1 on {platform.node()} \(pid {harmed.pid}, step \d\) "
-    named += r"(is dead or stopped|did not move for run\.timeout_seconds=4)"
+    named += r"(is dead or stopped|died, as when memory runs out|did not move for run\.timeout_seconds=4)"
     assert status["status"] == "failed" and re.match(named, status["reason"]), status
     assert re.search(named, log) and "Traceback" not in log, log[-3000:]
     assert events(run)[-1] == "failure"
     ((step, checkpoint), *_) = list_checkpoints(run.output_dir / "checkpoints")
     assert step == 3 and find_damage(checkpoint) is None, "of 24 steps of four calls, the fifth was under way"
+
+
+@pytest.mark.parametrize(("moment", "killed"), [("before the first step", 1), ("in a step", 0)])
+def test_a_process_that_the_kernel_kills_fails_the_run_although_its_launcher_sends_a_signal(run, moment, killed):
+    pair = start_pair(run, RECIPES / "pretrain.py")
+    if moment == "in a step":
+        wait_for_step(run, 4, pair[0])
+    else:
+        wait_for_event(run, "start", pair[0])
+    pair[killed].kill()
+    pair[1 - killed].terminate()
+    assert pair[1 - killed].wait(60) == 1, read_log(run)
+    pair[killed].wait()
+    status = read_status(run)
+    named = rf"process {killed} on .* died, .* \(then set training.per_device_train_batch_size lower"
+    assert status["status"] == "failed" and status["exit_code"] == 1 and re.match(named, status["reason"]), status
+    assert re.search(named, read_log(run)) and "Traceback" not in read_log(run)
 
 
 def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
@@ -778,21 +799,39 @@ def test_a_second_run_on_a_folder_is_refused_naming_the_first_and_the_lock_of_a_
 
 def test_every_stage_is_refused_while_another_works_in_the_folder(tiny_run):
     run = tiny_run.output_dir
+    texts = json.dumps({"name": "cases", "path": str(tiny_run.texts / "law.jsonl")})
+    tuned = [f"--finetune.train={texts}", f"--finetune.test={texts}", f"--finetune.model={tiny_run.texts}"]
+    planned = ["--plan.flops=1e13", "--plan.device=rtx-4090", "--plan.domain_bytes=1e9", "--plan.general_bytes=1e9"]
+    by_hand = [(pretrain, ["--dry_run"]), (plan_run, planned), (finetune, tuned)]
+    by_hand += [(choose_vocabulary, ["--vocabulary.sizes=[320, 384]"])]
     stages = [(pretrain, "model"), (tokenize_corpus, "tokens"), (train_tokenizer, "tokenizer")]
     stages += [(prepare_data, "documents"), (push_to_hub, "release")]
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
+    (run / "recipe.yaml").write_text(recipe.dump_yaml())
+    before = hash_all(run)
     refused = pytest.raises(RunLockedError, match=r"is in use by process .* \(pretrain, ")
     with run_lock(run, "pretrain"):
+        for stage, more in by_hand:
+            with refused:
+                stage.main(tiny_run.argv(*more))
+        with refused:
+            audit_leaks.main([str(run)])
+        assert hash_all(run) == before
         for stage, output in stages:
             shutil.rmtree(run / output, ignore_errors=True)
             with refused:
                 stage.main(tiny_run.argv())
             assert not (run / output).exists()
-        recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tiny_run.argv()[2:])
-        options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         options = SimpleNamespace(config=[], overrides=[], overwrite=False)
         for name in ("requests", "evaluate", "report"):  # whose scripts read no recipe
             with refused:
                 run_recipe.run_stage(recipe, name, options, ["--cpu", "--num_processes", "1"])
+
+
+def hash_all(run: Path) -> dict[str, str]:
+    """Return the hash of each file of a run folder that is not hidden."""
+    paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 HOLD = """import os, socket, sys, pathlib, platform, time
@@ -1416,8 +1455,11 @@ def test_training_saves_when_process_1_of_a_container_or_the_whole_group_is_stop
 def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp_path, contained):
     write_tiny_texts(tmp_path / "texts")
     run = TinyRun(tmp_path / "texts", tmp_path / "run")
-    for output in ("documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release"):
-        process, deadline = start_apart(run, 1, contained), time.monotonic() + 200
+    more = ["--plan.flops=1e13", "--plan.device=rtx-4090", "--plan.domain_bytes=1e6", "--data.decontamination={}"]
+    more += ["--evaluation.tasks=[general_agreement]"]
+    outputs = ("plan", "benchmarks", "documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release")
+    for output in outputs:
+        process, deadline = start_apart(run, 1, contained, *more), time.monotonic() + 200
         works = "checkpoints/step_*" if output == "checkpoints" else f".{output}.*"
         while not any(run.output_dir.glob(works)):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
@@ -1425,7 +1467,7 @@ def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp
         error = stop_apart(process, contained)
         assert "Traceback" not in error, error
         assert_none_left(run)
-    process = start_apart(run, 1, contained)
+    process = start_apart(run, 1, contained, *more)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert (run.output_dir / "release" / "model.safetensors").exists()

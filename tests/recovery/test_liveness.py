@@ -3,6 +3,7 @@
 
 import json
 import re
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -48,3 +49,19 @@ def test_a_process_that_stands_still_is_named_within_the_limit_and_five_seconds(
     while not watcher.look():
         looks += 1
     assert LIMIT <= looks * watcher.beat_seconds <= LIMIT + 5
+
+
+def test_when_the_first_machine_falls_silent_a_process_of_the_last_ends_the_run(tmp_path):
+    """Processes 0 and 1 of four, on another machine, stand still; 2 and 3 live."""
+    ended, reasons = threading.Event(), []
+
+    def end_run(reason: str) -> None:
+        reasons.append(reason)
+        ended.set()
+
+    with Liveness(tmp_path, 2, 4, 1, end_run) as third, Liveness(tmp_path, 3, 4, 1, end_run):
+        for number in (0, 1):
+            stand_still(third, number)
+        assert ended.wait(30)
+    expected = "process 0 on another (pid 7, step 0), process 1 on another (pid 7, step 0) did not move for "
+    assert reasons == [f"{expected}run.timeout_seconds=1"]
