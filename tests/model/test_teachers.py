@@ -146,6 +146,6 @@ def test_members_that_were_trained_on_other_tokens_or_by_another_recipe_are_refu
     refuse_stale_members(recipe)
     with pytest.raises(RecipeError, match="0/model is out of date: training.weight_decay was 0.1, is 0.2; run_recipe"):
         refuse_stale_members(recipe_of("--training.weight_decay=0.2"))
-    make(recipe, "tokenize", "made anew")
+    make(recipe, "tokenize", "made again")
     with pytest.raises(RecipeError, match="0/model is out of date: the output of tokenize changed; run_"):
         refuse_stale_members(recipe)
