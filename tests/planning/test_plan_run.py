@@ -13,7 +13,6 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_run import RECIPES, ROOT
 
@@ -133,15 +132,17 @@ def test_for_little_text_the_ways_to_train_are_compared_and_the_best_that_is_pai
     little = ["--plan.domain_bytes=500e6", "--plan.general_bytes=1e6", "--plan.min_domain_share=0.99"]
     rich = plan(*little, "--plan.flops=1e21")
     ways = {way["way"]: way for way in rich["scarce_text"]}
-    assert list(ways) == ["once", "four times", "many times", "ensemble", "student"]
+    assert list(ways) == ["once", "four times", "usual", "many times", "ensemble", "student"]
     assert [name for name, way in ways.items() if way["take"]] == ["student"]
     reading = rich["flops"]["per_token"] * rich["tokens"] / rich["text"]["max_repetitions"]
     assert ways["four times"]["flops"] == pytest.approx(4 * reading, rel=0.01)
     assert ways["student"]["flops"] == pytest.approx(ways["ensemble"]["flops"] + 30 * (1 + 4 / 3) * reading, rel=0.01)
-    assert ways["once"]["equal_to"] < ways["four times"]["equal_to"] < [1, 1] < ways["many times"]["equal_to"]
+    assert ways["once"]["equal_to"] < ways["four times"]["equal_to"] < ways["usual"]["equal_to"] == [1, 1]
+    assert ways["usual"]["equal_to"] < ways["many times"]["equal_to"] < ways["student"]["equal_to"]
     assert "little text" in describe(rich) and "scarce.yaml <- take" in describe(rich)
-    poor = plan(*little, f"--plan.flops={5 * reading}")
-    assert [way["way"] for way in poor["scarce_text"] if way["take"]] == ["four times"]
+    for readings, way in ((5, "four times"), (10, "usual")):
+        poor = plan(*little, f"--plan.flops={readings * reading}")
+        assert [one["way"] for one in poor["scarce_text"] if one["take"]] == [way]
 
 
 def test_the_plan_of_a_model_that_learns_from_others_pays_for_them_too(tmp_path):
@@ -189,34 +190,20 @@ def test_text_that_is_read_often_gets_the_decay_and_dropout_that_were_measured_f
     assert (more["weight_decay"], more["dropout"]) == (2.0, 0.3), "never less than the recipe's"
 
 
-def test_the_factors_for_little_text_are_those_of_the_measured_rows():
-    rows = list(csv.DictReader((RECIPES / "experiments" / "scarce_text" / "runs.csv").open()))
-    usual: dict[float, float] = {}  # bytes of text -> the best of the usual recipe
-    for row in rows:
-        if row["arm"] == "default":
-            size, bits = float(row["domain_bytes"]), float(row["legal_bits_per_byte"])
-            usual[size] = min(bits, usual.get(size, math.inf))
-
-    def factor(bits: float) -> float:
-        sizes = sorted(usual, reverse=True)
-        return 2 ** np.interp(bits, [usual[size] for size in sizes], np.log2([size / 125_000 for size in sizes]))
-
-    of_arm: dict[str, list[float]] = {}
-    for row in rows:
-        of_arm.setdefault(row["arm"], []).append(float(row["legal_bits_per_byte"]))
-    (student,) = [row for row in rows if row["arm"] == "student-longer"]
-    measured = {
-        "many times": sum(of_arm["repacked-longer"]) / 3,
-        "ensemble": float(student["legal_of_teachers"]),
-        "student": float(student["legal_bits_per_byte"]),
-    }
-    assert {name: round(factor(bits), 1) for name, bits in measured.items()} == {
-        name: WAYS[name][0][0] for name in WAYS
-    }
-    of_four = next(row for row in rows if row["arm"] == "default" and 3.5 < float(row["legal_repetitions"]) < 4)
-    slope = usual[125_000] - usual[250_000]  # bits per byte for each doubling of the text
-    less = 2 ** ((usual[125_000] - float(of_four["legal_bits_per_byte"])) / slope)
-    assert less == pytest.approx(MEASURED_FOUR_EPOCHS, abs=0.01)
+def test_the_factors_for_little_text_are_the_lowest_and_highest_that_were_measured():
+    arms = {"many times": "repacked", "ensemble": "teachers of student", "student": "student"}
+    measured: dict[str, list[float]] = {way: [] for way in (*arms, "four times")}
+    for experiment, suffix in (("scarce_text", "-longer"), ("scarce_law", ""), ("scarce_medicine", "")):
+        rows = list(csv.DictReader((RECIPES / "experiments" / experiment / "factors.csv").open()))
+        for way, arm in arms.items():
+            measured[way] += [float(row["factor"]) for row in rows if row["arm"] == arm + suffix]
+        of_four = [row["factor"] for row in rows if row["budget_flops"] == "3.75e+12"]
+        measured["four times"] += [float(factor) for factor in of_four if factor != "<1"]
+    assert [len(measured[way]) for way in arms] == [3, 3, 3]
+    for way, (lowest, highest) in ((way, WAYS[way][0]) for way in arms):
+        assert round(min(measured[way]), 1) == lowest, way
+        assert round(max(measured[way]), 1) == highest or way == "ensemble", way
+    assert max(measured["four times"]) == MEASURED_FOUR_EPOCHS
 
 
 @pytest.mark.parametrize("law", list(LAWS))

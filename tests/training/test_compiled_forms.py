@@ -73,11 +73,11 @@ FORMS = {
     "ddp, longer": ("ddp", "no", LONGER),
     "ddp, recomputed": ("ddp", "no", ["--training.gradient_checkpointing=true"]),
     "ddp, bf16": ("ddp", "bf16", []),
-    "fsdp2": ("fsdp2", "no", []),
-    "fsdp2, bf16": ("fsdp2", "bf16", []),
-    "fsdp2, longer": ("fsdp2", "no", LONGER),
     "processor, longer": ("processor", "no", LONGER),  # as accelerate_configs/ddp.yaml starts it without a GPU
     "generated, longer, bf16": ("generated", "bf16", LONGER),
+    "fsdp2": ("fsdp2", "no", []),  # last: the process stays of this kind
+    "fsdp2, bf16": ("fsdp2", "bf16", []),
+    "fsdp2, longer": ("fsdp2", "no", LONGER),
 }
 LONG = ("generated, longer, bf16",)
 # About twice what tests/benchmarks/rounding.py measured at this learning rate; FSDP2 rounds the gains too.
