@@ -526,8 +526,10 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
 
     processes = (accelerator.process_index, accelerator.num_processes)
     liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
-    preemption = Preemption(status, explain_death)
-    with held_run(run, accelerator) as left_by, liveness, preemption, ExitStack() as stack:
+    with ExitStack() as stack:
+        left_by = stack.enter_context(held_run(run, accelerator))
+        stack.enter_context(liveness)
+        preemption = stack.enter_context(Preemption(status, explain_death))  # it removes a file that asks to leave
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
         status.begin()

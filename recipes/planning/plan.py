@@ -59,7 +59,9 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     counts = count_parameters(model, vocab_size)
     flops_per_token = training_flops_per_token(model, vocab_size, recipe.training.sequence_length)
 
-    training = plan_training(recipe, counts, min(flops / flops_per_token, text.most_tokens()), flops, text)
+    most = min(flops / flops_per_token, text.most_tokens())
+    training = plan_training(recipe, counts, most, flops)
+    training |= rule_regularisation(text.split(most)[0] / text.domain_tokens, recipe.training)
     tokens = float(training["max_tokens"])
     loss = plan_loss(text, size, tokens_by_law)
     plan = {
@@ -202,10 +204,8 @@ def choose_size(law_name: str, flops: float, text: Text) -> tuple[float, float]:
     return size, min(flops / (FLOPS_PER_PARAMETER_AND_TOKEN * size), most)
 
 
-def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: float, text: Text) -> dict:
-    """Return batch, learning rate and warm-up by OLMo-core's rule, decay and dropout by how often the domain's text is
-    read, and what other rules say.
-    """
+def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: float) -> dict:
+    """Return batch, learning rate and warm-up by OLMo-core's rule, the recipe's regularisation, and other rules'."""
     sequence_length = recipe.training.sequence_length
     rule, other = olmo_rule(counts["multiplying"]), deepseek_rule(flops)
     learning_rate = rule_learning_rate(counts["multiplying"])
@@ -217,7 +217,8 @@ def plan_training(recipe: Recipe, counts: dict[str, int], tokens: float, flops: 
         "max_tokens": steps * tokens_per_step,
         "steps": steps,
         "learning_rate": learning_rate,
-        **rule_regularisation(text.split(tokens)[0] / text.domain_tokens, recipe.training),
+        "weight_decay": recipe.training.weight_decay,
+        "dropout": recipe.training.dropout,
         "warmup_steps": max(1, min(steps // 20, round(rule.warmup_tokens / tokens_per_step))),
         "source": f"{rule.source}, for AdamW, and for Muon, whose updates are scaled alike; batch a power of two of "
         "sequences, warm-up at most 5 % of the steps",

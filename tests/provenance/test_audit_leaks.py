@@ -27,6 +27,7 @@ from provenance.leak_measures import PROMPT_TOKENS, SAMPLES, count_continued, re
 from publishing.leak_limits import refuse_leaks
 from recipe_config import RecipeError
 from recipe_loading import load_recipe
+from recorded_files import record_run_files
 from report import build_sections, write_html
 from run_files import RunFiles
 from sections import leaks
@@ -175,6 +176,7 @@ def test_the_report_shows_the_findings_by_source_and_says_when_they_are_of_other
     assert "<th>law</th><td>6 of 6</td><td>0 of 6</td>" in section
     assert "earlier weights" not in section
     (folder / "audit.json").write_text(json.dumps(audits[1] | {"made_from": {"model": "other"}}))
+    record_run_files(folder, ("audit.json",))
     assert not leaks.build(RunFiles(folder)).values["is_current"]
 
 
