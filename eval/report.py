@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,7 +29,7 @@ from markupsafe import Markup
 from figure_style import is_drawn_here, save_figure, style
 from limits import run_script
 from results_folder import locked_run
-from run_files import STAGE_FILES, RunFiles, Section, describe, sha256_of
+from run_files import STAGE_FILES, RunFiles, Section, describe, read_record, sha256_of
 from sections import (
     benchmarks,
     chronicle,
@@ -142,21 +143,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_records(run: Path) -> dict[Path, dict]:
-    """Return what run_recipe.py recorded of an earlier report: {path: record}, without those that are damaged.
-
-    A record holds bytes and sha256 of each file, and a hash over these.
-    """
-    paths = (run / "figures" / "stage.json", run / "run_files.json")
-    return {path: record for path in paths if (record := read_record(path))}
-
-
-def read_record(path: Path) -> dict | None:
-    """Return a record; None if it is missing or damaged."""
-    try:
-        record = json.loads(path.read_bytes())
-        return record if record["sha256"] == sha256_of(record["files"]) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    """Return what run_recipe.py recorded of an earlier report: {path: record}, without those that are damaged."""
+    records = {}
+    for path in (run / "figures" / "stage.json", run / "run_files.json"):
+        with suppress(FileNotFoundError, ValueError):
+            records[path] = read_record(path)
+    return records
 
 
 def write_records(records: dict[Path, dict]) -> None:

@@ -88,16 +88,9 @@ class RunFiles:
         path = self.folder / folder / ("run_files.json" if folder == "." else "stage.json")
         if path not in self._records:
             try:
-                record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"files": {}}
-                damaged = "sha256" in record and record["sha256"] != sha256_of(record["files"])
-            except (ValueError, KeyError, TypeError):
-                damaged = True
-            if damaged:
-                raise ValueError(
-                    f"{path} is not as it was written, so the files that it names cannot be checked. Restore it from "
-                    "a copy; recipes/verify_run.py lists all damage"
-                )
-            self._records[path] = record["files"]
+                self._records[path] = read_record(path)["files"]
+            except FileNotFoundError:
+                self._records[path] = {}
         return self._records[path]
 
     def json(self, path: str) -> dict | None:
@@ -136,6 +129,23 @@ class RunFiles:
                     f"{self.folder / path}: not valid {kind}: {error}; run the stage that writes it again"
                 ) from error
         return self._read[path]
+
+
+def read_record(path: Path) -> dict:
+    """Return the record of a stage, or of the run folder's own files: bytes and sha256 of each, and a hash over these.
+
+    Raises: FileNotFoundError: there is none.  ValueError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if record["sha256"] == sha256_of(record["files"]):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(
+        f"{path} is not as it was written, so the files that it names cannot be checked. Restore it from a copy; "
+        "recipes/verify_run.py lists all damage"
+    )
 
 
 def describe(content: bytes) -> dict:
