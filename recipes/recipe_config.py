@@ -423,6 +423,10 @@ class Data(Section):
     fit_to_corpus: bool = False
     """Reduce vocabulary size, batch and length of training to fit a small corpus, with a note instead of an error."""
 
+    def longest_sequence(self, sequence_length: int) -> int:
+        """Return the tokens of the longest sequence over all phases, where training begins with `sequence_length`."""
+        return max([sequence_length, *(phase.sequence_length or 0 for phase in self.phases)])
+
     def problems(self):
         names = [source.name for source in self.sources]
         for index, name in enumerate(names):

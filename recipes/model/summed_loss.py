@@ -139,7 +139,7 @@ def build_summed_loss(
         # A base without a template answers no chat, and its end of text may be one that the tokenizer lacks.
         stops = stops_of(language_model) if tokenizer.chat_template else []
     set_document_ends(language_model, tokenizer, stops)
-    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    longest = recipe.data.longest_sequence(training.sequence_length)
     choose_attention(language_model, training, accelerator, longest)
     if training.dropout:
         add_dropout(language_model, training.dropout)

@@ -103,7 +103,7 @@ def load_teachers(
     """
     refuse_stale_members(recipe)
     rules, models = rules_of(tokenizer, "the tokenizer"), []
-    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    longest = recipe.data.longest_sequence(training.sequence_length)
     for folder in recipe.teacher_folders():
         model = load_weights(*load_teacher_config(recipe, folder, rules))
         choose_attention(model, training, accelerator, longest)
@@ -171,7 +171,7 @@ def load_teacher_config(recipe: Recipe, folder: Path, rules: list | None) -> tup
                 f"changed it yourself, delete its {RECORD}"
             )
     config = load_config(settings, recipe.training.sequence_length)
-    longest = max((phase.sequence_length or 0 for phase in recipe.data.phases), default=0)
+    longest = recipe.data.longest_sequence(recipe.training.sequence_length)
     if config.max_position_embeddings < longest:
         raise RecipeError(
             f"{where} was made for {config.max_position_embeddings} tokens, which is less than a sequence of "

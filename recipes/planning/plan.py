@@ -63,6 +63,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
     training = plan_training(recipe, counts, most, flops)
     training |= rule_regularisation(text.split(most)[0] / text.domain_tokens, recipe.training)
     tokens = float(training["max_tokens"])
+    all_flops = trainings * flops_per_token * tokens
     loss = plan_loss(text, size, tokens_by_law)
     plan = {
         "format": 1,
@@ -78,7 +79,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
         "bytes": tokens * mixture_bytes_per_token(text, bytes_per_token, tokens),
         "tokens_per_parameter": {name: tokens / counts[name] for name in ("total", "non_embedding", "multiplying")},
         "flops": {
-            "training": trainings * flops_per_token * tokens,
+            "training": all_flops,
             "trainings": trainings,
             "per_token": flops_per_token,
             "six_n_d": 6 * counts["total"] * tokens,
@@ -87,7 +88,7 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
         "memory": plan_memory(
             recipe, model, vocab_size, device, training["tokens_per_step"] // training["sequence_length"]
         ),
-        "cost": plan_cost(settings, device, budget, trainings * flops_per_token * tokens),
+        "cost": plan_cost(settings, device, budget, all_flops),
         "budget_used_fraction": flops_per_token * tokens / flops,
         "scarce_text": compare_ways(text, flops_per_token, budget["model_flops"]),
         "loss": loss

@@ -108,9 +108,9 @@ def write_gguf(folder: Path, path: Path, kind: str, recipe: Recipe) -> None:
 
     types = gguf.GGMLQuantizationType
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind_of_model = config["model_type"]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind_of_model.upper()], config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, kind_of_model)
+    architecture = config["model_type"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_description(writer, recipe)

@@ -62,7 +62,7 @@ def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 
             f"{tokenizer.eos_token} for the tokenizer in {tokenizer_folder}; tokenize again, with --overwrite"
         )
     training, shares, notes = decide_length(recipe, shards)
-    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    longest = recipe.data.longest_sequence(training.sequence_length)
     try:
         training, more = fit_batch(training, longest, num_processes)
     except RecipeError as error:

@@ -9,9 +9,8 @@
 
 The first is the MFU of PaLM (appendix B). The last counts half of each square where the attention function skips what
 the causal mask hides, a second forward pass where activations are recomputed, and those of the models that the run
-learns from. The peak is the dense bf16 figure of
-planning/devices.py, whatever the precision of the run. On a CPU it is measured at the start, with the threads of the
-process: bf16 or fp32, whichever is faster.
+learns from. The peak is the dense bf16 figure of planning/devices.py, whatever the precision of the run. On a CPU it
+is measured at the start, with the threads of the process: bf16 or fp32, whichever is faster.
 """
 
 import resource
@@ -102,10 +101,8 @@ def measure_utilisation(
     """
 
     def count(shape: Model) -> tuple[float, float, float]:
-        flops, counts = (
-            training_flops_per_token(shape, vocab_size, sequence_length),
-            count_parameters(shape, vocab_size),
-        )
+        flops = training_flops_per_token(shape, vocab_size, sequence_length)
+        counts = count_parameters(shape, vocab_size)
         flops_6nd = 6.0 * (counts["multiplying"] - counts["norms"])
         return flops, flops_6nd, (flops + flops_6nd) / 2 if causal else flops
 
