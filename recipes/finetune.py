@@ -20,7 +20,6 @@ The same command resumes a stopped run from its newest checkpoint.
 import hashlib
 import json
 import os
-import sys
 import time
 import warnings
 from contextlib import nullcontext
@@ -45,21 +44,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
-from atomic_files import (
-    CHECKSUM,
-    RECORD,
-    discard,
-    empty_trash,
-    file_sha256,
-    is_unchanged,
-    read_json,
-    with_checksum,
-    write_json,
-)
+from atomic_files import RECORD, discard, empty_trash, read_json, write_json
 from card_text import render_card
 from child_processes import leave_on_signals
 from conversations import (
@@ -84,6 +72,7 @@ from publishing.base_model import Base, base_of, find_base, find_teachers
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
+from recovery.tuning_checkpoints import kept_precision, newest_checkpoint, seal, write_precision
 from run_folder import is_finished, new_output, require, write_record
 from sources.readers import read_unit
 from sources.row_checks import Unreadable
@@ -94,8 +83,6 @@ from summaries import CHAT_TEMPLATE, build_completion, build_prompt, encode, lea
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 SHOWN_EXAMPLES = 3
-HASHES, KEPT_CHECKPOINTS = "sha256.json", 2  # file in a checkpoint
-PRECISION = "precision.json"  # beside the checkpoints
 
 
 def read_examples(source: Source, settings: Finetune, limit: int | None) -> tuple[list[tuple[str, str]], int]:
@@ -243,58 +230,13 @@ def accumulation_steps(settings: Finetune, num_processes: int) -> int:
     return settings.examples_per_step // per_batch
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-class CheckpointHashes(TrainerCallback):
-    """Write the hash of each file of a checkpoint beside them when all processes have written theirs; keep two."""
+class SealedCheckpoints(TrainerCallback):
+    """Seal a checkpoint when all processes have written their files of it."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / HASHES, {path.name: file_sha256(path) for path in folder.iterdir()})
-            # The trainer's own limit deletes by time, and so the newest after the clock was set back.
-            for older in sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of)[:-KEPT_CHECKPOINTS]:
-                discard(older)
-
-
-def newest_checkpoint(checkpoints: Path) -> str | None:
-    """Return the newest whole checkpoint, after deleting those that are not as they were written; None for none.
-
-    One without hashes is of an earlier version, or half-made if it lacks what is written last.
-    """
-    while checkpoints.is_dir() and (newest := get_last_checkpoint(checkpoints)):
-        folder = Path(newest)
-        hashes = read_json(folder / HASHES) if (folder / HASHES).exists() else {}
-        damaged = [
-            name
-            for name, sha256 in (hashes or {}).items()
-            if not (folder / name).is_file() or file_sha256(folder / name) != sha256
-        ]
-        if hashes is not None and not damaged and read_json(folder / TRAINER_STATE_NAME):
-            return newest
-        sys.stderr.write(f"finetune: does not resume from {newest}, which is damaged or half-made; it is deleted\n")
-        discard(folder)
-    return None
-
-
-def kept_precision(checkpoints: Path) -> str | None:
-    """Return the precision of the steps before; None where an earlier version recorded none.
-
-    Raises: RecipeError: the record is damaged.
-    """
-    path = checkpoints / PRECISION
-    if not path.exists():
-        return None
-    record = read_json(path) or {}
-    if CHECKSUM not in record or not is_unchanged(record):
-        raise RecipeError(
-            f"{path} is not as it was written, so the precision of the steps before is not known. Restore it from a "
-            f"copy, or move {checkpoints} away to start again"
-        )
-    return record["mixed_precision"]
+            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
 
 def build_trainer(
@@ -346,7 +288,7 @@ def build_trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora, model, "finetune.lora") if settings.lora else None,
-        callbacks=[CheckpointHashes()],
+        callbacks=[SealedCheckpoints()],
     )
 
 
@@ -367,8 +309,7 @@ def train(
         kept = kept_precision(checkpoints) if last else None
     trainer = build_trainer(recipe, model, tokenizer, rows, checkpoints, kept)
     if PartialState().is_main_process:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(checkpoints / PRECISION, with_checksum({"mixed_precision": trainer.args.mixed_precision}))
+        write_precision(checkpoints, trainer.args.mixed_precision)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - started

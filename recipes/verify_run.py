@@ -18,10 +18,12 @@ from pathlib import Path
 
 from atomic_files import CHECKSUM, RECORD, StaleStageError, file_sha256, is_unchanged, read_json, read_record
 from publishing.hub_transfer import TransferError, read_records
+from recipe_config import RecipeError
 from recipe_loading import run_command
 from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
 from recovery.run_lock import is_held
 from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
+from recovery.tuning_checkpoints import HASHES, PRECISION, kept_precision
 from run_folder import REPLACED, find_damaged_files, hash_input, replaced_model
 from stages import STAGES
 
@@ -30,8 +32,6 @@ RECORD_KEYS = {"format", "stage", "settings", "inputs", "once", "sha256", "files
 RELEASES = ("release_tokenizer", "release_dataset", "revisions/step-*")  # folders with a manifest.json
 HUB_RECORDS = ("publish.json", "revisions.json")
 UNREADABLE = "cannot be read: "
-FINETUNE_HASHES = "sha256.json"  # of a checkpoint of finetune.py, which takes seconds to import
-FINETUNE_PRECISION = "precision.json"  # beside them
 CHECKED = {*RELEASES[:2], "revisions", "checkpoints", "members", "finetune_checkpoints"}
 
 
@@ -115,17 +115,16 @@ def check_release(folder: Path) -> list[tuple[str, bool]]:
 
 def check_hashes(checkpoint: Path) -> list[tuple[str, bool]]:
     """Return the state of a checkpoint of finetune.py."""
-    if not (checkpoint / FINETUNE_HASHES).exists():
+    if not (checkpoint / HASHES).exists():
         return [("not recorded", True)]
-    hashes = read_json(checkpoint / FINETUNE_HASHES) or {FINETUNE_HASHES: "no JSON object"}
+    hashes = read_json(checkpoint / HASHES) or {HASHES: "no JSON object"}
     try:
-        found = {path.name: sha256_or_reason(path) for path in checkpoint.iterdir() if path.name != FINETUNE_HASHES}
+        found = {path.name: sha256_or_reason(path) for path in checkpoint.iterdir() if path.name != HASHES}
     except FileNotFoundError:
         return [("deleted meanwhile, by fine-tuning that goes on", True)]
     damage = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
     return [
-        (f"damaged: {name}: {refused(found.get(name, '')) or f'not the file of {FINETUNE_HASHES}'}", False)
-        for name in damage
+        (f"damaged: {name}: {refused(found.get(name, '')) or f'not the file of {HASHES}'}", False) for name in damage
     ] or [("ok", True)]
 
 
@@ -144,11 +143,13 @@ def refused(found: str) -> str | None:
     return found if found.startswith(UNREADABLE) else None
 
 
-def check_precision(path: Path) -> list[tuple[str, bool]]:
+def check_precision(checkpoints: Path) -> list[tuple[str, bool]]:
     """Return the state of the file that keeps the precision of fine-tuning."""
-    record = read_json(path) or {}
-    whole = CHECKSUM in record and is_unchanged(record)
-    return [("ok", True) if whole else ("damaged: not as it was written", False)]
+    try:
+        kept_precision(checkpoints)
+        return [("ok", True)]
+    except RecipeError:
+        return [("damaged: not as it was written", False)]
 
 
 def check_replaced(run: Path) -> list[tuple[str, bool]]:
@@ -218,11 +219,9 @@ def check_run(run: Path, is_member: bool = False) -> list[tuple[str, str, bool]]
             (folder.relative_to(run).as_posix(), *state) for state in check("manifest.json", check_release, folder)
         ]
     for checkpoint in sorted(run.glob("finetune_checkpoints/*/checkpoint-*")):
-        lines += [
-            (f"fine-tuning {checkpoint.name}", *state) for state in check(FINETUNE_HASHES, check_hashes, checkpoint)
-        ]
-    for path in sorted(run.glob(f"finetune_checkpoints/*/{FINETUNE_PRECISION}")):
-        lines += [(f"fine-tuning {path.name}", *state) for state in check(path.name, check_precision, path)]
+        lines += [(f"fine-tuning {checkpoint.name}", *state) for state in check(HASHES, check_hashes, checkpoint)]
+    for path in sorted(run.glob(f"finetune_checkpoints/*/{PRECISION}")):
+        lines += [(f"fine-tuning {path.name}", *state) for state in check(path.name, check_precision, path.parent)]
     lines += check_run_files(run)
     lines += [
         (f"checkpoints/{path.name}", "not of this program", True) for path in foreign_folders(run / "checkpoints")

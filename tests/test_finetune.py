@@ -24,6 +24,7 @@ from model.continued import add_adapters
 from model.families import projections
 from recipe_config import Finetune, Lora, RecipeError
 from recipe_loading import load_recipe
+from recovery import tuning_checkpoints
 from run_folder import write_record
 from summaries import CHAT_TEMPLATE, build_prompt, encode, lead, summarise
 from summary_page import describe_quality
@@ -271,14 +272,14 @@ def test_fine_tuning_that_was_stopped_resumes_from_its_checkpoint(tuned):
 
 
 def test_a_damaged_record_of_the_precision_is_refused_and_an_earlier_version_has_none(tmp_path):
-    assert finetune.kept_precision(tmp_path) is None
-    finetune.write_json(tmp_path / finetune.PRECISION, finetune.with_checksum({"mixed_precision": "no"}))
-    assert finetune.kept_precision(tmp_path) == "no"
-    whole = (tmp_path / finetune.PRECISION).read_text()
+    assert tuning_checkpoints.kept_precision(tmp_path) is None
+    tuning_checkpoints.write_precision(tmp_path, "no")
+    assert tuning_checkpoints.kept_precision(tmp_path) == "no"
+    whole = (tmp_path / tuning_checkpoints.PRECISION).read_text()
     for damaged in (whole.replace('"no"', '"nn"'), whole.replace("record_", "rekord_"), whole[1:]):
-        (tmp_path / finetune.PRECISION).write_text(damaged)
+        (tmp_path / tuning_checkpoints.PRECISION).write_text(damaged)
         with pytest.raises(RecipeError, match=r"precision.json is not as it was written, .* Restore it from a copy"):
-            finetune.kept_precision(tmp_path)
+            tuning_checkpoints.kept_precision(tmp_path)
 
 
 def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one_taken(tmp_path, capfd):
@@ -290,18 +291,18 @@ def test_a_checkpoint_that_is_damaged_or_half_made_is_deleted_and_an_earlier_one
         os.utime(folder, (1e9 - step, 1e9 - step))  # as after the clock was set back
         arguments = finetune.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
         state = finetune.TrainerState(global_step=step, is_world_process_zero=True)
-        finetune.CheckpointHashes().on_save(arguments, state, finetune.TrainerControl())
+        finetune.SealedCheckpoints().on_save(arguments, state, finetune.TrainerControl())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-24"]
-    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
+    assert tuning_checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-24")
     (tmp_path / "checkpoint-24" / "adapter_model.safetensors").write_bytes(bytes([16] * 64))
     (tmp_path / "checkpoint-32").mkdir()
     (tmp_path / "checkpoint-32" / "adapter_model.safetensors").write_bytes(b"half")
-    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    assert tuning_checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
     assert capfd.readouterr().err.count("finetune: does not resume from ") == 2
-    (tmp_path / "checkpoint-16" / finetune.HASHES).unlink()  # as an earlier version left it
-    assert finetune.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    (tmp_path / "checkpoint-16" / tuning_checkpoints.HASHES).unlink()  # as an earlier version left it
+    assert tuning_checkpoints.newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
     (tmp_path / "checkpoint-16" / "trainer_state.json").unlink()
-    assert finetune.newest_checkpoint(tmp_path) is None
+    assert tuning_checkpoints.newest_checkpoint(tmp_path) is None
 
 
 def test_every_weight_can_be_tuned_with_a_chat_template(tuned, tmp_path):

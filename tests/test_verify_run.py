@@ -12,7 +12,6 @@ import pytest
 from tiny_run import TinyRun
 
 import audit_leaks
-import finetune
 import plan_run
 import push_to_hub
 import report
@@ -22,6 +21,7 @@ from atomic_files import file_sha256, with_checksum, write_json
 from publishing.hub_transfer import Job, TransferError, read_record, write_record
 from recipe_loading import load_recipe
 from recorded_files import OF_REPORT, OF_TRAINING, record_run_files
+from recovery.tuning_checkpoints import HASHES, write_precision
 from run_folder import REPLACED, record_stage
 
 
@@ -63,8 +63,8 @@ def published(evaluated_run, tmp_path_factory) -> TinyRun:
     checkpoint = folder / "finetune_checkpoints" / "0123" / "checkpoint-8"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"step": 8}))
-    write_json(checkpoint / finetune.HASHES, {path.name: file_sha256(path) for path in checkpoint.iterdir()})
-    write_json(checkpoint.parent / finetune.PRECISION, with_checksum({"mixed_precision": "no"}))
+    write_json(checkpoint / HASHES, {path.name: file_sha256(path) for path in checkpoint.iterdir()})
+    write_precision(checkpoint.parent, "no")
     write_json(folder / REPLACED, with_checksum({"sha256": "0" * 64}))
     return run
 
