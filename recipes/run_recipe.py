@@ -111,7 +111,7 @@ def plan_stages(recipe: Recipe) -> list[str]:
         check_base(recipe)
     distillation = recipe.training.distillation
     if distillation and distillation.teachers and not output_folder(recipe, "pretrain").exists():
-        from model.teachers import check_teachers  # as above
+        from training.teacher_checks import check_teachers  # as above
 
         check_teachers(recipe)
     return [name for name in wanted if name not in absent]

@@ -48,16 +48,7 @@ ARROWS = {
     "vocabulary": {"card_text", "child_processes", "corpus", "recipe_config"},
     "public_texts": set(),
     "mixture": {"corpus", "recipe_config", "vocabulary"},
-    "model": {
-        "atomic_files",
-        "file_hashes",
-        "mixture",
-        "planning",
-        "recipe_config",
-        "run_folder",
-        "stages",
-        "vocabulary",
-    },
+    "model": {"mixture", "planning", "recipe_config", "vocabulary"},
     "recovery": {
         "atomic_files",
         "child_processes",
@@ -70,6 +61,7 @@ ARROWS = {
     },
     "training": {
         "atomic_files",
+        "file_hashes",
         "launching",
         "mixture",
         "model",
@@ -78,6 +70,7 @@ ARROWS = {
         "recovery",
         "recorded_files",
         "run_folder",
+        "stages",
         "vocabulary",
     },
     "sweeps": {

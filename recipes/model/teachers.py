@@ -15,19 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from atomic_files import RECORD, StaleStageError, read_record
-from file_hashes import remembered_hashes
 from mixture.labels import IGNORED_LABEL
 from model.attention import choose_attention
-from model.base_checks import refuse_other_tensors, tensor_names
 from model.chunked_loss import SoftTargets
 from model.continued import key_and_value, load_config, load_weights
 from model.families import scale_down, softcap
 from model.summed_loss import SummedLoss
 from planning.memory import rows_per_chunk
 from recipe_config import Model, Recipe, RecipeError, Training
-from run_folder import differences, find_damaged_files
-from stages import memory_folder, output_folder
 from vocabulary.document_ends import settle_document_ends
 from vocabulary.taken_tokenizer import exact_tokenizer, parts
 
@@ -99,9 +94,8 @@ def load_teachers(
 
     Args: by_layer: as the model that is trained is compiled.
 
-    Raises: RecipeError: see refuse_stale_members and load_teacher_config; or weights do not fit their config.
+    Raises: RecipeError: see load_teacher_config; or weights do not fit their config.
     """
-    refuse_stale_members(recipe)
     rules, models = rules_of(tokenizer, "the tokenizer"), []
     longest = recipe.data.longest_sequence(training.sequence_length)
     for folder in recipe.teacher_folders():
@@ -111,65 +105,18 @@ def load_teachers(
     return Teachers(models, training.distillation.weight, count_ids(tokenizer)).to(accelerator.device)
 
 
-def check_teachers(recipe: Recipe) -> None:
-    """Check the models of training.distillation.teachers before any text is read, from their small files.
-
-    Where the tokenizer of the run is not known yet, theirs are compared with it when they are loaded.
-
-    Raises: RecipeError: it says what is wrong, and what to do.
-    """
-    place, revision = recipe.tokenizer.from_pretrained or recipe.model.from_pretrained, recipe.model.revision
-    rules = None
-    if differences(recipe, "tokenizer") == []:
-        rules = rules_of(AutoTokenizer.from_pretrained(output_folder(recipe, "tokenizer")), "the tokenizer")
-    elif place and recipe.tokenizer.extend_by is None:
-        taken = load_tokenizer(place, revision or recipe.tokenizer.revision, f"from_pretrained={place!r}")
-        rules = rules_of(taken, f"from_pretrained={place!r}: its tokenizer")
-    for folder in recipe.training.distillation.teachers:
-        settings, config = load_teacher_config(recipe, Path(folder), rules)
-        refuse_other_tensors(settings, config, tensor_names(settings))
-
-
-def refuse_stale_members(recipe: Recipe) -> None:
-    """Refuse models of training.distillation.members that are not there, or were trained by another recipe.
-
-    Raises: StaleStageError: it names the difference, and the command that trains them.
-    """
-    for number in range(recipe.training.distillation.members):
-        member = recipe.member(number)
-        changed, folder = differences(member, "pretrain"), output_folder(member, "pretrain")
-        if changed is None:
-            raise StaleStageError(
-                f"training.distillation.members: {folder}: no model there; run_recipe.py trains members, with the "
-                "same --config"
-            )
-        if changed:
-            raise StaleStageError(
-                f"training.distillation.members: {folder} is out of date: {'; '.join(changed)}; run_recipe.py with "
-                "the same --config and --overwrite trains it again"
-            )
-
-
 def load_teacher_config(recipe: Recipe, folder: Path, rules: list | None) -> tuple[Model, PreTrainedConfig]:
     """Check a model to learn from by all but its weights, and return what load_weights takes.
 
     Args: rules: of the tokenizer of the run; None: it is not known yet.
 
-    Raises: RecipeError: there is none, its files are not as they were recorded, its config is refused as that of a
-        base would be, or its tokenizer has other rules.
+    Raises: RecipeError: there is none, its config is refused as that of a base would be, or its tokenizer has other
+        rules.
     """
     settings = TeacherModel(from_pretrained=str(folder))
     where = key_and_value(settings)
     if not (folder / "config.json").exists():
         raise RecipeError(f"{where}: no model there; name the folder of a finished model, such as runs/general/model")
-    if read_record(folder) is not None:
-        with remembered_hashes(memory_folder(recipe)) as sha256:
-            damage = find_damaged_files(folder, sha256=sha256)
-        if damage:
-            raise StaleStageError(
-                f"{where} is damaged: {'; '.join(damage[:5])}. Restore it from a copy, or train it again; or, if you "
-                f"changed it yourself, delete its {RECORD}"
-            )
     config = load_config(settings, recipe.training.sequence_length)
     longest = recipe.data.longest_sequence(recipe.training.sequence_length)
     if config.max_position_embeddings < longest:

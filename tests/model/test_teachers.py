@@ -15,11 +15,11 @@ import pretrain
 import run_recipe
 import tokenize_corpus
 import train_tokenizer
-from model.teachers import check_teachers, refuse_stale_members
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe
 from run_folder import describe_inputs, write_record
 from stages import STAGES, output_folder
+from training.teacher_checks import check_teachers, refuse_changed_teachers
 
 
 FAMILIES = {"Qwen": "qwen2", "Pythia": "gpt_neox", "Llama 2": "llama", "GPT-2": "gpt2"}
@@ -143,9 +143,9 @@ def test_members_that_were_trained_on_other_tokens_or_by_another_recipe_are_refu
         Path(member.run.output_dir).mkdir(parents=True, exist_ok=True)
         run_recipe.link(Path(member.run.output_dir), tmp_path / "run", STAGES[stage].output)
     make(member, "pretrain", "weights")
-    refuse_stale_members(recipe)
+    refuse_changed_teachers(recipe)
     with pytest.raises(RecipeError, match="0/model is out of date: training.weight_decay was 0.1, is 0.2; run_recipe"):
-        refuse_stale_members(recipe_of("--training.weight_decay=0.2"))
+        refuse_changed_teachers(recipe_of("--training.weight_decay=0.2"))
     make(recipe, "tokenize", "made again")
     with pytest.raises(RecipeError, match="0/model is out of date: the output of tokenize changed; run_"):
-        refuse_stale_members(recipe)
+        refuse_changed_teachers(recipe)
