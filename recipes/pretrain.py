@@ -49,7 +49,7 @@ from recovery.liveness import Liveness
 from recovery.preemption import Preemption
 from recovery.stored_tensors import list_checkpoints, load_state, newest_checkpoint
 from recovery.weights import checksum_frozen
-from run_folder import is_finished, new_output, starts_again
+from run_folder import is_finished, new_output
 from training import record
 from training.accelerators import check_devices, explain_out_of_memory, make_accelerator
 from training.benchmarks import describe_missing
@@ -83,6 +83,7 @@ class Pretraining:
         status: RunStatus,
         preemption: Preemption,
         liveness: Liveness,
+        overwrite: bool = False,
     ):
         self.recipe, self.accelerator, self.status, self.preemption = recipe, accelerator, status, preemption
         self.liveness = liveness
@@ -114,7 +115,7 @@ class Pretraining:
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
-        checkpoint, notes, missing = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe))
+        checkpoint, notes, missing = from_main(accelerator, lambda: resuming.choose_checkpoint(recipe, overwrite))
         lost = f"is missing, so it starts again and lacks what it held up to {checkpoint and checkpoint.name}"
         self.notes += [*notes, *(f"{name} {lost}" for name in missing)]
         self.chronicle = Chronicle(self.run, self.is_main)
@@ -535,17 +536,14 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         status.begin()
         if left_by:
             accelerator.print(f"pretrain: note: took over from {left_by}, which no longer runs")
-        named = recipe.run.resume not in ("auto", "never")  # a checkpoint, which is resumed from in any case
-        if overwrite and not named and is_main and starts_again(run):
-            resuming.start_again(recipe)
         if recipe.hub.repo_id and is_main:
             print(check_repositories(recipe))
         accelerator.wait_for_everyone()
         preemption.connect(accelerator, recipe.run.timeout_seconds)
         settings = recipe.training
-        longest = max(phase.sequence_length or settings.sequence_length for phase in [settings, *recipe.data.phases])
+        longest = recipe.data.longest_sequence(settings.sequence_length)
         try:
-            training = Pretraining(recipe, accelerator, status, preemption, liveness)
+            training = Pretraining(recipe, accelerator, status, preemption, liveness, overwrite)
             settings = training.training  # the batch that fits the processes may be smaller
             summary = stack.enter_context(closing(training)).train()
         except Exception as error:

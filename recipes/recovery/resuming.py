@@ -13,7 +13,7 @@ from mixture.skips import extend_skips
 from recipe_config import Recipe, RecipeError, Training
 from recorded_files import find_difference, recorded_beginnings
 from recovery.stored_tensors import find_damage, list_checkpoints, load_state, newest_checkpoint
-from run_folder import REPLACED, compare, input_hashes, read_record
+from run_folder import REPLACED, compare, input_hashes, read_record, starts_again
 from stages import STAGES
 
 
@@ -49,8 +49,10 @@ def describe_identity(state: dict, num_processes: int) -> dict:
     return {"settings_sha256": settings, **inputs, "num_processes": num_processes, "versions": versions}
 
 
-def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str], list[str]]:
-    """Choose the checkpoint to resume from.
+def choose_checkpoint(recipe: Recipe, overwrite: bool) -> tuple[Path | None, list[str], list[str]]:
+    """Choose the checkpoint to resume from, after deleting those of a finished model that --overwrite replaces.
+
+    Call it when nothing else can refuse to train: that model would have lost them for nothing.
 
     Returns: the checkpoint, or None for step 0; notes on those that were skipped; files of check_beginnings.
     Raises: RecipeError: no checkpoint can be used, run.resume forbids it, or a file that the run adds to is damaged.
@@ -61,6 +63,8 @@ def choose_checkpoint(recipe: Recipe) -> tuple[Path | None, list[str], list[str]
         if problem is not None:
             raise RecipeError(f"run.resume={resume}: {problem}; name the folder of a whole checkpoint")
         return Path(resume), [], check_beginnings(run, Path(resume))
+    if overwrite and starts_again(run):
+        start_again(recipe)
     newest, skipped = newest_checkpoint(run / "checkpoints")
     if resume == "never" and newest is not None:
         raise RecipeError(f"run.resume=never, but there is {newest}; move it away or set run.resume=auto")

@@ -331,6 +331,18 @@ def test_training_that_replaces_a_model_goes_on_after_a_stop_and_a_third_recipe_
     assert read_record(run.output_dir / "model")["settings"]["training"]["learning_rate"] == 2e-2
 
 
+def test_a_start_with_overwrite_that_is_refused_keeps_what_the_finished_model_has(uninterrupted, tmp_path):
+    run = uninterrupted.copy(tmp_path / "run")
+    kept = {path: path.read_bytes() for path in run.output_dir.glob("checkpoints/*/*")}
+    kept |= {
+        run.output_dir / name: (run.output_dir / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")
+    }
+    for refused in ('--training.distillation.teachers=["typo"]', "--training.max_tokens=1e9"):
+        with pytest.raises(RecipeError, match="no model there|would repeat"):
+            pretrain.main(run.argv(*TRAINING, refused, "--overwrite"))
+        assert {path: path.read_bytes() for path in kept if path.exists()} == kept
+
+
 def test_overwrite_starts_at_step_0_although_a_longer_run_of_the_model_was_stopped(tiny_run, monkeypatch):
     pretrain.main(tiny_run.argv("--training.max_tokens=2048", "--training.save_steps=4"))
     longer = tiny_run.argv("--training.max_tokens=4096", "--training.save_steps=4", "--overwrite")
