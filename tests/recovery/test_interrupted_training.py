@@ -125,6 +125,14 @@ def wait_for_event(run: TinyRun, event: str, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def wait_until(process: subprocess.Popen, *statuses: str) -> None:
+    """Wait until a process has one of psutil's statuses; a kill takes a while to end one with many threads."""
+    deadline = time.monotonic() + 200
+    while psutil.Process(process.pid).status() not in statuses:
+        assert time.monotonic() < deadline, psutil.Process(process.pid).status()
+        time.sleep(0.02)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[3] ^= 1
@@ -695,9 +703,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
     limit = ["--run.timeout_seconds=4"]
     survivor, harmed = start_pair(run, script, limit, limit, HARM=harm)
     try:
-        while psutil.Process(harmed.pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED):
-            assert survivor.poll() is None, read_log(run)
-            time.sleep(0.05)
+        wait_until(harmed, psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
         fell = time.time()
         assert survivor.wait(200) == 1, (run.output_dir / "log.txt").read_text()[-3000:]
         ended = datetime.fromisoformat(read_status(run)["updated"]).timestamp()
@@ -723,6 +729,7 @@ def test_a_process_that_the_kernel_kills_fails_the_run_although_its_launcher_sen
     else:
         wait_for_event(run, "start", pair[0])
     pair[killed].kill()
+    wait_until(pair[killed], psutil.STATUS_ZOMBIE)  # a launcher sends the signal when it has seen the death
     pair[1 - killed].terminate()
     assert pair[1 - killed].wait(60) == 1, read_log(run)
     pair[killed].wait()
