@@ -33,7 +33,8 @@ class Waits(TorchFunctionMode):
     """Lists in `found` the calls in a `with` block for which the host of a GPU would wait.
 
     On a processor every tensor is where it has to be, so a copy is recognised by its call: one in the project's code
-    that names a device and does not ask for non_blocking. Those in transformers name the device of their tensor.
+    that names a device and does not ask for non_blocking, or does for a tensor with gaps, which torch first copies to
+    pageable memory. Those in transformers name the device of their tensor.
     """
 
     def __init__(self):
@@ -52,8 +53,8 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         caller = sys._getframe(1).f_code
-        moved = function in MOVES and str(LIBRARIES) not in caller.co_filename and not kwargs.get("non_blocking")
-        if moved and moves(function, args, kwargs):
+        waits = function in MOVES and not (kwargs.get("non_blocking") and args[0].is_contiguous())
+        if waits and str(LIBRARIES) not in caller.co_filename and moves(function, args, kwargs):
             self.found.append(f"{function.__name__} in {caller.co_name}")
         return function(*args, **kwargs)
 

@@ -64,11 +64,10 @@ class MicroBatches(Dataset):
         tokens = np.empty((len(locations), sequence_length + 1), dtype=np.int64)
         for row, location in zip(tokens, locations, strict=True):
             row[:] = shards.read(location, windows)
-        input_ids, labels = tokens[:, :-1], tokens[:, 1:]
+        # Copies: each is contiguous, without which a GPU's copy of pinned memory waits, and labels may be changed.
+        input_ids, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         num_bytes = self.byte_lengths.take(tokens)[:, 1:]
         num_targets = np.full(len(locations), sequence_length)
-        if self.skipped.ranges or self.goldfish:
-            labels = labels.copy()  # inputs keep the tokens
         if self.skipped.ranges:
             for row, location in enumerate(locations):
                 for stretch in self.skipped.labels_in(location, sequence_length):

@@ -28,7 +28,7 @@ from mixture.shard_writer import load_tokenizer, token_dtype, write_shard
 from mixture.shards import DOCUMENT_RECORD, Location, TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
 from mixture.validation_text import ValidationText
-from recipe_config import RecipeError
+from recipe_config import Goldfish, RecipeError
 from recipe_loading import load_recipe
 from stages import tokenizer_settings
 from vocabulary.bulk_encoding import encode, split_at_lines
@@ -499,6 +499,14 @@ def test_a_micro_batch_has_as_many_tokens_in_a_phase_of_longer_sequences(three_s
     assert alone[7]["seen"][:, 1].sum() == 800
 
 
+@pytest.mark.parametrize("goldfish", [None, Goldfish(k=3, context=4)])
+def test_every_tensor_of_a_micro_batch_is_contiguous_so_that_a_gpu_copies_it_as_it_lies(goldfish, three_sources):
+    mixture = TokenMixture(three_sources, PHASES, 4, {700: 4})
+    batches = MicroBatches(mixture, SkippedDocuments(three_sources, []), np.ones(8), 100, 0, 1, goldfish)
+    for k in (6, 7):  # of short and of long sequences
+        assert [name for name, tensor in batches[k].items() if not tensor.is_contiguous()] == []
+
+
 def test_a_share_of_less_than_one_sequence_in_the_pattern_is_refused():
     with pytest.raises(RecipeError, match="data.sources: b: its share is less than one sequence in 10,000"):
         interleave(np.array([1 - 1e-5, 1e-5]), ["a", "b"])
@@ -552,7 +560,9 @@ def test_a_uniform_model_has_the_bits_per_byte_of_the_formula(tokenized_run, tok
     from training.validation import score_validation
 
     class Uniform(torch.nn.Module):
-        def forward(self, input_ids, position_ids, labels, cumulative_lengths):
+        def forward(self, **inputs):
+            assert all(tensor.is_contiguous() for tensor in inputs.values()), "a GPU copies them as they lie"
+            labels = inputs["labels"]
             nats = (labels != IGNORED_LABEL).sum() * torch.tensor(384.0, dtype=torch.float64).log()
             return nats, nats
 

@@ -94,6 +94,7 @@ def test_muon_on_one_process_takes_torchs_steps_bit_for_bit_or_none_and_the_host
         ("tolist in <lambda>", lambda ones: ones.tolist()),
         ("tensor in <lambda>", lambda ones: torch.tensor([1.0], device=ones.device)),
         (None, lambda ones: ones.to(torch.device("cpu"), non_blocking=True)),
+        ("to in <lambda>", lambda ones: ones[::2].to(torch.device("cpu"), non_blocking=True)),
         (None, lambda ones: ones[ones.long()].to(torch.float64).add_(1)),
     ],
 )
