@@ -16,7 +16,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=pretrain-%j.log
-# 120 s before the limit is for a save of at most that; training prints at its start how long one takes.
+# 120 s before the limit is for a save, and the steps before it, of at most that; training prints how long they take.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 python=${PYTHON:-.venv/bin/python}

@@ -18,6 +18,7 @@ the experiment is the same on any number of processes.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -111,7 +112,7 @@ class Pretraining:
             in_muon=count_in_muon(self.prepared.optimizers),
         )
         self.slowest_save = estimate_save_seconds(self.run, size, accelerator)
-        self.time_to_save = preemption.allow(self.slowest_save)
+        self.time_to_save, self.printed_seconds = preemption.allow(self.slowest_save), preemption.save_seconds
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -250,7 +251,9 @@ class Pretraining:
             self.prepared.set_learning_rate(learning_rate)
             left_out = leaves_out(self.state, step)
             if not left_out:
+                started = time.monotonic()
                 self.train_step(step)
+                self.preemption.note_step(time.monotonic() - started)
                 self.state["trained_steps"] += 1
             self.prepared.add_to_average(step, self.state)
             self.state["step"] = step
@@ -270,6 +273,8 @@ class Pretraining:
             if logging and (warning := progress.log_steps(self.state, learning_rate, skipped_steps)):
                 self.chronicle.note("warning", step, warning)
                 progress.say(f"note: {warning}")
+            if logging:
+                self.allow_for_slow_saves()
             if evaluating:
                 self.evaluate()
             if saving and not self.state["evaluation_due"]:
@@ -390,8 +395,6 @@ class Pretraining:
         self.state |= {"seconds": self.progress.seconds(), "stability": self.monitor.state()}
         self.state["unlogged"] = self.progress.sums.tolist()
         self.progress.bar.set_description("pretrain: saving")
-        self.checkpoints.finish()
-        self.allow_for_slow_saves()
         self.checkpoints.save(self.state["step"], self.prepared.gather(), self.state)
         self.progress.bar.set_description("pretrain")
         self.saved_step = self.state["step"]
@@ -399,16 +402,16 @@ class Pretraining:
 
     def allow_for_slow_saves(self) -> None:
         """Have all processes allow for the slowest save so far; the estimate is of a small file, which caches take."""
-        allowed = self.preemption.save_seconds
         self.slowest_save = from_main(self.accelerator, lambda: self.slowest_save)
         text = self.preemption.allow(self.slowest_save)
-        if self.preemption.save_seconds > allowed:
+        if self.preemption.save_seconds > self.printed_seconds + 1:
+            self.printed_seconds = self.preemption.save_seconds
             self.progress.say(f"note: {text}")
 
     def note_saved(self, step: int, folder: Path, seconds: float) -> None:
         """Note that a checkpoint is complete, and queue it for the Hub."""
         self.slowest_save = max(self.slowest_save, seconds)
-        self.chronicle.note("save", step, f"{folder.name}, written in {seconds:.1f} s")
+        self.chronicle.note("save", step, f"{folder.name}, copied and written in {seconds:.1f} s")
         self.status.update(checkpoint=str(folder), checkpoint_step=step)
         if problem := queue_revision(self.recipe, folder, self.language_model.config):
             self.chronicle.note("warning", step, problem)

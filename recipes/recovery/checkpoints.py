@@ -54,7 +54,8 @@ class Checkpoints:
         keep_every_steps: checkpoints of multiples of this step are never deleted; None: only the newest are kept.
         identity: JSON values for the manifests, from describe_identity.
         accelerator: of the run.
-        saved: called as saved(step, folder, seconds) on the first process, by the writing thread, after each save.
+        saved: called as saved(step, folder, seconds) on the first process, by the writing thread, after each save; the
+            seconds are those of the copy to memory too.
         timeout_seconds: how long the first process waits for the files of the others.
     """
 
@@ -88,7 +89,7 @@ class Checkpoints:
             FloatingPointError: a tensor is not finite.
         """
         self.finish()
-        rank = self.accelerator.process_index
+        started, rank = time.perf_counter(), self.accelerator.process_index
         parts = {stem: {name: Part(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
         refuse_not_finite(step, parts, self.accelerator)
         all_tensors = [tensor for named in tensors.values() for tensor in named.values()]
@@ -112,7 +113,7 @@ class Checkpoints:
         state = json.loads(json.dumps(state))  # a copy: training changes it
         appended = appended_sizes(self.folder.parent)  # now: later lines are of later steps
         self.thread = threading.Thread(
-            target=self._write, args=(step, partial, copies, state, appended, rank, writers)
+            target=self._write, args=(started, step, partial, copies, state, appended, rank, writers)
         )
         self.thread.start()
 
@@ -142,9 +143,16 @@ class Checkpoints:
         self.check()
 
     def _write(
-        self, step: int, partial: Path, copies: dict, state: dict, appended: dict[str, int], rank: int, writers: int
+        self,
+        started: float,
+        step: int,
+        partial: Path,
+        copies: dict,
+        state: dict,
+        appended: dict[str, int],
+        rank: int,
+        writers: int,
     ) -> None:
-        started = time.perf_counter()
         try:
             part = "" if writers == 1 else f"-{rank + 1:05d}-of-{writers:05d}"
             with ThreadPoolExecutor(len(copies)) as pool:

@@ -6,7 +6,7 @@
 | `chronicle.jsonl` | one event a line: `time` (UTC), `event`, `step`, `text`, and details of some events |
 | `chronicle.md` | the same events as Markdown |
 | `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
-|  | `save_seconds` (that a save may take after a signal), `reason` and `exit_code` of the end, `pid`, `host`, |
+|  | `save_seconds` (that are allowed after a signal), `reason` and `exit_code` of the end, `pid`, `host`, |
 |  | `started`, `updated` |
 
 Events: start, resume, note, config_change, evaluation, save, skip, rollback, warning, preemption, failure, finish, in

@@ -2,8 +2,9 @@
 """Preemption: a signal ends training with a checkpoint.
 
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 may reach the launcher or one process at any moment. The processes
-agree at the next step or validation batch, save, and exit within `save_seconds` of the signal. Before the first step
-after a start there is nothing to save, and they exit at once.
+agree at the next step or validation batch, save, and exit within `save_seconds` of the signal. That allows for the
+steps until then, for a save that is running, and for their own. Before the first step after a start there is nothing
+to save, and they exit at once.
 
 A file `leave` in the run folder asks for the same without a limit, since no launcher knows of it: slurm.sh makes it
 when Slurm warns that the time is nearly up.
@@ -15,6 +16,7 @@ when Slurm warns that the time is nearly up.
 | 2 | the recipe is wrong; nothing was done |
 | 75 | stopped by a signal; the same command resumes from the newest checkpoint |"""
 
+import math
 import os
 import signal
 import sys
@@ -34,6 +36,9 @@ from recovery.chronicle import RunStatus
 
 
 LEAVE = "leave"
+# Until they save: the step at work, one until the others have answered, and on a GPU one that it is still computing.
+STEPS_BEFORE_SAVE = 3
+RECENT_STEPS = 10  # whose slowest is allowed for
 LAUNCHER_SECONDS = 30  # after which torchrun, having passed a signal on, kills the processes that still run
 
 
@@ -41,7 +46,7 @@ class Preemption:
     """Catches signals in a `with` block, and has all processes agree on them.
 
     A signal wakes a thread, since the main one may be compiling or waiting for another process. The thread ends the
-    process if there is nothing to save, or if saving takes longer than save_seconds. A second signal changes nothing.
+    process if there is nothing to save, or if it is not saved after save_seconds. A second signal changes nothing.
 
     Args:
         status: of the run.
@@ -51,29 +56,47 @@ class Preemption:
     Attributes:
         signal_name: the first signal received; None before.
         anything_to_save: whether a step was trained since the start.
-        save_seconds: how long a save may take after a signal.
+        slowest_save, recent_steps: seconds of a save, its copy to memory included, and of the last steps.
     """
 
     def __init__(self, status: RunStatus, explain_death: Callable[[], str | None] = lambda: None):
         self.status, self.explain_death, self.signal_name = status, explain_death, None
         self.anything_to_save, self.left = False, threading.Event()
         self.group, self.pending = None, None
-        self.save_seconds, self.leave_file = SAVE_SECONDS, status.path.with_name(LEAVE)
+        self.slowest_save, self.recent_steps = 0.0, ()
+        self.leave_file = status.path.with_name(LEAVE)
         if status.writes:
             self.leave_file.unlink(missing_ok=True)  # for the run before
 
-    def allow(self, seconds: float) -> str:
-        """Allow for a save that takes so long, after one that is being written; return what to print about it.
+    @property
+    def save_seconds(self) -> float:
+        """How long after a signal everything may take: a running save, one more, and the steps before it."""
+        return max(SAVE_SECONDS, 2 * self.slowest_save) + STEPS_BEFORE_SAVE * max(self.recent_steps, default=0.0)
 
-        status.json gets it too, for run_recipe.py, which ends processes that lost their launcher.
+    def allow(self, seconds: float) -> str:
+        """Allow for a save that takes so long, after one that is running; return what to print about the limit.
+
+        status.json gets the limit too, for run_recipe.py, which ends processes that lost their launcher.
         """
-        self.save_seconds = max(SAVE_SECONDS, 2 * seconds)
-        self.status.update(save_seconds=self.save_seconds)
-        text = f"a checkpoint takes about {seconds:.1f} s to write; after a signal, saving may take "
-        text += f"{self.save_seconds:.0f} s"
+        self.slowest_save = seconds
+        self.record_limit()
+        steps = f"of up to {max(self.recent_steps):.1f} s" if self.recent_steps else "once they are measured"
+        text = f"after a signal, {self.save_seconds:.0f} s are allowed: {max(SAVE_SECONDS, 2 * seconds):.0f} s for a "
+        text += f"save of about {seconds:.1f} s after one that is running, and {STEPS_BEFORE_SAVE} steps {steps}"
         if self.save_seconds <= LAUNCHER_SECONDS:
             return text
-        return f"{text}, but only {LAUNCHER_SECONDS} s where the launcher gets it: send it to its child processes"
+        return f"{text}; but only {LAUNCHER_SECONDS} s where the launcher gets it: send it to its child processes"
+
+    def note_step(self, seconds: float) -> None:
+        """Allow for steps as slow as this one. The first since the start is left out: most of it is compiling."""
+        if self.anything_to_save:
+            self.recent_steps = (*self.recent_steps, seconds)[-RECENT_STEPS:]
+            self.record_limit()
+
+    def record_limit(self) -> None:
+        """Write the limit into status.json if it has moved by more than a second, and not at each step."""
+        if abs(self.save_seconds - self.status.values.get("save_seconds", math.inf)) > 1:
+            self.status.update(save_seconds=self.save_seconds)
 
     def __enter__(self) -> "Preemption":
         read_end, self.wakeup = os.pipe()
@@ -114,7 +137,7 @@ class Preemption:
             while (seconds := since + self.save_seconds - time.monotonic()) > 0:  # allow() may raise it meanwhile
                 if self.left.wait(seconds):
                     return
-            reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:g} s; not saved"
+            reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:.3g} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
         death = self.explain_death()

@@ -478,8 +478,22 @@ def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) == EXIT_STOPPED
-    assert "saving took longer than 1 s" in read_status(run)["reason"]
+    assert "saving took longer than 1" in read_status(run)["reason"]
     assert not list_checkpoints(run.output_dir / "checkpoints")
+
+
+def test_a_signal_in_a_step_that_takes_longer_than_a_save_may_is_saved_after_it(run, tmp_path):
+    script = slow(run, tmp_path, 2.5)
+    of_saves = "from recovery import preemption\npreemption.SAVE_SECONDS = 1\npretrain.run_command"
+    script.write_text(script.read_text().replace("pretrain.run_command", of_saves))
+    process = start(run, *TRAINING, script=script)
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_STOPPED
+    assert read_status(run)["reason"] == "SIGTERM; saved at step 3"
+    assert list_checkpoints(run.output_dir / "checkpoints")[0][0] == 3
+    printed = (run.output_dir / "log.txt").read_text()
+    assert "and 3 steps once they are measured" in printed and "and 3 steps of up to" in printed
 
 
 def test_after_slurms_warning_both_processes_save_and_the_job_is_requeued(uninterrupted, run, tmp_path):
