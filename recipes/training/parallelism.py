@@ -4,7 +4,7 @@
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from model.families import layers
 from model.summed_loss import SummedLoss
@@ -52,6 +52,14 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
             problems.append(
                 "DeepSpeed with offloading: a step would be judged without its gradients; set offload_*_device: none"
             )
+    if accelerator.distributed_type == DistributedType.FSDP and isinstance(
+        accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy
+    ):
+        problems.append(
+            "fsdp_offload_params: true keeps gradients in the machine's memory, and a step is judged on the GPU: set "
+            "fsdp_offload_params: false and use more GPUs, or training.gradient_checkpointing: true and a smaller "
+            "training.per_device_train_batch_size"
+        )
     if lora and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         problems.append(
             "model.lora under FSDP2 or DeepSpeed: adapters are merged into whole weights at the end, which no process "

@@ -227,6 +227,12 @@ def test_copies_of_a_divided_model_that_drift_apart_are_stopped_before_they_are_
         (DistributedType.DEEPSPEED, None, {"distillation": Distillation(members=2)}, "would divide the teachers"),
         (DistributedType.DEEPSPEED, None, {"lora": True}, "merged into whole weights"),
         (DistributedType.FSDP, None, {"lora": True}, "merged into whole weights"),
+        (
+            DistributedType.FSDP,
+            None,
+            {"offload": "cpu"},
+            "fsdp_offload_params: true .* set fsdp_offload_params: false",
+        ),
         (DistributedType.NO, None, {"precision": "fp16"}, "fp16 is not trained in: .* set bf16, or no"),
         (DistributedType.MULTI_GPU, None, {"precision": "fp8"}, "fp8 is not trained in"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),
@@ -242,14 +248,18 @@ def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, 
         class state:
             class deepspeed_plugin:
                 zero_stage = changes.pop("zero_stage", 3)
-                deepspeed_config = {"zero_optimization": {"offload_param": {"device": changes.pop("offload", "none")}}}
+                deepspeed_config = {"zero_optimization": {"offload_param": {"device": changes.get("offload", "none")}}}
 
+            fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload="offload" in changes)
+
+    changes.pop("offload", None)
     lora = changes.pop("lora", False)
     training = recipe_of(tokenized_run).training.model_copy(update=changes)
     with pytest.raises(RecipeError, match=f"(?s){reason}"):
         refuse_combinations(training, lora, Accelerated)
     Accelerated.distributed_type, Accelerated.mixed_precision = DistributedType.FSDP, "bf16"
     Accelerated.parallelism_config = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
+    Accelerated.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     refuse_combinations(training, False, Accelerated)
 
 
