@@ -58,7 +58,7 @@ from training.compilation import decide_compilation
 from training.evaluation import Evaluation
 from training.optimizers import build_optimizers, count_in_muon
 from training.parallelism import refuse_combinations, round_as_one_process, wrap_layers
-from training.preflight import dry_run
+from training.preflight import dry_run, explain_little_memory
 from training.prepared import PreparedModel
 from training.progress import Progress, describe_phases, describe_plan
 from training.schedule import learning_rate_at
@@ -498,7 +498,11 @@ def main(argv: list[str] | None = None) -> None:
     refuse_differences(recipe, accelerator)
     if options.dry_run:
         with held_run(Path(recipe.run.output_dir), accelerator):  # it records preflight.json
-            dry_run(recipe, accelerator)
+            try:
+                dry_run(recipe, accelerator)
+            except torch.OutOfMemoryError as error:
+                torchs = str(error).partition(". ")[0]
+                raise RecipeError(explain_little_memory(f"more than there is ({torchs})")) from error
         return
     if is_finished(recipe, "pretrain", options.overwrite):
         accelerator.print(f"pretrain: nothing to do, {recipe.run.output_dir}/model is up to date")

@@ -82,7 +82,7 @@ class Setup:
 def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     """Print the plan of a run and check it on this machine; write nothing but preflight.json.
 
-    Raises: RecipeError: a check failed.
+    Raises: RecipeError: a check failed, or a device has too little memory for the checks.
     """
     inputs = read_inputs(recipe, accelerator.num_processes)
     training, tokenizer = inputs.training, inputs.tokenizer
@@ -95,6 +95,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     set_seed(recipe.run.seed)
     model = build_summed_loss(recipe, training, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
     recipe.model = with_shape_of(recipe.model, model.language_model.config)
+    refuse_little_memory(model, accelerator)
     model.to(accelerator.device).eval()  # without dropout, so that the same batch gives the same loss
     optimizers = build_optimizers(model, training)
 
@@ -112,6 +113,32 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     failed = [check for check in checks if not check["passed"]]
     if failed:
         raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))
+
+
+def memory_available(device: torch.device) -> int:
+    """Return the bytes of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refuse_little_memory(model: SummedLoss, accelerator: Accelerator) -> None:
+    """Refuse a device that cannot hold what check_overfitting does: two models, a gradient and AdamW's two moments.
+
+    Raises: RecipeError: with both sizes, and what to do.
+    """
+    sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in model.parameters()]
+    needed = sum(size * (2 + 3 * trained) for size, trained in sizes)
+    if needed > (available := memory_available(accelerator.device)):
+        raise RecipeError(explain_little_memory(f"{needed / 1e9:,.1f} GB on each device, of {available / 1e9:,.1f}"))
+
+
+def explain_little_memory(found: str) -> str:
+    return (
+        f"a dry run does not divide the model, and needs {found}: run it with fewer layers, which its checks do not "
+        "depend on (--model.num_hidden_layers=2), or from a smaller base of the family (--model.from_pretrained); "
+        "recipes/plan_run.py plans the memory of a new model"
+    )
 
 
 def describe_plan(
@@ -152,10 +179,6 @@ def describe_plan(
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
         device_type=accelerator.device.type,
     )
-    if accelerator.device.type == "cuda":
-        available_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory
-    else:
-        available_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     _, utilisation, _ = stated_utilisation(accelerator.device.type, training)
     seconds = peak and flops / (peak * num_processes * utilisation)
     last = training.max_steps
@@ -169,7 +192,7 @@ def describe_plan(
         "num_processes": num_processes,
         "flops": flops,
         "memory_bytes": memory,
-        "memory_available_bytes": available_bytes,
+        "memory_available_bytes": memory_available(accelerator.device),
         "seconds": seconds,
         "seconds_assume_utilisation_fraction": utilisation,
         "files": [str(Path(recipe.run.output_dir) / name) for name in ("tokens", "tokenizer", "checkpoints", "model")],

@@ -42,7 +42,28 @@ def test_a_dry_run_prints_the_plan_passes_its_checks_and_trains_nothing(tiny_run
     assert all(after[path] == time for path, time in before.items() if path.is_file())
     plan = json.loads((tiny_run.output_dir / "preflight.json").read_text())["plan"]
     assert plan["parameters"]["total"] == 32_928 and plan["tokens_per_parameter"] == pytest.approx(5120 / 32_928)
-    assert len(plan["learning_rates"]) == 10 and set(results(tiny_run)) >= {"first loss", "documents apart"}
+    assert (
+        plan["attention"] == "sdpa"
+        and len(plan["learning_rates"]) == 10
+        and set(results(tiny_run)) >= {"first loss", "documents apart"}
+    )
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_dry_run_of_a_model_that_no_device_holds_whole_is_refused_with_what_to_do(
+    known_before, tiny_run, monkeypatch
+):
+    def run_checks(setup):
+        assert not known_before
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of")
+
+    monkeypatch.setattr(preflight, "run_checks", run_checks)
+    needed = 5 * 4 * 32_928  # weights twice, gradients, AdamW's two moments
+    monkeypatch.setattr(preflight, "memory_available", lambda device: needed - known_before)
+    reason = "0.0 GB on each device, of 0.0" if known_before else r"more than there is \(CUDA out of memory\)"
+    with pytest.raises(RecipeError, match=f"not divide the model, and needs {reason}: run it with fewer layers"):
+        pretrain.main([*tiny_run.argv(), "--dry_run"])
+    assert not (tiny_run.output_dir / "preflight.json").exists()
 
 
 @pytest.mark.parametrize("planted", preflight.CHECKS)
