@@ -3,7 +3,7 @@
 
 import math
 
-from planning.devices import PRICE_SOURCES, Device, stated_utilisation
+from planning.devices import PRICE_SOURCES, Device, planned_attention, stated_utilisation
 from planning.memory import count_teachers
 from planning.scarce_text import FORWARD_FRACTION
 from recipe_config import Plan, Recipe, RecipeError, Training
@@ -23,7 +23,8 @@ def read_budget(recipe: Recipe, device: Device, assumptions: list[str]) -> dict:
         raise RecipeError("plan: no budget; set one of plan.flops, plan.device_hours, plan.hours and plan.money")
     ((kind, amount),) = budgets.items()
     if plan.utilisation_fraction is None:
-        cause, utilisation, (low, high) = stated_utilisation(plan.device, recipe.training)
+        attention = planned_attention(plan.device, recipe.training)
+        cause, utilisation, (low, high) = stated_utilisation(plan.device, attention)
         assumptions.append(
             f"{utilisation:.0%} of the device's peak, between {low:.0%} and {high:.0%}, for {cause}; measure it, then "
             "set plan.utilisation_fraction"

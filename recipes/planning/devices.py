@@ -66,20 +66,26 @@ UTILISATION_BY_ATTENTION = {
     "varlen": (UTILISATION_FRACTION, UTILISATION_INTERVAL),
     "flex_attention": (0.3, (0.2, 0.4)),
     "sdpa": (0.2, (0.15, 0.3)),
+    "sdpa_causal": (UTILISATION_FRACTION, UTILISATION_INTERVAL),  # without a mask, by a causal kernel
+    "eager": (0.2, (0.15, 0.3)),  # at most sdpa's
 }
 WITHOUT_VARLEN = ("mi300x",)  # training.attn_implementation: auto is sdpa there
 
 
-def stated_utilisation(device: str, training: Training) -> tuple[str, float, tuple[float, float]]:
-    """Return what a device's utilisation depends on, in words, and the share of the peak with its interval."""
-    if device == "cpu":
-        return "a processor", UTILISATION_FRACTION, UTILISATION_INTERVAL
+def planned_attention(device: str, training: Training) -> str:
+    """Return the attention function of training.attn_implementation on a device of DEVICES, as it trains in bf16."""
     attention = training.attn_implementation
     if attention == "auto":
         attention = "sdpa" if device in WITHOUT_VARLEN else "varlen"
-    if attention == "sdpa" and not training.document_masking:  # a causal kernel without a mask
-        return "sdpa without document masking", UTILISATION_FRACTION, UTILISATION_INTERVAL
-    return f"{attention} attention", *UTILISATION_BY_ATTENTION[attention]
+    return "sdpa_causal" if attention == "sdpa" and not training.document_masking else attention
+
+
+def stated_utilisation(device: str, attention: str) -> tuple[str, float, tuple[float, float]]:
+    """Return what a device's utilisation depends on, in words, and the share of the peak with its interval."""
+    if device == "cpu":
+        return "a processor", UTILISATION_FRACTION, UTILISATION_INTERVAL
+    words = "sdpa without document masking" if attention == "sdpa_causal" else f"{attention} attention"
+    return words, *UTILISATION_BY_ATTENTION[attention]
 
 
 def find_device(name: str) -> Device:

@@ -85,6 +85,7 @@ def memory_by_part(
     num_teachers: int = 0,
     compute_bytes: int = BF16,
     device_type: str = "cuda",
+    plain_attention: bool | None = None,
 ) -> dict[str, float]:
     """Return the bytes that each part of a step takes on one device at the peak.
 
@@ -92,7 +93,8 @@ def memory_by_part(
     over num_devices. `checkpointing`: activations of a layer are recomputed in the backward pass. `muon`: one state,
     not two, for the matrices of the layers. `average`: training.average keeps one of the weights, divided as they are.
     `num_teachers`: of training.distillation, taken to have this shape; each device holds them whole. `compiled` and
-    `compute_bytes` as in activation_bytes_per_token; `device_type` as in rows_per_chunk.
+    `compute_bytes` as in activation_bytes_per_token; `device_type` as in rows_per_chunk. `plain_attention`: the
+    scores are kept, as soft-capped ones are on any device; None: as takes_plain_attention says of auto.
 
     Returns: parameters, working_weights, gradients, optimizer, average, teachers, activations, logits.
     """
@@ -111,7 +113,9 @@ def memory_by_part(
     else:
         working = 0.0
     per_token = activation_bytes_per_token(model, compiled, compute_bytes)
-    if takes_plain_attention(device_type, compute_bytes < FP32, sequence_length):
+    if plain_attention is None:
+        plain_attention = takes_plain_attention(device_type, compute_bytes < FP32, sequence_length)
+    if plain_attention:
         per_token += model.num_attention_heads * sequence_length * (FP32 + 2 * compute_bytes)
     if checkpointing:  # the input of each layer, and one layer as a whole
         activations = tokens * (model.num_hidden_layers * model.hidden_size * FP32 + per_token)

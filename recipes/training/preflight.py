@@ -100,7 +100,8 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     optimizers = build_optimizers(model, training)
 
     rows = model.language_model.get_input_embeddings().num_embeddings
-    plan = describe_plan(recipe, training, phases, rows, micro_steps, accelerator)
+    attention = model.language_model.config._attn_implementation
+    plan = describe_plan(recipe, training, phases, rows, micro_steps, attention, accelerator)
     count_exactly(plan["parameters"], model)
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
     plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": inputs.notes}
@@ -147,6 +148,7 @@ def describe_plan(
     phases: list[dict],
     vocab_size: int,
     micro_steps: int,
+    attention: str,
     accelerator: Accelerator,
 ) -> dict:
     """Return the size, length and cost of a run as JSON values; units are in the keys."""
@@ -178,8 +180,9 @@ def describe_plan(
         num_teachers=count_teachers(training),
         compute_bytes=4 if accelerator.mixed_precision == "no" else 2,
         device_type=accelerator.device.type,
+        plain_attention=attention == "eager",
     )
-    _, utilisation, _ = stated_utilisation(accelerator.device.type, training)
+    _, utilisation, _ = stated_utilisation(accelerator.device.type, attention)
     seconds = peak and flops / (peak * num_processes * utilisation)
     last = training.max_steps
     return {
@@ -198,6 +201,7 @@ def describe_plan(
         "files": [str(Path(recipe.run.output_dir) / name) for name in ("tokens", "tokenizer", "checkpoints", "model")],
         "learning_rate_steps": sorted({max(1, round(last * tenth / 9)) for tenth in range(10)}),
         "compiled": compiled,
+        "attention": attention,
     }
 
 

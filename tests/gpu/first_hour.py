@@ -328,6 +328,7 @@ def measure(lab: Lab, shape: str, attention: str, form: str = "default") -> dict
                 run.state["phases"],
                 len(run.text.tokenizer),
                 run.text.micro_steps,
+                run.language_model.config._attn_implementation,
                 run.accelerator,
             )
             return measured | {

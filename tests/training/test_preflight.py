@@ -184,9 +184,34 @@ def test_the_plan_of_a_dry_run_divides_memory_as_the_launch_does(kind, num_proce
         mixed_precision="bf16",
     )
     phases = [{"after_step": 0}]
-    plan = preflight.describe_plan(recipe, recipe.training, phases, 384, 1, accelerator)
+    plan = preflight.describe_plan(recipe, recipe.training, phases, 384, 1, "sdpa", accelerator)
     options = {"strategy": strategy[0], "num_devices": strategy[1], "compiled": False, "device_type": "cpu"}
-    assert plan["memory_bytes"] == memory_by_part(recipe.model, 384, 32, 2, **options)
+    assert plan["memory_bytes"] == memory_by_part(recipe.model, 384, 32, 2, plain_attention=False, **options)
+
+
+def test_the_plan_of_a_dry_run_is_of_the_attention_function_that_this_gpu_trains_with(tiny_run, monkeypatch):
+    monkeypatch.setattr(preflight, "memory_available", lambda device: 80e9)
+    monkeypatch.setattr(preflight, "peak_flops", lambda device: 1e15)
+    recipe = pretrain.parse_command_line("", tiny_run.argv())[0]
+    assert recipe.training.attn_implementation == "auto", "which is sdpa before Ampere and eager with soft caps"
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.NO,
+        num_processes=1,
+        parallelism_config=None,
+        device=torch.device("cuda"),
+        mixed_precision="bf16",
+    )
+    plans = {
+        attention: preflight.describe_plan(
+            recipe, recipe.training, [{"after_step": 0}], 384, 1, attention, accelerator
+        )
+        for attention in ("varlen", "sdpa", "sdpa_causal", "flex_attention", "eager")
+    }
+    assert [plan["seconds_assume_utilisation_fraction"] for plan in plans.values()] == [0.4, 0.2, 0.4, 0.3, 0.2]
+    assert plans["sdpa"]["seconds"] == 2 * plans["varlen"]["seconds"]
+    activations = {name: plan["memory_bytes"]["activations"] for name, plan in plans.items()}
+    squares = 2 * (2 * 2 * 32 * 32) * (4 + 2 + 2)  # layers, sequences and heads; fp32 and twice bf16
+    assert activations["eager"] - activations["sdpa"] == squares and activations["varlen"] == activations["sdpa"]
 
 
 def test_utilisation_states_three_conventions(tiny_run):
