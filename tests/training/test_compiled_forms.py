@@ -68,16 +68,19 @@ for kind, precision, argv in json.loads(open(sys.argv[1]).read()):
 # name -> (form, precision, overrides)
 PHASE = {"start_fraction": 0.5, "shares": {"law": 0.6, "web": 0.4}, "sequence_length": 64}
 LONGER = [f"--data.phases={json.dumps([PHASE | {'rope_parameters': {'rope_theta': 20_000.0}}])}"]
+RECOMPUTED = ["--training.gradient_checkpointing=true"]
 FORMS = {
     "ddp": ("ddp", "no", []),
     "ddp, longer": ("ddp", "no", LONGER),
-    "ddp, recomputed": ("ddp", "no", ["--training.gradient_checkpointing=true"]),
+    "ddp, recomputed": ("ddp", "no", RECOMPUTED),
     "ddp, bf16": ("ddp", "bf16", []),
     "processor, longer": ("processor", "no", LONGER),  # as accelerate_configs/ddp.yaml starts it without a GPU
     "generated, longer, bf16": ("generated", "bf16", LONGER),
     "fsdp2": ("fsdp2", "no", []),  # last: the process stays of this kind
     "fsdp2, bf16": ("fsdp2", "bf16", []),
     "fsdp2, longer": ("fsdp2", "no", LONGER),
+    "fsdp2, recomputed": ("fsdp2", "no", RECOMPUTED),
+    "fsdp2, recomputed, bf16": ("fsdp2", "bf16", RECOMPUTED),
 }
 LONG = ("generated, longer, bf16",)
 # About twice what tests/benchmarks/rounding.py measured at this learning rate; FSDP2 rounds the gains too.
