@@ -3,6 +3,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +12,15 @@ from accelerate.utils import DistributedType
 from tiny_run import RECIPES
 
 import pretrain
-from recipe_config import RecipeError, Training
+from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
+from sweeps import arms, isoflop
 from training.schedule import accumulation_steps, fit_batch
 from training.validation import send
 
 
-SHIPPED = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "experiments")
+SHIPPED = sorted(RECIPES.glob("*/*.yaml"))
 
 
 def settings(sequences: int, batch_size: int) -> Training:
@@ -26,11 +28,34 @@ def settings(sequences: int, batch_size: int) -> Training:
     return Training(max_tokens=100_000, learning_rate=1.0, **sizes)
 
 
+def recipes_of(path: Path) -> list[Recipe]:
+    """Return the recipe of a file, or those of an experiment's runs."""
+    if path.parent.name != "experiments":
+        return [load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])]
+    if path.stem == "scaling_law":
+        runs = isoflop.load_experiment(path)[1]
+    else:
+        _, bases, runs = arms.load_experiment(path)
+        runs = [*bases.values(), *runs]
+    return [run.recipe for run in runs]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_recipe_trains_on_any_number_of_processes_that_its_step_divides_by(path):
-    recipe = load_recipe([RECIPES / "custom" / "base.yaml", path] if path.parent.name == "sizes" else [path])
-    training = recipe.training
-    longest = max([training.sequence_length, *(phase.sequence_length or 0 for phase in recipe.data.phases)])
+    steps = {}  # an experiment's runs have few forms
+    for recipe in recipes_of(path):
+        longest = recipe.data.longest_sequence(recipe.training.sequence_length)
+        sizes = (recipe.training.tokens_per_step, recipe.training.per_device_train_batch_size, longest)
+        steps[sizes] = (recipe.training, longest)
+    assert steps
+    for training, longest in steps.values():
+        check_division(training, longest)
+        # Experiments compare batches too, as few as four sequences.
+        eighth = training.tokens_per_step // longest % 8 == 0
+        assert eighth or path.name == "long_documents.yaml" or path.parent.name == "experiments"
+
+
+def check_division(training: Training, longest: int) -> None:
     groups = training.tokens_per_step // longest
     for processes in range(1, 65):
         if groups % processes:
@@ -42,7 +67,6 @@ def test_every_shipped_recipe_trains_on_any_number_of_processes_that_its_step_di
         assert fitted.per_device_train_batch_size <= training.per_device_train_batch_size
         assert batch_tokens % longest == 0
         assert accumulation_steps(fitted, processes) * batch_tokens * processes == training.tokens_per_step
-    assert groups % 8 == 0 or path.name == "long_documents.yaml"
 
 
 def test_the_largest_batch_that_divides_the_step_is_used_and_named():
