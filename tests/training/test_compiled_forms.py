@@ -43,7 +43,7 @@ import divided_models, pretrain
 from model import summed_loss
 from training import accelerators
 
-compile = torch.compile
+choose_attention, compile = summed_loss.choose_attention, torch.compile
 real, plain = accelerators.Accelerator, summed_loss.SummedLoss
 # DDP's first bucket of gradients, at whose end torch divides a graph, ends within this model as 1 MB does within a
 # larger one.
@@ -54,6 +54,16 @@ class ByLayer(plain):
     def __init__(self, model, compiled, **options):
         super().__init__(model, compiled, **options | {{"by_layer": True}})
         assert compiled and not torch._dynamo.config.optimize_ddp
+
+def choose(model, training, *options):
+    if training.attn_implementation == "flex_attention":  # refused on a processor
+        model.set_attn_implementation("flex_attention")
+    else:
+        choose_attention(model, training, *options)
+
+# torch has no kernel for its gradient on a processor, and refuses it; aot_eager computes what defines it.
+sys.modules["torch.nn.attention.flex_attention"]._validate_device = lambda *_: None
+summed_loss.choose_attention = choose
 
 for kind, precision, argv in json.loads(open(sys.argv[1]).read()):
     torch.compiler.reset()
@@ -79,6 +89,7 @@ FORMS = {
     "fsdp2": ("fsdp2", "no", []),  # last: the process stays of this kind
     "fsdp2, bf16": ("fsdp2", "bf16", []),
     "fsdp2, longer": ("fsdp2", "no", LONGER),
+    "fsdp2, flex_attention": ("fsdp2", "no", ["--training.attn_implementation=flex_attention"]),
     "fsdp2, recomputed": ("fsdp2", "no", RECOMPUTED),
     "fsdp2, recomputed, bf16": ("fsdp2", "bf16", RECOMPUTED),
 }
