@@ -137,7 +137,7 @@ class Preemption:
             while (seconds := since + self.save_seconds - time.monotonic()) > 0:  # allow() may raise it meanwhile
                 if self.left.wait(seconds):
                     return
-            reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:.3g} s; not saved"
+            reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:.0f} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
         death = self.explain_death()
