@@ -108,9 +108,9 @@ def test_committed_rows_are_recognised_and_give_the_committed_tables(path, tmp_p
     assert written == {file.name: file.read_bytes() for file in folder.glob("*.csv")}
     rows = read_rows(folder / "runs.csv")
     assert {run.key for run in load_experiment(path)[2]} == rows.keys()
-    tests = read_rows(folder / "test.csv")
-    columns = ("arm", "domain_bytes", "seed")
-    assert all(row[column] == rows[key][column] for key, row in tests.items() for column in columns)
+    for table in (read_rows(folder / name) for name in ("test.csv", "leaks.csv")):
+        for key, row in table.items():
+            assert all(row[column] == rows[key][column] for column in row.keys() & rows[key].keys()), row
 
 
 def flat(values: dict, prefix: str = "") -> dict:
