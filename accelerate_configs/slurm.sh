@@ -21,7 +21,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 python=${PYTHON:-.venv/bin/python}
 # Read the recipe and the overrides as the stages do.
-run=$("$python" -c 'import sys
+run=$("$python" -P -c 'import sys
 sys.path.insert(0, "recipes")
 from recipe_loading import parse_command_line
 print(parse_command_line("", sys.argv[1:])[0].run.output_dir)' "$@")
@@ -32,7 +32,7 @@ address=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" | head -n 1
 # Only the node itself knows its rank, so a shell on each node starts the launcher. srun hands no cores on by itself: with
 # one core for all, the compiler and the readers of data would starve the GPUs. Where a node has several networks, set
 # GLOO_SOCKET_IFNAME to the one between the nodes (ip -brief address).
-srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" bash -c 'exec "$0" -m accelerate.commands.launch \
+srun --nodes="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" bash -c 'exec "$0" -P -m accelerate.commands.launch \
     --config_file "$1" --num_processes "$2" --num_machines "$3" --machine_rank "${SLURM_NODEID:-0}" \
     --main_process_ip "$4" --main_process_port "$5" recipes/pretrain.py "${@:6}"' \
     "$python" "${ACCELERATE_CONFIG:-accelerate_configs/ddp.yaml}" "$processes" "$nodes" "$address" \
@@ -50,7 +50,7 @@ while kill -0 "$training" 2>/dev/null; do # a signal ends `wait`, not the job
 done
 
 # The launcher returns 1 whatever its processes returned; status.json has the true status.
-ended=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$run/status.json")
+ended=$("$python" -P -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$run/status.json")
 echo "slurm.sh: training is $ended, the launcher returned $code"
 case $ended in
     preempted) scontrol requeue "$SLURM_JOB_ID" ;;

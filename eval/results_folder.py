@@ -10,15 +10,17 @@ import os
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, LeaseCompromise, SoftFileLease, Timeout
 
 
+BEAT_SECONDS, STALE_SECONDS = 10.0, 40.0  # as in recipes/recovery/run_lock.py
 OWN_FILES = {"results.json", "stage.json", "items", "baselines"}
 
 
@@ -27,20 +29,48 @@ def parts_folder(output: Path) -> Path:
     return output.resolve().with_name(f".{output.resolve().name}.parts")
 
 
-def take(path: Path) -> FileLock:
-    """Take the kernel's lock on a file; where the file system has none, the lock that is returned is not held.
+def take(path: Path, lease: Path) -> BaseFileLock:
+    """Take the kernel's lock on a file, or where the file system has none a lease, as recipes/ do.
 
     Raises: Timeout: another process holds it.
     """
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
+        return lock
     except Timeout:
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
+    lock = SoftFileLease(
+        lease, lease_duration=STALE_SECONDS, heartbeat_interval=BEAT_SECONDS, on_compromise=stop_at_once
+    )
+    lock.acquire(timeout=1.0)  # it is taken over from a dead process
     return lock
+
+
+def stop_at_once(lost: LeaseCompromise) -> None:
+    """End this process before it writes what another process, which has its lease, writes too."""
+    sys.stderr.write(f"{lost.lock_file}: the lock was taken over, since this process stood still; it ends now\n")
+    os._exit(1)
+
+
+@contextmanager
+def touched(path: Path) -> Iterator[None]:
+    """Touch a lock's file as long as the block runs: of other machines' processes nothing else is seen everywhere."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager
@@ -52,21 +82,20 @@ def locked_run(run: Path, stage: str) -> Iterator[None]:
     """
     path = run / ".lock"
     try:
-        lock = take(path)
+        lock = take(path, run / ".lease")
     except Timeout:
         holder = read_holder(path)
         above = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
         if holder.get("host") != platform.node() or holder.get("pid") not in above:
             named = f"process {holder.get('pid')} on {holder.get('host')} ({holder.get('stage')})"
             raise SystemExit(f"{run} is in use by {named}; wait for it, or stop it") from None
-        lock = None
-    if lock is None or not lock.is_locked:
         yield
         return
     own = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         path.write_text(json.dumps(own | {"command": Path(sys.argv[0]).name, "stage": stage}), encoding="utf-8")
-        yield
+        with touched(path):
+            yield
     finally:
         path.unlink(missing_ok=True)
         lock.release()
@@ -89,16 +118,16 @@ def locked_output(output: Path) -> Iterator[None]:
     parts = parts_folder(output)
     parts.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take(parts / "lock")
+        lock = take(parts / "lock", parts / "lease")
     except Timeout:
         raise SystemExit(f"another evaluation writes to {output}; wait for it, or name another --output") from None
     try:
         yield
     finally:
-        with suppress(OSError):
-            (parts / "lock").unlink(missing_ok=True)
-            parts.rmdir()  # unless it has pieces to resume from
+        (parts / "lock").unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):
+            parts.rmdir()  # unless it has pieces to resume from
 
 
 def json_lines(rows: list[dict]) -> str:

@@ -23,12 +23,15 @@ An evaluation that was stopped resumes when started again. Several processes sha
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import platform
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -77,6 +80,9 @@ from training_overlap import overlap_groups, read_decontamination, score_by_over
 HERE = Path(__file__).resolve().parent
 SMALL_FILES = (".json", ".model", ".txt", ".jinja")  # of a model or its tokenizer, beside the weights
 LONGEST_CONTEXT = 8192  # of --own_contexts
+LAUNCHED = {"LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # variables that launchers set
+OF_SEVERAL = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # that each of several processes has
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 logger = logging.getLogger(__name__)
 
 
@@ -497,6 +503,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own)
         export_requests(arguments)
         return
+    check_launch()
     state = PartialState(cpu=not torch.cuda.is_available())
     with ExitStack() as held:
         if state.is_main_process:
@@ -506,6 +513,21 @@ def main(argv: list[str] | None = None) -> None:
             held.enter_context(locked_output(arguments.output))
         evaluate(arguments, state)
     state.wait_for_everyone()
+
+
+def check_launch() -> None:
+    """End with the launcher that started this process, if one did, and refuse variables that another job left.
+
+    Raises: SystemExit: this process would wait for others that nobody starts.
+    """
+    if LAUNCHED & os.environ.keys() and sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    missing = [name for name in OF_SEVERAL if not os.environ.get(name)]
+    if os.environ.get("WORLD_SIZE", "1") not in ("0", "1") and missing:
+        raise SystemExit(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {', '.join(missing)} is not set: "
+            "another job left it; unset WORLD_SIZE, or start the evaluation by `accelerate launch`"
+        )
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:

@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict | None:
     """Return the object in a JSON file; None where the file is absent or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

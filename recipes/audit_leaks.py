@@ -44,7 +44,7 @@ from provenance.leak_measures import (
 from provenance.text_index import STRIDE, build_index
 from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
-from recorded_files import record_run_files
+from recorded_files import recording
 from recovery.run_lock import run_lock
 from recovery.stored_tensors import list_checkpoints, load_state
 from vocabulary.token_bytes import token_bytes
@@ -265,9 +265,8 @@ def main(argv: list[str] | None = None) -> None:
         found, continued = audit(run, options.documents, options.batch_size)
         shown = [one | {key: one[key].decode(errors="replace") for key in ("prompt", "text")} for one in continued]
         write_json(run / "trace" / "continued.json", shown)
-        record_run_files(run, (), forget=("audit.json",))  # a kill here leaves it unrecorded, not damaged
-        write_json(run / "audit.json", found)
-        record_run_files(run, ("audit.json",))
+        with recording(run, "audit.json"):
+            write_json(run / "audit.json", found)
     print(*found["findings"], sep="\n")
     print("What this does not show:", *found["cannot_be_concluded"], sep="\n  ")
     print(f"audit: {run / 'audit.json'}; passages that the model repeats: {run / 'trace' / 'continued.json'}")

@@ -61,8 +61,13 @@ def clear_environment() -> None:
         print(f"note: removed from the environment, since accelerate_configs/ decides: {', '.join(sorted(left_over))}")
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") and not processor_is_meant():
         print("note: CUDA_VISIBLE_DEVICES hides every GPU; ACCELERATE_USE_CPU=true says that the processor is meant")
-    if deciding := sorted(name for name in os.environ if NUMBERS.fullmatch(name)):
+    if deciding := deciding_environment():
         print(f"note: the environment changes how training computes: {', '.join(deciding)}")
+
+
+def deciding_environment() -> list[str]:
+    """Return the names of the variables that change how training computes, as read by torch and its libraries."""
+    return sorted(name for name in os.environ if NUMBERS.fullmatch(name))
 
 
 def refuse_lone_process() -> None:

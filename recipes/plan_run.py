@@ -27,7 +27,7 @@ from planning.plan import make_plan
 from planning.plan_table import describe
 from planning.planned_recipe import planned_values
 from recipe_loading import parse_command_line, run_command
-from recorded_files import record_run_files
+from recorded_files import recording
 from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output
 from stages import output_folder
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     with run_lock(run, "plan"), new_output(recipe, "plan") as folder:
         draw_plan(plan, read_json(run / "training.json"), folder)
         write_overlay(plan, folder / "planned.yaml")
-        write_json(run / "plan.json", plan)
-        record_run_files(run, ("plan.json",))
+        with recording(run, "plan.json"):
+            write_json(run / "plan.json", plan)
     print(f"\nplan_run: {run / 'plan.json'}, charts and planned.yaml in {output_folder(recipe, 'plan')}")
 
 

@@ -53,7 +53,7 @@ from corpus.repeated_passages import find_repeated_passages, summarise
 from corpus.stage_progress import StageProgress, weigh_steps
 from recipe_config import Data, Recipe, RecipeError
 from recipe_loading import parse_command_line, run_command
-from recorded_files import record_run_files
+from recorded_files import recording
 from recovery.run_lock import stage_lock
 from run_folder import new_output
 from sources.units import Listing, list_all_sources
@@ -214,8 +214,8 @@ def prepare(recipe: Recipe) -> dict:
         renamed = read_renamed(work / "passages" / "renamed")
         write_places(work / "places", renamed, output / PLACES)
         against = data.near_duplicates.against if data.near_duplicates else []
-        write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
-        record_run_files(output.parent, (SAMPLES,))
+        with recording(output.parent, SAMPLES):
+            write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
         stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
         stats["unchecked"] = why_unchecked(recipe)

@@ -438,8 +438,13 @@ class Pretraining:
         summary |= {"phases": state["phases"], "computing": state["computing"], "mixture": mixture}
         if state.get("base_commit"):
             summary["base_commit"] = state["base_commit"]
+        accelerator.wait_for_everyone()  # nothing is refused from here on
         if self.is_main:
             write_json(self.run / "training.json", summary)
+            text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
+            self.chronicle.note("finish", state["step"], text)
+            # Before the model is there: no kill leaves a finished run without a record.
+            record_run_files(self.run, tuple({*OF_TRAINING} - {"status.json"}))
             checkpoint, tokenizer = self.run / "checkpoints" / f"step_{state['step']:08d}", self.text.tokenizer
             # Of the longest phase, or of the base: AutoTokenizer truncates at it if asked to truncate.
             tokenizer.model_max_length = self.language_model.config.max_position_embeddings
@@ -447,9 +452,6 @@ class Pretraining:
                 self.prepared.export(output, checkpoint, tokenizer)
                 if self.training.average is None and (earlier := self.run / "model_final").exists():
                     discard(earlier)  # of a model with averaged weights, which this one replaces
-        text = f"{summary['tokens_seen']:,} tokens in {summary['seconds']:.0f} s"
-        self.chronicle.note("finish", state["step"], text)
-        accelerator.wait_for_everyone()
         return summary
 
     def close(self) -> None:
@@ -461,6 +463,9 @@ def record_failure(run: Path, status: RunStatus, reason: str) -> None:
     """Record why training failed, as far as a full disk or a damaged chronicle lets it."""
     with suppress(OSError):
         status.end("failed", 1, reason, alone=True)
+    with suppress(OSError, RecipeError):
+        if status.writes:
+            record_run_files(run, (), forget=OF_TRAINING)  # the chronicle grows again
     with suppress(OSError, RecipeError, KeyError):
         Chronicle(run, status.writes).note("failure", status.values.get("step", 0), reason)
 
@@ -527,17 +532,18 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
         sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
         os._exit(1)
 
-    def explain_death() -> str | None:
-        """Return which other process died; not one that left after a signal, which it had recorded before."""
-        death = liveness.explain_death()
-        return None if status.is_preempted() else death
+    def explain_end() -> str | None:
+        """Return why another process died or failed; None of one that left after a signal: it had recorded that."""
+        # Before the group is there, the status may be of the launch before.
+        end = liveness.explain_death() or (status.read_end() if preemption.group else None)
+        return None if status.is_preempted() else end
 
     processes = (accelerator.process_index, accelerator.num_processes)
     liveness = Liveness(run, *processes, recipe.run.timeout_seconds, end_run)
     with ExitStack() as stack:
         left_by = stack.enter_context(held_run(run, accelerator))
         stack.enter_context(liveness)
-        preemption = stack.enter_context(Preemption(status, explain_death))  # it removes a file that asks to leave
+        preemption = stack.enter_context(Preemption(status, explain_end))  # it removes a file that asks to leave
         if is_main:
             record_run_files(run, (), forget=OF_TRAINING)  # they grow from here on
         status.begin()
@@ -562,14 +568,12 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
                 error = RecipeError(f"{cause}; the same command resumes from the newest checkpoint")
                 reason = f"{cause} (noticed by {reason.splitlines()[0][:300]})"
             # The other processes left after a signal, which a launcher also sends where one of them died.
-            if (preemption.signal_name and not explain_death()) or status.is_preempted():
+            if (preemption.signal_name and not explain_end()) or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
             record_failure(run, status, reason)
             raise error
         status.update(step=summary["max_steps"])
-        if is_main:  # before the status says so: no kill leaves a finished run without a record
-            record_run_files(run, tuple({*OF_TRAINING} - {"status.json"}))
         status.end("finished", 0, "trained to the end")
         if is_main:
             record_run_files(run, ("status.json",))

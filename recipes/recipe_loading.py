@@ -164,7 +164,8 @@ def read_files(
     """Yield (path, values, origins) of each file, after that of its `base`."""
     count = count or itertools.count(1)
     for path in paths:
-        if path.resolve() in seen:
+        place = Path(os.path.realpath(path))  # resolve() raises where links form a circle; open() says so below
+        if place in seen:
             raise RecipeError(f"{path}: base: includes the file itself; remove the circle")
         if next(count) > MAX_FILES:
             raise RecipeError(f"{path}: base: more than {MAX_FILES} files make this recipe; join some")
@@ -182,11 +183,11 @@ def read_files(
             raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)
         if isinstance(values.get("run"), dict) and isinstance(folder := values["run"].get("output_dir"), str):
-            values["run"]["output_dir"] = folder.replace("{folder}", path.resolve().parent.name)
+            values["run"]["output_dir"] = folder.replace("{folder}", place.parent.name)
         bases = [] if base is None else [base] if isinstance(base, str) else base
         if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
             raise RecipeError(f"{path}: base: expected the name of a YAML file, got {shown(base)}; several are a list")
-        yield from read_files([path.parent / name for name in bases], (*seen, path.resolve()), count)
+        yield from read_files([path.parent / name for name in bases], (*seen, place), count)
         yield path, values, origins
 
 
@@ -235,6 +236,10 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
         values = merge(values, value)
     recipe, invalid = validate(values, origins)
     problems += invalid
+    if recipe is not None and (reason := why_no_folder(Path(recipe.run.output_dir))):
+        where = origins.get(("run", "output_dir"), "recipe")
+        problems.append(f"{where}: run.output_dir: {recipe.run.output_dir} cannot be a folder: {reason}; name another")
+        recipe = None
     if recipe is not None and "pretokenization" not in recipe.tokenizer.model_fields_set:
         # The default was gpt4 before; a run made then keeps its tokenizer.
         record = read_json(Path(recipe.run.output_dir) / "tokenizer" / RECORD) or {}
@@ -252,6 +257,18 @@ def load_recipe(config: list[Path | str], overrides: list[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(*problems)
     return recipe
+
+
+def why_no_folder(folder: Path) -> str | None:
+    """Return why nothing can be in a folder, whether it exists or not; None if something can, or its mode forbids to
+    look."""
+    try:
+        (folder / RECORD).lstat()
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def has_comment(text: str, value: Any) -> bool:

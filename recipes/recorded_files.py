@@ -8,6 +8,8 @@ chronicle held at its step: they only grow, so a later file begins with it.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from atomic_files import CHECKSUM, RECORD, StaleStageError, file_sha256, hash_files, read_json, write_json
@@ -40,6 +42,17 @@ def record_run_files(run: Path, names: tuple[str, ...], forget: tuple[str, ...] 
             files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     files = dict(sorted(files.items()))
     write_json(run / RUN_FILES, {"format": 1, "sha256": hash_files(files), "files": files})
+
+
+@contextmanager
+def recording(run: Path, *names: str) -> Iterator[None]:
+    """Record files that the block writes: a kill in it leaves them unrecorded, not damaged.
+
+    Raises: StaleStageError: as record_run_files.
+    """
+    record_run_files(run, (), forget=names)
+    yield
+    record_run_files(run, names)
 
 
 def recorded_run_files(run: Path) -> dict[str, dict]:

@@ -27,6 +27,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -56,7 +57,7 @@ from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
-from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files
+from recorded_files import OF_REPORT, find_damaged_run_files, recording
 from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, record_stage, starts_again
 from sources.units import Listing, list_all_sources
@@ -175,10 +176,9 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
             run_script(name, [*command, str(folder)], run)
     elif stage.arguments:
         with run_lock(run, name):
-            run_script(name, command, run)
+            with recording(run, *OF_REPORT) if name == "report" else nullcontext():
+                run_script(name, command, run)
             record_stage(recipe, name)
-            if name == "report":
-                record_run_files(run, OF_REPORT)
     else:  # it locks the run folder itself
         run_script(name, command, run)
 

@@ -21,8 +21,9 @@ from publishing.hub_transfer import TransferError, read_records
 from recipe_config import RecipeError
 from recipe_loading import run_command
 from recorded_files import ALL, RUN_FILES, find_damaged_run_files, find_difference, recorded_run_files
+from recovery.chronicle import read_chronicle
 from recovery.run_lock import is_held
-from recovery.stored_tensors import find_damage, foreign_folders, list_checkpoints
+from recovery.stored_tensors import foreign_folders, list_checkpoints, list_damage
 from recovery.tuning_checkpoints import HASHES, PRECISION, kept_precision
 from run_folder import REPLACED, find_damaged_files, hash_input, replaced_model
 from stages import STAGES
@@ -76,16 +77,17 @@ def check_checkpoint(run: Path, checkpoint: Path) -> list[tuple[str, bool]]:
     # A manifest with `records` has a checksum too: without one, a bit of its name has changed.
     if manifest is not None and not (is_unchanged(manifest) and ("records" not in manifest or CHECKSUM in manifest)):
         return [("damaged: manifest.json is not as it was written", False)]
-    if problem := find_damage(checkpoint):
-        return [(f"damaged: {problem}", False)]
+    damage = list(list_damage(checkpoint))
     try:
         found = {
             name: find_difference(run / name, recorded, grows=True)
-            for name, recorded in manifest.get("records", {}).items()
+            for name, recorded in ((manifest or {}).get("records") or {}).items()
         }
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return [("damaged: manifest.json cannot be read", False)]
-    return [(f"{name} up to here: {problem}", False) for name, problem in found.items() if problem] or [("ok", True)]
+    lines = [(f"damaged: {problem}", False) for problem in damage]
+    lines += [(f"{name} up to here: {problem}", False) for name, problem in found.items() if problem]
+    return lines or [("ok", True)]
 
 
 def check_release(folder: Path) -> list[tuple[str, bool]]:
@@ -171,6 +173,10 @@ def check(record: str, what: Callable[..., list[tuple[str, bool]]], *arguments) 
 def check_run_files(run: Path) -> list[tuple[str, str, bool]]:
     """Return a line for each damaged file of the run folder itself, one for those in order, one for the others."""
     damaged = find_damaged_run_files(run)
+    try:
+        read_chronicle(run)
+    except StaleStageError:
+        damaged.setdefault("chronicle.jsonl", "a line is not as it was written")
     recorded = set() if UNREADABLE in damaged.get(RUN_FILES, "") else set(recorded_run_files(run))
     for name in HUB_RECORDS:
         try:

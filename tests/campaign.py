@@ -398,6 +398,9 @@ class Attack:
         self.problems += [f"{when}{found}" for found in self.attacked.find_differences(self.run, self.stages)]
         for run in self.attacked.runs_in(self.run):
             self.problems += [f"{when}verify_run.py: {line}" for line in verify(run)]
+            if (run / "model").exists():
+                recorded, whole = map(recorded_names, (run, self.attacked.whole / run.relative_to(self.run)))
+                self.problems += [f"{when}{name} is not recorded" for name in sorted(whole - recorded)]
         known = {path.relative_to(self.attacked.whole) for path in self.attacked.whole.rglob(".*")}
         hidden = [path for path in self.run.rglob(".*") if path.relative_to(self.run) not in known]
         hidden = [path.name for path in hidden if path.name not in HARMLESS]
@@ -485,6 +488,13 @@ def is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def recorded_names(run: Path) -> set[str]:
+    """Return which files of training a run has recorded."""
+    from recorded_files import OF_TRAINING, recorded_run_files
+
+    return recorded_run_files(run).keys() & {*OF_TRAINING}
 
 
 def verify(run: Path) -> list[str]:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import RECIPES, ROOT
+from tiny_run import RECIPES, ROOT, TinyRun
 
 import launching
 import pretrain
@@ -360,17 +361,32 @@ def test_processes_that_gloo_does_not_connect_are_refused_with_what_to_set(tmp_p
         Preemption(RunStatus(tmp_path, True)).connect(SimpleNamespace(num_processes=16), 60)
 
 
-def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path):
+@pytest.mark.parametrize("prepared", [True, False], ids=["training", "preparing"])
+def test_no_process_that_is_started_imports_a_module_of_the_working_folder(tiny_run, tmp_path, prepared):
     folder = tmp_path / "with modules"
     folder.mkdir()
     ours, others = ("launching", "planning", "recipe_config"), ("torch", "numpy", "accelerate")
     for name in (*ours, *others, "json", "pickle", "socket", "subprocess"):
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
-    command = [sys.executable, RECIPES / "run_recipe.py", *tiny_run.argv("--training.max_tokens=1024")]
-    run_folder = tiny_run.output_dir.absolute()
+    if prepared:
+        run, script, made = tiny_run, "run_recipe.py", Path("model", "model.safetensors")
+    else:  # by the fork server
+        run, script, made = (
+            TinyRun(tiny_run.texts, tmp_path / "new"),
+            "prepare_data.py",
+            Path("documents", "stats.json"),
+        )
+    command = [sys.executable, RECIPES / script, *run.argv("--training.max_tokens=1024", "--data.workers=2")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert not (tmp_path / "imported").exists(), done.stderr[-2000:]
-    assert done.returncode == 0 and (run_folder / "model" / "model.safetensors").exists(), done.stderr[-2000:]
+    assert done.returncode == 0 and (run.output_dir / made).exists(), done.stderr[-2000:]
+
+
+def test_the_job_of_slurm_imports_no_module_of_the_folder_it_is_submitted_from():
+    script = (ROOT / "accelerate_configs" / "slurm.sh").read_text()
+    started = re.findall(r"""["'(]\$python" .*|exec "\$0" .*""", script)
+    started = [words for words in started if " -c " in words or " -m " in words]
+    assert len(started) == 3 and all('" -P -' in words for words in started), started
 
 
 def test_no_worker_of_a_unigram_tokenizer_imports_a_module_of_the_working_folder(tmp_path):

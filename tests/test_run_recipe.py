@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import launching
 import recipe_loading
+import recorded_files
 import run_recipe
 from atomic_files import file_sha256
 from recipe_config import RecipeError
@@ -192,6 +194,34 @@ def test_every_way_from_text_ends_in_a_release_on_the_hub(way, request, tmp_path
     if longer := [phase["sequence_length"] for phase in training["phases"][1:]]:
         assert tokenizer.model_max_length == model.config.max_position_embeddings >= max(longer)
     assert not re.search(r"Läufe|Söhne", "".join(path.read_text(errors="ignore") for path in release.rglob("*.*")))
+
+
+def test_a_report_that_was_killed_before_its_files_are_recorded_is_made_again(tmp_path, monkeypatch):
+    """Its stage does not count as finished, or publishing would refuse files that nobody can record."""
+    run_folder, finished = tmp_path / "run", []
+    run_folder.mkdir()
+    recipe = RECIPE.model_copy(update={"run": RECIPE.run.model_copy(update={"output_dir": str(run_folder)})})
+
+    def make(name, command, run):
+        (run / "report.html").write_text(f"report of {command}")
+
+    real = recorded_files.record_run_files
+
+    def killed(run, names, forget=()):
+        if names:
+            raise SystemExit("killed")
+        real(run, names, forget)
+
+    options = Namespace(config=[], overrides=[], overwrite=False)
+    monkeypatch.setattr(run_recipe, "run_script", make)
+    monkeypatch.setattr(run_recipe, "record_stage", lambda recipe, name: finished.append(name))
+    run_recipe.run_stage(recipe, "report", options, [])
+    assert "report.html" in recorded_files.recorded_run_files(run_folder)
+    monkeypatch.setattr(recorded_files, "record_run_files", killed)
+    with pytest.raises(SystemExit, match="killed"):
+        run_recipe.run_stage(recipe, "report", Namespace(**vars(options) | {"overwrite": True}), [])
+    assert finished == ["report"], "the second is not"
+    assert not recorded_files.find_damaged_run_files(run_folder), "not recorded, and so not damaged"
 
 
 def test_the_terminal_shows_what_the_stages_say_and_nothing_of_the_libraries(telecom):

@@ -249,18 +249,22 @@ def launch(command: list[str], harm: Harm) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks, stopped = [], []
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if count > 1 else ()
+    before = {number: signal.getsignal(number) for number in handled}
+    for number in handled:  # before the first is there, which would wait for the others of a launcher that has ended
+        signal.signal(number, lambda *_: stopped.append(1))
     for rank in range(count):
 
         def run(rank: int = rank) -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # as the launch files of the campaign say
             if count > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
                 os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
             run_script([sys.executable, *command[script:]], harm)
 
         ranks.append(psutil.Process(fork(run)))
-    if count > 1:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: stopped.append(1))
     failed = False
     while ranks and not failed and not stopped:
         for rank in list(ranks):

@@ -103,6 +103,8 @@ def list_waiting(run: Path) -> list[Path]:
 def start_sending(run: Path) -> None:
     """Start a process that publishes the waiting revisions, unless one runs; it outlives this one and uses no device.
 
+    run_recipe.py ends it with training, as all that training leaves behind: its publish stage sends what still waits.
+
     It inherits the lock, so that no second one starts meanwhile. Where the file system has no such locks, a second one
     finds the lease of the first and ends.
     """

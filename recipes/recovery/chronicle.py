@@ -3,7 +3,8 @@
 
 | file | what it holds |
 |---|---|
-| `chronicle.jsonl` | one event a line: `time` (UTC), `event`, `step`, `text`, and details of some events |
+| `chronicle.jsonl` | one event a line: `time` (UTC), `event`, `step`, `text`, details of some events, and `chain`, |
+|  | a hash of the line and of the `chain` before it: no line can change alone |
 | `chronicle.md` | the same events as Markdown |
 | `status.json` | `status` (running, preempted, failed, finished), `step`, `max_steps`, `checkpoint` (the newest), |
 |  | `save_seconds` (that are allowed after a signal), `reason` and `exit_code` of the end, `pid`, `host`, |
@@ -14,16 +15,20 @@ the order in which they happened; the events of a step that was trained again af
 `status.json`, since a launcher exits with 1 whatever its processes return. "running" while no process holds the run's
 lock means killed."""
 
+import hashlib
 import json
 import os
 import platform
 import threading
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 
-from atomic_files import read_json, read_json_lines, replace_text, write_json
+from atomic_files import StaleStageError, read_json, read_json_lines, replace_text, write_json
 
 
+ENDED = ("failed", "preempted")
+END = ("status", "exit_code", "reason")  # the values that say how a run ended
 HEADER = "# Chronicle\n\nWhat happened to this run, in order; times are UTC. Written by training itself.\n\n"
 
 
@@ -40,12 +45,16 @@ class RunStatus:
         self.values: dict = {}
 
     def begin(self) -> None:
-        self.update(status="running", pid=os.getpid(), host=platform.node(), started=utc_now())
+        self.values = {"status": "running", "pid": os.getpid(), "host": platform.node(), "started": utc_now()}
+        if self.writes:
+            write_json(self.path, self.values | {"updated": utc_now()})
 
     def update(self, **values) -> None:
-        """Change values and write the file."""
+        """Change values and write the file, with the end that another process may have recorded meanwhile."""
         with self.lock:
-            self.values |= values
+            found = (read_json(self.path) or {}) if self.writes else {}
+            ended = found.get("status") in ENDED
+            self.values |= values | {key: found[key] for key in END if ended and key in found}
             if self.writes:
                 write_json(self.path, self.values | {"updated": utc_now()})
 
@@ -65,7 +74,7 @@ class RunStatus:
     def read_end(self) -> str | None:
         """Return why a process of this launch ended the run; None if none has recorded that."""
         found = read_json(self.path) or {}
-        return found.get("reason") if found.get("status") in ("failed", "preempted") else None
+        return found.get("reason") if found.get("status") in ENDED else None
 
     def is_preempted(self) -> bool:
         """Return whether a process of this launch has recorded that a signal ended the run."""
@@ -86,8 +95,10 @@ class Chronicle:
 
     def __init__(self, run: Path, writes: bool):
         self.lines, self.page, self.writes = run / "chronicle.jsonl", run / "chronicle.md", writes
+        self.lock = threading.Lock()  # a thread notes what it saved
         if writes:
             entries = read_chronicle(run)  # a kill can leave half a line, and the page behind
+            self.chain = reduce(link, entries, "")
             replace_text(self.lines, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
             replace_text(self.page, HEADER + "".join(map(describe, entries)))
 
@@ -96,14 +107,35 @@ class Chronicle:
         if not self.writes:
             return
         entry = {"time": utc_now(), "event": event, "step": step, "text": text, **details}
-        for path, line in ((self.lines, json.dumps(entry, ensure_ascii=False) + "\n"), (self.page, describe(entry))):
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line)
+        with self.lock:
+            self.chain = link(self.chain, entry)
+            line = json.dumps(entry | {"chain": self.chain}, ensure_ascii=False) + "\n"
+            for path, added in ((self.lines, line), (self.page, describe(entry))):
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(added)
 
 
 def read_chronicle(run: Path) -> list[dict]:
-    """Return a run's events, without a truncated last line; empty where there is no file."""
-    return read_json_lines(run / "chronicle.jsonl", "time", "event", "step", "text")
+    """Return a run's events, without a truncated last line; empty where there is no file.
+
+    Raises: StaleStageError: a line is not as it was written.
+    """
+    entries, chain = read_json_lines(run / "chronicle.jsonl", "time", "event", "step", "text"), ""
+    first = next((number for number, entry in enumerate(entries) if "chain" in entry), len(entries))
+    for number, entry in enumerate(entries):  # those before the first are of an earlier version
+        chain = link(chain, entry)
+        if number >= first and entry.get("chain") != chain:
+            raise StaleStageError(
+                f"{run / 'chronicle.jsonl'}:{number + 1} or a line before it is not as it was written. Restore the "
+                "file from a copy, or move it away: training then starts a new one, and notes that"
+            )
+    return entries
+
+
+def link(chain: str, entry: dict) -> str:
+    """Return the hash of an entry and of the chain of those before it."""
+    content = {key: value for key, value in entry.items() if key != "chain"}
+    return hashlib.sha256((chain + json.dumps(content, ensure_ascii=False)).encode()).hexdigest()[:16]
 
 
 def describe(entry: dict) -> str:

@@ -39,6 +39,7 @@ LEAVE = "leave"
 # Until they save: the step at work, one until the others have answered, and on a GPU one that it is still computing.
 STEPS_BEFORE_SAVE = 3
 RECENT_STEPS = 10  # whose slowest is allowed for
+LAUNCHED = {"LOCAL_RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # variables that launchers set
 LAUNCHER_SECONDS = 30  # after which torchrun, having passed a signal on, kills the processes that still run
 
 
@@ -50,7 +51,7 @@ class Preemption:
 
     Args:
         status: of the run.
-        explain_death: says which other process died, if one did: launchers send the others a signal then, which does
+        explain_end: says why another process ended, if one did: launchers send the others a signal then, which does
             not ask them to start again.
 
     Attributes:
@@ -59,8 +60,8 @@ class Preemption:
         slowest_save, recent_steps: seconds of a save, its copy to memory included, and of the last steps.
     """
 
-    def __init__(self, status: RunStatus, explain_death: Callable[[], str | None] = lambda: None):
-        self.status, self.explain_death, self.signal_name = status, explain_death, None
+    def __init__(self, status: RunStatus, explain_end: Callable[[], str | None] = lambda: None):
+        self.status, self.explain_end, self.signal_name = status, explain_end, None
         self.anything_to_save, self.left = False, threading.Event()
         self.group, self.pending = None, None
         self.slowest_save, self.recent_steps = 0.0, ()
@@ -105,7 +106,8 @@ class Preemption:
         self.wakeup_before = signal.set_wakeup_fd(self.wakeup, warn_on_full_buffer=False)
         self.owner = os.getpid()
         os.register_at_fork(after_in_child=self.forget)
-        end_with_parent()  # which is the launcher
+        if os.environ.keys() & LAUNCHED:  # a shell may end before what it started, as under nohup
+            end_with_parent()
         threading.Thread(target=self.watch, args=(read_end,), daemon=True).start()
         return self
 
@@ -140,11 +142,11 @@ class Preemption:
             reason = f"{self.signal_name}, and saving took longer than {self.save_seconds:.0f} s; not saved"
         else:
             reason = f"{self.signal_name} before the first step since the start; nothing to save"
-        death = self.explain_death()
-        status, code = ("failed", 1) if death else ("preempted", EXIT_STOPPED)
+        end = self.explain_end()
+        status, code = ("failed", 1) if end else ("preempted", EXIT_STOPPED)
         with suppress(OSError):  # leave even if the disk is full
-            self.status.end(status, code, death or reason, alone=True)
-        sys.stderr.write(f"pretrain: {death or reason}; start again with the same command\n")
+            self.status.end(status, code, end or reason, alone=True)
+        sys.stderr.write(f"pretrain: {end or reason}; start again with the same command\n")
         os._exit(code)
 
     def connect(self, accelerator: Accelerator, timeout_seconds: float) -> None:

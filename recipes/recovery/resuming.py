@@ -168,13 +168,14 @@ def follow_computing(state: dict, now: dict) -> list[str]:
     """
     step, periods = state["step"], state.get("computing", [])  # absent from earlier checkpoints
     before = periods[-1] if periods else {}
-    changed = [key for key in now if periods and before.get(key) != now[key]]
+    keys = [key for key in before | now if key != "after_step"]
+    changed = [key for key in keys if periods and before.get(key) != now.get(key)]
     if changed or not periods:
         state["computing"] = [*periods, {"after_step": step, **now}]
     if not periods and step > 0:
         return [f"how steps 1 to {step} were computed is not recorded, so a change cannot be seen"]
     return [
-        f"{key} was {before.get(key)}, is {now[key]} after step {step}; "
+        f"{key} was {before.get(key)}, is {now.get(key)} after step {step}; "
         + (
             "this rounds otherwise, so the losses are not those of a run without the change"
             if key == "mixed_precision"

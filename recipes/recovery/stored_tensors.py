@@ -6,6 +6,7 @@ torch.distributed.checkpoint is not used because its `.metadata` file is a pickl
 import json
 import math
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -80,36 +81,50 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if every file has its recorded size and sha256."""
-    reading = "manifest.json"
+    """Return the first thing that is wrong with a checkpoint; None if nothing is, as list_damage looks for it."""
+    return next(list_damage(checkpoint), None)
+
+
+def list_damage(checkpoint: Path) -> Iterator[str]:
+    """Yield what is wrong with a checkpoint, file by file: each has its recorded size and sha256 in a whole one."""
     try:
         if checkpoint.is_symlink():
-            return "is a link, and checkpoints are not"
+            yield "is a link, and checkpoints are not"
+            return
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
         if manifest.get("program", PROGRAM) != PROGRAM:
-            return f"manifest.json: of another program, {manifest['program']}"
-        if manifest["format"] != CHECKPOINT_FORMAT:
-            return f"manifest.json: format {manifest['format']}, this version reads {CHECKPOINT_FORMAT}"
-        if f"step_{manifest['step']:08d}" != checkpoint.name:
-            return f"manifest.json: of step {manifest['step']}"
-        if "state.json" not in manifest["files"]:
-            return "manifest.json: names no state.json"
-        for name, recorded in manifest["files"].items():
-            path, reading = checkpoint / name, name
-            if Path(name).name != name:
-                return f"manifest.json: {name!r} is not the name of a file"
-            if path.is_symlink() or not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != recorded["bytes"]:
-                return f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} in the manifest"
-            if file_sha256(path) != recorded["sha256"]:
-                return f"{name}: its sha256 is not the one in the manifest"
+            yield f"manifest.json: of another program, {manifest['program']}"
+        elif manifest["format"] != CHECKPOINT_FORMAT:
+            yield f"manifest.json: format {manifest['format']}, this version reads {CHECKPOINT_FORMAT}"
+        elif f"step_{manifest['step']:08d}" != checkpoint.name:
+            yield f"manifest.json: of step {manifest['step']}"
+        elif "state.json" not in manifest["files"]:
+            yield "manifest.json: names no state.json"
+        else:
+            found = (find_file_damage(checkpoint, *file) for file in manifest["files"].items())
+            yield from (problem for problem in found if problem)
     except FileNotFoundError:
-        return "manifest.json is missing"
+        yield "manifest.json is missing"
     except OSError as error:
-        return f"{reading} cannot be read: {error.strerror}"
+        yield f"manifest.json cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "manifest.json cannot be read"
+        yield "manifest.json cannot be read"
+
+
+def find_file_damage(checkpoint: Path, name: str, recorded: dict) -> str | None:
+    """Return what is wrong with a file of a checkpoint; None if nothing is."""
+    path = checkpoint / name
+    if Path(name).name != name:
+        return f"manifest.json: {name!r} is not the name of a file"
+    if path.is_symlink() or not path.is_file():
+        return f"{name} is missing"
+    try:
+        if path.stat().st_size != recorded["bytes"]:
+            return f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} in the manifest"
+        if file_sha256(path) != recorded["sha256"]:
+            return f"{name}: its sha256 is not the one in the manifest"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
     return None
 
 

@@ -29,7 +29,7 @@ from planning.memory import count_teachers, memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from planning.scarce_text import FORWARD_FRACTION
 from recipe_config import Model, Recipe, RecipeError, Training
-from recorded_files import record_run_files
+from recorded_files import recording
 from training.compilation import decide_compilation
 from training.inputs import read_inputs
 from training.optimizers import build_optimizers
@@ -109,8 +109,9 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     checks = run_checks(setup)
     print_preflight(plan, checks, accelerator)
     if accelerator.is_main_process:
-        write_json(Path(recipe.run.output_dir) / "preflight.json", {"plan": plan, "checks": checks})
-        record_run_files(Path(recipe.run.output_dir), ("preflight.json",))
+        run = Path(recipe.run.output_dir)
+        with recording(run, "preflight.json"):
+            write_json(run / "preflight.json", {"plan": plan, "checks": checks})
     failed = [check for check in checks if not check["passed"]]
     if failed:
         raise RecipeError(*(f"{one['name']}: {one['found']}; expected {one['expected']}" for one in failed))

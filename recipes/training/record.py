@@ -11,6 +11,7 @@
 """
 
 import json
+import os
 import platform
 from importlib.metadata import distributions
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from atomic_files import read_json, read_json_lines, replace_text, write_json
+from launching import deciding_environment
 from mixture.fitting import expected_deviations
 from mixture.order import TokenMixture
 from model.llama import count_module_parameters
@@ -138,6 +140,7 @@ def describe_computing(accelerator: Accelerator, training: Training, compiled: b
         attention: the attention function.
     """
     on_cpu = accelerator.device.type == "cpu"
+    environment = {name: os.environ[name] for name in deciding_environment()}
     return {
         "device": processor_name() if on_cpu else torch.cuda.get_device_name(accelerator.device),
         "threads": torch.get_num_threads() if on_cpu else None,
@@ -148,6 +151,7 @@ def describe_computing(accelerator: Accelerator, training: Training, compiled: b
         "attention": attention,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "torch": torch.__version__,
+        **({"environment": environment} if environment else {}),
     }
 
 

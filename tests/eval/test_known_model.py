@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a known model in eval/README.md holds the numbers of eval/smollm2.json, which runs wrote."""
+"""The tables of a known model hold the numbers of eval/smollm2.json, which runs wrote, and of rows of it continued."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
+RECIPES = EVAL.parent / "recipes"
 RECORD = json.loads((EVAL / "smollm2.json").read_text(encoding="utf-8"))
 KNOWN, OURS = RECORD["models"]["SmolLM2-135M-Instruct"], RECORD["models"]["legal-quickstart"]
 
@@ -50,3 +52,22 @@ def test_the_page_says_how_many_items_lm_eval_scored_alike():
     assert f"{items} items of {tasks} tasks" in page
     differ, of = sum(task["different_acc"] for task in without), sum(task["items"] for task in without)
     assert f"{differ} of {of}" in page
+
+
+def test_the_table_of_the_continued_model_shows_its_rows():
+    lines, domains = [], set()
+    rows = list(csv.DictReader((RECIPES / "experiments" / "continued_smollm2.csv").open(encoding="utf-8")))
+    for row in rows:
+        first = "" if row["domain"] in domains else f"{row['domain']}: "
+        domains.add(row["domain"])
+        cells = [first + row["model"], f"{int(row['tokens']):,}"]
+        for text in ("domain", "general"):
+            bits = row[f"{text}_bits_per_byte"]
+            least = min(one[f"{text}_bits_per_byte"] for one in rows if one["domain"] == row["domain"])
+            number = f"**{bits}**" if bits == least else bits
+            cells.append(f"{number} ({row[f'{text}_low']} to {row[f'{text}_high']})")
+        lines.append(f"| {' | '.join([*cells, row['accuracy']])} |".replace("|  |", "| |"))
+        continued = int(row["tokens"]) > 0 and row["context_tokens"] == "8192"
+        assert row["interval_of"] == ("difference" if continued else "score")
+    page = (RECIPES / "custom" / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(["|---|--:|--:|--:|--:|", *lines, "", ""]) in page

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a small run folder, of one with pieces missing, and what it says about results that show nothing."""
 
+import fcntl
 import json
 import math
 import re
@@ -1027,6 +1028,11 @@ def test_a_damaged_record_of_an_earlier_report_is_left_as_it_is(tmp_path, conten
     assert read_records(tmp_path) == {}
 
 
+NO_FLOCK = """import errno, fcntl
+def no_flock(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+fcntl.flock = no_flock
+"""
 HOLD = """import pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
 from recovery.run_lock import run_lock
@@ -1042,12 +1048,18 @@ with locked_run(pathlib.Path(sys.argv[2]), "report"):
 """
 
 
-def test_a_report_and_an_evaluation_by_hand_are_refused_while_a_stage_works_in_the_run_folder(tmp_path, model_folder):
+@pytest.mark.parametrize("before", ["", NO_FLOCK], ids=["locks", "no locks"])
+def test_a_report_and_an_evaluation_by_hand_are_refused_while_a_stage_works_in_the_run_folder(
+    tmp_path, model_folder, monkeypatch, before
+):
+    if before:
+        monkeypatch.setattr(fcntl, "flock", fcntl.flock)  # and restored at the end
+        exec(before, {})
     (tmp_path / "recipe.yaml").write_text("run: {}\n")
     with run_lock(tmp_path, "report"):  # as run_recipe.py does, which starts the command
-        command = [sys.executable, "-c", ENTER, str(ROOT / "eval"), str(tmp_path)]
+        command = [sys.executable, "-c", before + ENTER, str(ROOT / "eval"), str(tmp_path)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "entered\n"
-    command = [sys.executable, "-c", HOLD, str(ROOT / "recipes"), str(tmp_path)]
+    command = [sys.executable, "-c", before + HOLD, str(ROOT / "recipes"), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         named = rf"is in use by process {other.pid} on \S+ \(pretrain\); wait for it"

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -461,6 +462,39 @@ def test_a_second_evaluation_into_the_same_folder_is_refused_while_the_first_run
         main([*command[:3], str(tmp_path / "other"), *command[4:]])
     main(command)
     assert {path.name for path in tmp_path.iterdir()} == {"eval", "other"}, "nothing is left beside the results"
+
+
+def test_variables_that_another_job_left_are_refused_and_not_waited_on(model_folder, tmp_path):
+    command = [sys.executable, run_eval.__file__, "--model", str(model_folder), "--prompt", "The"]
+    command += ["--output", str(tmp_path / "eval")]
+    left = os.environ | {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    refused = subprocess.run(command, env=left, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 1 and "RANK, MASTER_ADDR, MASTER_PORT is not set" in refused.stderr, refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+LAUNCH = """import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_an_evaluation_ends_with_its_launcher_but_not_with_a_shell(tmp_path, launched):
+    """A launcher that is killed, as its own parent was, would leave the evaluation to hold the GPU."""
+    code = "import sys, time; sys.path.insert(0, sys.argv[1]); import run_eval; run_eval.check_launch(); "
+    code += "print('ready', flush=True); time.sleep(100)"
+    environment = os.environ | ({"ACCELERATE_MIXED_PRECISION": "no"} if launched else {})
+    command = [sys.executable, "-c", LAUNCH, sys.executable, "-c", code, str(Path(run_eval.__file__).parent)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
+        evaluation = psutil.Process(int(launcher.stdout.readline()))
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.kill()
+    gone, alive = psutil.wait_procs([evaluation], timeout=5 if launched else 1)
+    for process in alive:
+        process.kill()
+    assert bool(gone) == launched
 
 
 def test_a_model_saved_again_gives_the_same_numbers(model_folder, documents, evaluated, tmp_path):

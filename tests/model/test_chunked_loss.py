@@ -105,9 +105,11 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_is_as_large_as_the_logits_of_the_batch(problem):
-    with LargestTensor() as largest:
-        chunked_loss.chunked_loss(*problem)[0].backward()
-    assert largest.elements <= 512 * VOCAB < ROWS * VOCAB
+    models = [(torch.ones(ROWS, 8), torch.ones(VOCAB, 8), None)] * 2
+    for soft in (None, chunked_loss.SoftTargets(0.3, models)):
+        with LargestTensor() as largest:
+            chunked_loss.chunked_loss(*problem, soft=soft)[0].backward()
+        assert largest.elements <= 512 * VOCAB < ROWS * VOCAB
     with LargestTensor() as largest:
         plain_loss(*problem, 0.0)[0].backward()
     assert largest.elements == ROWS * VOCAB

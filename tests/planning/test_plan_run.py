@@ -29,6 +29,8 @@ from planning.scaling_laws import LAWS
 from planning.scarce_text import MEASURED_FOUR_EPOCHS, WAYS
 from recipe_config import Model, RecipeError
 from recipe_loading import load_recipe
+from sweeps.arm_results import BITS, TEACHERS, write_factors
+from sweeps.runs import read_rows
 
 
 BASE = RECIPES / "legal" / "base.yaml"
@@ -190,20 +192,30 @@ def test_text_that_is_read_often_gets_the_decay_and_dropout_that_were_measured_f
     assert (more["weight_decay"], more["dropout"]) == (2.0, 0.3), "never less than the recipe's"
 
 
-def test_the_factors_for_little_text_are_the_lowest_and_highest_that_were_measured():
-    arms = {"many times": "repacked", "ensemble": "teachers of student", "student": "student"}
-    measured: dict[str, list[float]] = {way: [] for way in (*arms, "four times")}
-    for experiment, suffix in (("scarce_text", "-longer"), ("scarce_law", ""), ("scarce_medicine", "")):
-        rows = list(csv.DictReader((RECIPES / "experiments" / experiment / "factors.csv").open()))
-        for way, arm in arms.items():
-            measured[way] += [float(row["factor"]) for row in rows if row["arm"] == arm + suffix]
-        of_four = [row["factor"] for row in rows if row["budget_flops"] == "3.75e+12"]
-        measured["four times"] += [float(factor) for factor in of_four if factor != "<1"]
-    assert all(len(factors) > 1 for way, factors in measured.items() if way in arms)
-    for way, (lowest, highest) in ((way, WAYS[way][0]) for way in arms):
-        assert round(min(measured[way]), 1) == lowest, way
-        assert round(max(measured[way]), 1) == highest or way == "ensemble", way
-    assert max(measured["four times"]) == MEASURED_FOUR_EPOCHS
+def test_the_factors_for_little_text_are_the_lowest_and_highest_on_test_text(tmp_path):
+    arms = {"repacked": "many times", "student": "student", "default": "four times"}
+    measured: dict[str, list[str]] = {way: [] for way in arms.values()}
+    of_ensembles = []
+    for experiment, label in (("scarce_law", "legal"), ("scarce_medicine", "medical")):
+        folder = RECIPES / "experiments" / experiment
+        runs = read_rows(folder / "runs.csv")
+        on_test = [
+            runs[row["key"]] | {label + BITS: row["test_bits_per_byte"], label + TEACHERS: ""}
+            for row in read_rows(folder / "test.csv").values()
+        ]
+        write_factors(on_test, "default", tmp_path / "factors.csv")
+        for row in csv.DictReader((tmp_path / "factors.csv").open()):
+            if (way := arms.get(row["arm"])) and row["factor"] not in ("<1", "1.00"):  # 1: the best of the usual runs
+                measured[way].append(row["factor"])
+        rows = csv.DictReader((folder / "factors.csv").open())
+        of_ensembles += [float(row["factor"]) for row in rows if row["arm"] == "teachers of student"]
+    for way in ("many times", "student"):
+        factors = [float(factor) for factor in measured[way]]
+        assert (round(min(factors), 1), round(max(factors), 1)) == WAYS[way][0] and len(factors) == 2, way
+    assert max(map(float, measured["four times"])) == MEASURED_FOUR_EPOCHS
+    assert round(min(of_ensembles), 1) == WAYS["ensemble"][0][0], (
+        "validation text: no row of test text is an ensemble's"
+    )
 
 
 @pytest.mark.parametrize("law", list(LAWS))

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import namedtuple
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -56,10 +56,17 @@ from atomic_files import read_record
 from publishing import revision_queue
 from recipe_config import RecipeError, Rollback, Stability
 from recipe_loading import load_recipe
-from recorded_files import OF_REPORT, RUN_FILES, record_run_files
+from recorded_files import (
+    OF_REPORT,
+    OF_TRAINING,
+    RUN_FILES,
+    find_damaged_run_files,
+    record_run_files,
+    recorded_run_files,
+)
 from recovery import checkpoints as checkpointing
 from recovery import run_lock as run_locks
-from recovery.chronicle import read_chronicle
+from recovery.chronicle import Chronicle, RunStatus, read_chronicle
 from recovery.preemption import EXIT_STOPPED
 from recovery.resuming import follow_computing
 from recovery.run_lock import RunLockedError, is_held, run_lock
@@ -299,6 +306,10 @@ def test_another_precision_is_recorded_as_one_that_changes_the_losses_and_a_roll
     settings = Stability(rollback=Rollback())
     back = rolled_back(state, {"step": 8}, Decision("rollback", "", (9,), 9, 9), settings)["computing"]
     assert [(period["after_step"], period["mixed_precision"]) for period in back] == [(0, "bf16"), (8, "no")]
+    (begun,) = follow_computing(state, {"mixed_precision": "no", "environment": {"TORCHDYNAMO_DISABLE": "1"}})[1:]
+    assert "environment was None, is {'TORCHDYNAMO_DISABLE': '1'} after step 12" in begun
+    (ended,) = follow_computing(state, {"mixed_precision": "no"})
+    assert "environment was {'TORCHDYNAMO_DISABLE': '1'}, is None" in ended
     old = {"step": 7}
     assert "how steps 1 to 7 were computed is not recorded" in follow_computing(old, {"compiled": True})[0]
     assert old["computing"] == [{"after_step": 7, "compiled": True}]
@@ -751,6 +762,98 @@ def test_a_process_that_the_kernel_kills_fails_the_run_although_its_launcher_sen
     named = rf"process {killed} on .* died, .* \(then set training.per_device_train_batch_size lower"
     assert status["status"] == "failed" and status["exit_code"] == 1 and re.match(named, status["reason"]), status
     assert re.search(named, read_log(run)) and "Traceback" not in read_log(run)
+
+
+def test_training_goes_on_after_the_shell_that_started_it(run, tmp_path):
+    """As under nohup, when a user logs out."""
+    command = [sys.executable, str(slow(run, tmp_path)), *run.argv(*TRAINING)]
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{shlex.join(command)} > {tmp_path}/log 2>&1 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+    )
+    training = psutil.Process(int(shell.stdout.readline()))
+    while not (run.output_dir / "metrics.jsonl").exists():
+        assert training.is_running(), (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.05)
+    shell.kill()
+    shell.wait()
+    psutil.wait_procs([training], timeout=100)
+    assert read_status(run)["status"] == "finished", (tmp_path / "log").read_text()[-2000:]
+
+
+def test_an_error_of_one_process_fails_the_run_although_its_launcher_sends_the_others_a_signal(run, tmp_path):
+    script = tmp_path / "broken.py"
+    fall = """import itertools, os, time
+calls = itertools.count(1)
+def fall():
+    if next(calls) == 20:
+        if os.environ["RANK"] == "1":
+            raise ValueError("it broke")
+        time.sleep(8)
+"""
+    script.write_text(fall + slow(run, tmp_path, 0).read_text().replace("time.sleep(0 / 4)", "fall()"))
+    pair = start_pair(run, script)
+    assert pair[1].wait(200) == 1, read_log(run)
+    pair[0].terminate()
+    assert pair[0].wait(60) == 1, read_log(run)
+    status = read_status(run)
+    assert (status["status"], status["exit_code"]) == ("failed", 1), status
+    assert status["reason"] == "process 1: ValueError: it broke", "not preempted: that would start it again for ever"
+
+
+def test_the_end_that_another_process_recorded_outlasts_a_save(tmp_path):
+    main, other = RunStatus(tmp_path, True), RunStatus(tmp_path, False)
+    main.begin()
+    other.begin()
+    other.end("failed", 1, "process 1: it broke", alone=True)
+    main.update(checkpoint="step_00000003")
+    main.end("preempted", 75, "SIGTERM", alone=True)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["exit_code"], status["reason"]) == ("failed", 1, "process 1: it broke")
+    assert status["checkpoint"] == "step_00000003"
+    main.begin()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["status"] == "running" and "reason" not in status, "of the next launch"
+
+
+def test_a_run_that_is_killed_when_its_model_is_there_has_recorded_its_files(tiny_run, monkeypatch):
+    real = pretrain.new_output
+
+    @contextmanager
+    def killed_after(recipe, name):
+        with real(recipe, name) as folder:
+            yield folder
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(pretrain, "new_output", killed_after)
+    with pytest.raises(SystemExit, match="killed"):
+        pretrain.main(tiny_run.argv())
+    assert (tiny_run.output_dir / "model").exists()
+    recorded = recorded_run_files(tiny_run.output_dir)
+    there = {name for name in OF_TRAINING if (tiny_run.output_dir / name).exists()}
+    assert there - recorded.keys() == {"status.json"} and "training.json" in there
+    assert not find_damaged_run_files(tiny_run.output_dir)
+    flip(tiny_run.output_dir / "training.json")
+    assert "training.json" in find_damaged_run_files(tiny_run.output_dir)
+
+
+def test_a_line_of_the_chronicle_that_changed_after_the_newest_checkpoint_is_refused(tmp_path, capsys):
+    chronicle = Chronicle(tmp_path, True)
+    for step, text in enumerate(["100 parameters", "data.skip was 1 to 3", "step_00000003"]):
+        chronicle.note("note", step, text)
+    whole = (tmp_path / "chronicle.jsonl").read_text()
+    Chronicle(tmp_path, True).note("resume", 3, "from there")
+    assert [entry["text"] for entry in read_chronicle(tmp_path)][-1] == "from there"
+    assert (tmp_path / "chronicle.jsonl").read_text().startswith(whole)
+    (tmp_path / "chronicle.jsonl").write_text(whole.replace("1 to 3", "1 to 2"))
+    with pytest.raises(RecipeError, match=r"chronicle\.jsonl:2 or a line before it is not as it was written"):
+        Chronicle(tmp_path, True)
+    with pytest.raises(SystemExit):
+        verify_run.main([str(tmp_path)])
+    assert re.search(r"chronicle\.jsonl +! damaged: a line is not as it was written", capsys.readouterr().out)
+    unchained = [{key: entry[key] for key in entry if key != "chain"} for entry in map(json.loads, whole.splitlines())]
+    (tmp_path / "chronicle.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in unchained))
+    Chronicle(tmp_path, True).note("resume", 3, "of a run of an earlier version")
+    assert len(read_chronicle(tmp_path)) == 4
 
 
 def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
@@ -1245,13 +1348,16 @@ def test_each_damaged_file_has_a_line_also_after_a_record_that_cannot_be_read(un
     (run / "documents" / "stage.json").write_text('{"settings": {}, "inputs": {}, "sha256": "", "files": {"a": {}}}')
     (run / "tokenizer" / "stage.json").write_text("[")
     damaged = ["metrics.jsonl", "training.json", "chronicle.jsonl", "recipe.yaml", "status.json"]
-    for path in (*(run / name for name in damaged), *sorted((run / "tokens").rglob("*.ds"))[:2]):
+    ((_, checkpoint), *_) = list_checkpoints(run / "checkpoints")
+    in_checkpoint = ["model.safetensors", "state.json"]
+    of_folders = [*sorted((run / "tokens").rglob("*.ds"))[:2], *(checkpoint / name for name in in_checkpoint)]
+    for path in (*(run / name for name in damaged), *of_folders):
         flip(path)
     (run / "environment.json").unlink()
     with pytest.raises(SystemExit):
         verify_run.main([str(run)])
     lines = [line for line in capsys.readouterr().out.splitlines() if "! " in line]
-    for name in (*damaged, "environment.json", *(path.name for path in sorted((run / "tokens").rglob("*.ds"))[:2])):
+    for name in (*damaged, "environment.json", *(path.name for path in of_folders)):
         assert any(name in line for line in lines), (name, lines)
     assert sum("stage.json cannot be read" in line for line in lines) == 2
 

@@ -20,8 +20,8 @@ from sweeps.arms import flops_per_token, load_experiment
 from sweeps.runs import read_rows
 
 
-EXPERIMENTS = ("ablations", "break_even", "mixture_share", "scarce_text", "scratch_or_adapt", "scratch_or_adapt_legal")
-EXPERIMENTS += ("pretokenization", "pretokenization_korean")
+EXPERIMENTS = sorted((RECIPES / "experiments").glob("*.yaml"))
+EXPERIMENTS.remove(RECIPES / "experiments" / "scaling_law.yaml")  # of fit_scaling_law.py, which has its own tests
 TINY = """
 results: results
 x: domain_bytes
@@ -98,16 +98,19 @@ def test_the_ablations_change_one_thing_at_a_time_at_two_sizes():
         }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_committed_rows_are_recognised_and_give_the_committed_means(name, tmp_path):
-    source = RECIPES / "experiments"
-    shutil.copytree(source / name, tmp_path / name)
-    shutil.copy(source / f"{name}.yaml", tmp_path)
-    compare_arms.main(["--config", str(tmp_path / f"{name}.yaml"), "--max_runs", "0"])
-    for file in ("means.csv", "runs.csv"):
-        assert (tmp_path / name / file).read_bytes() == (source / name / file).read_bytes()
-    runs = load_experiment(source / f"{name}.yaml")[2]
-    assert {run.key for run in runs} == read_rows(source / name / "runs.csv").keys()
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_committed_rows_are_recognised_and_give_the_committed_tables(path, tmp_path):
+    folder = path.with_suffix("")
+    shutil.copytree(folder, tmp_path / path.stem, ignore=shutil.ignore_patterns("means.csv", "factors.csv"))
+    shutil.copy(path, tmp_path)
+    compare_arms.main(["--config", str(tmp_path / path.name), "--max_runs", "0"])
+    written = {file.name: file.read_bytes() for file in (tmp_path / path.stem).glob("*.csv")}
+    assert written == {file.name: file.read_bytes() for file in folder.glob("*.csv")}
+    rows = read_rows(folder / "runs.csv")
+    assert {run.key for run in load_experiment(path)[2]} == rows.keys()
+    for table in (read_rows(folder / name) for name in ("test.csv", "leaks.csv")):
+        for key, row in table.items():
+            assert all(row[column] == rows[key][column] for column in row.keys() & rows[key].keys()), row
 
 
 def flat(values: dict, prefix: str = "") -> dict:

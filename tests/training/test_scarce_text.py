@@ -92,9 +92,13 @@ def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_
 
 def test_both_the_averaged_and_the_last_weights_are_exported_and_scored(scarce_run):
     folder, scores = scarce_run.output_dir, scarce_run.metrics()[-1]
+    ids = torch.arange(32)[None]
     for name, stem in (("model", "average"), ("model_final", "model")):
-        model = AutoModelForCausalLM.from_pretrained(folder / name)
-        assert "dropout" not in json.dumps({key: model.config.to_dict()[key] for key in ("architectures", "dtype")})
+        config = json.loads((folder / name / "config.json").read_text())
+        assert {key: value for key, value in config.items() if "drop" in key} == {"attention_dropout": 0.1}
+        model = AutoModelForCausalLM.from_pretrained(folder / name, attention_dropout=0.0)
+        assert load_file(folder / name / "model.safetensors").keys() <= model.state_dict().keys()
+        assert torch.equal(model.train()(ids).logits, model(ids).logits), "training.dropout is of the run alone"
         stored = tensors(scarce_run, stem)
         for key, tensor in model.state_dict().items():
             assert key == "lm_head.weight" or torch.equal(tensor, stored[key]), (name, key)
