@@ -68,7 +68,7 @@ from launching import refuse_lone_process
 from model.continued import lora_config
 from model.families import refuse_own_code
 from publishing.base_licence import refuse_licence, terms_along
-from publishing.base_model import Base, base_of, find_base, find_teachers
+from publishing.base_model import Base, base_of, find_base, find_licensors, find_teachers
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
@@ -491,22 +491,24 @@ def write_card(recipe: Recipe, results: dict) -> str:
     front_matter = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "license": recipe.hub.license,
+        "license": recipe.hub.shown_license,
         "language": recipe.hub.language,
         "tags": ["conversational" if recipe.finetune.task else "summarization", "trl", "sft"],
     }
     settings, base = recipe.finetune, tuned_base(recipe)
     if base and base.hub_id():
         front_matter["base_model"] = base.hub_id()
-    hub_licence, continued = recipe.hub.license, f", continued from {base.lineage()}" if base else ""
-    licences = " and ".join(link.licence or "not stated" for link in base.licensors()) if base else ""
+    continued = f", continued from {base.lineage()}" if base else ""
+    licences = " and ".join(link.licence or "not stated" for link in find_licensors(base)) if base else ""
     return render_card(
         Path(__file__).parent / "publishing" / ("chat_card.md" if settings.task else "finetune_card.md"),
         front_matter,
         settings=settings,
         base=base,
         model_name=base.lineage() if settings.model else f"model/ of the run{continued}",
-        model_licence=licences if settings.model else "; of its base ".join(filter(None, [hub_licence, licences])),
+        model_licence=(licences or "not stated")
+        if settings.model
+        else "; of its base ".join(filter(None, [recipe.hub.shown_license, licences])),
         terms=terms_along(base, [] if settings.model else find_teachers(recipe)),
         origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,
