@@ -52,6 +52,8 @@ from launching import (
 from machine_limits import lower_memory
 from mixture.fitting import check_length
 from planning.model_shape import count_parameters
+from publishing.base_licence import refuse_licence
+from publishing.base_model import find_base, find_teachers
 from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -114,6 +116,8 @@ def plan_stages(recipe: Recipe) -> list[str]:
         from training.teacher_checks import check_teachers  # as above
 
         check_teachers(recipe)
+    if not output_folder(recipe, "pretrain").exists():  # now, and not when the release is made
+        refuse_licence(recipe, find_base(recipe), find_teachers(recipe))
     return [name for name in wanted if name not in absent]
 
 
