@@ -35,6 +35,7 @@ from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -66,7 +67,7 @@ from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
-from model.families import refuse_own_code
+from model.families import refuse_other_families
 from publishing.base_licence import refuse_licence, terms_along
 from publishing.base_model import Base, base_of, find_base, find_licensors, find_teachers
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
@@ -113,23 +114,27 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to fine-tune, in fp32, and its tokenizer.
 
-    Raises: RecipeError: it cannot be loaded, names code of its own, or reads fewer tokens than
+    Raises: RecipeError: it cannot be loaded, is of no known family, names code of its own, or reads fewer tokens than
         finetune.sequence_length.
     """
-    place = {"revision": settings.revision, "trust_remote_code": False}
+    where, place = f"finetune.model={folder!r}", {"revision": settings.revision, "trust_remote_code": False}
     refuse_missing_folder("finetune.model", folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **place)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
+        config = AutoConfig.from_pretrained(folder, **place)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"finetune.model={folder!r}: cannot be loaded: {error}") from error
-    refuse_own_code(model.config, f"finetune.model={folder!r}")
-    longest = model.config.max_position_embeddings
+        raise RecipeError(f"{where}: cannot be loaded: {error}") from error
+    refuse_other_families(config, where)
+    longest = config.max_position_embeddings
     if longest < settings.sequence_length:
         raise RecipeError(
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
             "reads; lower it"
         )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **place)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where}: cannot be loaded: {error}") from error
     if settings.lora is not None:
         lora_config(settings.lora, model, "finetune.lora")  # refuses before anything is scored
     if settings.task == "chat":
