@@ -1696,6 +1696,14 @@ def test_a_chat_template_of_the_base_is_released_and_named(workspace, recipe, tm
     assert "Its chat template is that of the local model chatty." in card and "It has no chat template" not in card
 
 
+def test_the_card_of_a_model_from_scratch_does_not_say_that_training_weakened_its_chat(release, workspace, tmp_path):
+    recipe = load(workspace)
+    recipe.tokenizer.from_pretrained = with_card(tmp_path / "instruct", "mit")
+    card = card_of(release, tmp_path / "release", recipe, chat_template="{{ messages }}")
+    assert "Its chat template is that of the local model instruct. It came with the\ntokenizer: these weights" in card
+    assert "weakened" not in card and "trained from scratch" in card
+
+
 def test_a_tokenizer_of_others_is_not_published_alone(recipe):
     recipe.hub.repo_id, recipe.hub.tokenizer_repo_id, recipe.tokenizer.from_pretrained = "me/a", "me/b", "org/base"
     with pytest.raises(RecipeError, match="hub.tokenizer_repo_id: the tokenizer is that of org/base"):
