@@ -310,6 +310,12 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
+def lacks_baselines(recipe: Recipe) -> bool:
+    """Return whether a baseline could not be loaded when the model was evaluated."""
+    results = read_json(output_folder(recipe, "evaluate") / "results.json") or {}
+    return bool(results.get("baselines_not_scored"))
+
+
 def kept_precision(recipe: Recipe, overwrite: bool) -> str | None:
     """Return the precision that a run was trained in so far, or the models that it learns from; None if none were.
 
@@ -366,6 +372,8 @@ def main(argv: list[str] | None = None) -> None:
         finished = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
             finished = False  # only the Hub knows whether it has the release
+        if name == "evaluate" and lacks_baselines(recipe):
+            finished = False  # what was scored is kept, so that this costs little where they still cannot be loaded
         if name == "prepare" and finished and recipe.data.decontamination and "evaluate" in stages:
             note_unchecked(recipe)
         if finished:

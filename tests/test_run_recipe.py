@@ -248,6 +248,17 @@ def test_running_it_again_does_nothing_and_reports_it(telecom):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("[!.]*") if path.is_file()} == before
 
 
+def test_an_evaluation_that_lacks_a_baseline_is_tried_again(telecom):
+    command, folder, _ = telecom
+    results = folder / "runs" / "telecom" / "eval" / "results.json"
+    kept = results.read_text()
+    results.write_text(json.dumps(json.loads(kept) | {"baselines_not_scored": {"org/a": "not there"}}))
+    found = run([*command, "--dry_run"], folder).stdout
+    assert "run_recipe: evaluate would run" in found and "pretrain would run" not in found
+    results.write_text(kept)
+    assert "would run" not in run([*command, "--dry_run"], folder).stdout
+
+
 def test_a_damaged_summary_of_training_is_named_when_nothing_is_left_to_do(telecom):
     command, folder, _ = telecom
     path = folder / "runs" / "telecom" / "training.json"
