@@ -259,6 +259,14 @@ def test_an_evaluation_that_lacks_a_baseline_is_tried_again(telecom):
     assert "would run" not in run([*command, "--dry_run"], folder).stdout
 
 
+def test_another_try_for_a_baseline_that_fails_ends_nothing(tmp_path, capsys):
+    fails = [sys.executable, "-c", "raise SystemExit(1)"]
+    run_recipe.run_script("evaluate", fails, tmp_path, "the earlier results stay")
+    assert "run_recipe: note: the earlier results stay, for the reason above" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_recipe.run_script("evaluate", fails, tmp_path)
+
+
 def test_a_damaged_summary_of_training_is_named_when_nothing_is_left_to_do(telecom):
     command, folder, _ = telecom
     path = folder / "runs" / "telecom" / "training.json"
