@@ -980,7 +980,7 @@ class Finetune(Section):
     """chat: learn the answers of conversations, rows with `messages`, or with `prompt` and `completion`; several share
     a sequence. None: learn to summarise."""
     model: str | None = None
-    """Hub id or folder of the model to fine-tune. None: model/ of the run."""
+    """Hub id or folder of the model to fine-tune, of the families in model/families.py. None: model/ of the run."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     train: Source

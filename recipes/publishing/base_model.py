@@ -183,9 +183,10 @@ def read_tuning(folder: Path) -> Origin | None:
     """Return the model that finetune.py made finetuned/ from; None: its record cannot be read."""
     try:
         settings = read_json(folder / "results.json")["made_from"]["settings"]
-        return Origin(settings["model"] or str(folder.parent / "model"), settings["revision"])
+        model, revision = settings["model"] or str(folder.parent / "model"), settings["revision"]
     except (KeyError, TypeError):
         return None
+    return Origin(model, revision) if isinstance(model, str) and isinstance(revision, str | None) else None
 
 
 def read_front_matter(place: str, revision: str | None) -> dict:

@@ -1455,6 +1455,13 @@ def test_the_licence_of_a_teacher_follows_what_was_made_from_its_pupil(kind, rel
     assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
 
 
+@pytest.mark.parametrize("hostile", ["[]", "{}", '{"made_from": {"settings": {"model": 1, "revision": null}}}', "["])
+def test_a_record_of_fine_tuning_that_cannot_be_read_states_no_licence(hostile, tmp_path):
+    place = with_card(tmp_path / "finetuned", None)
+    (tmp_path / "finetuned" / "results.json").write_text(hostile)
+    assert base_model.base_of(place).licensors()[0].licence is None
+
+
 def test_the_members_of_an_own_run_are_not_looked_for(workspace, tmp_path):
     theirs = with_card(tmp_path / "theirs", "mit")
     base = base_model.base_of(own_run(tmp_path / "own", teachers=[theirs]))
