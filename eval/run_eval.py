@@ -556,7 +556,8 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
         files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
-        shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
+        if not not_scored:  # else the next try, for these, scores nothing twice
+            shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
         for text in not_scored.values():
             logger.error("evaluate: %s", text)

@@ -14,7 +14,7 @@ def plain(text: str) -> str:
 
 def model_name(place: str) -> str:
     """Return a model's Hub id, or of a folder the last component: the others may name clients and users."""
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not Path(place).exists()
     return place if is_hub_id else f"the local model {Path(place).absolute().name}"
 
 

@@ -190,8 +190,12 @@ def bits_per_byte(scored: np.ndarray) -> dict[str, float]:
 
 @torch.no_grad()
 def answer(messages: Messages, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most_tokens: int) -> str:
-    """Return the model's answer to the messages before the last one, by greedy decoding."""
+    """Return the model's answer to the messages before the last one, by greedy decoding.
+
+    It ends where the model has no more positions, of which learned ones cannot be exceeded.
+    """
     prompt = encode_messages(messages[:-1], tokenizer, answering=True)
+    most_tokens = min(most_tokens, model.config.max_position_embeddings - len(prompt))
     model.eval()
     output = model.generate(
         torch.tensor([prompt], device=model.device),

@@ -35,6 +35,7 @@ from datasets import Dataset, disable_progress_bars
 from rouge_score import rouge_scorer
 from scipy.stats import bootstrap
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -66,9 +67,9 @@ from corpus.benchmark_overlap import BenchmarkIndex
 from corpus.data_card import origin
 from launching import refuse_lone_process
 from model.continued import lora_config
-from model.families import refuse_own_code
+from model.families import refuse_other_families
 from publishing.base_licence import refuse_licence, terms_along
-from publishing.base_model import Base, base_of, find_base, find_teachers
+from publishing.base_model import Base, base_of, find_base, find_licensors, find_teachers
 from recipe_config import Finetune, Recipe, RecipeError, Source, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command, silence_transformers
 from recovery.run_lock import run_lock
@@ -113,23 +114,27 @@ def read_examples(source: Source, settings: Finetune, limit: int | None) -> tupl
 def load_model(settings: Finetune, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to fine-tune, in fp32, and its tokenizer.
 
-    Raises: RecipeError: it cannot be loaded, names code of its own, or reads fewer tokens than
+    Raises: RecipeError: it cannot be loaded, is of no known family, names code of its own, or reads fewer tokens than
         finetune.sequence_length.
     """
-    place = {"revision": settings.revision, "trust_remote_code": False}
+    where, place = f"finetune.model={folder!r}", {"revision": settings.revision, "trust_remote_code": False}
     refuse_missing_folder("finetune.model", folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **place)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
+        config = AutoConfig.from_pretrained(folder, **place)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"finetune.model={folder!r}: cannot be loaded: {error}") from error
-    refuse_own_code(model.config, f"finetune.model={folder!r}")
-    longest = model.config.max_position_embeddings
+        raise RecipeError(f"{where}: cannot be loaded: {error}") from error
+    refuse_other_families(config, where)
+    longest = config.max_position_embeddings
     if longest < settings.sequence_length:
         raise RecipeError(
             f"finetune.sequence_length={settings.sequence_length} is more than the {longest} tokens that {folder} "
             "reads; lower it"
         )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **place)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **place)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{where}: cannot be loaded: {error}") from error
     if settings.lora is not None:
         lora_config(settings.lora, model, "finetune.lora")  # refuses before anything is scored
     if settings.task == "chat":
@@ -491,22 +496,24 @@ def write_card(recipe: Recipe, results: dict) -> str:
     front_matter = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "license": recipe.hub.license,
+        "license": recipe.hub.shown_license,
         "language": recipe.hub.language,
         "tags": ["conversational" if recipe.finetune.task else "summarization", "trl", "sft"],
     }
     settings, base = recipe.finetune, tuned_base(recipe)
     if base and base.hub_id():
         front_matter["base_model"] = base.hub_id()
-    hub_licence, continued = recipe.hub.license, f", continued from {base.lineage()}" if base else ""
-    licences = " and ".join(link.licence or "not stated" for link in base.licensors()) if base else ""
+    continued = f", continued from {base.lineage()}" if base else ""
+    licences = " and ".join(link.licence or "not stated" for link in find_licensors(base)) if base else ""
     return render_card(
         Path(__file__).parent / "publishing" / ("chat_card.md" if settings.task else "finetune_card.md"),
         front_matter,
         settings=settings,
         base=base,
         model_name=base.lineage() if settings.model else f"model/ of the run{continued}",
-        model_licence=licences if settings.model else "; of its base ".join(filter(None, [hub_licence, licences])),
+        model_licence=(licences or "not stated")
+        if settings.model
+        else "; of its base ".join(filter(None, [recipe.hub.shown_license, licences])),
         terms=terms_along(base, [] if settings.model else find_teachers(recipe)),
         origins={"train": origin(settings.train), "test": origin(settings.test)},
         results=results,

@@ -31,16 +31,23 @@ class RecipeError(ValueError):
         self.problems = problems
 
 
+def names_folder(place: str) -> bool:
+    """Return whether a model or tokenizer is a local one, there or not; else it is one of the Hub.
+
+    It is if it or its first part is in the current folder, or if it lacks the form of a Hub id, which is `owner/name`
+    or, of some old models, `gpt2`.
+    """
+    first, *rest = Path(place).parts or (".",)
+    lacks_form = len(rest) > 1 or place.startswith((".", "~")) or place.endswith("/")
+    return lacks_form or Path(first).is_dir() or Path(place).exists()
+
+
 def refuse_missing_folder(key: str, place: str) -> None:
     """Refuse a model's or tokenizer's folder that does not exist, so that the Hub is not asked for it by its name.
 
-    A place is a folder if its first part is one in the current folder, or if it lacks the form of a Hub id.
-
     Raises: RecipeError: it is a folder, and not there.
     """
-    first, *rest = Path(place).parts
-    is_folder = Path(first).is_dir() or len(rest) > 1 or place.startswith((".", "~")) or place.endswith("/")
-    if is_folder and not Path(place).exists():
+    if names_folder(place) and not Path(place).exists():
         raise RecipeError(
             f"{key}={place!r}: no such folder in {Path.cwd()}, and the Hub was not asked; name a folder, or a Hub id "
             "(owner/name) where there is no folder of the owner's name"
@@ -915,8 +922,9 @@ class Hub(Section):
     """Model repository (user-or-org/name). None: only the release folder is made."""
     private: bool = True
     """Keep the repositories private. false: each is made public once it is uploaded, read back and tagged."""
-    license: str = "other"
-    """Licence of the model, as the Hub spells it, such as apache-2.0."""
+    license: str | None = None
+    """Licence of the model, as the Hub spells it, such as apache-2.0. None: other, which names no terms, and which a
+    release must state itself if the licence of its base or of a teacher asks for more than a notice."""
     base_license: str | None = None
     """Licence of model.from_pretrained, or of a model of training.distillation.teachers, as its card states it: you
     have read it, and license and repo_id may stand beside it. None: a release that contradicts it is refused."""
@@ -948,6 +956,10 @@ class Hub(Section):
     leak_audit: LeakAudit | None = None
     """Limits on what the model may give away; `{}` sets the defaults. None: publishing needs no audit."""
 
+    @property
+    def shown_license(self) -> str:
+        return self.license or "other"
+
     def problems(self):
         repositories = {key: getattr(self, key) for key in ("repo_id", "tokenizer_repo_id", "dataset_repo_id")}
         for key in ("tokenizer_repo_id", "dataset_repo_id"):
@@ -968,7 +980,7 @@ class Finetune(Section):
     """chat: learn the answers of conversations, rows with `messages`, or with `prompt` and `completion`; several share
     a sequence. None: learn to summarise."""
     model: str | None = None
-    """Hub id or folder of the model to fine-tune. None: model/ of the run."""
+    """Hub id or folder of the model to fine-tune, of the families in model/families.py. None: model/ of the run."""
     revision: str | None = None
     """Commit of a Hub model, 40 hex digits. None: the head."""
     train: Source

@@ -53,6 +53,8 @@ from launching import (
 from machine_limits import lower_memory
 from mixture.fitting import check_length
 from planning.model_shape import count_parameters
+from publishing.base_licence import refuse_licence
+from publishing.base_model import find_base, find_teachers
 from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -115,6 +117,8 @@ def plan_stages(recipe: Recipe) -> list[str]:
         from training.teacher_checks import check_teachers  # as above
 
         check_teachers(recipe)
+    if not output_folder(recipe, "pretrain").exists():  # now, and not when the release is made
+        refuse_licence(recipe, find_base(recipe), find_teachers(recipe))
     return [name for name in wanted if name not in absent]
 
 
@@ -159,10 +163,12 @@ def check_text(recipe: Recipe, listings: dict[str, Listing]) -> None:
         print(f"run_recipe: note: {note}")
 
 
-def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
+def run_stage(recipe: Recipe, name: str, options, launch: list[str], spare: str | None = None) -> None:
     """Run a stage's script and record its output where the script reads no recipe.
 
     Training runs by `launch`, and the evaluation too where there is a GPU or several processes.
+
+    Args: spare: as in run_script.
     """
     stage, run = STAGES[name], Path(recipe.run.output_dir)
     python = [sys.executable]
@@ -177,10 +183,10 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str]) -> None:
     elif stage.arguments:
         with run_lock(run, name):
             with recording(run, *OF_REPORT) if name == "report" else nullcontext():
-                run_script(name, command, run)
+                run_script(name, command, run, spare)
             record_stage(recipe, name)
     else:  # it locks the run folder itself
-        run_script(name, command, run)
+        run_script(name, command, run, "there is no plan" if name == "plan" else None)
 
 
 def train_members(recipe: Recipe, options, launch: list[str]) -> None:
@@ -252,8 +258,10 @@ def resume_of(recipe: Recipe, folder: Path) -> list[str]:
     return [] if folder == (holders or [Path(recipe.run.output_dir)])[0] else ["--run.resume=auto"]
 
 
-def run_script(name: str, command: list[str], run: Path) -> None:
-    """Run a stage's command, and pass signals on to it. A plan that fails is noted.
+def run_script(name: str, command: list[str], run: Path, spare: str | None = None) -> None:
+    """Run a stage's command, and pass signals on to it.
+
+    Args: spare: what is left where it fails, which is then noted and ends nothing. None: the others need it.
 
     Raises: SystemExit: it failed (1) or a signal came (EXIT_STOPPED); the command that continues is printed.
     """
@@ -262,8 +270,8 @@ def run_script(name: str, command: list[str], run: Path) -> None:
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
         return
-    if name == "plan" and not stopped:
-        print("run_recipe: note: there is no plan, for the reason above; the other stages run all the same")
+    if spare and not stopped:
+        print(f"run_recipe: note: {spare}, for the reason above; the other stages run all the same")
         return
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
     # A launcher hides how its processes ended, but training that was killed has not changed its status.
@@ -304,6 +312,12 @@ def note_unchecked(recipe: Recipe) -> None:
             "are now, and their results will say so; --overwrite prepares the documents again, and then everything "
             "made from them"
         )
+
+
+def lacks_baselines(recipe: Recipe) -> bool:
+    """Return whether a baseline could not be loaded when the model was evaluated."""
+    results = read_json(output_folder(recipe, "evaluate") / "results.json") or {}
+    return bool(results.get("baselines_not_scored"))
 
 
 def kept_precision(recipe: Recipe, overwrite: bool) -> str | None:
@@ -362,6 +376,9 @@ def main(argv: list[str] | None = None) -> None:
         finished = is_finished(recipe, name, options.overwrite)
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
             finished = False  # only the Hub knows whether it has the release
+        spare = None
+        if name == "evaluate" and finished and lacks_baselines(recipe):
+            finished, spare = False, "the earlier results stay"  # a try costs little: what was scored is kept
         if name == "prepare" and finished and recipe.data.decontamination and "evaluate" in stages:
             note_unchecked(recipe)
         if finished:
@@ -373,7 +390,7 @@ def main(argv: list[str] | None = None) -> None:
                 launch = launch or launch_command(recipe, None, None, kept)
             if name == "pretrain":
                 train_members(recipe, options, launch)
-            run_stage(recipe, name, options, launch)
+            run_stage(recipe, name, options, launch, spare)
     if options.dry_run:
         return
     if skipped == stages:

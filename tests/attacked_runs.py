@@ -369,6 +369,7 @@ def make_base(folder: Path) -> None:
     tokenizer = llama3()
     small_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
 
 
 def tail(log: Path) -> str:

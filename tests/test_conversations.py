@@ -298,6 +298,17 @@ def test_the_page_of_summaries_says_how_to_talk_to_a_chat_model(chatting):
         build_page(recipe)
 
 
+def test_an_answer_ends_where_a_model_with_learned_positions_has_no_more(tmp_path):
+    tokenizer = with_chat_template(KINDS["GPT-2"](), adapters=True)
+    model = small_model("gpt2", vocab_size=448)
+    messages, longest = turns("a", "b"), model.config.max_position_embeddings
+    while len(encode_messages(messages, tokenizer)) <= longest:
+        messages = turns(messages[0]["content"] + " a", "b")
+    messages = turns(messages[0]["content"][:-2], "b")
+    model.generation_config.eos_token_id = None
+    assert isinstance(answer(messages, model, tokenizer, longest), str)
+
+
 def test_the_card_names_the_base_its_licence_and_its_terms(chatting, tmp_path):
     run, argv = chatting
     found = json.loads((run.output_dir / "finetuned" / "results.json").read_text())

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from small_models import small_model
 from small_tokenizers import KINDS
 from tiny_run import RECIPES, ROOT, TinyRun, make_text
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import finetune
 import pretrain
@@ -423,6 +423,14 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     chosen = Finetune(train={"name": "a", "path": "b"}, test={"name": "a", "path": "b"}, sequence_length=32)
     with pytest.raises(RecipeError, match="names code of its own, MyLlamaForCausalLM"):
+        finetune.load_model(chosen, str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt", "gemma3"])
+def test_a_model_of_another_family_is_refused_before_its_weights_are_read(family, tmp_path):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)  # there are no weights
+    chosen = Finetune(train={"name": "a", "path": "b"}, test={"name": "a", "path": "b"}, sequence_length=32)
+    with pytest.raises(RecipeError, match=f"finetune.model='.*' is of type '{family}'; choose a model of"):
         finetune.load_model(chosen, str(tmp_path))
 
 

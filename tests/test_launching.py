@@ -419,7 +419,7 @@ def test_the_evaluation_takes_the_gpus_and_processes_of_training(file, processes
     monkeypatch.setattr(launching, "has_fast_bf16", lambda _: True)
     launch = launching.launch_command(RECIPE, ROOT / "accelerate_configs" / file, processes)
     ran = []
-    monkeypatch.setattr(run_recipe, "run_script", lambda name, command, run: ran.append(command))
+    monkeypatch.setattr(run_recipe, "run_script", lambda name, command, *rest: ran.append(command))
     monkeypatch.setattr(run_recipe, "record_stage", lambda *_: None)
     options = SimpleNamespace(config=["x.yaml"], overrides=[], overwrite=False)
     for name in ("prepare", "pretrain", "evaluate"):

@@ -141,6 +141,7 @@ def base(tokenized_run, tmp_path_factory) -> Path:
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
 
 
@@ -202,7 +203,7 @@ def test_a_report_that_was_killed_before_its_files_are_recorded_is_made_again(tm
     run_folder.mkdir()
     recipe = RECIPE.model_copy(update={"run": RECIPE.run.model_copy(update={"output_dir": str(run_folder)})})
 
-    def make(name, command, run):
+    def make(name, command, run, spare=None):
         (run / "report.html").write_text(f"report of {command}")
 
     real = recorded_files.record_run_files
@@ -275,6 +276,25 @@ def test_running_it_again_does_nothing_and_reports_it(telecom):
     assert result.returncode == 0
     assert "nothing to do, every stage in runs/telecom is finished" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("[!.]*") if path.is_file()} == before
+
+
+def test_an_evaluation_that_lacks_a_baseline_is_tried_again(telecom):
+    command, folder, _ = telecom
+    results = folder / "runs" / "telecom" / "eval" / "results.json"
+    kept = results.read_text()
+    results.write_text(json.dumps(json.loads(kept) | {"baselines_not_scored": {"org/a": "not there"}}))
+    found = run([*command, "--dry_run"], folder).stdout
+    assert "run_recipe: evaluate would run" in found and "pretrain would run" not in found
+    results.write_text(kept)
+    assert "would run" not in run([*command, "--dry_run"], folder).stdout
+
+
+def test_another_try_for_a_baseline_that_fails_ends_nothing(tmp_path, capsys):
+    fails = [sys.executable, "-c", "raise SystemExit(1)"]
+    run_recipe.run_script("evaluate", fails, tmp_path, "the earlier results stay")
+    assert "run_recipe: note: the earlier results stay, for the reason above" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_recipe.run_script("evaluate", fails, tmp_path)
 
 
 def test_a_damaged_summary_of_training_is_named_when_nothing_is_left_to_do(telecom):

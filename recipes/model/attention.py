@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
 
 from model import document_attention
-from model.families import shortest_window
+from model.families import attention_dropout, shortest_window
 from planning.memory import takes_plain_attention
 from recipe_config import RecipeError, Training
 
@@ -74,7 +74,7 @@ def choose_attention(
 def why_not_varlen(config: PreTrainedConfig, accelerator: Accelerator) -> str | None:
     """Return why the variable-length kernel cannot train a model on this machine; None if it can."""
     device = accelerator.device
-    if dropout := getattr(config, "attention_dropout", 0.0):
+    if dropout := attention_dropout(config):
         return f"has no dropout, and model.attention_dropout is {dropout:g}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "has no soft-capped attention, which this model was trained with"

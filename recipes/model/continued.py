@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from model.families import DROPOUTS, PLAIN_FEED_FORWARD, refuse_other_families
+from model.families import PLAIN_FEED_FORWARD, refuse_other_families, set_dropouts
 from recipe_config import Lora, Model, Phase, RecipeError, refuse_missing_folder
 from vocabulary.tokenizer_extension import extend_embeddings
 
@@ -89,9 +89,7 @@ def load_config(settings: Model, sequence_length: int, phases: Sequence[Phase] =
                     f"{config.max_position_embeddings} tokens; leave rope_parameters of data.phases out and shorten "
                     "its sequences, or choose another model"
                 )
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
+    set_dropouts(config, settings.attention_dropout)
     if hasattr(config, "auto_map"):  # of code that is neither run nor published
         del config.auto_map
     return config

@@ -30,7 +30,8 @@ FAMILIES = {  # model_type of config.json: name
     "granite": "Granite",
 }
 PLAIN_FEED_FORWARD = ("gpt2", "gpt_neox")  # two matrices and biases, where the others have three and none
-DROPOUTS = ("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop")
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")  # as configs call it; each family has one of them
+OTHER_DROPOUTS = ("embd_pdrop", "hidden_dropout", "resid_pdrop")
 
 
 def refuse_other_families(config: PreTrainedConfig, where: str) -> None:
@@ -96,6 +97,18 @@ def shortest_window(config: PreTrainedConfig) -> int | None:
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or "sliding_attention" in kinds
     return getattr(config, "sliding_window", None) if slides else None
+
+
+def set_dropouts(config: PreTrainedConfig, attention: float) -> None:
+    """Set the dropout of the attention weights, and every other one to 0."""
+    for name in (*ATTENTION_DROPOUTS, *OTHER_DROPOUTS):
+        if hasattr(config, name):
+            setattr(config, name, attention if name in ATTENTION_DROPOUTS else 0.0)
+
+
+def attention_dropout(config: PreTrainedConfig) -> float:
+    """Return the fraction of the attention weights that training sets to zero."""
+    return max(getattr(config, name, None) or 0.0 for name in ATTENTION_DROPOUTS)
 
 
 def scale_down(hidden: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -75,14 +75,14 @@ def plain(name: str) -> str:
 def refuse_licence(recipe: Recipe, base: Base | None, teachers: Sequence[Base] = ()) -> None:
     """Refuse a licence or a name of the release that contradicts the licence of its base or of a teacher.
 
-    hub.license `other` names no terms, so it contradicts none.
+    hub.license `other`, where the user wrote it, names no terms, so it contradicts none.
 
     Args: teachers: of find_teachers.
 
     Raises: RecipeError: it says what would be compatible, and how to say that it is all the same.
     """
-    stated, continued = recipe.hub.base_license, base.licensors() if base else []
-    links = [link for link in find_licensors(base, teachers) if link.licence or link.is_on_hub]
+    stated, continued = recipe.hub.base_license, base.chain() if base else []
+    links = find_licensors(base, teachers)
     if stated is not None and all(link.licence not in (None, stated) for link in links) and links:
         raise RecipeError(
             *(
@@ -106,23 +106,24 @@ def contradictions(recipe: Recipe, base: Base, verb: str) -> list[str]:
     Args: verb: what the release was or did from it.
     """
     given, name = recipe.hub.license, (recipe.hub.repo_id or "").rpartition("/")[2]
+    found = f"hub.license={given}" if given else "hub.license is not set"
     accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
     problems, terms = [], terms_of(base.licence)
     if base.licence is None:
         if given != "other":
             problems.append(
-                f"hub.license={given}: the card of {base.name} states no licence, or could not be read; set "
+                f"{found}: the card of {base.name} states no licence, or could not be read; set "
                 f"hub.license: other {accept}"
             )
     elif licence_kind(base.licence) == "no derivatives":
         problems.append(
-            f"hub.license={given}: the model {verb} from {base.name}, whose licence {base.licence} forbids to "
+            f"{found}: the model {verb} from {base.name}, whose licence {base.licence} forbids to "
             "pass changed versions on; choose another or, with its owner's permission, set "
             f"hub.base_license: {base.licence}"
         )
     elif not compatible(given, base.licence):
         problems.append(
-            f"hub.license={given}: the model {verb} from {base.name}, whose licence is {base.licence}; set "
+            f"{found}: the model {verb} from {base.name}, whose licence is {base.licence}; set "
             f"hub.license: {base.licence} {accept}"
         )
     if terms and terms.name and name and not plain(name).startswith(plain(terms.name)):
@@ -139,6 +140,6 @@ def terms_along(base: Base | None, teachers: Sequence[Base] = ()) -> list[tuple[
     return [(link, terms) for link, terms in pairs if terms]
 
 
-def compatible(given: str, licence: str) -> bool:
+def compatible(given: str | None, licence: str) -> bool:
     """Return whether a release under a licence, as the Hub spells it, may be made from a base under another."""
     return given in (licence, "other") or licence_kind(licence) in ("attribution", "public domain")

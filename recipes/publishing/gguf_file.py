@@ -185,7 +185,7 @@ def add_description(writer, recipe: Recipe) -> None:
     hub, title = recipe.hub, Path(recipe.hub.repo_id or recipe.run.output_dir).absolute().name
     writer.add_type("model")
     writer.add_name(title)
-    writer.add_license(hub.license)
+    writer.add_license(hub.shown_license)
     writer.add_languages(hub.language)
     writer.add_tags(["text-generation", *dict.fromkeys(source.label for source in recipe.data.sources)])
     if hub.repo_id:

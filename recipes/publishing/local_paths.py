@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atomic_files import read_json, write_json
+from publishing.base_model import as_folder
 from publishing.release_checks import home_folder
 from recipe_config import Recipe, RecipeError
 
@@ -54,6 +55,8 @@ def shorten_paths(recipe: Recipe) -> Recipe:
                 f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command "
                 "in a folder below it, or move what it names and set the new path"
             )
+        if short != value and name == "from_pretrained":  # `acme`, of a folder elsewhere, would be a name of the Hub
+            short = as_folder(short)
         parent[name] = short
     return Recipe.model_validate(shown)
 

@@ -229,7 +229,7 @@ def describe_tokenizer(recipe: Recipe, folder: Path, config: dict, report: dict)
 def describe_for_hub(recipe: Recipe, title: str, results: dict | None, base: Base | None, kind: str) -> dict:
     """Return the card's front matter, by which the Hub shows, filters and compares models."""
     data = {
-        "license": recipe.hub.license,
+        "license": recipe.hub.shown_license,
         "language": recipe.hub.language,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

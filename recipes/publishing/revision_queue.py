@@ -70,7 +70,7 @@ def queue_revision(recipe: Recipe, checkpoint: Path, config: object) -> str | No
             shutil.copyfile(path, partial / path.name)
         card = render_card(
             Path(__file__).with_name("revision_card.md"),
-            {"license": hub.license, "language": hub.language, "library_name": "transformers"},
+            {"license": hub.shown_license, "language": hub.language, "library_name": "transformers"},
             recipe=recipe,
             state=state,
             revision=name,

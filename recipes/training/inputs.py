@@ -14,7 +14,6 @@ from planning.training_rules import rule_regularisation
 from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
 from training.schedule import fit_batch
-from training.teacher_checks import refuse_changed_teachers
 from vocabulary.document_ends import DocumentEnds, settle_document_ends
 
 
@@ -52,7 +51,6 @@ def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 
 
     Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
     """
-    refuse_changed_teachers(recipe)
     tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
     names = [source.name for source in recipe.data.sources]
     shards = TokenShards(tokens, names, recipe.training.sequence_length, recipe.data.repack)

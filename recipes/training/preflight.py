@@ -35,6 +35,7 @@ from training.inputs import read_inputs
 from training.optimizers import build_optimizers
 from training.parallelism import memory_strategy
 from training.schedule import accumulation_steps, learning_rate_at
+from training.teacher_checks import refuse_changed_teachers
 from training.utilisation import peak_flops
 from vocabulary.document_ends import adds_at_most_bos
 
@@ -84,8 +85,11 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
 
     Raises: RecipeError: a check failed, or a device has too little memory for the checks.
     """
+    checked = without_missing_members(recipe)
+    refuse_changed_teachers(checked)
     inputs = read_inputs(recipe, accelerator.num_processes)
     training, tokenizer = inputs.training, inputs.tokenizer
+    taught = training.model_copy(update={"distillation": checked.training.distillation})
     micro_steps = accumulation_steps(training, accelerator.num_processes)
     phases = schedule_phases(recipe.data, inputs.shares, training.max_steps)
     sequences_per_step = training.tokens_per_step // training.sequence_length
@@ -93,7 +97,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     batch_size = training.per_device_train_batch_size
     batches = MicroBatches(mixture, inputs.skipped_documents, inputs.byte_lengths, batch_size, 0, 1, training.goldfish)
     set_seed(recipe.run.seed)
-    model = build_summed_loss(recipe, training, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
+    model = build_summed_loss(checked, taught, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
     recipe.model = with_shape_of(recipe.model, model.language_model.config)
     refuse_little_memory(model, accelerator)
     model.to(accelerator.device).eval()  # without dropout, so that the same batch gives the same loss
@@ -105,6 +109,8 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     count_exactly(plan["parameters"], model)
     rates = [learning_rate_at(step, training.max_steps, training) for step in plan["learning_rate_steps"]]
     plan |= {"mixture": phases[0]["shares"], "learning_rates": rates, "notes": inputs.notes}
+    if taught.distillation != training.distillation:
+        plan["notes"] = [*inputs.notes, "the checks are without members: not all of them are there; the plan has them"]
     setup = Setup(recipe.model, training, tokenizer, batches, rates, model, optimizers, accelerator)
     checks = run_checks(setup)
     print_preflight(plan, checks, accelerator)
@@ -141,6 +147,15 @@ def explain_little_memory(found: str) -> str:
         "depend on (--model.num_hidden_layers=2), or from a smaller base of the family (--model.from_pretrained); "
         "recipes/plan_run.py plans the memory of a new model"
     )
+
+
+def without_missing_members(recipe: Recipe) -> Recipe:
+    """Return a recipe that learns from no members where one is not there: not trained yet, or deleted since."""
+    if all((folder / "model").exists() for folder in recipe.member_folders()):
+        return recipe
+    others = recipe.training.distillation.model_copy(update={"members": 0})
+    training = recipe.training.model_copy(update={"distillation": others if others.teachers else None})
+    return recipe.model_copy(update={"training": training})
 
 
 def describe_plan(

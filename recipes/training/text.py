@@ -15,6 +15,7 @@ from mixture.skips import in_rollback, is_skipped
 from recipe_config import Recipe
 from training.inputs import read_inputs
 from training.schedule import accumulation_steps
+from training.teacher_checks import refuse_changed_teachers
 
 
 class TrainingText:
@@ -33,6 +34,7 @@ class TrainingText:
         self.accelerator, self.seed = accelerator, recipe.run.seed
         # The processes of a machine share the checking of files.
         part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        refuse_changed_teachers(recipe)
         inputs = read_inputs(recipe, accelerator.num_processes, part)
         self.tokenizer, self.tokenizer_folder = inputs.tokenizer, inputs.tokenizer_folder
         self.shards, self.byte_lengths = inputs.shards, inputs.byte_lengths

@@ -95,7 +95,7 @@ def write_tokenizer_card(recipe: Recipe, card: dict, folder: Path) -> None:
     """Render tokenizer_card.md into README.md of a folder that holds the tokenizer alone."""
     own = card["tokenizers"][card["about"]]
     front_matter = {
-        "license": recipe.hub.license,
+        "license": recipe.hub.shown_license,
         "language": recipe.hub.language,
         "library_name": "transformers",
         "tags": ["tokenizer", *own["domains"]],

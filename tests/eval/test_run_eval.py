@@ -642,6 +642,33 @@ def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(mo
     assert any(text.startswith("The baseline nobody/absent was not scored: ") for text in problems)
 
 
+def test_the_next_try_for_a_baseline_scores_nothing_twice(model_folder, documents, tmp_path, monkeypatch):
+    scored, original = [], held_out_scores.score_documents
+
+    def spy(model, *rest, **options):
+        scored.append(Path(model.name_or_path).name)
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(held_out_scores, "score_documents", spy)
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    content = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text("{}")
+    config = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-3}  # else it is the same model
+    (other / "config.json").write_text(json.dumps(config))
+    command = ["--model", str(model_folder), "--documents", str(documents), "--context_length", "32"]
+    command += ["--output", str(tmp_path / "eval"), "--baselines", str(other)]
+    main(command)
+    first = (tmp_path / "eval" / "results.json").read_bytes()
+    assert json.loads(first)["baselines_not_scored"] and set(scored) == {model_folder.name}
+    scored.clear()
+    main(command)
+    assert not scored and (tmp_path / "eval" / "results.json").read_bytes() == first
+    (other / "tokenizer.json").write_text(content)
+    main(command)
+    assert set(scored) == {"other"} and not (tmp_path / ".eval.parts").exists()
+    assert not json.loads((tmp_path / "eval" / "results.json").read_text())["baselines_not_scored"]
+
+
 def test_a_baseline_of_the_hub_may_name_a_revision(tmp_path, monkeypatch):
     assert run_eval.named_revision("owner/model@v1.0") == ("owner/model", "v1.0")
     assert run_eval.named_revision("owner/model") == ("owner/model", None)

@@ -135,6 +135,14 @@ def test_the_whole_recipe_refuses_a_base_before_its_first_stage(base, tokenized_
     assert not run.exists()
 
 
+def test_the_whole_recipe_refuses_a_base_of_unknown_licence_before_its_first_stage(base, tokenized_run, tmp_path):
+    run = tmp_path / "run"
+    argv = tokenized_run.argv(f"--model.from_pretrained={base}", f"--run.output_dir={run}", "--hub.license=apache-2.0")
+    with pytest.raises(RecipeError, match="hub.license=apache-2.0: the card of the local model base states"):
+        run_recipe.main(argv)
+    assert not run.exists()
+
+
 def test_tied_weights_that_the_files_hold_twice_are_refused(base):
     change(base / "config.json", tie_word_embeddings=True)
     settings = Model(from_pretrained=str(base))

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixture.batches import document_positions
-from model.attention import choose_attention
-from model.continued import load_config, load_model, lora_config, merge_adapters, with_shape_of
-from model.families import FAMILIES, layers, projections
+from model.attention import choose_attention, why_not_varlen
+from model.continued import load_config, load_model, load_weights, lora_config, merge_adapters, with_shape_of
+from model.families import FAMILIES, attention_dropout, layers, projections
 from model.llama import ContextWindow, count_module_parameters
 from model.probe import probe
 from model.summed_loss import SummedLoss
@@ -280,6 +280,19 @@ def test_positions_that_cannot_be_stretched_are_refused(family, tmp_path):
     phases = [Phase(start_fraction=0.5, shares={"law": 1.0}, sequence_length=128)]
     with pytest.raises(RecipeError, match="has positions that no phase can stretch beyond 64 tokens"):
         load_config(Model(from_pretrained=str(tmp_path)), LENGTH, phases)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_dropout_of_the_recipe_is_that_of_a_continued_model(family, tmp_path):
+    small_model(family).save_pretrained(tmp_path)
+    settings = Model(from_pretrained=str(tmp_path), attention_dropout=0.5)
+    config = load_config(settings, LENGTH)
+    assert attention_dropout(config) == 0.5 and "has no dropout" in why_not_varlen(config, CPU)
+    assert with_shape_of(settings, config).attention_dropout == 0.5
+    model = load_weights(settings, config)
+    tokens = torch.arange(1, 33)[None]
+    logits = [model.train(mode)(tokens).logits for mode in (False, False, True)]
+    assert torch.equal(*logits[:2]) and not torch.equal(*logits[1:])
 
 
 def test_dropout_is_off_and_code_of_the_repository_is_left_out(tmp_path):

@@ -65,6 +65,7 @@ from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.leak_limits import refuse_leaks
+from publishing.local_paths import shorten_paths
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
@@ -1308,17 +1309,19 @@ def test_the_card_shows_the_baselines_of_the_recipe_beside_the_model(release, wo
     other = {"model": "org/small", "revision": "a" * 40, "model_sha256": None, "context_length": 8192}
     other |= {"bits_per_byte": dict.fromkeys(sources, 0.812), "scores": {task: 0.4321}}
     baselines = {"org--small": other, "org--small@v2": other | {"name": "org/small@v2"}}
+    baselines["mine"] = other | {"model": "mine", "revision": None, "model_sha256": "b" * 64}
     rewrite(tmp_path / "release" / "results.json", lambda content: content.update(baselines=baselines))
     found = card_of(release, tmp_path / "release", load(workspace))
     table = found[found.index("Other models on the same held-out text and items") :].partition("\n\n| model")[2]
-    ours, theirs, second = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    ours, theirs, second, mine = (line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:])
+    assert mine[0] == "| the local model mine"
     assert second[0] == "| org/small@v2" and second[1:] == theirs[1:]
     assert ours[0] == "| this model" and theirs[:2] == ["| org/small", "8,192"]
     assert theirs[2 : 2 + len(sources)] == ["0.812"] * len(sources) and "0.432 |" in theirs
 
 
 def licensed(
-    tmp_path: Path, recipe: Recipe, licence: str | None, hub_license: str, repo_id: str | None = None
+    tmp_path: Path, recipe: Recipe, licence: str | None, hub_license: str | None, repo_id: str | None = None
 ) -> Recipe:
     """Let a recipe continue a local model whose card states a licence."""
     (tmp_path / "base").mkdir(exist_ok=True)
@@ -1353,7 +1356,10 @@ def licensed(
         ("gemma", "other", None, None),
         ("apache-2.0", "cc-by-4.0", None, None),
         ("mit", "other", "me/tiny-legal", None),
-        (None, "apache-2.0", None, None),  # of an own run
+        ("llama3.2", None, None, "hub.license is not set: the model was continued from the local model base, whose"),
+        ("gemma", None, None, "hub.license is not set"),
+        ("cc-by-nc-4.0", None, None, "hub.license is not set"),
+        ("apache-2.0", None, None, None),
     ],
 )
 def test_a_licence_or_a_name_that_contradicts_the_base_is_refused(
@@ -1374,12 +1380,125 @@ def test_a_licence_or_a_name_that_contradicts_the_base_is_refused(
         refuse_licence(recipe, find_base(recipe))
 
 
-def test_a_release_answers_to_the_licence_of_a_model_that_it_learned_from(release, workspace, tmp_path):
-    for name, card in (("theirs", "---\nlicense: llama3.2\n---\n"), ("own", "# A model from scratch\n")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "README.md").write_text(card)
+def own_run(folder: Path, model: dict | None = None, teachers: list[str] | None = None) -> str:
+    """Write the recipe of a run and its model's empty folder; return the folder."""
+    (folder / "model").mkdir(parents=True)
+    distillation = {"members": 2, "teachers": teachers} if teachers else None
+    recipe = {"model": model or {"from_pretrained": None}, "training": {"distillation": distillation}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return str(folder / "model")
+
+
+def with_card(folder: Path, licence: str | None) -> str:
+    """Write a model's folder with a card, which may state a licence; return the folder."""
+    folder.mkdir(parents=True)
+    if licence:
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    return str(folder)
+
+
+def test_a_local_model_without_a_licence_is_refused_until_the_user_says_it(workspace, tmp_path):
     recipe = load(workspace)
-    places = [str(tmp_path / name) for name in ("theirs", "own")]
+    recipe.hub.license = "apache-2.0"
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {}}))  # of something else
+    for place in (with_card(tmp_path / "llama", None), with_card(tmp_path / "other", "other")):
+        recipe.model.from_pretrained = place
+        with pytest.raises(RecipeError, match=r"hub.license=apache-2.0: the card of .* states no licence"):
+            check_repositories(recipe)
+        for key, value in {"license": "other", "base_license": "llama3.2"}.items():
+            said = recipe.hub.model_copy(update={key: value})
+            refuse_licence(recipe.model_copy(update={"hub": said}), find_base(recipe))
+
+
+def test_a_model_of_an_own_run_from_scratch_asks_for_nothing(release, workspace, tmp_path):
+    recipe = load(workspace)
+    own, taught = own_run(tmp_path / "own"), own_run(tmp_path / "taught")
+    recipe.model.from_pretrained = own
+    recipe.training.distillation = Distillation(teachers=[taught])
+    base, teachers = find_base(recipe), base_model.find_teachers(recipe)
+    for recipe.hub.license in (None, "apache-2.0"):
+        refuse_licence(recipe, base, teachers)
+    shutil.copytree(release, tmp_path / "release")
+    write_card(recipe, tmp_path / "release", base, teachers)
+    write_notice(recipe, tmp_path / "release", base, teachers)
+    for name in ("README.md", "NOTICE.md"):
+        text = (tmp_path / "release" / name).read_text()
+        assert "continued from the local model model" in text and "states no licence" not in text, name
+
+
+@pytest.mark.parametrize("kind", ["base", "teacher", "second", "tuned", "release"])
+def test_the_licence_of_a_teacher_follows_what_was_made_from_its_pupil(kind, release, workspace, tmp_path):
+    recipe, theirs = load(workspace), with_card(tmp_path / "theirs", "llama3.2")
+    pupil = own_run(tmp_path / "pupil", teachers=[theirs])
+    if kind == "second":
+        pupil = own_run(tmp_path / "second", {"from_pretrained": pupil})
+    if kind == "tuned":
+        pupil = with_card(tmp_path / "pupil" / "finetuned", "other")
+        settings = {"model": None, "revision": None}
+        write_json(Path(pupil) / "results.json", {"made_from": {"settings": settings}})
+    if kind == "release":
+        pupil = with_card(tmp_path / "pupil" / "release", "mit")
+    if kind == "teacher":
+        recipe.training.distillation = Distillation(teachers=[pupil])
+    else:
+        recipe.model.from_pretrained = pupil
+    recipe.hub.license = "mit"
+    with pytest.raises(RecipeError, match="the model learned from the local model theirs, whose licence is llama3.2"):
+        check_repositories(recipe)
+    recipe.hub.license, base, teachers = "llama3.2", find_base(recipe), base_model.find_teachers(recipe)
+    refuse_licence(recipe, base, teachers)
+    shutil.copytree(release, tmp_path / "made")
+    write_card(recipe, tmp_path / "made", base, teachers)
+    write_notice(recipe, tmp_path / "made", base, teachers)
+    card, notice = ((tmp_path / "made" / name).read_text() for name in ("README.md", "NOTICE.md"))
+    assert "(which learned the predictions of the local model theirs)" in card
+    assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
+
+
+@pytest.mark.parametrize("hostile", ["[]", "{}", '{"made_from": {"settings": {"model": 1, "revision": null}}}', "["])
+def test_a_record_of_fine_tuning_that_cannot_be_read_states_no_licence(hostile, tmp_path):
+    place = with_card(tmp_path / "finetuned", None)
+    (tmp_path / "finetuned" / "results.json").write_text(hostile)
+    assert base_model.base_of(place).licensors()[0].licence is None
+
+
+def test_the_members_of_an_own_run_are_not_looked_for(workspace, tmp_path):
+    theirs = with_card(tmp_path / "theirs", "mit")
+    base = base_model.base_of(own_run(tmp_path / "own", teachers=[theirs]))
+    assert [teacher.name for teacher in base.teachers] == ["the local model theirs"]
+
+
+@pytest.mark.parametrize("card_text", ["---\nlicense: mit\n---\n", None])
+def test_a_name_of_the_hub_without_an_owner_is_a_hub_id(card_text, release, workspace, tmp_path, monkeypatch):
+    def download(repo_id: str, filename: str, revision: str | None) -> str:
+        assert repo_id == "gpt2"
+        if card_text is None:
+            raise LocalEntryNotFoundError("no network")
+        (tmp_path / "card.md").write_text(card_text)
+        return str(tmp_path / "card.md")
+
+    monkeypatch.setattr(base_model, "hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"from_pretrained": "meta-llama/Llama-2-7b"}}))
+    recipe = load(workspace)
+    recipe.model.from_pretrained = "gpt2"
+    base = find_base(recipe)
+    assert base == base_model.Base("gpt2", True, None, "mit" if card_text else None)
+    found = card_of(release, tmp_path / "release", recipe)
+    assert "continued from gpt2 on" in found
+    assert metadata_load(tmp_path / "release" / "README.md")["base_model"] == "gpt2"
+    (tmp_path / "gpt2").mkdir()
+    assert not find_base(recipe).is_on_hub
+
+
+def test_the_shortened_path_of_a_base_elsewhere_is_no_name_of_the_hub(continued):
+    shown = shorten_paths(continued)
+    assert shown.model.from_pretrained == "./general-1b" and not base_model.is_hub_id("./general-1b")
+
+
+def test_a_release_answers_to_the_licence_of_a_model_that_it_learned_from(release, workspace, tmp_path):
+    recipe = load(workspace)
+    places = [with_card(tmp_path / "theirs", "llama3.2"), own_run(tmp_path / "own")]
     recipe.training.distillation = Distillation(members=1, teachers=places)
     refused = "the model learned from the local model theirs, whose licence is llama3.2; set hub.license: llama3.2 or"
     for refuse in (build_release, check_repositories):
@@ -1393,10 +1512,10 @@ def test_a_release_answers_to_the_licence_of_a_model_that_it_learned_from(releas
     write_card(recipe, tmp_path / "release", None, teachers)
     write_notice(recipe, tmp_path / "release", None, teachers)
     found, notice = ((tmp_path / "release" / name).read_text() for name in ("README.md", "NOTICE.md"))
-    assert "It learned the predictions of the local model theirs and of the local model own too.\n" in found
+    assert "It learned the predictions of the local model theirs and of the local model model too.\n" in found
     for text in (found, notice):
         assert "The card of the local model theirs states the licence llama3.2." in text
-        assert 'begin with "Llama"' in text and "card of the local model own" not in text
+        assert 'begin with "Llama"' in text and "card of the local model model" not in text
     assert "## Models that it learned from\n" in notice
     assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright" in notice
 
@@ -1575,14 +1694,21 @@ def test_the_cards_prompt_starts_as_documents_do_in_training(
 def test_a_chat_template_of_the_base_is_released_and_named(workspace, recipe, tmp_path):
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     (Path(recipe.run.output_dir) / "model" / "chat_template.jinja").write_text(template)
-    (tmp_path / "chatty").mkdir()
-    recipe.model.from_pretrained = str(tmp_path / "chatty")
+    recipe.model.from_pretrained = with_card(tmp_path / "chatty", "mit")
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "evaluate", "report"):
         record_stage(recipe, stage)
     release = made(recipe)
     assert (release / "chat_template.jinja").read_text() == template
     card = (release / "README.md").read_text()
     assert "Its chat template is that of the local model chatty." in card and "It has no chat template" not in card
+
+
+def test_the_card_of_a_model_from_scratch_does_not_say_that_training_weakened_its_chat(release, workspace, tmp_path):
+    recipe = load(workspace)
+    recipe.tokenizer.from_pretrained = with_card(tmp_path / "instruct", "mit")
+    card = card_of(release, tmp_path / "release", recipe, chat_template="{{ messages }}")
+    assert "Its chat template is that of the local model instruct. It came with the\ntokenizer: these weights" in card
+    assert "weakened" not in card and "trained from scratch" in card
 
 
 def test_a_tokenizer_of_others_is_not_published_alone(recipe):

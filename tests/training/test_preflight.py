@@ -22,6 +22,7 @@ from mixture.batches import MicroBatches
 from model import summed_loss
 from planning.memory import memory_by_part
 from recipe_config import RecipeError
+from run_folder import write_record
 from training import accelerators, inputs, preflight
 from training.utilisation import measure_utilisation
 
@@ -64,6 +65,28 @@ def test_a_dry_run_of_a_model_that_no_device_holds_whole_is_refused_with_what_to
     with pytest.raises(RecipeError, match=f"not divide the model, and needs {reason}: run it with fewer layers"):
         pretrain.main([*tiny_run.argv(), "--dry_run"])
     assert not (tiny_run.output_dir / "preflight.json").exists()
+
+
+def test_a_dry_run_needs_no_members_and_plans_for_them(tiny_run, capsys):
+    plans = {}
+    for members in (0, 3):
+        distillation = {"members": members} if members else None
+        pretrain.main([*tiny_run.argv(f"--training.distillation={json.dumps(distillation)}"), "--dry_run"])
+        plans[members] = json.loads((tiny_run.output_dir / "preflight.json").read_text())["plan"]
+    assert "note: the checks are without members: not all of them are there" in capsys.readouterr().out
+    assert plans[3]["parameters"] == plans[0]["parameters"]
+    assert plans[3]["flops"] == pytest.approx(2 * plans[0]["flops"])  # a forward pass is a third of a step
+    assert sum(plans[3]["memory_bytes"].values()) > sum(plans[0]["memory_bytes"].values())
+
+
+def test_a_dry_run_refuses_members_of_another_recipe_as_training_does(tiny_run):
+    for number in (0, 1):
+        folder = tiny_run.output_dir / "members" / str(number) / "model"
+        folder.mkdir(parents=True)
+        record = {"settings": {}, "inputs": {}, "once": {}}
+        write_record(folder, "pretrain", record)
+    with pytest.raises(RecipeError, match="0/model is out of date"):
+        pretrain.main([*tiny_run.argv("--training.distillation.members=2"), "--dry_run"])
 
 
 @pytest.mark.parametrize("planted", preflight.CHECKS)

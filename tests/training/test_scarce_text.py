@@ -234,7 +234,7 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
 
 def test_only_the_model_that_learns_sends_revisions_to_the_repository(tiny_run, monkeypatch):
     commands = []
-    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, *rest: commands.append(command))
     hub = ["--hub.repo_id=me/model", "--hub.revision_steps=4", "--training.distillation.members=2"]
     recipe, options = parse_command_line("", tiny_run.argv(*hub))
     run_recipe.train_members(recipe, options, [sys.executable])
@@ -244,7 +244,7 @@ def test_only_the_model_that_learns_sends_revisions_to_the_repository(tiny_run, 
 
 def test_a_checkpoint_that_is_named_to_resume_from_is_given_to_the_run_that_holds_it(tiny_run, monkeypatch):
     commands, run = [], tiny_run.output_dir
-    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, *rest: commands.append(command))
     for holder in ("members/1", ".", "../elsewhere"):
         commands.clear()
         checkpoint = str(run / holder / "checkpoints" / "step_00000004")
@@ -275,7 +275,7 @@ def test_a_member_that_is_started_as_the_page_says_is_the_one_that_is_learned_fr
 
 def test_a_disk_without_room_for_all_members_is_refused_before_the_first(tiny_run, monkeypatch):
     commands = []
-    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, folder: commands.append(command))
+    monkeypatch.setattr(run_recipe, "run_script", lambda _, command, *rest: commands.append(command))
     # Of 32,928 parameters: a model in fp32 takes 131,712 bytes, a checkpoint three times as much.
     room = 5 * 131_712 + 3 * 3 * 131_712
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
