@@ -459,15 +459,18 @@ class Pretraining:
         self.checkpoints.wait()
 
 
-def record_failure(run: Path, status: RunStatus, reason: str) -> None:
-    """Record why training failed, as far as a full disk or a damaged chronicle lets it."""
+def record_failure(run: Path, status: RunStatus, chronicle: Chronicle | None, reason: str) -> None:
+    """Record why training failed, as far as a full disk or a damaged chronicle lets it.
+
+    Args: chronicle: of the training; None: it had not come so far.
+    """
     with suppress(OSError):
         status.end("failed", 1, reason, alone=True)
     with suppress(OSError, RecipeError):
         if status.writes:
             record_run_files(run, (), forget=OF_TRAINING)  # the chronicle grows again
     with suppress(OSError, RecipeError, KeyError):
-        Chronicle(run, status.writes).note("failure", status.values.get("step", 0), reason)
+        (chronicle or Chronicle(run, status.writes)).note("failure", status.values.get("step", 0), reason)
 
 
 def lost_contact(error: Exception) -> bool:
@@ -524,11 +527,11 @@ def main(argv: list[str] | None = None) -> None:
 def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> dict:
     """Train while holding the run folder, record in status.json how it ended, and return training.json's content."""
     run, is_main = Path(recipe.run.output_dir), accelerator.is_main_process
-    status = RunStatus(run, is_main)
+    status, training = RunStatus(run, is_main), None
 
     def end_run(reason: str) -> None:
         """Record why, and end this process, whose main thread may wait for another for ever."""
-        record_failure(run, status, reason)
+        record_failure(run, status, training and training.chronicle, reason)
         sys.stderr.write(f"pretrain: {reason}; the same command resumes from the newest checkpoint\n")
         os._exit(1)
 
@@ -571,7 +574,7 @@ def train_locked(recipe: Recipe, accelerator: Accelerator, overwrite: bool) -> d
             if (preemption.signal_name and not explain_end()) or status.is_preempted():
                 status.end("preempted", EXIT_STOPPED, f"{preemption.signal_name}; not saved: {reason}", alone=True)
                 raise SystemExit(EXIT_STOPPED) from error
-            record_failure(run, status, reason)
+            record_failure(run, status, training and training.chronicle, reason)
             raise error
         status.update(step=summary["max_steps"])
         status.end("finished", 0, "trained to the end")

@@ -86,7 +86,7 @@ def utc_now() -> str:
 
 
 class Chronicle:
-    """Appends to the event log of a run.
+    """Appends to the event log of a run, one in a process: each line is chained to the last that it wrote.
 
     Args:
         run: the run folder.
@@ -108,11 +108,23 @@ class Chronicle:
             return
         entry = {"time": utc_now(), "event": event, "step": step, "text": text, **details}
         with self.lock:
-            self.chain = link(self.chain, entry)
-            line = json.dumps(entry | {"chain": self.chain}, ensure_ascii=False) + "\n"
-            for path, added in ((self.lines, line), (self.page, describe(entry))):
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(added)
+            chain = link(self.chain, entry)
+            append(self.lines, json.dumps(entry | {"chain": chain}, ensure_ascii=False) + "\n")
+            self.chain = chain
+            append(self.page, describe(entry))
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file, all of it or, where the disk is full, nothing. Raises: OSError: nothing was added."""
+    left = memoryview(text.encode("utf-8"))
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_chronicle(run: Path) -> list[dict]:

@@ -11,6 +11,7 @@ import pickle
 import platform
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -856,6 +857,20 @@ def test_a_line_of_the_chronicle_that_changed_after_the_newest_checkpoint_is_ref
     assert len(read_chronicle(tmp_path)) == 4
 
 
+def test_an_event_for_which_the_disk_has_no_room_leaves_the_chronicle_whole(tmp_path):
+    chronicle = Chronicle(tmp_path, True)
+    chronicle.note("start", 0, "100 parameters")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "chronicle.jsonl").stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(OSError):
+            chronicle.note("save", 3, "step_00000003")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    chronicle.note("save", 6, "step_00000006")
+    assert [entry["step"] for entry in read_chronicle(tmp_path)] == [0, 6]
+
+
 def test_processes_with_different_data_are_refused_by_name(run, tmp_path):
     """Both have the same recipe, but the relative folder in it holds other tokens for each."""
     places = [tmp_path / "0" / "run", tmp_path / "1" / "run"]
@@ -1104,6 +1119,10 @@ def test_a_run_that_fails_keeps_its_folder_until_the_checkpoint_before_is_writte
     status = json.loads((tiny_run.output_dir / "status.json").read_text())
     assert (status["status"], status["checkpoint_step"]) == ("failed", 3), "the save does not undo the failure"
     assert [step for step, _ in checkpointing.list_checkpoints(tiny_run.output_dir / "checkpoints")] == [3]
+    assert events(tiny_run)[-2:] == ["failure", "save"], "whose lines are of one chain"
+    monkeypatch.setattr(step_module, "seed_step", real_seed)
+    pretrain.main(tiny_run.argv("--training.save_steps=3"))
+    assert read_status(tiny_run)["status"] == "finished"
 
 
 @dataclass(frozen=True)
