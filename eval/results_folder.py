@@ -29,6 +29,13 @@ def parts_folder(output: Path) -> Path:
     return output.resolve().with_name(f".{output.resolve().name}.parts")
 
 
+def clear_parts(output: Path) -> None:
+    """Delete the finished pieces of an evaluation, not the lock that it holds."""
+    for piece in parts_folder(output).iterdir():
+        if piece.name not in ("lock", "lease"):
+            piece.unlink()
+
+
 def take(path: Path, lease: Path) -> BaseFileLock:
     """Take the kernel's lock on a file, or where the file system has none a lease, as recipes/ do.
 

@@ -29,7 +29,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -65,6 +64,7 @@ from limits import run_script
 from request_scoring import RequestScorer, score_requests
 from results_folder import (
     OWN_FILES,
+    clear_parts,
     json_lines,
     locked_output,
     locked_run,
@@ -539,7 +539,7 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
     except NotLoaded as error:
         raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
-    not_scored = {}
+    not_scored, failed_before = {}, failed_baselines(arguments.output)
     for name, unique in baseline_names(arguments.baselines).items():
         folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
         try:
@@ -550,17 +550,26 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
                 files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
                 baselines[f"{folder}{label}"] = summarise_baseline(scores)
         except NotLoaded as error:
-            not_scored[shown] = f"the baseline {name} was not scored: {error}; evaluate again once it can be loaded"
+            text = f"the baseline {name} was not scored: {error}; evaluate again once it can be loaded"
+            if state.is_main_process:
+                logger.error("evaluate: %s", text)
+            not_scored[shown] = failed_before.get(shown, text)  # each try may word it otherwise
     if baselines or not_scored:
         results |= {"baselines": baselines, "baselines_not_scored": not_scored}
         files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
         if not not_scored:  # else the next try, for these, scores nothing twice
-            shutil.rmtree(parts_folder(arguments.output), ignore_errors=True)
+            clear_parts(arguments.output)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
-        for text in not_scored.values():
-            logger.error("evaluate: %s", text)
+
+
+def failed_baselines(output: Path) -> dict[str, str]:
+    """Return why baselines were not scored by the evaluation that is in a folder."""
+    try:
+        return dict(json.loads((output / "results.json").read_text(encoding="utf-8"))["baselines_not_scored"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import shlex
 import signal
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -53,8 +54,7 @@ from launching import (
 from machine_limits import lower_memory
 from mixture.fitting import check_length
 from planning.model_shape import count_parameters
-from publishing.base_licence import refuse_licence
-from publishing.base_model import find_base, find_teachers
+from publishing.base_licence import check_licence
 from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
@@ -117,8 +117,9 @@ def plan_stages(recipe: Recipe) -> list[str]:
         from training.teacher_checks import check_teachers  # as above
 
         check_teachers(recipe)
-    if not output_folder(recipe, "pretrain").exists():  # now, and not when the release is made
-        refuse_licence(recipe, find_base(recipe), find_teachers(recipe))
+    # Now, and not when the release is made; check_repositories does it for a repository.
+    if not recipe.hub.repo_id and not output_folder(recipe, "pretrain").exists() and (note := check_licence(recipe)):
+        print(f"run_recipe: {note}")
     return [name for name in wanted if name not in absent]
 
 
@@ -183,8 +184,9 @@ def run_stage(recipe: Recipe, name: str, options, launch: list[str], spare: str 
     elif stage.arguments:
         with run_lock(run, name):
             with recording(run, *OF_REPORT) if name == "report" else nullcontext():
-                run_script(name, command, run, spare)
-            record_stage(recipe, name)
+                made = run_script(name, command, run, spare)
+            if made:
+                record_stage(recipe, name)
     else:  # it locks the run folder itself
         run_script(name, command, run, "there is no plan" if name == "plan" else None)
 
@@ -258,8 +260,8 @@ def resume_of(recipe: Recipe, folder: Path) -> list[str]:
     return [] if folder == (holders or [Path(recipe.run.output_dir)])[0] else ["--run.resume=auto"]
 
 
-def run_script(name: str, command: list[str], run: Path, spare: str | None = None) -> None:
-    """Run a stage's command, and pass signals on to it.
+def run_script(name: str, command: list[str], run: Path, spare: str | None = None) -> bool:
+    """Run a stage's command, and pass signals on to it; return whether it succeeded.
 
     Args: spare: what is left where it fails, which is then noted and ends nothing. None: the others need it.
 
@@ -269,10 +271,10 @@ def run_script(name: str, command: list[str], run: Path, spare: str | None = Non
     preempted = name == "pretrain" and training.get("status") == "preempted"
     stopped = ended.signal_name or preempted
     if not ended.status and not stopped:
-        return
+        return True
     if spare and not stopped:
         print(f"run_recipe: note: {spare}, for the reason above; the other stages run all the same")
-        return
+        return False
     how = f"on {ended.signal_name}" if ended.signal_name else f"with status {ended.status}"
     # A launcher hides how its processes ended, but training that was killed has not changed its status.
     unfinished = training.get("status") == "running"
@@ -314,10 +316,19 @@ def note_unchecked(recipe: Recipe) -> None:
         )
 
 
-def lacks_baselines(recipe: Recipe) -> bool:
-    """Return whether a baseline could not be loaded when the model was evaluated."""
-    results = read_json(output_folder(recipe, "evaluate") / "results.json") or {}
-    return bool(results.get("baselines_not_scored"))
+def may_score_baselines(recipe: Recipe) -> bool:
+    """Return whether a baseline could not be loaded when the model was evaluated, and what was scored still counts.
+
+    With another kind of device or version of torch, the model would be scored again.
+    """
+    folder = output_folder(recipe, "evaluate")
+    results = read_json(folder / "results.json") or {}
+    if not results.get("baselines_not_scored") or not folder.with_name(f".{folder.name}.parts").exists():
+        return False
+    import torch  # only here: importing it takes seconds
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return (results["settings"]["device"], results["versions"]["torch"]) == (device, version("torch"))
 
 
 def kept_precision(recipe: Recipe, overwrite: bool) -> str | None:
@@ -377,7 +388,7 @@ def main(argv: list[str] | None = None) -> None:
         if name == "publish" and recipe.hub.repo_id and not options.dry_run:
             finished = False  # only the Hub knows whether it has the release
         spare = None
-        if name == "evaluate" and finished and lacks_baselines(recipe):
+        if name == "evaluate" and finished and may_score_baselines(recipe):
             finished, spare = False, "the earlier results stay"  # a try costs little: what was scored is kept
         if name == "prepare" and finished and recipe.data.decontamination and "evaluate" in stages:
             note_unchecked(recipe)

@@ -84,8 +84,8 @@ def check_checkpoint(run: Path, checkpoint: Path) -> list[tuple[str, bool]]:
             for name, recorded in ((manifest or {}).get("records") or {}).items()
         }
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        return [("damaged: manifest.json cannot be read", False)]
-    lines = [(f"damaged: {problem}", False) for problem in damage]
+        found, damage = {}, [*damage, "manifest.json cannot be read"]
+    lines = [(f"damaged: {problem}", False) for problem in dict.fromkeys(damage)]
     lines += [(f"{name} up to here: {problem}", False) for name, problem in found.items() if problem]
     return lines or [("ok", True)]
 
@@ -177,6 +177,8 @@ def check_run_files(run: Path) -> list[tuple[str, str, bool]]:
         read_chronicle(run)
     except StaleStageError:
         damaged.setdefault("chronicle.jsonl", "a line is not as it was written")
+    except OSError as error:
+        damaged.setdefault("chronicle.jsonl", f"{UNREADABLE}{error.strerror}")
     recorded = set() if UNREADABLE in damaged.get(RUN_FILES, "") else set(recorded_run_files(run))
     for name in HUB_RECORDS:
         try:

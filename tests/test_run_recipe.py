@@ -205,6 +205,7 @@ def test_a_report_that_was_killed_before_its_files_are_recorded_is_made_again(tm
 
     def make(name, command, run, spare=None):
         (run / "report.html").write_text(f"report of {command}")
+        return True
 
     real = recorded_files.record_run_files
 
@@ -284,14 +285,23 @@ def test_an_evaluation_that_lacks_a_baseline_is_tried_again(telecom):
     kept = results.read_text()
     results.write_text(json.dumps(json.loads(kept) | {"baselines_not_scored": {"org/a": "not there"}}))
     found = run([*command, "--dry_run"], folder).stdout
+    assert "would run" not in found, "what was scored is not kept, so that a try would cost a whole evaluation"
+    parts = results.parent.with_name(".eval.parts")
+    parts.mkdir()
+    found = run([*command, "--dry_run"], folder).stdout
     assert "run_recipe: evaluate would run" in found and "pretrain would run" not in found
+    of_gpu = json.loads(results.read_text())
+    of_gpu["settings"]["device"] = "cuda"
+    results.write_text(json.dumps(of_gpu))
+    assert "would run" not in run([*command, "--dry_run"], folder).stdout, "it would be scored again, without the GPU"
+    parts.rmdir()
     results.write_text(kept)
     assert "would run" not in run([*command, "--dry_run"], folder).stdout
 
 
 def test_another_try_for_a_baseline_that_fails_ends_nothing(tmp_path, capsys):
     fails = [sys.executable, "-c", "raise SystemExit(1)"]
-    run_recipe.run_script("evaluate", fails, tmp_path, "the earlier results stay")
+    assert not run_recipe.run_script("evaluate", fails, tmp_path, "the earlier results stay"), "nothing is recorded"
     assert "run_recipe: note: the earlier results stay, for the reason above" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_recipe.run_script("evaluate", fails, tmp_path)

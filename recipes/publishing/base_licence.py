@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus.data_card import licence_kind
-from publishing.base_model import Base, find_licensors
+from publishing.base_model import Base, find_base, find_licensors, find_teachers
 from recipe_config import Recipe, RecipeError
 
 
@@ -75,7 +75,8 @@ def plain(name: str) -> str:
 def refuse_licence(recipe: Recipe, base: Base | None, teachers: Sequence[Base] = ()) -> None:
     """Refuse a licence or a name of the release that contradicts the licence of its base or of a teacher.
 
-    hub.license `other`, where the user wrote it, names no terms, so it contradicts none.
+    hub.license `other`, where the user wrote it, names no terms: it contradicts none but a licence that forbids to
+    pass changed versions on.
 
     Args: teachers: of find_teachers.
 
@@ -100,6 +101,23 @@ def refuse_licence(recipe: Recipe, base: Base | None, teachers: Sequence[Base] =
         raise RecipeError(*problems)
 
 
+def check_licence(recipe: Recipe) -> str | None:
+    """Refuse, before work starts, what refuse_licence would refuse of the release.
+
+    Returns: a note on licences that were not found: training needs no Hub, which may not be reached.
+
+    Raises: RecipeError
+    """
+    base, teachers = find_base(recipe), find_teachers(recipe)
+    unread = [link.name for link in find_licensors(base, teachers) if link.is_on_hub and link.licence is None]
+    if unread and recipe.hub.license != "other" and recipe.hub.base_license is None:
+        return (
+            f"note: the licence of {', '.join(unread)} was not found: the Hub was not reached, or the card states "
+            "none; where it is not found later either, the release needs hub.base_license or hub.license: other"
+        )
+    return refuse_licence(recipe, base, teachers)
+
+
 def contradictions(recipe: Recipe, base: Base, verb: str) -> list[str]:
     """Return how the licence and the name of the release contradict the licence of one model.
 
@@ -107,7 +125,8 @@ def contradictions(recipe: Recipe, base: Base, verb: str) -> list[str]:
     """
     given, name = recipe.hub.license, (recipe.hub.repo_id or "").rpartition("/")[2]
     found = f"hub.license={given}" if given else "hub.license is not set"
-    accept = f"or, once you know that its terms allow it, hub.base_license: {base.licence or 'its name'}"
+    licence = base.licence or "the name of its licence"
+    accept = f"or, once you know that its terms allow it, hub.base_license: {licence}"
     problems, terms = [], terms_of(base.licence)
     if base.licence is None:
         if given != "other":

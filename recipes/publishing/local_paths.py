@@ -55,7 +55,8 @@ def shorten_paths(recipe: Recipe) -> Recipe:
                 f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command "
                 "in a folder below it, or move what it names and set the new path"
             )
-        if short != value and name == "from_pretrained":  # `acme`, of a folder elsewhere, would be a name of the Hub
+        is_model = name == "from_pretrained" or key.startswith("evaluation.baselines.")
+        if short != value and is_model:  # `acme`, of a folder elsewhere, would be a name of the Hub
             short = as_folder(short)
         parent[name] = short
     return Recipe.model_validate(shown)

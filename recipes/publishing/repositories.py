@@ -7,8 +7,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from planning.model_shape import count_parameters
-from publishing.base_licence import refuse_licence
-from publishing.base_model import find_base, find_teachers
+from publishing.base_licence import check_licence
 from publishing.hub_transfer import Job, Limits, run_transfer
 from recipe_config import Recipe, RecipeError
 from stages import output_folder
@@ -44,7 +43,7 @@ def check_repositories(recipe: Recipe) -> str:
     Raises: RecipeError: the token is missing, wrong or may not write; a repository holds someone else's files; or the
         disk has no room for the release; or its licence contradicts that of the base.
     """
-    refuse_licence(recipe, find_base(recipe), find_teachers(recipe))
+    note = check_licence(recipe)
     refuse_full_disk(recipe)
     result = run_transfer("check", list_jobs(recipe), CHECK_LIMITS)
     if result.get("unreachable"):
@@ -52,7 +51,8 @@ def check_repositories(recipe: Recipe) -> str:
     if "failed" in result:
         raise RecipeError(result["failed"])
     ready = ", ".join(done["repo_id"] for done in result["done"])
-    return f"publish: {result['done'][0]['user']} may publish to {ready} at {constants.ENDPOINT}"
+    may = f"publish: {result['done'][0]['user']} may publish to {ready} at {constants.ENDPOINT}"
+    return f"publish: {note}\n{may}" if note else may
 
 
 def refuse_full_disk(recipe: Recipe) -> None:

@@ -116,9 +116,9 @@ def find_file_damage(checkpoint: Path, name: str, recorded: dict) -> str | None:
     path = checkpoint / name
     if Path(name).name != name:
         return f"manifest.json: {name!r} is not the name of a file"
-    if path.is_symlink() or not path.is_file():
-        return f"{name} is missing"
     try:
+        if path.is_symlink() or not path.is_file():
+            return f"{name} is missing"
         if path.stat().st_size != recorded["bytes"]:
             return f"{name}: {path.stat().st_size:,} bytes, {recorded['bytes']:,} in the manifest"
         if file_sha256(path) != recorded["sha256"]:

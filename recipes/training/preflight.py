@@ -97,9 +97,12 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     batch_size = training.per_device_train_batch_size
     batches = MicroBatches(mixture, inputs.skipped_documents, inputs.byte_lengths, batch_size, 0, 1, training.goldfish)
     set_seed(recipe.run.seed)
+    if recipe.model.from_pretrained is None:  # before the machine's memory, which is checked too, runs out
+        size = 4 * count_parameters(recipe.model, recipe.tokenizer.vocab_size)["total"]
+        refuse_little_memory([(size, True)], accelerator)
     model = build_summed_loss(checked, taught, tokenizer, inputs.tokenizer_folder, accelerator, compiled=False)
     recipe.model = with_shape_of(recipe.model, model.language_model.config)
-    refuse_little_memory(model, accelerator)
+    refuse_little_memory([(each.nbytes, each.requires_grad) for each in model.parameters()], accelerator)
     model.to(accelerator.device).eval()  # without dropout, so that the same batch gives the same loss
     optimizers = build_optimizers(model, training)
 
@@ -130,12 +133,12 @@ def memory_available(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def refuse_little_memory(model: SummedLoss, accelerator: Accelerator) -> None:
+def refuse_little_memory(sizes: list[tuple[int, bool]], accelerator: Accelerator) -> None:
     """Refuse a device that cannot hold what check_overfitting does: two models, a gradient and AdamW's two moments.
 
+    Args: sizes: bytes of each parameter, and whether it is trained.
     Raises: RecipeError: with both sizes, and what to do.
     """
-    sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in model.parameters()]
     needed = sum(size * (2 + 3 * trained) for size, trained in sizes)
     if needed > (available := memory_available(accelerator.device)):
         raise RecipeError(explain_little_memory(f"{needed / 1e9:,.1f} GB on each device, of {available / 1e9:,.1f}"))

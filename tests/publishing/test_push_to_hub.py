@@ -60,7 +60,7 @@ from provenance.audited_documents import AuditedDocument
 from provenance.leak_findings import describe_findings, describe_limits
 from provenance.leak_measures import Reading
 from publishing import base_model, release_checks, revision_queue
-from publishing.base_licence import refuse_licence
+from publishing.base_licence import check_licence, refuse_licence
 from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
@@ -1408,6 +1408,17 @@ def test_a_local_model_without_a_licence_is_refused_until_the_user_says_it(works
         for key, value in {"license": "other", "base_license": "llama3.2"}.items():
             said = recipe.hub.model_copy(update={key: value})
             refuse_licence(recipe.model_copy(update={"hub": said}), find_base(recipe))
+
+
+def test_training_starts_where_the_licence_of_a_hub_model_cannot_be_read_and_its_release_is_refused(workspace):
+    """As on a node without a network."""
+    recipe = load(workspace)
+    recipe.model.from_pretrained, recipe.hub.license = "owner/unreached", "apache-2.0"
+    assert "the licence of owner/unreached was not found" in check_licence(recipe)
+    with pytest.raises(RecipeError, match=r"hub\.license=apache-2\.0: the card of owner/unreached states no licence"):
+        refuse_licence(recipe, find_base(recipe))
+    recipe.hub.license = "other"
+    assert check_licence(recipe) is None
 
 
 def test_a_model_of_an_own_run_from_scratch_asks_for_nothing(release, workspace, tmp_path):

@@ -490,7 +490,7 @@ def test_what_cannot_be_saved_in_time_is_left_unsaved(run, tmp_path):
     wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) == EXIT_STOPPED
-    assert "saving took longer than 1" in read_status(run)["reason"]
+    assert "saving took longer than 1 s" in read_status(run)["reason"]
     assert not list_checkpoints(run.output_dir / "checkpoints")
 
 
