@@ -334,6 +334,7 @@ class Attack:
         Args: killed: a process of it is killed, maybe the first.  later: is called with the processes after a while.
         """
         mark = self.log.with_suffix(".mark")
+        self.log.touch()  # the command may be killed before it prints
         process = self.attacked.start(self.run, self.log, replace(harm, mark=str(mark)), self.stages)
         self.harmed = False
         if later is not None:
