@@ -96,6 +96,8 @@ def locked_run(run: Path, stage: str) -> Iterator[None]:
         if holder.get("host") != platform.node() or holder.get("pid") not in above:
             named = f"process {holder.get('pid')} on {holder.get('host')} ({holder.get('stage')})"
             raise SystemExit(f"{run} is in use by {named}; wait for it, or stop it") from None
+        lock = None
+    if lock is None:
         yield
         return
     own = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
