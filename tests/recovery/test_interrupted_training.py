@@ -757,9 +757,8 @@ def test_a_process_that_the_kernel_kills_fails_the_run_although_its_launcher_sen
     pair[killed].kill()
     wait_until(pair[killed], psutil.STATUS_ZOMBIE)  # a launcher sends the signal when it has seen the death
     pair[1 - killed].terminate()
-    assert pair[1 - killed].wait(60) in (1, -signal.SIGTERM), read_log(
-        run
-    )  # where it had recorded that, and was ending
+    # The signal may come when it has recorded the death and is about to end.
+    assert pair[1 - killed].wait(60) in (1, -signal.SIGTERM), read_log(run)
     pair[killed].wait()
     status = read_status(run)
     named = rf"process {killed} on .* died, .* \(then set training.per_device_train_batch_size lower"
@@ -1617,7 +1616,7 @@ def test_a_recipe_that_is_stopped_once_in_each_stage_ends_in_a_whole_release(tmp
     write_tiny_texts(tmp_path / "texts")
     run = TinyRun(tmp_path / "texts", tmp_path / "run")
     more = ["--plan.flops=1e13", "--plan.device=rtx-4090", "--plan.domain_bytes=1e6", "--data.decontamination={}"]
-    more += ["--evaluation.tasks=[general_agreement]"]
+    more += ["--evaluation.tasks=[general_agreement]", "--training.sequence_length=128"]
     outputs = ("plan", "benchmarks", "documents", "tokenizer", "tokens", "checkpoints", "eval", "figures", "release")
     for output in outputs:
         process, deadline = start_apart(run, 1, contained, *more), time.monotonic() + 200
