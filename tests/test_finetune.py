@@ -329,7 +329,7 @@ def test_two_processes_fine_tune_a_model_and_documents_of_the_hub(tuned, tmp_pat
         subprocess.run(
             [sys.executable, "-c", upload, str(folder), run.output_dir / "model"], env=environment, check=True
         )
-        more = ["--finetune.model=base/model"]
+        more = ["--finetune.model=base/model", "--hub.license=other"]  # the model has no card
         for split in ("train", "test"):
             source = {"name": split, "path": "fiscal/bills", "revision": "main", "split": split}
             more.append(f"--finetune.{split}={json.dumps(source)}")

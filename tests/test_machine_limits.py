@@ -143,7 +143,7 @@ def test_a_stage_that_the_system_killed_names_what_to_lower(name, script, lower,
     (tmp_path / script).write_text("import os\nos.kill(os.getpid(), 9)\n")
     command = [sys.executable, str(tmp_path / script)]
     if name == "plan":  # which is advice
-        run_recipe.run_script(name, command, tmp_path)
+        run_recipe.run_script(name, command, tmp_path, "there is no plan")
         assert "note: there is no plan" in capfd.readouterr().out
         return
     with pytest.raises(SystemExit) as ended:
