@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a recipe for your own text from five questions: domain, text, machine and budget, starting point, language.
+"""Make a recipe for your own text from six questions: domain, text, machine, budget, starting point, language.
 
 In:   the answers, as flags or at a prompt; recipes/custom, which the new recipe is a copy of.
 Out:  recipes/<name>/ (or --folder) with base.yaml, data.py and README.md, all meant to be edited. Size, length and

@@ -2,7 +2,7 @@
 """Stage 1: turn the sources of the recipe into clean, de-duplicated documents in disjoint splits.
 
 In:   data.sources; extract_text(example, source) and, if it is there, redact(text, source) of the recipe's data.py;
-      benchmarks/ of the run.
+      benchmarks/ of the run, which eval/run_eval.py writes first where it is missing.
 Out:  <run.output_dir>/documents/<train|validation|test|future>/<source>/*.parquet with id, source, text, date,
       and, with data.family_containment, the family of each held-out document;
       documents/README.md, the data card; documents/stats.json with the files of each source, read and not read, and
@@ -20,6 +20,8 @@ machine.
 """
 
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -57,7 +59,7 @@ from recorded_files import recording
 from recovery.run_lock import stage_lock
 from run_folder import new_output
 from sources.units import Listing, list_all_sources
-from stages import benchmarks_folder, exported_tasks, output_folder, unexported_tasks, why_unchecked
+from stages import STAGES, benchmarks_folder, output_folder, unexported_tasks, why_unchecked
 
 
 COMMITS = ".commits.json"  # of the Hub datasets, which an interrupted try reads on at; afterwards stats.json has them
@@ -265,20 +267,24 @@ def first_positions(quarantine: Path) -> dict[str, dict[str, str]]:
 def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
     """Return the index of the benchmarks to check the text against, or None if it is not checked (`why_unchecked`).
 
-    Raises: RecipeError: items are missing (with the command that writes them), or cannot be read.
+    The run's own are written first where one of them is missing.
+
+    Raises: RecipeError: items cannot be written or read.
     """
     if why_unchecked(recipe) is not None:
         return None
-    settings, folder, tasks = recipe.data.decontamination, benchmarks_folder(recipe), exported_tasks(recipe)
-    missing = unexported_tasks(recipe) if settings.benchmarks is None else []
-    if missing:
-        raise RecipeError(
-            f"data.decontamination: {folder} lacks the items of {', '.join(missing)}, which evaluation.tasks or "
-            "training.eval_tasks names; recipes/run_recipe.py writes them, and for tasks that are not groups so does: "
-            f"python eval/run_eval.py --tasks {','.join(tasks)} --export_requests {folder}"
-        )
+    settings = recipe.data.decontamination
+    if settings.benchmarks is None and (missing := unexported_tasks(recipe)):
+        with new_output(recipe, "requests") as folder:
+            command = [sys.executable, *STAGES["requests"].command(recipe), str(folder)]
+            if subprocess.run(command, check=False).returncode:
+                raise RecipeError(
+                    f"data.decontamination: the items of {', '.join(missing)} were not written, for the reason above; "
+                    "start this where the Hub can be reached, or write them to a folder with eval/run_eval.py "
+                    "--export_requests and its --task_data, and name it by data.decontamination.benchmarks"
+                )
     try:
-        return BenchmarkIndex(folder, settings.ngram_words)
+        return BenchmarkIndex(benchmarks_folder(recipe), settings.ngram_words)
     except (OSError, ValueError) as error:
         raise RecipeError(f"data.decontamination: {error}") from error
 

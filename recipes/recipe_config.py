@@ -203,7 +203,7 @@ class Decontamination(Section):
 
     benchmarks: str | None = None
     """Folder of <task>.jsonl written by eval/run_eval.py --export_requests. None: benchmarks/ of the run, which
-    run_recipe.py writes for evaluation.tasks."""
+    is written for evaluation.tasks."""
     ngram_words: Annotated[Int, Field(ge=8)] = 13
     """Consecutive words that a document and an item must have in common to count as shared."""
     min_overlap_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5

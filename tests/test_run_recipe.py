@@ -345,17 +345,42 @@ def test_a_benchmark_that_is_added_later_is_scored_as_unchecked_and_nothing_is_t
     assert overwritten.stdout.splitlines()[0] == "run_recipe: prepare would run: recipes/prepare_data.py"
 
 
-def test_prepare_alone_names_the_command_that_writes_the_benchmarks(telecom, tmp_path):
-    command, folder, _ = telecom
-    by_hand = [Path(command[0]).with_name("prepare_data.py"), *command[1:], f"--run.output_dir={tmp_path / 'run'}"]
-    result = run(by_hand, folder)
-    export = f"python eval/run_eval.py --tasks general_agreement --export_requests {tmp_path / 'run' / 'benchmarks'}"
-    assert result.returncode != 0 and export in result.stderr and "Traceback" not in result.stderr
-    assert not (tmp_path / "run" / "documents").exists()
-    shutil.copytree(folder / "runs" / "telecom" / "benchmarks", tmp_path / "run" / "benchmarks")
-    assert run(by_hand, folder).returncode == 0
+def prepare_alone(folder: Path, tasks: str) -> list:
+    """Copy recipes/ and eval/, add a group of one private task, and return the command that prepares a tiny text."""
+    for name in ("recipes", "eval"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    private = folder / "eval" / "tasks" / "private"
+    private.mkdir()
+    (private / "README.md").write_text("Private.")
+    form = "tasks: {nda_terms: }\ndata_files: {test: terms.jsonl}\nmetrics: [acc]\ngroups: [contracts]\n"
+    (private / "terms.yaml").write_text(form)
+    item = {"id": "nda-1", "context": "The term of this agreement is", "choices": ["two years.", "ten goats."]}
+    (private / "terms.jsonl").write_text(json.dumps(item | {"gold": 0}) + "\n")
+    write_tiny_texts(folder / "texts")
+    script, config = folder / "recipes" / "prepare_data.py", folder / "recipes" / "custom" / "base.yaml"
+    settings = [*tiny_settings(Path("texts"), Path("run")), "--data.decontamination={}"]
+    return [script, "--config", config, *settings, f"--evaluation.tasks=[{tasks}]"]
+
+
+def test_prepare_alone_writes_the_items_of_a_group_and_run_recipe_skips_both_stages(tmp_path):
+    command = prepare_alone(tmp_path, "contracts")
+    result = run(command, tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    written = {path.name for path in (tmp_path / "run" / "benchmarks").glob("[!.]*")}
+    assert written == {"nda_terms.jsonl", "stage.json"}
     report = json.loads((tmp_path / "run" / "documents" / "decontamination.json").read_text())
-    assert report["removed"]["law"]["documents"] == 1
+    assert "nda_terms" in json.dumps(report)
+    later = run([tmp_path / "recipes" / "run_recipe.py", *command[1:], "--dry_run"], tmp_path)
+    assert later.stdout.splitlines()[0] == "run_recipe: tokenizer would run: recipes/train_tokenizer.py", later.stderr
+
+
+def test_prepare_alone_refuses_benchmarks_that_cannot_be_read_and_says_how_to_bring_them(tmp_path):
+    command = prepare_alone(tmp_path, "mmlu_legal, contracts")
+    result = run(command, tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")})
+    assert result.returncode != 0 and not (tmp_path / "run" / "documents").exists()
+    assert "mmlu_jurisprudence" in result.stderr, "the reason is that of the command that exports them"
+    assert "data.decontamination: the items of mmlu_legal, contracts were not written" in result.stderr
+    assert "data.decontamination.benchmarks" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_recipes_alone_make_a_model_and_a_release_without_results_even_when_killed(tmp_path):
