@@ -20,7 +20,6 @@ machine.
 """
 
 import json
-import subprocess
 import sys
 import time
 from functools import partial
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from atomic_files import discard, write_json
+from child_processes import EXIT_STOPPED, run_child
 from corpus.accounting import count_documents, describe_dropped, explain_empty, gather_stats, sum_counts
 from corpus.benchmark_overlap import BenchmarkIndex, drop_overlapping, write_report
 from corpus.canaries import CANARIES, choose_canaries, plant_canaries
@@ -277,7 +277,10 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
     if settings.benchmarks is None and (missing := unexported_tasks(recipe)):
         with new_output(recipe, "requests") as folder:
             command = [sys.executable, *STAGES["requests"].command(recipe), str(folder)]
-            if subprocess.run(command, check=False).returncode:
+            ended = run_child(command, launches=False)
+            if ended.signal_name:
+                raise SystemExit(EXIT_STOPPED)
+            if ended.status:
                 raise RecipeError(
                     f"data.decontamination: the items of {', '.join(missing)} were not written, for the reason above; "
                     "start this where the Hub can be reached, or write them to a folder with eval/run_eval.py "
