@@ -112,10 +112,13 @@ def measure_products() -> dict[str, float]:
     return rates
 
 
+def machine_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def measure_cpu() -> Device:
     """Measure matrix products in the precision that is the faster here, and read the machine's memory."""
     rates = measure_products()
     precision = max(rates, key=rates.get)
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     source = f"measured now: {precision} product of 1,024 with all threads"
-    return Device(rates[precision], memory_bytes, None, source)
+    return Device(rates[precision], machine_memory_bytes(), None, source)

@@ -7,7 +7,6 @@ preflight.json has the plan and, of each check, {"name", "passed", "found", "exp
 
 import copy
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mixture.phases import make_mixture, schedule_phases
 from model.continued import with_shape_of
 from model.llama import count_module_parameters
 from model.summed_loss import SummedLoss, build_summed_loss
-from planning.devices import stated_utilisation
+from planning.devices import machine_memory_bytes, stated_utilisation
 from planning.memory import count_teachers, memory_by_part
 from planning.model_shape import count_parameters, training_flops_per_token
 from planning.scarce_text import FORWARD_FRACTION
@@ -130,7 +129,7 @@ def memory_available(device: torch.device) -> int:
     """Return the bytes of a GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine_memory_bytes()
 
 
 def refuse_little_memory(sizes: list[tuple[int, bool]], accelerator: Accelerator) -> None:
