@@ -113,6 +113,19 @@ def replace_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file, all of it or, where the disk is full, nothing. Raises: OSError: nothing was added."""
+    left = memoryview(text.encode("utf-8"))
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def read_json(path: Path) -> dict | None:
     """Return the object in a JSON file; None where the file is absent or holds anything else."""
     try:

@@ -111,8 +111,8 @@ class Pretraining:
             averaged=self.training.average is not None,
             in_muon=count_in_muon(self.prepared.optimizers),
         )
-        self.slowest_save = estimate_save_seconds(self.run, size, accelerator)
-        self.time_to_save, self.printed_seconds = preemption.allow(self.slowest_save), preemption.save_seconds
+        self.time_to_save = preemption.allow(estimate_save_seconds(self.run, size, accelerator))
+        self.printed_seconds = preemption.save_seconds
 
         # Resume
         self.notes += describe_missing(self.run / "benchmarks", self.training.eval_tasks)
@@ -402,15 +402,14 @@ class Pretraining:
 
     def allow_for_slow_saves(self) -> None:
         """Have all processes allow for the slowest save so far; the estimate is of a small file, which caches take."""
-        self.slowest_save = from_main(self.accelerator, lambda: self.slowest_save)
-        text = self.preemption.allow(self.slowest_save)
+        text = self.preemption.allow(from_main(self.accelerator, lambda: self.preemption.slowest_save))
         if self.preemption.save_seconds > self.printed_seconds + 1:
             self.printed_seconds = self.preemption.save_seconds
             self.progress.say(f"note: {text}")
 
     def note_saved(self, step: int, folder: Path, seconds: float) -> None:
         """Note that a checkpoint is complete, and queue it for the Hub."""
-        self.slowest_save = max(self.slowest_save, seconds)
+        self.preemption.slowest_save = max(self.preemption.slowest_save, seconds)
         self.chronicle.note("save", step, f"{folder.name}, copied and written in {seconds:.1f} s")
         self.status.update(checkpoint=str(folder), checkpoint_step=step)
         if problem := queue_revision(self.recipe, folder, self.language_model.config):

@@ -89,7 +89,7 @@ class Checkpoints:
             FloatingPointError: a tensor is not finite.
         """
         self.finish()
-        started, rank = time.perf_counter(), self.accelerator.process_index
+        self.started, rank = time.perf_counter(), self.accelerator.process_index
         parts = {stem: {name: Part(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
         refuse_not_finite(step, parts, self.accelerator)
         all_tensors = [tensor for named in tensors.values() for tensor in named.values()]
@@ -113,7 +113,7 @@ class Checkpoints:
         state = json.loads(json.dumps(state))  # a copy: training changes it
         appended = appended_sizes(self.folder.parent)  # now: later lines are of later steps
         self.thread = threading.Thread(
-            target=self._write, args=(started, step, partial, copies, state, appended, rank, writers)
+            target=self._write, args=(step, partial, copies, state, appended, rank, writers)
         )
         self.thread.start()
 
@@ -143,15 +143,7 @@ class Checkpoints:
         self.check()
 
     def _write(
-        self,
-        started: float,
-        step: int,
-        partial: Path,
-        copies: dict,
-        state: dict,
-        appended: dict[str, int],
-        rank: int,
-        writers: int,
+        self, step: int, partial: Path, copies: dict, state: dict, appended: dict[str, int], rank: int, writers: int
     ) -> None:
         try:
             part = "" if writers == 1 else f"-{rank + 1:05d}-of-{writers:05d}"
@@ -179,7 +171,7 @@ class Checkpoints:
             records = {name: describe_beginning(run / name, size) for name, size in appended.items()}
             final = commit(partial, step, files, self.identity | {"records": records})
             prune(self.folder, self.keep, self.keep_every_steps)
-            self.saved(step, final, time.perf_counter() - started)
+            self.saved(step, final, time.perf_counter() - self.started)
         except Exception as error:
             if rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 
-from atomic_files import StaleStageError, read_json, read_json_lines, replace_text, write_json
+from atomic_files import StaleStageError, append_text, read_json, read_json_lines, replace_text, write_json
 
 
 ENDED = ("failed", "preempted")
@@ -46,8 +46,7 @@ class RunStatus:
 
     def begin(self) -> None:
         self.values = {"status": "running", "pid": os.getpid(), "host": platform.node(), "started": utc_now()}
-        if self.writes:
-            write_json(self.path, self.values | {"updated": utc_now()})
+        self.write()
 
     def update(self, **values) -> None:
         """Change values and write the file, with the end that another process may have recorded meanwhile."""
@@ -55,8 +54,12 @@ class RunStatus:
             found = (read_json(self.path) or {}) if self.writes else {}
             ended = found.get("status") in ENDED
             self.values |= values | {key: found[key] for key in END if ended and key in found}
-            if self.writes:
-                write_json(self.path, self.values | {"updated": utc_now()})
+            self.write()
+
+    def write(self) -> None:
+        """Write the file, if this process keeps it up to date."""
+        if self.writes:
+            write_json(self.path, self.values | {"updated": utc_now()})
 
     def end(self, status: str, exit_code: int, reason: str, alone: bool = False) -> None:
         """Record how the run ended, unless a process of this launch already has: later failures follow from the first.
@@ -109,22 +112,9 @@ class Chronicle:
         entry = {"time": utc_now(), "event": event, "step": step, "text": text, **details}
         with self.lock:
             chain = link(self.chain, entry)
-            append(self.lines, json.dumps(entry | {"chain": chain}, ensure_ascii=False) + "\n")
+            append_text(self.lines, json.dumps(entry | {"chain": chain}, ensure_ascii=False) + "\n")
             self.chain = chain
-            append(self.page, describe(entry))
-
-
-def append(path: Path, text: str) -> None:
-    """Add text to a file, all of it or, where the disk is full, nothing. Raises: OSError: nothing was added."""
-    left = memoryview(text.encode("utf-8"))
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError:
-            file.truncate(size)
-            raise
+            append_text(self.page, describe(entry))
 
 
 def read_chronicle(run: Path) -> list[dict]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from atomic_files import read_json, read_json_lines, replace_text, write_json
+from atomic_files import append_text, read_json, read_json_lines, replace_text, write_json
 from launching import deciding_environment
 from mixture.fitting import expected_deviations
 from mixture.order import TokenMixture
@@ -41,8 +41,7 @@ def write_run_files(recipe: Recipe, run: Path, computed: dict) -> None:
 
 def append_lines(path: Path, records: list[dict]) -> None:
     """Append records to a file of JSON lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+    append_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def truncate_records(run: Path, step: int, checkpoint: Path | None) -> None:
