@@ -279,6 +279,7 @@ def load_benchmarks(recipe: Recipe) -> BenchmarkIndex | None:
             command = [sys.executable, *STAGES["requests"].command(recipe), str(folder)]
             ended = run_child(command, launches=False)
             if ended.signal_name:
+                sys.stderr.write(f"prepare: stopped on {ended.signal_name}; the same command starts it again\n")
                 raise SystemExit(EXIT_STOPPED)
             if ended.status:
                 raise RecipeError(

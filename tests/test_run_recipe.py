@@ -14,6 +14,7 @@ import urllib.request
 from argparse import Namespace
 from pathlib import Path
 
+import psutil
 import pytest
 from closed_network import ClosedNetwork
 from mini_hub import hub_environment, start_hub
@@ -372,6 +373,19 @@ def test_prepare_alone_writes_the_items_of_a_group_and_run_recipe_skips_both_sta
     assert "nda_terms" in json.dumps(report)
     later = run([tmp_path / "recipes" / "run_recipe.py", *command[1:], "--dry_run"], tmp_path)
     assert later.stdout.splitlines()[0] == "run_recipe: tokenizer would run: recipes/train_tokenizer.py", later.stderr
+
+
+def test_prepare_alone_that_is_stopped_while_it_writes_the_items_leaves_no_process_and_says_so(tmp_path):
+    command = [sys.executable, *map(str, prepare_alone(tmp_path, "contracts"))]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (export := psutil.Process(process.pid).children()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    assert list(tmp_path.glob("run/.benchmarks*"))
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and "prepare: stopped on SIGTERM; the same command starts it again" in said, said
+    assert not any(one.is_running() for one in export)
 
 
 def test_prepare_alone_refuses_benchmarks_that_cannot_be_read_and_says_how_to_bring_them(tmp_path):
