@@ -128,7 +128,7 @@ class Pretraining:
         self.mixture = text.mix(self.state)
         self.batches = text.read(self.mixture, self.state)
         self.monitor = StabilityMonitor(self.training.stability, accelerator.device, self.state["stability"])
-        # The newest step that this process computed, and its nats there; the skipped steps that were computed twice.
+        # The newest step that this process computed, and its own values; the skipped steps that were computed twice.
         self.computed_here: tuple[int | None, Tensor | None] = (None, None)
         self.repeated: set[int] = set()
         self.checkpoints = Checkpoints(
@@ -313,7 +313,7 @@ class Pretraining:
         ok = self.monitor.judge(step, computed.loss, computed.grad_norm)
         self.prepared.step(ok)
         self.progress.count_step(computed.seen, torch.where(ok, computed.sums, 0.0), computed.grad_norm)
-        self.computed_here = (step, computed.own_nats)
+        self.computed_here = (step, computed.own)
         phases_end = (phase["after_step"] for phase in self.state["phases"][1:])
         if (step == self.state["max_steps"] or step in phases_end) and (skipped := self.newest_skipped()):
             self.compute_again(skipped)  # now: no step of the same form follows

@@ -22,6 +22,7 @@ from recovery.stored_tensors import load_tensors
 from recovery.weights import check_replicas, gather_tensors, restore_tensors, restore_weights
 from training.average import WeightAverage
 from training.optimizers import step_where
+from training.own_gradients import OwnGradients
 
 
 class PreparedModel:
@@ -36,6 +37,7 @@ class PreparedModel:
     Attributes:
         module: the prepared model, to be called.
         average: of its weights; None: they are not averaged.
+        own: the gradients that this process computed.
         in_parts: no process holds whole weights.
     """
 
@@ -50,6 +52,7 @@ class PreparedModel:
         self.module, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.in_parts = any(isinstance(parameter, DTensor) for parameter in self.module.parameters())
         self.average = average and WeightAverage(self.module, average)
+        self.own = OwnGradients(self.module, accelerator)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of every optimizer."""
@@ -85,6 +88,7 @@ class PreparedModel:
     def clear_gradients(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        self.own.squares.zero_()
 
     def add_to_average(self, step: int, state: dict) -> None:
         """Add the weights after an optimizer step to their average, if there is one; see WeightAverage.add."""

@@ -24,7 +24,7 @@ from recipe_config import Stability
 from recovery.stored_tensors import list_checkpoints
 
 
-SAME_ON_GPU = 1e-2  # relative
+SAME_IN_ANY_ORDER = 1e-2  # relative
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,14 @@ def read_verdict(step: int, values: Tensor, event: torch.Event | None) -> Verdic
     return Verdict(step, "taken" if ok else "spike" if finite else "not_finite", loss, grad_norm)
 
 
-def is_same(first: float, second: float, device: torch.device) -> bool:
-    """Return whether two computations of a number agree: NaN and infinity with each other, on a processor bit by bit.
+def is_same(first: float, second: float, exact: bool) -> bool:
+    """Return whether two computations of a number agree: NaN and infinity with each other, `exact` bit by bit.
 
     The kernels of a GPU may add in another order, which a number that a fault has changed exceeds by far.
     """
     if not (math.isfinite(first) and math.isfinite(second)):
         return math.isfinite(first) == math.isfinite(second)
-    return first == second or (device.type != "cpu" and math.isclose(first, second, rel_tol=SAME_ON_GPU))
+    return first == second or (not exact and math.isclose(first, second, rel_tol=SAME_IN_ANY_ORDER))
 
 
 def explain_abort(decision: Decision, mixture: TokenMixture, sequences_per_step: int, run: Path) -> str:

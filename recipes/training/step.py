@@ -19,13 +19,14 @@ from training.text import TrainingText
 
 
 class ComputedStep(NamedTuple):
-    """What a step's gradient was computed from: on this process `seen` and `own_nats`, else on all of them.
+    """What a step's gradient was computed from: on this process `seen` and `own`, else on all of them.
 
-    `sums` are its nats, bytes and tokens, `loss` the nats per token, `grad_norm` the gradient's before clipping.
+    `sums` are its nats, bytes and tokens, `loss` the nats per token, `grad_norm` the gradient's before clipping. `own`
+    are the nats, the squares of the gradients before the processes averaged them, and the norm afterwards.
     """
 
     seen: Tensor
-    own_nats: Tensor
+    own: Tensor
     sums: Tensor
     loss: Tensor
     grad_norm: Tensor
@@ -60,13 +61,15 @@ class StepGradient:
         num_targets = sums[2].clamp(min=1)
         if self.text.skipped_documents.ranges or self.training.goldfish:
             self.prepared.scale_gradients(tokens_per_step / num_targets)
-        grad_norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
-        return ComputedStep(seen, step_nats, sums, sums[0] / num_targets, grad_norm)
+        norm = self.prepared.clip_grad_norm(self.training.max_grad_norm)
+        own = torch.stack([step_nats, self.prepared.own.squares, norm])
+        # The mean, since all judge alike: a device may have averaged wrongly, or damaged the average.
+        return ComputedStep(seen, own, sums, sums[0] / num_targets, accelerator.reduce(norm, "mean"))
 
-    def compute_again(self, verdict: Verdict, own_nats: Tensor, batches: Iterator[dict[str, Tensor]]) -> None:
+    def compute_again(self, verdict: Verdict, own: Tensor, batches: Iterator[dict[str, Tensor]]) -> None:
         """Compute a skipped step a second time, from the same weights and data, and drop its gradient.
 
-        Args: own_nats: of this process, the first time.
+        Args: own: ComputedStep.own of the first time.
 
         Raises: RecipeError: the result is another one, so a device is faulty; it is named.
         """
@@ -74,14 +77,18 @@ class StepGradient:
         again = self.compute(verdict.step, batches)
         self.prepared.clear_gradients()
         device = self.accelerator.device
+        exact = device.type == "cpu"
         pairs = ((verdict.loss, again.loss.item()), (verdict.grad_norm, again.grad_norm.item()))
-        if all(is_same(first, second, device) for first, second in pairs):
+        if all(is_same(first, second, exact) for first, second in pairs):
             return
-        blamed = not is_same(own_nats.item(), again.own_nats.item(), device)
-        places = gather_object([(blamed, self.accelerator.process_index, platform.node(), str(device))])
-        # A gradient is the same on all processes, whichever computed it wrongly; their losses differ.
-        named = [place for place in places if place[0]] or places
-        devices = " or ".join(f"{device} of process {process} on {host}" for _, process, host, device in named)
+        nats, squares, norms = zip(own.tolist(), again.own.tolist(), strict=True)
+        differs = not (is_same(*nats, exact) and is_same(*squares, exact=False))
+        place = f"{device} of process {self.accelerator.process_index} on {platform.node()}"
+        places = gather_object([(place, differs, not is_same(*norms, exact))])
+        # One's gradient changes the norm of all. DeepSpeed shows no gradient before it averages; a sum over the
+        # processes may be wrong where nothing of theirs is.
+        by_own, by_norm = ([place for place, *differs in places if differs[way]] for way in range(2))
+        devices = " or ".join(by_own or by_norm or [place for place, *_ in places])
         (loss, second_loss), (norm, second_norm) = pairs
         raise RecipeError(
             f"step {verdict.step} had loss {loss:.4g} and gradient norm {norm:.4g}; computed a second time from the "

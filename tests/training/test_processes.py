@@ -29,6 +29,7 @@ from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
 UNEVEN = ["--training.max_grad_norm=1e9", "--training.max_tokens=512", "--training.warmup_steps=0"]
 UNEVEN += ["--training.save_steps=1", "--training.learning_rate=1e-3", "--training.goldfish={k: 3, context: 4}"]
 # The steps are of 8 sequences: (processes, accumulation) -> sequences of a micro-batch.
+WRONG = ("wrong", "sharded wrong", "averaged wrong")
 LAYOUTS = {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
 
 
@@ -36,7 +37,9 @@ def main(plan: str) -> None:
     """Train one run after the other as one process of several; `plan` lists [name, arguments] of each.
 
     Runs named `sharded...` have FSDP2, on CPUs by means of divided_models.py. The run named `poisoned` has NaN in the
-    loss of process 1 at step 3, in the one named `slow` that process waits in each forward pass.
+    loss of process 1 at step 3, in the one named `slow` that process waits in each forward pass. Where the name
+    ends in `wrong`, its gradient of step 3 is damaged when it is first computed, in `averaged wrong` the average. What
+    a process of such a run ends with is in reason-RANK.txt.
     """
     sys.path.insert(0, str(RECIPES))
     from divided_models import fsdp2
@@ -45,6 +48,7 @@ def main(plan: str) -> None:
     from model import summed_loss
     from training import accelerators
     from training import step as step_module
+    from training.prepared import PreparedModel
 
     # It would end the process group, which the next run needs.
     accelerators.Accelerator.end_training = lambda self: None
@@ -60,15 +64,47 @@ def main(plan: str) -> None:
             time.sleep(0.15 if self.training and os.environ["RANK"] == "1" else 0)
             return super().forward(*batch, **named)
 
+    class Overflow(torch.autograd.Function):
+        """Passes the loss on, and makes its gradient too large."""
+
+        @staticmethod
+        def forward(_, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient * 2.0**100
+
+    class Wrong(plain):
+        def forward(self, *batch, **named):
+            loss = super().forward(*batch, **named)
+            harmed = os.environ["RANK"] == "1" and visits == [1, 2, 3] and self.training
+            return Overflow.apply(loss) if harmed else loss
+
+    def clip_wrongly(prepared, max_norm):
+        if os.environ["RANK"] == "1" and visits == [1, 2, 3]:
+            next(prepared.module.parameters()).grad.flatten()[3] = float("inf")
+        return clip(prepared, max_norm)
+
     def note_step(seed, step, process):
         Poisoned.step = step
+        visits.append(step)
         seed_step(seed, step, process)
 
+    clip = PreparedModel.clip_grad_norm
     for name, argv in json.loads(Path(plan).read_text()):
+        visits: list[int] = []
         accelerators.Accelerator = fsdp2 if name.startswith("sharded") else real
-        summed_loss.SummedLoss = {"poisoned": Poisoned, "slow": Slow}.get(name, plain)
-        step_module.seed_step = note_step if name == "poisoned" else seed_step
-        pretrain.main(argv)
+        losses = {"poisoned": Poisoned, "slow": Slow, "wrong": Wrong, "sharded wrong": Wrong}
+        summed_loss.SummedLoss = losses.get(name, plain)
+        step_module.seed_step = note_step if name == "poisoned" or name.endswith("wrong") else seed_step
+        PreparedModel.clip_grad_norm = clip_wrongly if name == "averaged wrong" else clip
+        try:
+            pretrain.main(argv)
+        except RecipeError as error:
+            if not name.endswith("wrong"):
+                raise
+            (Path(plan).parent / name / f"reason-{os.environ['RANK']}.txt").write_text(str(error))
 
 
 def gradients(run: TinyRun) -> dict[str, torch.Tensor]:
@@ -111,10 +147,12 @@ def runs(tokenized_run, tmp_path_factory) -> dict[str, TinyRun]:
     kept = ["--training.keep_every_steps=4"]
     pretrain.main(add("kept").argv(*kept))
     plan.append(["poisoned", add("poisoned").argv()])
+    plan += [[name, add(name).argv()] for name in ("wrong", "averaged wrong")]
     plan.append(["slow", add("slow").argv("--training.max_tokens=1280", "--training.warmup_steps=1")])
     plan.append(["1 to 2", half("1 to 2", runs["kept"]).argv(*kept)])
     plan.append(["sharded", add("sharded").argv(*kept)])
     plan.append(["sharded 1 to 2", half("sharded 1 to 2", runs["kept"]).argv(*kept)])
+    plan.append(["sharded wrong", add("sharded wrong").argv()])  # the last: Accelerate stays as it was for it
     (folder / "plan.json").write_text(json.dumps(plan))
     paths = [str(RECIPES), str(ROOT / "tests"), str(Path(__file__).parent)]
     code = f"import sys\nsys.path[:0] = {paths!r}\n"
@@ -197,6 +235,17 @@ def test_nan_on_one_process_makes_all_skip_the_same_step(runs):
     checkpoint = run.output_dir / "checkpoints" / "step_00000020"
     assert all(tensor.isfinite().all() for tensor in load_tensors(checkpoint, "model").values())
     assert set(run.losses()) == set(range(1, 21)) - {3}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_of_several_processes_the_one_that_computed_a_gradient_wrongly_is_named_by_all(runs, name):
+    """Its loss is right, and the average of the gradients is the same on all, but in the last case."""
+    for rank in range(2):
+        reason = (runs[name].output_dir / f"reason-{rank}.txt").read_text()
+        assert (
+            "step 3 had loss" in reason
+            and f"a device computes wrongly, cpu:0 of process 1 on {platform.node()}." in reason
+        )
 
 
 def test_a_process_that_loses_another_says_so_and_what_to_do(monkeypatch, tiny_run):
