@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bits per byte of documents under a causal language model, and of xz on the same text.
 
-In:  a model folder or Hub id, and texts: .txt files (one document each) or .parquet files with a `text` column.
+In:  a model folder or Hub id, or several; and texts: .txt files (one document each) or .parquet files with a `text`
+     column.
 Out: a table on the terminal, one line a file. run_eval.py uses the same functions for a whole run.
 
     python eval/bits_per_byte.py --model runs/legal-quickstart/model contract.txt
     python eval/bits_per_byte.py --model HuggingFaceTB/SmolLM2-135M --xz runs/legal-quickstart/documents/test/*/*
+    python eval/bits_per_byte.py --model runs/mine/members/1/model --model runs/mine/members/2/model contract.txt
 
 The model reads every document after the token that starts a document (bos, or eos if the tokenizer has no bos). Each
 token of the text is predicted exactly once, and the end-of-text token is not scored: the sum is the cost of the text
@@ -36,6 +38,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from limits import run_script
 
@@ -315,6 +318,40 @@ def window_nats(model: PreTrainedModel, batch: list[tuple[int, np.ndarray, int]]
     return nats
 
 
+class Ensemble(torch.nn.Module):
+    """Predicts the mean of what several models predict.
+
+    Args: models: with the same tokenizer.
+
+    Attributes: config, device, dtype: of the first.
+    """
+
+    def __init__(self, models: list[PreTrainedModel]):
+        super().__init__()
+        self.models = torch.nn.ModuleList(models)
+        self.config, self.device, self.dtype = models[0].config, models[0].device, models[0].dtype
+
+    def forward(self, **inputs) -> CausalLMOutput:
+        """Return the logarithms of the mean probabilities as logits."""
+        each = torch.stack([model(**inputs).logits.float().log_softmax(-1) for model in self.models])
+        return CausalLMOutput(logits=each.logsumexp(0) - math.log(len(self.models)))
+
+
+def load_models(names: list[str], revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Load a model, or several as one, and the tokenizer.
+
+    Raises: ValueError: see load_model, or their tokenizers differ.
+    """
+    loaded = [load_model(name, revision, dtype) for name in names]
+    models, tokenizers = zip(*loaded, strict=True)
+    for name, tokenizer in zip(names, tokenizers, strict=True):
+        if tokenizer.get_vocab() != tokenizers[0].get_vocab():
+            raise ValueError(
+                f"--model {name}: its tokens are not those of {names[0]}; models are averaged token by token"
+            )
+    return (models[0] if len(models) == 1 else Ensemble(list(models))), tokenizers[0]
+
+
 def xz_bytes(data: bytes) -> int:
     """Return the size of the file that `xz -9e` writes.
 
@@ -362,7 +399,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help=".txt (one document each) or .parquet with a text column")
-    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument(
+        "--model", required=True, action="append", help="folder or Hub id; of several, the mean of their probabilities"
+    )
     parser.add_argument("--revision", help="commit, tag or branch of a Hub id")
     parser.add_argument("--context_length", type=int, help="tokens; None: the model's max_position_embeddings")
     parser.add_argument("--stride", type=int, help="tokens; None: half the context")
@@ -375,7 +414,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"no such file: {', '.join(missing)}")
 
     try:
-        model, tokenizer = load_model(arguments.model, arguments.revision, arguments.dtype)
+        model, tokenizer = load_models(arguments.model, arguments.revision, arguments.dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     lines = [f"{'documents':>10} {'bytes':>14} {'tokens':>14} {'model':>7} {'xz each':>8} {'xz all':>7}  file"]

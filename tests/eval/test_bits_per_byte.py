@@ -21,6 +21,7 @@ from bits_per_byte import (
     main,
     score_documents,
     sliding_windows,
+    start_token_id,
     text_pieces,
     xz_baselines,
     xz_bytes,
@@ -221,6 +222,41 @@ def test_command_prints_a_line_a_file(model_folder, tmp_path, capsys):
     assert header.split()[:3] == ["documents", "bytes", "tokens"]
     assert line.split()[:2] == ["1", f"{len(LONG_TEXT):,}"]
     assert float(line.split()[4]) == pytest.approx(8 * xz_bytes(LONG_TEXT.encode()) / len(LONG_TEXT), abs=1e-3)
+
+
+def test_several_models_are_scored_by_the_mean_of_their_probabilities(model_folder, tmp_path, capsys):
+    """By hand, over the tokens of a text that fits the context."""
+    model, tokenizer = load_model(str(model_folder))
+    other = deepcopy(model)
+    torch.nn.init.normal_(other.lm_head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "contract.txt").write_text(LONG_TEXT[:100])
+    names = ["--model", str(model_folder), "--model", str(tmp_path / "other")]
+    main([*names, str(tmp_path / "contract.txt")])
+    ids = torch.tensor([[start_token_id(tokenizer), *encode_text(tokenizer, LONG_TEXT[:100])[0]]])
+    with torch.inference_mode():
+        mean = sum(one(ids).logits.float().softmax(-1) for one in (model, other))[0, :-1] / 2
+    nats = -mean.gather(1, ids[0, 1:, None]).log().sum().item()
+    _, line = capsys.readouterr().out.splitlines()
+    assert float(line.split()[3]) == pytest.approx(bits_per_byte(nats, 100), abs=1e-3)
+    alone = [
+        bits_per_byte(
+            score_documents(one, tokenizer, [LONG_TEXT[:100]], context_length=64, description=None)[0].nats, 100
+        )
+        for one in (model, other)
+    ]
+    assert abs(alone[0] - alone[1]) > 0.01 and bits_per_byte(nats, 100) < sum(alone) / 2
+
+
+def test_models_with_other_tokens_are_not_averaged(model_folder, tmp_path):
+    model, tokenizer = load_model(str(model_folder))
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.add_tokens(["estoppel"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "contract.txt").write_text(LONG_TEXT)
+    with pytest.raises(SystemExit, match=f"--model {tmp_path}/other: its tokens are not those of"):
+        main(["--model", str(model_folder), "--model", str(tmp_path / "other"), str(tmp_path / "contract.txt")])
 
 
 def test_command_names_missing_files():
