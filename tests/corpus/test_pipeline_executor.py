@@ -396,6 +396,18 @@ def test_a_ray_cluster_of_two_workers_writes_the_bytes_that_one_machine_writes(w
     assert sorted(work.runs()) == [0, 1, 1, 2]
 
 
+def test_a_task_on_ray_imports_nothing_of_the_working_folder(work, expected, ray_address, tmp_path, monkeypatch):
+    """Ray puts that folder before the others in its workers."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("json", "numpy", "torch", "datatrove", "datasets", "recipe_config", "corpus", "atomic_files"):
+        (folder / f"{name}.py").write_text(f"open('{tmp_path}/imported', 'a').write('{name} ')\n")
+    monkeypatch.chdir(folder)
+    work.run(section("ray"))
+    assert not (tmp_path / "imported").exists()
+    assert work.files() == expected
+
+
 def test_the_error_of_a_task_on_ray_reaches_the_caller_as_it_was_raised(work, ray_address):
     with pytest.raises(RecipeError) as error:
         work.run(section("ray"), partial(refuse, bad=1))
