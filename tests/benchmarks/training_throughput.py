@@ -13,6 +13,7 @@ between the sides.
 |---|---|
 | ours | SummedLoss of pretrain.py, documents not masked, as the others do not mask them |
 | ours_masked | the same with borders of documents, by a mask |
+| ours_by_layer | as ours with a graph for each layer, as on GPUs and under FSDP2 |
 | ours_varlen | the same with borders of documents, by attn_implementation: varlen |
 | plain | as ours with the projection and loss in one piece, compiled |
 | eager | the loop of run_clm_no_trainer: the model's own loss, AdamW as it comes, uncompiled |
@@ -101,7 +102,8 @@ def make_ours(options) -> Callable[[], None]:
     language_model = llama(options)
     precision = {"bf16": "bf16", "fp32": "no"}[options.precision]
     choose_attention(language_model, training, SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision))
-    model = SummedLoss(language_model, compiled=True, document_masking=masked)
+    by_layer = options.side == "ours_by_layer"
+    model = SummedLoss(language_model, compiled=True, by_layer=by_layer, document_masking=masked)
     if options.side == "plain":
 
         def plain(input_ids, position_ids, labels):
