@@ -44,6 +44,7 @@ class Liveness:
     ):
         self.folder, self.process, self.num_processes = run / FOLDER, process, num_processes
         self.timeout_seconds, self.end_run = timeout_seconds, end_run
+        self.limit = f"run.timeout_seconds={timeout_seconds:g}"
         self.beat_seconds = min(MAX_BEAT_SECONDS, timeout_seconds / 10)
         self.step, self.ended = 0, threading.Event()
         self.seen: dict[int, dict] = {}
@@ -76,8 +77,7 @@ class Liveness:
             beats += 1
             self.write(beats)
             if watches and (silent := self.look()):
-                limit = f"run.timeout_seconds={self.timeout_seconds:g}"
-                self.end_run(self.explain_death() or f"{self.describe(silent)} did not move for {limit}")
+                self.end_run(self.explain_death() or f"{self.describe(silent)} did not move for {self.limit}")
                 return
 
     def look(self) -> list[int]:
@@ -112,9 +112,10 @@ class Liveness:
         if death := self.explain_death():
             return death
         if gone:
-            return f"{self.describe(gone)} is dead or stopped"
+            return f"{self.describe(gone)} is dead or stopped; {self.limit} limits how long others wait"
         behind = [process for process, entry in entries.items() if entry["step"] < self.step]
-        return f"{self.describe(behind)} is stuck, at an earlier step than the others" if behind else None
+        stuck = f"is stuck, at an earlier step than the others, which wait for {self.limit}"
+        return f"{self.describe(behind)} {stuck}" if behind else None
 
     def explain_death(self) -> str | None:
         """Return which other processes of this machine ended in the run, without deleting their files as those that

@@ -10,10 +10,6 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 
-# torch 2.13 renamed it, and warns of the earlier name.
-reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
-
-
 class OwnGradients:
     """Sums the squares of the gradients that this process gives to DDP or FSDP2 to average.
 
@@ -26,6 +22,8 @@ class OwnGradients:
 
     def __init__(self, module: nn.Module, accelerator: Accelerator):
         self.squares = torch.zeros((), device=accelerator.device)
+        # torch 2.13 renamed it, and warns of the earlier name.
+        self.reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
         if isinstance(module, DistributedDataParallel):
             module.register_comm_hook(None, self.average_bucket)
         for part in module.modules():
@@ -54,4 +52,4 @@ class OwnGradients:
     ) -> distributed.Work | None:
         """Average the gradients of a layer as FSDP2 does itself; each process receives its part."""
         self.add(input_tensor)
-        return reduce_scatter(output_tensor, input_tensor, op, group, async_op)
+        return self.reduce_scatter(output_tensor, input_tensor, op, group, async_op)

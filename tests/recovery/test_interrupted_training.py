@@ -669,8 +669,9 @@ def test_a_recipe_that_is_process_1_of_a_container_saves_when_it_is_stopped(tiny
     assert "saved at step" in read_status(tiny_run)["reason"] and not processes_on(tiny_run)
 
 
-def test_a_hang_up_that_nohup_ignores_stops_nothing(tiny_run):
-    command = [sys.executable, str(RECIPES / "pretrain.py"), *tiny_run.argv()]
+@pytest.mark.parametrize("script", ["pretrain.py", "run_recipe.py"])
+def test_a_hang_up_that_nohup_ignores_stops_nothing(tiny_run, script):
+    command = [sys.executable, str(RECIPES / script), *tiny_run.argv()]
     ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=ignore
@@ -739,7 +740,8 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_check
         harmed.wait()
     status, log = read_status(run), (run.output_dir / "log.txt").read_text()
     named = rf"process 1 on {platform.node()} \(pid {harmed.pid}, step \d\) "
-    named += r"(is dead or stopped|died, as when memory runs out|did not move for run\.timeout_seconds=4)"
+    stood = r"(is dead or stopped; |did not move for )run\.timeout_seconds=4"
+    named += stood if harm == "SIGSTOP" else rf"({stood}|died, as when memory runs out)"
     assert status["status"] == "failed" and re.match(named, status["reason"]), status
     assert re.search(named, log) and "Traceback" not in log, log[-3000:]
     assert events(run)[-1] == "failure"

@@ -30,7 +30,8 @@ def stand_still(process: Liveness, number: int) -> None:
 
 def test_only_the_process_that_stands_still_is_blamed_and_those_that_live_are_not(five):
     stand_still(five[0], 4)
-    assert five[0].explain() == "process 4 on another (pid 7, step 0) is dead or stopped"
+    expected = f"process 4 on another (pid 7, step 0) is dead or stopped; run.timeout_seconds={LIMIT:g} limits"
+    assert five[0].explain().startswith(expected)
 
 
 def test_of_processes_that_live_the_one_at_an_earlier_step_is_stuck(five, tmp_path):
@@ -38,7 +39,9 @@ def test_of_processes_that_live_the_one_at_an_earlier_step_is_stuck(five, tmp_pa
         process.step = 2 if process is five[3] else 3
         process.write(1)
     with lively:
-        assert re.fullmatch(r"process 3 on \S+ \(pid \d+, step 2\) is stuck, .*", five[0].explain())
+        assert re.fullmatch(
+            r"process 3 on \S+ \(pid \d+, step 2\) is stuck, .* wait for run.timeout_seconds=\d+", five[0].explain()
+        )
 
 
 def test_a_process_that_stands_still_is_named_within_the_limit_and_five_seconds(tmp_path):
