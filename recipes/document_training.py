@@ -19,15 +19,7 @@ from card_text import render_card
 from publishing import training_forms
 from publishing.training_forms import FORMS, Records, describe_duty, with_answers
 from recipe_config import RecipeError
-from recipe_loading import load_recipe, read_yaml, run_command
-
-
-def read_answers(path: Path) -> object:
-    """Return the content of a YAML file. Raises: RecipeError: it cannot be read."""
-    try:
-        return read_yaml(path.read_text(encoding="utf-8"), str(path))[0]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--answers {path}: cannot be read: {error}") from error
+from recipe_loading import load_recipe, read_yaml_file, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     run = options.run_folder
     if not (run / "recipe.yaml").exists():
         raise RecipeError(f"{run / 'recipe.yaml'} is missing; give the run.output_dir of a finished run")
-    answers = read_answers(options.answers) if options.answers else {}
+    answers = read_yaml_file(options.answers)[0] if options.answers else {}
     if not isinstance(answers, dict) or not answers.keys() <= FORMS.keys():
         raise RecipeError(f"--answers {options.answers}: give a mapping of {' and '.join(FORMS)}")
     records = Records(load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}"]))

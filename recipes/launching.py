@@ -12,7 +12,7 @@ from pathlib import Path
 
 from atomic_files import file_sha256, read_json
 from recipe_config import Recipe, RecipeError
-from recipe_loading import MAX_YAML_BYTES, read_yaml
+from recipe_loading import read_yaml_file
 from stages import ROOT
 
 
@@ -237,13 +237,7 @@ def read_launch_file(path: Path) -> dict:
     """Return the keys of a launch file. Raises: RecipeError: it cannot be read, or is no mapping."""
     if not path.is_file():
         raise RecipeError(f"--accelerate_config {path}: no such file; take one of accelerate_configs/")
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError(f"--accelerate_config {path}: cannot be read: {reason}") from error
-    settings, _ = read_yaml(text, str(path))
+    settings, _ = read_yaml_file(path)
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a launch file is a mapping of Accelerate's keys, got {type(settings).__name__}")
     return settings

@@ -116,6 +116,25 @@ def read_yaml(text: str, name: str) -> tuple[Any, dict[tuple, str]]:
         raise RecipeError(f"{name}{f':{mark.line + 1}' if mark else ''}: {what}") from error
 
 
+def read_yaml_file(path: Path, or_pipe: bool = False) -> tuple[Any, dict[tuple, str]]:
+    """Parse a YAML file strictly; see read_yaml.
+
+    Args: or_pipe: what is no regular file is read too, such as /dev/stdin; it may not end.
+
+    Raises: RecipeError: as read_yaml, or the file cannot be read.
+    """
+    try:
+        if not or_pipe and path.exists() and not path.is_file():
+            raise IsADirectoryError(0, "no file, but a folder, pipe or device; name a YAML file")
+        with path.open("rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        reason = reason or ("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error))
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
+    return read_yaml(text, str(path))
+
+
 def refuse_endless(text: str, name: str) -> None:
     """Refuse a text whose values would take long to build, without building them. Raises: RecipeError."""
     if sum(map(text.count, "\n\r\x85\u2028\u2029")) > MAX_YAML_LINES:
@@ -169,16 +188,7 @@ def read_files(
             raise RecipeError(f"{path}: base: includes the file itself; remove the circle")
         if next(count) > MAX_FILES:
             raise RecipeError(f"{path}: base: more than {MAX_FILES} files make this recipe; join some")
-        try:
-            if seen and path.exists() and not path.is_file():
-                raise IsADirectoryError(0, "no file, but a folder, pipe or device; name a YAML file in base")
-            with path.open("rb") as file:
-                text = file.read(MAX_YAML_BYTES + 1).decode("utf-8")  # one more, which read_yaml refuses
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            reason = getattr(error, "strerror", None)
-            reason = reason or ("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error))
-            raise RecipeError(f"{path}: cannot be read: {reason}") from error
-        values, origins = read_yaml(text, str(path))
+        values, origins = read_yaml_file(path, or_pipe=not seen)
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
         base = values.pop("base", None)

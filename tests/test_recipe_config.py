@@ -239,7 +239,7 @@ def test_hostile_files_are_refused_within_2_seconds_with_their_name(tmp_path, nu
         ('a:\n  b: "x\\0y"', "recipe.yaml:2: holds a character that is no text: NUL, or half of a surrogate pair"),
         (f"a: 0x{'f' * 5000}", "recipe.yaml:1: is a number of more than 64 bits"),
         (RIGHT.replace("runs/x", '"a\\nb"'), "recipe.yaml:2: run.output_dir: a line break, tab or control character"),
-        ("base: .", "cannot be read: no file, but a folder, pipe or device; name a YAML file in base"),
+        ("base: .", "cannot be read: no file, but a folder, pipe or device; name a YAML file"),
     ],
 )
 def test_what_the_parser_cannot_build_is_named_with_its_line(load, text, message):

@@ -482,8 +482,9 @@ def test_a_launch_file_whose_processes_accelerate_would_ignore_is_refused(tmp_pa
 
 def test_a_launch_file_that_is_none_and_processes_without_a_launch_file_are_refused(tmp_path):
     (tmp_path / "text.yaml").write_bytes(b"\xff\xfe")
-    for path, reason in ((tmp_path, "no such file"), (tmp_path / "text.yaml", "cannot be read: not UTF-8 text")):
-        with pytest.raises(RecipeError, match=f"--accelerate_config {path}: {reason}"):
+    text = tmp_path / "text.yaml"
+    for path, reason in ((tmp_path, f"{tmp_path}: no such file"), (text, f"{text}: cannot be read: not UTF-8 text")):
+        with pytest.raises(RecipeError, match=reason):
             launching.launch_command(RECIPE, path, "2")
     write_tiny_texts(tmp_path / "texts")
     settings = tiny_settings(tmp_path / "texts", tmp_path / "run")

@@ -28,7 +28,7 @@ from atomic_files import read_json_lines, replace_text
 from child_processes import EXIT_STOPPED, run_with_status
 from launching import clear_environment, launch_command, newest_precision, read_launch_file
 from recipe_config import Recipe, RecipeError, Section
-from recipe_loading import read_yaml
+from recipe_loading import read_yaml_file
 from recovery.run_lock import lock_file
 from run_folder import is_finished, new_output
 from stages import ROOT, STAGES
@@ -117,10 +117,8 @@ def read_experiment(path: Path, schema: type[Section]) -> tuple[Section, dict]:
     Raises: RecipeError: every problem of the file.
     """
     try:
-        values, origins = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        values, origins = read_yaml_file(path)
         experiment = schema.model_validate(values)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise RecipeError(
             *(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,14 @@ def test_a_row_a_run_and_a_second_start_trains_nothing(tiny, capsys):
     assert (tiny.parent / "results" / "runs.csv").read_bytes() == written
     base = json.loads(next((tiny.parent / "runs" / "runs").glob("*/training.json")).read_text())
     assert base["parameters"]["total"] > 0
+
+
+def test_an_experiment_that_is_no_text_or_no_file_is_refused_and_not_waited_for(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name, reason in (("bytes.yaml", "not UTF-8 text"), ("pipe.yaml", "no file, but a folder, pipe or device")):
+        with pytest.raises(RecipeError, match=f"{name}: cannot be read: {reason}"):
+            load_experiment(tmp_path / name)
 
 
 def test_what_an_experiment_started_is_stopped_with_it(tmp_path):
