@@ -635,6 +635,8 @@ def main() -> None:
     results = [json.loads(line) for line in lines]
     minutes = (time.monotonic() - started) / 60
     text = report(results, options.seed, minutes)
+    if ended := sum(map(bool, statuses)):
+        text += f"\n{ended} of {len(statuses)} workers of the campaign ended before their time.\n"
     print(text)
     if minutes >= 10:
         PAGE.write_text(MARKED.sub(lambda found: f"{found[1]}{text}{found[2]}", PAGE.read_text()))

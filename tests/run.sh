@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold: lint, format, tests. Makes .venv if there is none; needs no network after that.
 #
-#   bash tests/run.sh                      all that is quick, 15 minutes on 2 cores
+#   bash tests/run.sh                      all that is quick, 25 minutes on 2 cores
 #   bash tests/run.sh --all                the long enumerations too, such as a kill at every change of a file
 #   bash tests/run.sh tests/test_x.py -x   arguments go to pytest
 set -euo pipefail
