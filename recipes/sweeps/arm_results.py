@@ -102,9 +102,9 @@ def write_means(rows: list[dict], path: Path) -> None:
 def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
     """Write factors.csv: how many times the text the usual arm would need for the bits per byte of each other arm.
 
-    The usual arm counts at its best of all budgets for each amount of text, the others at each budget by their mean
-    over the seeds; `lowest` and `highest` are those of the worst and the best seed. An ensemble is the teachers of a
-    student.
+    The usual arm counts at its best of all budgets for each amount of text, the others at each budget, both by their
+    mean over the seeds; `lowest` is that of the worst seed beside the usual arm's best, `highest` the other way round.
+    An ensemble is the teachers of a student.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -118,12 +118,15 @@ def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
                 found.setdefault((row["arm"], *place), []).append(float(row[label + BITS]))
                 if ensemble := row.get(label + TEACHERS):
                     found.setdefault((f"teachers of {row['arm']}", *place), []).append(float(ensemble))
-            usual: dict[float, float] = {}
+            usual: dict[float, list[float]] = {}
             for (arm, _, text), seeds in found.items():
                 if arm == usual_arm:
-                    usual[float(text)] = min(mean(seeds), usual.get(float(text), mean(seeds)))
+                    usual[float(text)] = min(seeds, usual.get(float(text), seeds), key=mean)
             for (arm, budget, text), seeds in found.items():
-                factors = [text_factor(usual, float(text), bits) for bits in (mean(seeds), max(seeds), min(seeds))]
+                factors = [
+                    text_factor({size: own(bits) for size, bits in usual.items()}, float(text), other(seeds))
+                    for own, other in ((mean, mean), (min, max), (max, min))
+                ]
                 writer.writerow([label, arm, budget, text, f"{mean(seeds):.3f}", *factors])
 
 
