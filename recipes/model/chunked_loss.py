@@ -226,15 +226,18 @@ def score_chunk(
 
 @cache
 def adds_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a product of `dtype` is added to an fp32 sum in one kernel, found out by trying once."""
+    """Return whether a product of `dtype` is added to an fp32 sum in one kernel, found out by trying once.
+
+    A kernel that writes the product over the sum would lose all chunks but the last.
+    """
     if device.type != "cuda":
         return False
-    total, factor = torch.zeros(16, 16, device=device), torch.ones(16, 16, device=device, dtype=dtype)
+    total, factor = torch.ones(16, 16, device=device), torch.ones(16, 16, device=device, dtype=dtype)
     try:
         torch.addmm(total, factor.T, factor, out_dtype=torch.float32, out=total)
     except (RuntimeError, NotImplementedError, TypeError):
         return False
-    return True
+    return bool((total == 1 + 16).all())
 
 
 @cache

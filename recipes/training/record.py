@@ -116,11 +116,9 @@ def multiplied_parameters(parameters: dict[str, int], tied: bool) -> int:
 
 def describe_device(accelerator: Accelerator) -> dict:
     """Return the part of training.json that says on what the run was trained."""
-    device = accelerator.device.type
-    if device == "cpu":
-        device = f"cpu, {torch.get_num_threads()} threads a process, {processor_name()}"
-    else:
-        device = torch.cuda.get_device_name(accelerator.device)
+    device = device_name(accelerator.device)
+    if accelerator.device.type == "cpu":
+        device = f"cpu, {torch.get_num_threads()} threads a process, {device}"
     return {
         "device": device,
         "num_processes": accelerator.num_processes,
@@ -141,7 +139,7 @@ def describe_computing(accelerator: Accelerator, training: Training, compiled: b
     on_cpu = accelerator.device.type == "cpu"
     environment = {name: os.environ[name] for name in deciding_environment()}
     return {
-        "device": processor_name() if on_cpu else torch.cuda.get_device_name(accelerator.device),
+        "device": device_name(accelerator.device),
         "threads": torch.get_num_threads() if on_cpu else None,
         "num_processes": accelerator.num_processes,
         "distributed_type": str(accelerator.distributed_type.value),
@@ -152,6 +150,14 @@ def describe_computing(accelerator: Accelerator, training: Training, compiled: b
         "torch": torch.__version__,
         **({"environment": environment} if environment else {}),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device's product; its type where torch does not know the name, as Apple's `mps`."""
+    if device.type == "cpu":
+        return processor_name()
+    module = torch.get_device_module(device)
+    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
 
 
 def processor_name() -> str:

@@ -145,18 +145,27 @@ def test_a_product_added_in_one_kernel_gives_the_gradient_of_two(problem, monkey
 def test_whether_a_gpu_has_the_kernel_is_found_by_trying(monkeypatch):
     device = torch.device("cuda")
     assert not chunked_loss.adds_in_fp32(torch.device("cpu"), torch.bfloat16)
-    for error, has in ((None, True), (NotImplementedError("no"), False), (RuntimeError("self and mat2"), False)):
+    addmm = torch.addmm
+
+    def adds(total, first, second, out):
+        out.copy_(addmm(total, first.float(), second.float()))
+
+    def ignores_the_sum(total, first, second, out):
+        out.copy_(first.float() @ second.float())
+
+    def is_missing(*_):
+        raise NotImplementedError("no")
+
+    def refuses(*_):
+        raise RuntimeError("self and mat2")
+
+    for kernel, has in ((adds, True), (ignores_the_sum, False), (is_missing, False), (refuses, False)):
         chunked_loss.adds_in_fp32.cache_clear()
-
-        def tried(*_, error=error, **__):
-            if error is not None:
-                raise error
-
         with monkeypatch.context() as context:
             for name in ("zeros", "ones"):
                 made = getattr(torch, name)
                 context.setattr(torch, name, lambda *size, made=made, device, dtype=torch.float32: made(*size))
-            context.setattr(torch, "addmm", tried)
+            context.setattr(torch, "addmm", lambda *given, out_dtype, out, kernel=kernel: kernel(*given, out))
             assert chunked_loss.adds_in_fp32(device, torch.bfloat16) is has
     chunked_loss.adds_in_fp32.cache_clear()
 

@@ -3,21 +3,27 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from host_waits import Waits
 from tiny_run import RECIPES
 
 import pretrain
+from mixture.validation_text import ValidationText
+from model.llama import build_model
+from model.summed_loss import SummedLoss
 from recipe_config import Recipe, RecipeError, Training
 from recipe_loading import load_recipe
 from recovery.chronicle import read_chronicle
 from sweeps import arms, isoflop
 from training.schedule import accumulation_steps, fit_batch
-from training.validation import send
+from training.validation import score_validation, send, shared_batches
 
 
 SHIPPED = sorted(RECIPES.glob("*/*.yaml"))
@@ -167,3 +173,16 @@ def test_validation_batches_reach_a_gpu_from_pinned_memory_without_a_wait():
     send(Batch(), torch.device("cuda"))
     send(Batch(), torch.device("cpu"))
     assert calls == ["pinned", ("cuda", True), ("cpu", False)]
+
+
+def test_a_validation_waits_for_a_gpu_once_a_source_and_copies_its_batches_in_no_other_way(tokenized_run):
+    tokens, accelerator = tokenized_run.output_dir / "tokens", Accelerator()
+    texts = {name: ValidationText(tokens, name, 32, 1_000_000) for name in ("law", "web")}
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], tokenized_run.argv()[2:])
+    model = SummedLoss(build_model(recipe, 384), compiled=False, by_layer=True)  # as on a GPU
+    batches = sum(len(list(shared_batches(len(text.input_ids), 4, accelerator))) for text in texts.values())
+    with Waits() as waits:
+        score_validation(model, texts, 4, accelerator, stop=lambda: False)
+    # Token ids, positions, borders and labels; the positions are counted on the host, where the token ids still are.
+    expected = {"to in send": 4 * batches, "numpy in with_positions": batches, "_local_scalar_dense": len(texts)}
+    assert Counter(waits.found) == expected and batches > len(texts)

@@ -168,6 +168,7 @@ def new_accelerator():
         ("fsdp2", 2, "muon", "bf16", 5e-3),
         ("replicated_fsdp2", 4, "adamw", "no", 1e-5),
         pytest.param("replicated_fsdp2", 4, "muon", "no", 2e-4, marks=pytest.mark.long),  # it iterates in bf16
+        pytest.param("replicated_fsdp2", 4, "muon", "bf16", 5e-3, marks=pytest.mark.long),  # as multi_node.yaml says
     ],
 )
 def test_processes_that_each_hold_a_part_of_the_weights_give_the_losses_of_one(

@@ -23,7 +23,7 @@ from model import summed_loss
 from planning.memory import memory_by_part
 from recipe_config import RecipeError
 from run_folder import write_record
-from training import accelerators, inputs, preflight
+from training import accelerators, inputs, preflight, record
 from training.utilisation import measure_utilisation
 
 
@@ -327,3 +327,15 @@ def test_on_a_processor_the_memory_of_a_step_is_used_by_the_next_without_being_c
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     assert int(returned) > 0.9 * 5 * (64 << 20) / page_bytes  # where pages are not huge
     assert int(kept) < 100
+
+
+def test_a_record_names_any_device_and_one_without_a_name_by_its_type(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"an NVIDIA GPU, {device}")
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device: f"an Intel GPU, {device}")
+    expected = {"cuda:1": "an NVIDIA GPU, cuda:1", "xpu:0": "an Intel GPU, xpu:0", "mps": "mps"}
+    described = {"num_processes": 2, "distributed_type": DistributedType.NO, "mixed_precision": "bf16"}
+    for name, product in expected.items():
+        accelerator = SimpleNamespace(device=torch.device(name), **described)
+        training = SimpleNamespace(per_device_train_batch_size=4)
+        assert record.describe_device(accelerator)["device"] == product
+        assert record.describe_computing(accelerator, training, True, "sdpa")["device"] == product
