@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,8 +23,7 @@ from document_ledger import open_ledger
 from mixture.fitting import decide_length
 from mixture.phases import make_mixture, schedule_phases
 from mixture.shards import TokenShards
-from model.dropout import add_dropout
-from model.llama import build_model
+from model.summed_loss import build_summed_loss
 from recipe_config import Average, RecipeError
 from recipe_loading import load_recipe, parse_command_line
 from recovery.stored_tensors import load_tensors
@@ -138,16 +138,15 @@ def test_a_mean_over_the_last_steps_begins_anew_where_the_length_of_the_run_chan
     assert train(range(14, 16), shortened) == pytest.approx(14.5)
 
 
-def test_dropout_is_on_in_training_only_and_keeps_the_mean(scarce_run):
-    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], scarce_run.argv()[3:])
-    model, ids = build_model(recipe, 384), torch.randint(384, (1, 32))
-    plain = model.eval()(ids).logits
-    add_dropout(model, 0.5)
-    assert torch.equal(model(ids).logits, plain)
-    model.train()
-    assert not torch.allclose(model(ids).logits, model(ids).logits)
-    embedded = torch.stack([model.get_input_embeddings()(ids) for _ in range(400)]).mean(0)
-    assert torch.allclose(embedded, model.get_input_embeddings().weight[ids], atol=0.02)
+def test_an_exponential_average_is_a_plain_mean_until_the_latest_weights_count_as_ema_says():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, state = WeightAverage(model, Average(ema=0.6)), {"max_steps": 100, "averaged": None}
+    expected = [1, 1.5, 0.6 * 1.5 + 0.4 * 4, 0.6 * 2.5 + 0.4 * 8]
+    for step, (weight, value) in enumerate(zip((1, 2, 4, 8), expected, strict=True), 1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        average.add(step, state)
+        assert float(average.values["weight"]) == pytest.approx(value), step
 
 
 def test_the_ledger_of_repacked_text_answers_from_step_to_document_and_back(scarce_run):
@@ -175,6 +174,39 @@ def test_the_recipe_for_little_text_reads_all_of_it_as_often_as_it_says(tokenize
     times = mixture.repetitions(training.max_steps * sequences)
     assert 0.95 * recipe.data.max_repetitions < max(times.values()) <= recipe.data.max_repetitions
     assert recipe.training.distillation.members == 4 and recipe.data.repack and recipe.training.dropout
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_a_step_minimises_nats_of_the_labels_and_of_the_mean_of_the_models_learned_from(weight, scarce_run):
+    folders = [str(scarce_run.output_dir / name) for name in ("model", "model_final")]
+    distillation = (
+        f"--training.distillation.weight={weight}",
+        f"--training.distillation.teachers={json.dumps(folders)}",
+    )
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], scarce_run.argv(*distillation)[2:])
+    folder, accelerator = scarce_run.output_dir / "tokenizer", Accelerator()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    student = build_summed_loss(recipe, recipe.training, tokenizer, folder, accelerator, False).train()
+    tokens = torch.randint(1, 384, (2, 33), generator=torch.Generator().manual_seed(0))
+    batch = tokens[:, :-1], torch.arange(32).repeat(2, 1), tokens[:, 1:]
+    minimised, nats = student(*batch)
+    minimised.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+    student.zero_grad()
+
+    models = [AutoModelForCausalLM.from_pretrained(place).eval() for place in folders]
+    with torch.no_grad():
+        mean = sum(model(batch[0]).logits.softmax(-1) for model in models) / 2
+    logs = student.language_model(batch[0]).logits.log_softmax(-1)
+    of_labels = -logs.gather(-1, batch[2][..., None]).sum()
+    expected = (1 - weight) * of_labels - weight * (mean * logs).sum()
+    expected.backward()
+    assert nats.item() == pytest.approx(of_labels.item(), rel=1e-6)
+    assert minimised.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in student.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4), name
+    with torch.no_grad():
+        assert torch.equal(*student.eval()(*batch)), "it is scored by the labels alone"
 
 
 LEARN = ["--training.save_steps=8", "--training.keep_every_steps=8", "--training.distillation.weight=0.5"]
