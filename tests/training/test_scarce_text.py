@@ -60,12 +60,13 @@ def tensors(run, stem: str, step: int = 20) -> dict[str, torch.Tensor]:
     return load_file(run.output_dir / "checkpoints" / f"step_{step:08d}" / f"{stem}.safetensors")
 
 
-def resumed_from_step_8(run, folder):
-    """Return a copy of a finished run as a kill after step 8 had left it."""
+def resumed_from(step: int, run, folder):
+    """Return a copy of a finished run as a kill after the checkpoint of a step had left it."""
     copy = run.copy(folder)
     shutil.rmtree(copy.output_dir / "model")
-    for later in ("step_00000016", "step_00000020"):
-        shutil.rmtree(copy.output_dir / "checkpoints" / later)
+    for checkpoint in (copy.output_dir / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
     return copy
 
 
@@ -82,7 +83,7 @@ def test_a_run_that_reads_its_text_often_is_told_the_decay_and_dropout_for_it(to
 
 
 def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_run, tmp_path):
-    resumed = resumed_from_step_8(scarce_run, tmp_path / "run")
+    resumed = resumed_from(8, scarce_run, tmp_path / "run")
     pretrain.main(resumed.argv(*SCARCE))
     assert resumed.losses() == scarce_run.losses()
     for stem in ("model", "average", "optimizer"):
@@ -220,7 +221,7 @@ def test_a_student_learns_from_two_models_and_resumes_bit_for_bit(scarce_run, ti
     single = scarce_run.metrics()[-1]
     both = [single[f"{kind}/bits_per_byte/law"] for kind in ("eval", "average")]
     assert scores["teachers/bits_per_byte/law"] <= sum(both) / 2 + 1e-6, "a mean of probabilities, by Jensen"
-    resumed = resumed_from_step_8(tiny_run, tmp_path / "resumed")
+    resumed = resumed_from(8, tiny_run, tmp_path / "resumed")
     pretrain.main(resumed.argv(*learn))
     for name, tensor in tensors(tiny_run, "model").items():
         assert torch.equal(tensor, tensors(resumed, "model")[name]), name
@@ -357,6 +358,7 @@ def test_a_teacher_that_is_missing_or_changed_or_has_another_tokenizer_is_refuse
 def test_two_processes_average_and_learn_as_one(kind, scarce_run, tokenized_run, tmp_path):
     chosen = [
         *("--training.max_tokens=1536", "--training.average.ema=0.5", "--data.repack=true"),
+        *("--training.save_steps=3", "--training.keep_every_steps=3"),
         f'--training.distillation.teachers=["{scarce_run.output_dir / "model"}"]',
     ]
     alone, together = (tokenized_run.copy(tmp_path / name) for name in ("alone", "together"))
@@ -365,9 +367,21 @@ def test_two_processes_average_and_learn_as_one(kind, scarce_run, tokenized_run,
     script.write_text(DIVIDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    command += [kind, *together.argv(*chosen)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+
+    def train(run) -> None:
+        arguments = [*command, kind, *run.argv(*chosen)]
+        result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    train(together)
+    if kind == "fsdp2":  # its average is in parts
+        train(resumed := resumed_from(3, together, tmp_path / "resumed"))
+        assert resumed.losses() == together.losses()
+        for name in ("average", "model"):
+            first, second = (
+                load_tensors(run.output_dir / "checkpoints" / "step_00000006", name) for run in (together, resumed)
+            )
+            assert all(torch.equal(first[key], second[key]) for key in first), name
     for name in ("average", "model"):
         whole = load_tensors(together.output_dir / "checkpoints" / "step_00000006", name)
         for key, tensor in tensors(alone, name, 6).items():
