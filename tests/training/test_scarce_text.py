@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What little text is trained with: dropout, repacking, averaged weights, and models that another learns from."""
 
+import functools
 import json
 import os
 import re
@@ -89,6 +90,29 @@ def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_
     for stem in ("model", "average", "optimizer"):
         for name, tensor in tensors(scarce_run, stem).items():
             assert torch.equal(tensor, tensors(resumed, stem)[name]), (stem, name)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_a_compiled_run_drops_the_same_where_it_recomputes_and_where_it_resumes(
+    backend, tokenized_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    chosen = [*SCARCE, "--training.torch_compile=true", "--training.max_tokens=1024"]
+    chosen += ["--training.save_steps=2", "--training.keep_every_steps=2"]
+
+    def train(run, recomputed: str) -> None:
+        torch.compiler.reset()
+        pretrain.main(run.argv(*chosen, f"--training.gradient_checkpointing={recomputed}"))
+        assert json.loads((run.output_dir / "training.json").read_text())["compiled"]
+
+    plain, recomputed = (tokenized_run.copy(tmp_path / name) for name in ("plain", "recomputed"))
+    train(plain, "false")
+    train(recomputed, "true")
+    assert recomputed.losses() == pytest.approx(plain.losses(), abs=1e-5)
+    train(resumed := resumed_from(2, recomputed, tmp_path / "resumed"), "true")
+    assert resumed.losses() == recomputed.losses()
+    weights = tensors(recomputed, "model", 4)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors(resumed, "model", 4).items())
 
 
 def test_both_the_averaged_and_the_last_weights_are_exported_and_scored(scarce_run):
