@@ -268,6 +268,8 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and losses[0] != losses[1]
     assert not [folder for folder in folders if (folder / "checkpoints").exists()], "nothing resumes from them"
     assert run_recipe.kept_precision(recipe, overwrite=False) == "no", "that of the members"
+    pieces = [list(open_ledger(folder).documents_of(4)) for folder in folders]
+    assert pieces[0] and pieces[0] != pieces[1], "each read the text in an order of its own"
     run_recipe.train_members(recipe, options, [sys.executable])
     assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
     with pytest.raises(
