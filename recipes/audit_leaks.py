@@ -46,7 +46,7 @@ from recipe_config import Recipe, RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
 from recorded_files import recording
 from recovery.run_lock import run_lock
-from recovery.stored_tensors import list_checkpoints, load_state
+from recovery.stored_tensors import newest_state
 from vocabulary.token_bytes import token_bytes
 
 
@@ -61,10 +61,10 @@ def open_ledger(run: Path, recipe: Recipe) -> Ledger:
     for needed, stage in (("documents/stage.json", "prepare_data.py"), ("model/stage.json", "pretrain.py")):
         if not (run / needed).exists():
             raise RecipeError(f"{run / needed} is missing; run recipes/{stage} first")
-    checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints:
+    state = newest_state(run)
+    if state is None:
         raise RecipeError(f"{run}/checkpoints: no checkpoint, so nothing says which documents were trained on")
-    return Ledger(run, recipe, load_state(checkpoints[0][1]))
+    return Ledger(run, recipe, state)
 
 
 def measure_verbatim(documents: Sequence[AuditedDocument], readings: Sequence[Reading], lengths: list[int]) -> dict:
@@ -186,7 +186,10 @@ def audit(run: Path, documents_per_side: int, batch_size: int) -> tuple[dict, li
     tokenizer = load_tokenizer(run / "tokenizer")
     documents = choose_trained(ledger, per_source, least_tokens, most_tokens)
     if not documents:
-        raise RecipeError(f"{run}: no document was trained on in all of its first {least_tokens} tokens")
+        raise RecipeError(
+            f"{run}: no document was trained on in all of its first {least_tokens} tokens, so none can be audited; "
+            "leave hub.leak_audit out"
+        )
     documents += choose_held_out(run / "documents", tokenizer, names, per_source, least_tokens, most_tokens)
     table = token_bytes(tokenizer)
     byte_lengths = np.array([len(data) for data in table])

@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         train_missing({run.key: run for run in runs}, csv_file, shared, train_run, options.max_runs)
     rows = list(read_rows(csv_file).values())
     if rows:
-        draw(rows, experiment.x, csv_file.parent / "curve.png")
+        draw(rows, experiment.x, csv_file.parent / "curve.png", experiment.usual_arm)
         write_means(rows, csv_file.parent / "means.csv")
         if experiment.usual_arm is not None:
             write_factors(rows, experiment.usual_arm, csv_file.parent / "factors.csv")

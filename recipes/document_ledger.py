@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answer which documents went into a training step, and when a document was or will be trained on.
 
-In:   a run folder with tokens/ and at least one checkpoint.
+In:   a run folder with tokens/ and at least one checkpoint, or that of a finished member of another run.
 Out:  a table on the console, or JSON lines with --json.
 
     python recipes/document_ledger.py runs/legal-quickstart --step 120
@@ -25,7 +25,7 @@ from mixture.ledger import Ledger, describe_documents, find_passage
 from provenance.removal import find_entries, find_mentions, first_step, read_removed
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command
-from recovery.stored_tensors import list_checkpoints, load_state
+from recovery.stored_tensors import list_checkpoints, newest_state
 
 
 def open_ledger(run: Path) -> Ledger:
@@ -33,12 +33,10 @@ def open_ledger(run: Path) -> Ledger:
 
     Raises: RecipeError: there is no checkpoint.
     """
-    checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints:
-        raise RecipeError(
-            f"{run}/checkpoints: no checkpoint yet, or of members/ no longer, so nothing says how the run is trained"
-        )
-    return Ledger(run, load_recipe([run / "recipe.yaml"]), load_state(checkpoints[0][1]))
+    state = newest_state(run)
+    if state is None:
+        raise RecipeError(f"{run}/checkpoints: no checkpoint yet, so nothing says how the run is trained")
+    return Ledger(run, load_recipe([run / "recipe.yaml"]), state)
 
 
 def main(argv: list[str] | None = None) -> None:

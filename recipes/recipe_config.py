@@ -425,8 +425,9 @@ class Data(Section):
     max_repetitions: PositiveFloat = 4.0
     """A run that would repeat a source more often is refused before it starts."""
     repack: bool = False
-    """Each epoch divides the text into sequences at other places, so that a document that is read again is cut and
-    packed anew. An epoch leaves out less than two sequences at the ends of a shard, others each time."""
+    """Each epoch divides the text of a shard into sequences at other places, so that a document that is read again is
+    cut anew; its neighbours stay. An epoch leaves out less than two sequences at the ends of a shard, others each
+    time."""
     fit_to_corpus: bool = False
     """Reduce vocabulary size, batch and length of training to fit a small corpus, with a note instead of an error."""
 

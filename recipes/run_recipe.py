@@ -30,6 +30,7 @@ import sys
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copyfile
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -246,8 +247,16 @@ def refuse_full_disk_of(recipe: Recipe, waiting: list[Path]) -> None:
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a finished member: nothing resumes from them, and several members fill a disk."""
+    """Delete the checkpoints of a finished member: nothing resumes from them, and several members fill a disk.
+
+    The state of the newest stays, which tells document_ledger.py what the member was trained on.
+    """
+    from recovery.stored_tensors import list_checkpoints  # only here: importing it takes seconds
+
     if (folder / "checkpoints").exists() and not (folder / "checkpoints").is_symlink():
+        for _, newest in list_checkpoints(folder / "checkpoints")[:1]:
+            if (newest / "state.json").exists():
+                copyfile(newest / "state.json", folder / "state.json")
         discard(folder / "checkpoints")
 
 

@@ -27,7 +27,7 @@ from provenance.tracing import Tracer
 from recipe_config import RecipeError
 from recipe_loading import load_recipe, run_command, silence_transformers
 from recovery.run_lock import run_lock
-from recovery.stored_tensors import list_checkpoints, load_state
+from recovery.stored_tensors import newest_state
 
 
 MAX_TEXT_BYTES = 1 << 20
@@ -43,14 +43,14 @@ def refuse_unprepared(run: Path) -> None:
 
 def open_tracer(run: Path, least_tokens: int) -> Tracer:
     """Open a run for tracing, and build its index if there is none."""
-    recipe, checkpoints = load_recipe([run / "recipe.yaml"]), list_checkpoints(run / "checkpoints")
+    recipe, state = load_recipe([run / "recipe.yaml"]), newest_state(run)
     return Tracer(
         run,
         recipe,
         build_index(run),
         Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json")),
-        Ledger(run, recipe, load_state(checkpoints[0][1])) if checkpoints else None,
-        checkpoints[0][0] if checkpoints else 0,
+        Ledger(run, recipe, state) if state else None,
+        state["step"] if state else 0,
         least_tokens,
     )
 

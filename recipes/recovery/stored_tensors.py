@@ -158,6 +158,17 @@ def load_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
+def newest_state(run: Path) -> dict | None:
+    """Return the state of a run's newest checkpoint, or what was kept of it in the run folder; None if there is none.
+
+    run_recipe.py keeps that of members, whose checkpoints it deletes.
+    """
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if checkpoints:
+        return load_state(checkpoints[0][1])
+    return load_state(run) if (run / "state.json").exists() else None
+
+
 class StoredTensors:
     """The tensors in a checkpoint's files of one stem (`model` or `optimizer`); opened by a `with` block."""
 

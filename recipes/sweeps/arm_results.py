@@ -23,13 +23,17 @@ def tasks_of(rows: list[dict]) -> list[str]:
     return [name.removesuffix(ACCURACY) for name in rows[0] if name.endswith(ACCURACY)]
 
 
-def draw(rows: list[dict], x: str, path: Path) -> None:
+def draw(rows: list[dict], x: str, path: Path, usual_arm: str | None = None) -> None:
     """Draw bits per byte of each label, and accuracy of each task, over the column `x` of the rows.
 
     A line joins the means over the seeds, and each seed is a point. Where x is a budget or an amount of text, each arm
     has a line; else the arms are the points of one line, as shares are. With x = "arm", each arm is a row of points.
+    With a usual arm it alone has a line; see draw_worth.
     """
-    figure = draw_arms(rows) if x == "arm" else draw_lines(rows, x)
+    if usual_arm is not None:
+        figure = draw_worth(rows, usual_arm)
+    else:
+        figure = draw_arms(rows) if x == "arm" else draw_lines(rows, x)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -58,25 +62,65 @@ def draw_lines(rows: list[dict], x: str) -> Figure:
     by_arm = x in ("budget_flops", "domain_bytes")
     # Over an amount of text, a row of panels for each budget: it shows where one arm overtakes another.
     budgets = sorted({float(row["budget_flops"]) for row in rows}) if x == "domain_bytes" else [None]
+    colors = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows))}
+    explained: set[str] = set()  # arms that a legend lists
     figure = Figure(figsize=(4.6 * len(measures), 3.8 * len(budgets)))
     panels = figure.subplots(len(budgets), len(measures), squeeze=False)
     for budget, of_budget in zip(budgets, panels, strict=True):
         chosen = [row for row in rows if budget in (None, float(row["budget_flops"]))]
+        arms = dict.fromkeys(row["arm"] for row in chosen) if by_arm else [None]
         for (column, title), axes in zip(measures.items(), of_budget, strict=True):
-            for arm in dict.fromkeys(row["arm"] for row in chosen) if by_arm else [None]:
+            for arm in arms:
                 seeds: dict[float, list[float]] = {}
                 for row in chosen:
                     if arm in (None, row["arm"]):
                         seeds.setdefault(float(row[x]), []).append(float(row[column]))
                 places = sorted(seeds)
-                (line,) = axes.plot(places, [mean(seeds[place]) for place in places], label=arm)
+                color = colors.get(arm, "C0")  # an arm's own in every panel
+                axes.plot(places, [mean(seeds[place]) for place in places], color=color, label=arm)
                 points = [(place, value) for place in places for value in seeds[place]]
-                axes.plot(*zip(*points, strict=True), "o", color=line.get_color(), alpha=0.6)
+                axes.plot(*zip(*points, strict=True), "o", color=color, alpha=0.6)
             axes.set(xlabel=x, ylabel=title, title="" if budget is None else f"{budget:.3g} FLOPs")
             if by_arm:
                 axes.set_xscale("log")
-    if by_arm:
-        panels[0][0].legend(fontsize="small")
+        if by_arm and not explained.issuperset(arms):
+            of_budget[0].legend(fontsize="small")
+            explained.update(arms)
+    return figure
+
+
+def draw_worth(rows: list[dict], usual_arm: str) -> Figure:
+    """Draw what write_factors tells, one panel for each label.
+
+    A line joins the usual arm's best of all budgets for each amount of text. Each other arm, and each ensemble, is a
+    point at its best budget, with a bar from its best seed to its worst.
+    """
+    labels = labels_of(rows)
+    figure = Figure(figsize=(7 * len(labels), 4.5))
+    for label, axes in zip(labels, figure.subplots(1, len(labels), squeeze=False)[0], strict=True):
+        best: dict[float, dict[str, list[float]]] = {}  # amount of text -> arm -> bits per byte of its seeds
+        for (arm, _, text), seeds in bits_by_place(rows, label).items():
+            arms = best.setdefault(float(text), {})
+            arms[arm] = min(arms.get(arm, seeds), seeds, key=mean)
+        usual = sorted((text, mean(arms[usual_arm])) for text, arms in best.items() if usual_arm in arms)
+        axes.plot(*zip(*usual, strict=True), "o-", color="black", label=f"{usual_arm}, its best of all budgets")
+        means = [mean(seeds) for arms in best.values() for seeds in arms.values()]
+        line_height = 0.05 * (max(means) - min(means))
+        colors: dict[str, str] = {}
+        for text, arms in best.items():
+            height = float("inf")
+            for arm in sorted(arms.keys() - {usual_arm}, key=lambda arm: -mean(arms[arm])):
+                color = colors.setdefault(arm, f"C{len(colors)}")
+                low, middle, high = min(arms[arm]), mean(arms[arm]), max(arms[arm])
+                spread = [[middle - low], [high - middle]] if high > low else None
+                axes.errorbar(text, middle, spread, fmt="o", markersize=4, capsize=5, color=color)
+                height = min(middle, height - line_height)  # below the name of the arm above it
+                style = {"color": color, "va": "center", "bbox": {"color": "white", "alpha": 0.7, "pad": 0}}
+                axes.annotate(arm, (text, height), (10, 0), textcoords="offset points", **style)
+        axes.set(xlabel="text, MB", ylabel=f"bits per byte of held-out text, {label}", xscale="log")
+        axes.set_xticks(sorted(best), [f"{text / 1e6:g}" for text in sorted(best)])
+        axes.minorticks_off()
+        axes.legend()
     return figure
 
 
@@ -99,12 +143,22 @@ def write_means(rows: list[dict], path: Path) -> None:
             writer.writerow(cells)
 
 
+def bits_by_place(rows: list[dict], label: str) -> dict[tuple, list[float]]:
+    """Return (arm, budget, amount of text) -> bits per byte of its seeds; an ensemble is the teachers of a student."""
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        place = row["budget_flops"], row["domain_bytes"]
+        found.setdefault((row["arm"], *place), []).append(float(row[label + BITS]))
+        if ensemble := row.get(label + TEACHERS):
+            found.setdefault((f"teachers of {row['arm']}", *place), []).append(float(ensemble))
+    return found
+
+
 def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
     """Write factors.csv: how many times the text the usual arm would need for the bits per byte of each other arm.
 
     The usual arm counts at its best of all budgets for each amount of text, the others at each budget, both by their
     mean over the seeds; `lowest` is that of the worst seed beside the usual arm's best, `highest` the other way round.
-    An ensemble is the teachers of a student.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -112,12 +166,7 @@ def write_factors(rows: list[dict], usual_arm: str, path: Path) -> None:
             ["label", "arm", "budget_flops", "domain_bytes", "bits_per_byte", "factor", "lowest", "highest"]
         )
         for label in labels_of(rows):
-            found: dict[tuple, list[float]] = {}
-            for row in rows:
-                place = row["budget_flops"], row["domain_bytes"]
-                found.setdefault((row["arm"], *place), []).append(float(row[label + BITS]))
-                if ensemble := row.get(label + TEACHERS):
-                    found.setdefault((f"teachers of {row['arm']}", *place), []).append(float(ensemble))
+            found = bits_by_place(rows, label)
             usual: dict[float, list[float]] = {}
             for (arm, _, text), seeds in found.items():
                 if arm == usual_arm:

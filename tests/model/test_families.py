@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mixture.batches import document_positions
 from model.attention import choose_attention, why_not_varlen
 from model.continued import load_config, load_model, load_weights, lora_config, merge_adapters, with_shape_of
-from model.families import FAMILIES, attention_dropout, layers, projections
+from model.dropout import add_dropout
+from model.families import FAMILIES, attention, attention_dropout, feed_forward, layers, projections
 from model.llama import ContextWindow, count_module_parameters
 from model.probe import probe
 from model.summed_loss import SummedLoss
@@ -197,6 +198,35 @@ def test_fsdp2_gathers_each_layer_on_its_own(family):
     wrap_layers(module, SimpleNamespace(distributed_type="FSDP", state=SimpleNamespace(fsdp_plugin=plugin)))
     policy = fsdp2_prepare_auto_wrap_policy(plugin, module)
     assert [part for part in module.modules() if policy(part)] == list(layers(module.language_model))
+
+
+@EVERY
+def test_dropout_zeroes_a_part_of_the_embeddings_and_of_each_output_of_attention_and_feed_forward(family):
+    model, inputs = small_model(family), dict(zip(("input_ids", "position_ids"), batch(), strict=False))
+    parts = [part for layer in layers(model) for part in (attention(layer), feed_forward(layer))]
+    parts.append(model.get_input_embeddings())
+    plain, dropped = [], []
+
+    def note(outputs: list) -> None:
+        for part in parts:
+            part.register_forward_hook(lambda *given: outputs.append(given[-1]))
+
+    note(plain)
+    add_dropout(model, 0.25)
+    note(dropped)
+    for training in (False, True):
+        plain.clear(), dropped.clear()
+        with torch.no_grad():
+            model.train(training)(**inputs, use_cache=False)
+        assert len(plain) == len(dropped) == 5
+        for before, after in zip(plain, dropped, strict=True):
+            if isinstance(before, tuple):
+                assert isinstance(after, tuple) and before[1:] == after[1:]
+                before, after = before[0], after[0]
+            kept = after != 0
+            torch.testing.assert_close(after[kept], (before / 0.75 if training else before)[kept])
+            # Of 1,536 values; 0.05 is 4.5 standard deviations.
+            assert 1 - kept.float().mean() == pytest.approx(0.25 if training else 0.0, abs=0.05)
 
 
 @EVERY

@@ -1199,12 +1199,13 @@ def test_a_card_says_how_a_model_was_made_from_little_text(release, workspace, t
     rewrite(tmp_path / "release" / "training.json", lambda content: content.update(cost))
     made_so = card_of(release, tmp_path / "release", recipe)
     for expected in (
-        ", and read each document as often as it did.",
+        "each with a seed of its own, and read as many tokens of it.",
         "; before it 300 s, 1.5 hours of a device, for the models that it learned from |",
         "- It learned from 4 other models beside the text, whose mean prediction has 40.0 % of the loss.",
         "  3 of them were trained on this text first, each with a seed of its own",
         "- Its weights are the mean over the last 25.0 % of the steps.",
-        "- In training 10.0 % of the embeddings and of what each layer adds were set to zero; each reading divided",
+        "- In training 10.0 % of the embeddings and of what each layer adds were set to zero; each reading cut",
+        "- A document of a source was read as often as `repetitions` says, on average. How",
         "How much of them it repeats word for word was not measured.",
         "scored in the training loop: 0.123 bits per byte",
     ):

@@ -16,7 +16,7 @@ from tiny_run import RECIPES, write_tiny_texts
 import compare_arms
 from child_processes import EXIT_STOPPED
 from recipe_config import RecipeError
-from sweeps.arm_results import draw, text_factor, write_factors, write_means
+from sweeps.arm_results import draw, draw_lines, draw_worth, text_factor, write_factors, write_means
 from sweeps.arms import flops_per_token, load_experiment
 from sweeps.runs import read_rows
 
@@ -176,13 +176,44 @@ def test_the_means_of_an_experiment_state_how_far_the_seeds_are_apart(tmp_path):
     assert (tmp_path / "budgets.png").stat().st_size > (tmp_path / "curve.png").stat().st_size, "a row a budget"
 
 
+def rows_of(*measured: tuple[str, float, float, float]) -> list[dict]:
+    columns = ("arm", "budget_flops", "domain_bytes", "law_bits_per_byte")
+    return [dict(zip(columns, (arm, *map(str, values)), strict=True)) for arm, *values in measured]
+
+
+def test_the_figure_of_worth_has_the_usual_arms_best_as_a_line_and_each_other_arm_at_its_best_budget():
+    rows = rows_of(("usual", 1, 1e6, 2.0), ("usual", 2, 1e6, 2.3), ("usual", 2, 2e6, 1.9), ("usual", 4, 2e6, 1.8))
+    rows += rows_of(("decay", 2, 1e6, 1.95), ("decay", 4, 1e6, 1.9), ("decay", 4, 1e6, 1.7), ("wide", 4, 2e6, 1.75))
+    rows += [row | {"law_of_teachers": "1.65"} for row in rows_of(("student", 4, 1e6, 1.72))]
+    (panel,) = draw_worth(rows, "usual").axes
+    assert panel.lines[0].get_xydata().tolist() == [[1e6, 2.0], [2e6, 1.8]]
+    points = [bar.lines[0].get_xydata().tolist() for bar in panel.containers]
+    assert [pytest.approx(point) for (point,) in points] == [
+        [1e6, 1.8],
+        [1e6, 1.72],
+        [1e6, 1.65],
+        [2e6, 1.75],
+    ]
+    names = {text.get_text(): text.xy for text in panel.texts}
+    assert list(names) == ["decay", "student", "teachers of student", "wide"] and names["wide"] == (2e6, 1.75)
+    (spread,) = [bar.lines[2][0] for bar in panel.containers if bar.has_yerr]
+    assert spread.get_segments()[0][:, 1] == pytest.approx([1.7, 1.9])
+
+
+def test_an_arm_has_one_colour_in_all_panels_and_stands_in_a_legend():
+    rows = rows_of(("usual", 1, 1e6, 2.0), ("usual", 2, 1e6, 2.3), ("decay", 2, 1e6, 1.9), ("wide", 4, 1e6, 1.7))
+    panels = draw_lines(rows_of(("usual", 1, 1e6, 2.0)) + rows, "domain_bytes").axes
+    colors = [{line.get_label(): line.get_color() for line in panel.lines[::2]} for panel in panels]
+    assert colors == [{"usual": "C0"}, {"usual": "C0", "decay": "C1"}, {"wide": "C2"}]
+    listed = [[text.get_text() for text in panel.get_legend().get_texts()] for panel in panels if panel.get_legend()]
+    assert listed == [["usual"], ["usual", "decay"], ["wide"]]
+    assert sum(panel.get_legend() is not None for panel in draw_lines(rows[:2], "domain_bytes").axes) == 1
+
+
 def test_what_text_an_arm_is_worth_is_read_off_the_usual_arms_best_runs(tmp_path):
     measured = [("usual", 1, 1, 2.0), ("usual", 2, 1, 2.3), ("usual", 2, 2, 1.8), ("usual", 4, 4, 1.6)]
     measured += [("decay", 2, 1, 1.8), ("decay", 4, 1, 1.9), ("decay", 4, 1, 1.5), ("student", 4, 1, 1.9)]
-    rows = [
-        {"arm": arm, "budget_flops": str(budget), "domain_bytes": str(text), "law_bits_per_byte": str(bits)}
-        for arm, budget, text, bits in measured
-    ]
+    rows = rows_of(*measured)
     for row in rows:
         row["law_of_teachers"] = "1.59" if row["arm"] == "student" else ""
     write_factors(rows, "usual", tmp_path / "factors.csv")

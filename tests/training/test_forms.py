@@ -20,12 +20,14 @@ from transformers import AutoModelForCausalLM
 import pretrain
 from mixture.batches import document_positions
 from model.attention import choose_attention
+from model.dropout import add_dropout
 from model.llama import build_model
 from model.summed_loss import SummedLoss
 from recipe_config import Average, Distillation, RecipeError
 from recipe_loading import load_recipe
 from recovery.stored_tensors import load_tensors
 from training.parallelism import refuse_combinations
+from training.schedule import seed_step
 
 
 FSDP2 = f"""
@@ -115,13 +117,16 @@ def test_positions_begin_anew_at_each_document_or_at_each_row(masked, name, toke
     assert torch.equal(seen[0].expand(2, -1), rows)
 
 
-def test_recomputing_activations_leaves_loss_and_gradients_as_they_are(tokenized_run, batch):
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_recomputing_activations_leaves_loss_and_gradients_as_they_are(dropout, tokenized_run, batch):
     gradients = []
     for recomputed in (False, True):
-        model = model_of(tokenized_run)
+        model = model_of(tokenized_run, f"--model.attention_dropout={dropout}")
+        add_dropout(model.language_model, dropout)
         if recomputed:
             model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
+        seed_step(0, 1, 0)
         model(*batch)[0].backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

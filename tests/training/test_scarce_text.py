@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What little text is trained with: dropout, repacking, averaged weights, and models that another learns from."""
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_run import RECIPES, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,8 +24,7 @@ from document_ledger import open_ledger
 from mixture.fitting import decide_length
 from mixture.phases import make_mixture, schedule_phases
 from mixture.shards import TokenShards
-from model.dropout import add_dropout
-from model.llama import build_model
+from model.summed_loss import build_summed_loss
 from recipe_config import Average, RecipeError
 from recipe_loading import load_recipe, parse_command_line
 from recovery.stored_tensors import load_tensors
@@ -60,12 +61,13 @@ def tensors(run, stem: str, step: int = 20) -> dict[str, torch.Tensor]:
     return load_file(run.output_dir / "checkpoints" / f"step_{step:08d}" / f"{stem}.safetensors")
 
 
-def resumed_from_step_8(run, folder):
-    """Return a copy of a finished run as a kill after step 8 had left it."""
+def resumed_from(step: int, run, folder):
+    """Return a copy of a finished run as a kill after the checkpoint of a step had left it."""
     copy = run.copy(folder)
     shutil.rmtree(copy.output_dir / "model")
-    for later in ("step_00000016", "step_00000020"):
-        shutil.rmtree(copy.output_dir / "checkpoints" / later)
+    for checkpoint in (copy.output_dir / "checkpoints").glob("step_*"):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
     return copy
 
 
@@ -82,12 +84,32 @@ def test_a_run_that_reads_its_text_often_is_told_the_decay_and_dropout_for_it(to
 
 
 def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_run, tmp_path):
-    resumed = resumed_from_step_8(scarce_run, tmp_path / "run")
+    resumed = resumed_from(8, scarce_run, tmp_path / "run")
     pretrain.main(resumed.argv(*SCARCE))
     assert resumed.losses() == scarce_run.losses()
     for stem in ("model", "average", "optimizer"):
         for name, tensor in tensors(scarce_run, stem).items():
             assert torch.equal(tensor, tensors(resumed, stem)[name]), (stem, name)
+
+
+def test_a_compiled_run_drops_the_same_where_it_recomputes_and_where_it_resumes(tokenized_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    chosen = [*SCARCE, "--training.torch_compile=true", "--training.max_tokens=1024"]
+    chosen += ["--training.save_steps=2", "--training.keep_every_steps=2"]
+
+    def train(run, recomputed: str) -> None:
+        torch.compiler.reset()
+        pretrain.main(run.argv(*chosen, f"--training.gradient_checkpointing={recomputed}"))
+        assert json.loads((run.output_dir / "training.json").read_text())["compiled"]
+
+    plain, recomputed = (tokenized_run.copy(tmp_path / name) for name in ("plain", "recomputed"))
+    train(plain, "false")
+    train(recomputed, "true")
+    assert recomputed.losses() == pytest.approx(plain.losses(), abs=1e-5)
+    train(resumed := resumed_from(2, recomputed, tmp_path / "resumed"), "true")
+    assert resumed.losses() == recomputed.losses()
+    weights = tensors(recomputed, "model", 4)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors(resumed, "model", 4).items())
 
 
 def test_both_the_averaged_and_the_last_weights_are_exported_and_scored(scarce_run):
@@ -138,16 +160,15 @@ def test_a_mean_over_the_last_steps_begins_anew_where_the_length_of_the_run_chan
     assert train(range(14, 16), shortened) == pytest.approx(14.5)
 
 
-def test_dropout_is_on_in_training_only_and_keeps_the_mean(scarce_run):
-    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], scarce_run.argv()[3:])
-    model, ids = build_model(recipe, 384), torch.randint(384, (1, 32))
-    plain = model.eval()(ids).logits
-    add_dropout(model, 0.5)
-    assert torch.equal(model(ids).logits, plain)
-    model.train()
-    assert not torch.allclose(model(ids).logits, model(ids).logits)
-    embedded = torch.stack([model.get_input_embeddings()(ids) for _ in range(400)]).mean(0)
-    assert torch.allclose(embedded, model.get_input_embeddings().weight[ids], atol=0.02)
+def test_an_exponential_average_is_a_plain_mean_until_the_latest_weights_count_as_ema_says():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, state = WeightAverage(model, Average(ema=0.6)), {"max_steps": 100, "averaged": None}
+    expected = [1, 1.5, 0.6 * 1.5 + 0.4 * 4, 0.6 * 2.5 + 0.4 * 8]
+    for step, (weight, value) in enumerate(zip((1, 2, 4, 8), expected, strict=True), 1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        average.add(step, state)
+        assert float(average.values["weight"]) == pytest.approx(value), step
 
 
 def test_the_ledger_of_repacked_text_answers_from_step_to_document_and_back(scarce_run):
@@ -177,6 +198,39 @@ def test_the_recipe_for_little_text_reads_all_of_it_as_often_as_it_says(tokenize
     assert recipe.training.distillation.members == 4 and recipe.data.repack and recipe.training.dropout
 
 
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_a_step_minimises_nats_of_the_labels_and_of_the_mean_of_the_models_learned_from(weight, scarce_run):
+    folders = [str(scarce_run.output_dir / name) for name in ("model", "model_final")]
+    distillation = (
+        f"--training.distillation.weight={weight}",
+        f"--training.distillation.teachers={json.dumps(folders)}",
+    )
+    recipe = load_recipe([RECIPES / "custom" / "base.yaml"], scarce_run.argv(*distillation)[2:])
+    folder, accelerator = scarce_run.output_dir / "tokenizer", Accelerator()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    student = build_summed_loss(recipe, recipe.training, tokenizer, folder, accelerator, False).train()
+    tokens = torch.randint(1, 384, (2, 33), generator=torch.Generator().manual_seed(0))
+    batch = tokens[:, :-1], torch.arange(32).repeat(2, 1), tokens[:, 1:]
+    minimised, nats = student(*batch)
+    minimised.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+    student.zero_grad()
+
+    models = [AutoModelForCausalLM.from_pretrained(place).eval() for place in folders]
+    with torch.no_grad():
+        mean = sum(model(batch[0]).logits.softmax(-1) for model in models) / 2
+    logs = student.language_model(batch[0]).logits.log_softmax(-1)
+    of_labels = -logs.gather(-1, batch[2][..., None]).sum()
+    expected = (1 - weight) * of_labels - weight * (mean * logs).sum()
+    expected.backward()
+    assert nats.item() == pytest.approx(of_labels.item(), rel=1e-6)
+    assert minimised.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in student.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4), name
+    with torch.no_grad():
+        assert torch.equal(*student.eval()(*batch)), "it is scored by the labels alone"
+
+
 LEARN = ["--training.save_steps=8", "--training.keep_every_steps=8", "--training.distillation.weight=0.5"]
 
 
@@ -188,7 +242,7 @@ def test_a_student_learns_from_two_models_and_resumes_bit_for_bit(scarce_run, ti
     single = scarce_run.metrics()[-1]
     both = [single[f"{kind}/bits_per_byte/law"] for kind in ("eval", "average")]
     assert scores["teachers/bits_per_byte/law"] <= sum(both) / 2 + 1e-6, "a mean of probabilities, by Jensen"
-    resumed = resumed_from_step_8(tiny_run, tmp_path / "resumed")
+    resumed = resumed_from(8, tiny_run, tmp_path / "resumed")
     pretrain.main(resumed.argv(*learn))
     for name, tensor in tensors(tiny_run, "model").items():
         assert torch.equal(tensor, tensors(resumed, "model")[name]), name
@@ -211,6 +265,8 @@ def test_members_are_trained_once_with_seeds_of_their_own_before_the_model_that_
     assert seeds == [recipe.run.seed + 1, recipe.run.seed + 2] and losses[0] != losses[1]
     assert not [folder for folder in folders if (folder / "checkpoints").exists()], "nothing resumes from them"
     assert run_recipe.kept_precision(recipe, overwrite=False) == "no", "that of the members"
+    pieces = [list(open_ledger(folder).documents_of(4)) for folder in folders]
+    assert pieces[0] and pieces[0] != pieces[1], "each read the text in an order of its own"
     run_recipe.train_members(recipe, options, [sys.executable])
     assert made == [(folder / "model" / "model.safetensors").stat().st_mtime_ns for folder in folders]
     with pytest.raises(
@@ -325,6 +381,7 @@ def test_a_teacher_that_is_missing_or_changed_or_has_another_tokenizer_is_refuse
 def test_two_processes_average_and_learn_as_one(kind, scarce_run, tokenized_run, tmp_path):
     chosen = [
         *("--training.max_tokens=1536", "--training.average.ema=0.5", "--data.repack=true"),
+        *("--training.save_steps=3", "--training.keep_every_steps=3"),
         f'--training.distillation.teachers=["{scarce_run.output_dir / "model"}"]',
     ]
     alone, together = (tokenized_run.copy(tmp_path / name) for name in ("alone", "together"))
@@ -333,9 +390,21 @@ def test_two_processes_average_and_learn_as_one(kind, scarce_run, tokenized_run,
     script.write_text(DIVIDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    command += [kind, *together.argv(*chosen)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+
+    def train(run) -> None:
+        arguments = [*command, kind, *run.argv(*chosen)]
+        result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    train(together)
+    if kind == "fsdp2":  # its average is in parts
+        train(resumed := resumed_from(3, together, tmp_path / "resumed"))
+        assert resumed.losses() == together.losses()
+        for name in ("average", "model"):
+            first, second = (
+                load_tensors(run.output_dir / "checkpoints" / "step_00000006", name) for run in (together, resumed)
+            )
+            assert all(torch.equal(first[key], second[key]) for key in first), name
     for name in ("average", "model"):
         whole = load_tensors(together.output_dir / "checkpoints" / "step_00000006", name)
         for key, tensor in tensors(alone, name, 6).items():
