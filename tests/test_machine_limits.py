@@ -74,6 +74,11 @@ def system_error(number: int, name: str | None = None) -> OSError:
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000000 bytes"),
             "memory ran out .* set training.per_device_train_batch_size lower",
         ),
+        (
+            "finetune.py",
+            RuntimeError("unable to mmap 136872 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+            "memory ran out ",
+        ),
         ("prepare_data.py", system_error(errno.EMFILE, "a"), "too many files are open: .* `ulimit -n 4096`"),
         (
             "pretrain.py",

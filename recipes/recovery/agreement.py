@@ -34,6 +34,19 @@ def from_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     return decided
 
 
+def on_all(accelerator: Accelerator, check: Callable[[], object]) -> None:
+    """Call a function on every process; a RecipeError of one is raised on all, which wait for it."""
+    found = None
+    try:
+        check()
+    except RecipeError as error:
+        found = error
+    if accelerator.num_processes > 1:
+        found = next((error for error in gather_object([found]) if error is not None), None)
+    if found is not None:
+        raise found
+
+
 @contextmanager
 def held_run(run: Path, accelerator: Accelerator) -> Iterator[str | None]:
     """Lock a run folder for all processes that train in it, as run_lock does for one."""

@@ -13,6 +13,7 @@ from mixture.skips import SkippedDocuments
 from planning.training_rules import rule_regularisation
 from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
+from stages import output_folder
 from training.schedule import fit_batch
 from vocabulary.document_ends import DocumentEnds, settle_document_ends
 
@@ -41,17 +42,23 @@ class Inputs:
     skipped_documents: SkippedDocuments
 
 
-def read_inputs(recipe: Recipe, num_processes: int, part: tuple[int, int] = (0, 1)) -> Inputs:
-    """Open the tokens and the tokenizer of a run, and fit training.* to them and to the processes.
+def check_inputs(recipe: Recipe, part: tuple[int, int] = (0, 1)) -> None:
+    """Check the files of the stages before.
 
-    Args:
-        recipe: of the run.
-        num_processes: that train.
-        part: (k, n): check the files' hashes as the k-th of n processes, which divide the files.
+    Args: part: (k, n): as the k-th of n processes, which divide the files.
 
-    Raises: RecipeError: a stage before is missing or stale, or the recipe asks for more than there is.
+    Raises: RecipeError: a stage is missing, stale or damaged.
     """
-    tokens, tokenizer_folder = require(recipe, "tokenize", part), require(recipe, "tokenizer", part)
+    for stage in ("tokenize", "tokenizer"):
+        require(recipe, stage, part)
+
+
+def read_inputs(recipe: Recipe, num_processes: int) -> Inputs:
+    """Open the tokens and the tokenizer of a run, which were checked, and fit training.* to them and to the processes.
+
+    Raises: RecipeError: the recipe asks for more than there is.
+    """
+    tokens, tokenizer_folder = output_folder(recipe, "tokenize"), output_folder(recipe, "tokenizer")
     names = [source.name for source in recipe.data.sources]
     shards = TokenShards(tokens, names, recipe.training.sequence_length, recipe.data.repack)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -30,7 +30,7 @@ from planning.scarce_text import FORWARD_FRACTION
 from recipe_config import Model, Recipe, RecipeError, Training
 from recorded_files import recording
 from training.compilation import decide_compilation
-from training.inputs import read_inputs
+from training.inputs import check_inputs, read_inputs
 from training.optimizers import build_optimizers
 from training.parallelism import memory_strategy
 from training.schedule import accumulation_steps, learning_rate_at
@@ -86,6 +86,7 @@ def dry_run(recipe: Recipe, accelerator: Accelerator) -> None:
     """
     checked = without_missing_members(recipe)
     refuse_changed_teachers(checked)
+    check_inputs(recipe)
     inputs = read_inputs(recipe, accelerator.num_processes)
     training, tokenizer = inputs.training, inputs.tokenizer
     taught = training.model_copy(update={"distillation": checked.training.distillation})

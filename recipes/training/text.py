@@ -13,7 +13,8 @@ from mixture.order import TokenMixture
 from mixture.phases import make_mixture
 from mixture.skips import in_rollback, is_skipped
 from recipe_config import Recipe
-from training.inputs import read_inputs
+from recovery.agreement import on_all
+from training.inputs import check_inputs, read_inputs
 from training.schedule import accumulation_steps
 from training.teacher_checks import refuse_changed_teachers
 
@@ -35,7 +36,8 @@ class TrainingText:
         # The processes of a machine share the checking of files.
         part = (accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         refuse_changed_teachers(recipe)
-        inputs = read_inputs(recipe, accelerator.num_processes, part)
+        on_all(accelerator, lambda: check_inputs(recipe, part))  # before any reads what another has to check
+        inputs = read_inputs(recipe, accelerator.num_processes)
         self.tokenizer, self.tokenizer_folder = inputs.tokenizer, inputs.tokenizer_folder
         self.shards, self.byte_lengths = inputs.shards, inputs.byte_lengths
         self.training, self.shares, self.notes = inputs.training, inputs.shares, inputs.notes

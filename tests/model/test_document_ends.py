@@ -108,7 +108,7 @@ def test_shards_of_another_begin_are_refused_before_training(apart, monkeypatch,
     manifest = json.loads((folders["tokenize"] / "manifest.json").read_text())
     del manifest["bos_token_id"]  # as an earlier version wrote it
     (folders["tokenize"] / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(inputs, "require", lambda recipe, name, part: folders[name])
+    monkeypatch.setattr(inputs, "output_folder", lambda recipe, name: folders[name])
     with pytest.raises(RecipeError, match=r"documents begin and end with tokens \(0, 0\), but with <\|start\|> and"):
         read_inputs(load_recipe([RECIPES / "custom" / "base.yaml"], argv[3:]), 1)
 

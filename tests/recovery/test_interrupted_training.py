@@ -718,6 +718,27 @@ def test_a_run_of_four_processes_resumes_bit_for_bit(tiny_run, tmp_path):
     assert_same(run, whole)
 
 
+def test_a_file_that_one_of_two_processes_checks_is_read_by_none_before(run):
+    """The other would end in a traceback, if it read the damaged tokenizer first."""
+    record = json.loads((run.output_dir / "tokenizer" / "stage.json").read_text())
+    checks = sorted(record["files"]).index("tokenizer.json") % 2
+    path = run.output_dir / "tokenizer" / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace("{", "[", 1))
+    slow_hash = "import time, run_folder; real = run_folder.require\n"
+    slow_hash += "def require(*arguments):\n    time.sleep(2)\n    return real(*arguments)\n"
+    script = run.output_dir.with_name("slow_check.py")
+    script.write_text(
+        f"import os, sys; sys.path.insert(0, {str(RECIPES)!r})\n{slow_hash}"
+        f"if os.environ['RANK'] == '{checks}':\n    run_folder.require = require\n"
+        "import pretrain\nfrom recipe_loading import run_command\nrun_command(pretrain.main)\n"
+    )
+    pair = start_pair(run, script)
+    assert [process.wait(120) for process in pair] == [1, 1]
+    log = (run.output_dir / "log.txt").read_text()
+    assert log.count("tokenizer.json: its sha256 is not") == 2 and "Traceback" not in log, log[-3000:]
+
+
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
 def test_a_process_that_dies_or_hangs_ends_the_others_in_time_and_the_last_checkpoint_is_whole(run, tmp_path, harm):
     script = tmp_path / "harmed.py"
