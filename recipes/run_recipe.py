@@ -60,7 +60,7 @@ from publishing.leak_limits import read_audit
 from publishing.repositories import check_repositories
 from recipe_config import Recipe, RecipeError, refuse_missing_folder
 from recipe_loading import parse_command_line, run_command
-from recorded_files import OF_REPORT, find_damaged_run_files, recording
+from recorded_files import OF_REPORT, find_damaged_run_files, record_run_files, recording
 from recovery.run_lock import run_lock
 from run_folder import is_finished, new_output, record_stage, starts_again
 from sources.units import Listing, list_all_sources
@@ -257,6 +257,7 @@ def delete_checkpoints(folder: Path) -> None:
         for _, newest in list_checkpoints(folder / "checkpoints")[:1]:
             if (newest / "state.json").exists():
                 copyfile(newest / "state.json", folder / "state.json")
+                record_run_files(folder, ("state.json",))
         discard(folder / "checkpoints")
 
 
