@@ -25,7 +25,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # torch.save, which names no cause, and NumPy, which says "65536 requested and 60400 written"
 NOT_WRITTEN = re.compile(r"iostream error|PytorchStreamWriter failed writing|^\d+ requested and \d+ written$")
 # torch, Python, and C++, which means a thread where no file is named
-NO_MEMORY = ("can't allocate memory", "can't start new thread", *map(os.strerror, (errno.EAGAIN, errno.ENOMEM)))
+NO_MEMORY = ("can't allocate memory", "can't start new thread", os.strerror(errno.EAGAIN), os.strerror(errno.ENOMEM))
 SHARED = Path("/dev/shm")  # memory that processes share, small in a container
 LEAST_SHARED_BYTES = 1 << 20
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

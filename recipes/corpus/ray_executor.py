@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 from collections import Counter, deque
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from corpus.local_executor import TaskRunner
 from recipe_config import Data, RecipeError
 
 
+RECIPES = Path(__file__).resolve().parents[1]
 MAX_ATTEMPTS = 3  # for a task whose process or node dies; a task that raises an error is not retried
 
 
@@ -49,7 +51,7 @@ class RayExecutor(TaskRunner, RayPipelineExecutor):
 
         def run_rank(held: list, rank: int) -> None:
             os.chdir(directory)
-            # Ray puts the working folder, where a json.py may lie, before the modules of this process.
+            # Ray puts a folder of its own choice before the modules of this process.
             sys.path[:] = [*path, *(folder for folder in sys.path if folder not in {"", directory, *path})]
             ray.get(held[0])._run_for_rank(rank)
 
@@ -95,7 +97,8 @@ def connect() -> ModuleType:
             # Ray itself retries for ten minutes if nothing listens at an address.
             if named := re.fullmatch(r"(?:ray://)?(.+):(\d+)", os.environ.get("RAY_ADDRESS", "")):
                 socket.create_connection((named[1], int(named[2])), timeout=10).close()
-            ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+            with chdir(RECIPES):  # workers import from the folder that this runs in, before they have a task
+                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"data.executor: ray: no cluster answers ({str(error).splitlines()[0]}); start one with ray start "
