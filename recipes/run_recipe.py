@@ -232,7 +232,11 @@ def refuse_full_disk_of(recipe: Recipe, waiting: list[Path]) -> None:
 
     Raises: DiskFullError: with both numbers.
     """
-    from recovery.checkpoints import checkpoint_bytes, require_space  # only here: importing it takes seconds
+    from recovery.checkpoints import (
+        DiskFullError,
+        checkpoint_bytes,
+        require_space,
+    )  # only here: importing takes seconds
     from recovery.stored_tensors import list_checkpoints
 
     averaged, keep = recipe.training.average is not None, recipe.training.save_total_limit
@@ -243,7 +247,10 @@ def refuse_full_disk_of(recipe: Recipe, waiting: list[Path]) -> None:
     missing = max(1, keep + 1 - len(list_checkpoints(waiting[0] / "checkpoints")))
     needed = (len(waiting) + 1) * of_model + missing * checkpoint_bytes(counts["total"], averaged, in_muon)
     what = f"training ({len(waiting)} models to learn from, the one that learns, and {missing} checkpoints of one)"
-    require_space(Path(recipe.run.output_dir), needed, what)
+    try:
+        require_space(Path(recipe.run.output_dir), needed, what)
+    except DiskFullError as error:
+        raise DiskFullError(f"{error}; make room, and start again with: {shlex.join(sys.orig_argv)}") from error
 
 
 def delete_checkpoints(folder: Path) -> None:
