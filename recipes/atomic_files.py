@@ -16,6 +16,7 @@ from recipe_config import RecipeError
 
 
 RECORD = "stage.json"
+TRASH = ".trash."  # the name of a folder that is being deleted begins with it
 RECORD_FORMAT = 1
 CHECKSUM = "record_sha256"
 
@@ -70,7 +71,7 @@ def empty_trash(folder: Path) -> None:
 
 
 def trash_of(folder: Path) -> Path:
-    return folder.with_name(f".trash.{folder.name}")
+    return folder.with_name(f"{TRASH}{folder.name}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ unchanged is skipped. Otherwise a cheap one runs again, and any other is refused
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from atomic_files import (
     CHECKSUM,
     RECORD,
     RECORD_FORMAT,
+    TRASH,
     StaleStageError,
     discard,
     file_sha256,
@@ -213,10 +215,12 @@ def write_record(folder: Path, name: str, made_from: dict[str, dict]) -> None:
     """Sync every file of a stage's output to disk and write `stage.json` beside them."""
     paths = [folder / file for file in STAGES[name].files if (folder / file).exists()]
     if not STAGES[name].files:
-        for leftover in folder.rglob(
-            ".*"
-        ):  # no output has a hidden name; a file that a killed try was writing has one
-            if not leftover.is_dir():  # .eval_results is a folder, which the Hub reads
+        # No output has a hidden name, but .eval_results, a folder that the Hub reads. What a killed try was writing
+        # has one, and what could not be deleted, as where few files may be open.
+        for trash in folder.glob(f"{TRASH}*"):
+            shutil.rmtree(trash)
+        for leftover in folder.rglob(".*"):
+            if not leftover.is_dir():
                 leftover.unlink()
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     files = {}

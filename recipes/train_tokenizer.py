@@ -22,7 +22,6 @@ speed.json, which differs from run to run: {tokenizer: bytes and megabytes_per_s
 """
 
 import json
-import shutil
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from atomic_files import discard, trash_of, write_json
+from atomic_files import discard, write_json
 from corpus.pipeline_executor import check_executor
 from mixture.fitting import check_length
 from mixture.shard_writer import encode_as_text
@@ -185,8 +184,6 @@ def make_tokenizer(recipe: Recipe) -> dict:
                 tokenizers[BASELINE] = train_tokenizer(recipe, sample, general, vocab_size, True, BASELINE)
         if sample.folder.exists():
             discard(sample.folder)
-            if (left := trash_of(sample.folder)).exists():  # where few files may be open; the output must not hold it
-                shutil.rmtree(left)
         card = report_card(
             tokenizers | others,
             {source.name: read_texts(documents, "validation", source.name) for source in sources},

@@ -14,7 +14,7 @@ from tiny_run import RECIPES, ROOT
 
 import file_hashes
 import stages
-from atomic_files import StaleStageError, file_sha256, read_json_lines, read_record
+from atomic_files import StaleStageError, discard, file_sha256, read_json_lines, read_record
 from recipe_config import Recipe
 from recipe_loading import load_recipe
 from run_folder import differences, is_finished, new_output, record_stage, require, write_record
@@ -88,6 +88,22 @@ def partial_folder(recipe: Recipe) -> Path:
     with suppress(Killed), new_output(recipe, "prepare") as folder:
         raise Killed
     return folder
+
+
+def test_what_could_not_be_deleted_is_no_part_of_an_output(texts, monkeypatch):
+    """As where too few files may be open, or on a file system that keeps a file which another has open."""
+    recipe = load(texts)
+    with new_output(recipe, "prepare") as folder:
+        (folder / "work").mkdir()
+        (folder / "work" / "copy.txt").write_text("text")
+        with monkeypatch.context() as context:
+            context.setattr(shutil, "rmtree", lambda *_, **__: None)
+            discard(folder / "work")
+        assert (folder / ".trash.work" / "copy.txt").exists()
+        (folder / "stats.json").write_text("{}")
+    output = output_folder(recipe, "prepare")
+    assert sorted(path.name for path in output.rglob("*")) == ["stage.json", "stats.json"]
+    assert list(read_record(output)["files"]) == ["stats.json"]
 
 
 # --- benchmarks

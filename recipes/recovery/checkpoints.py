@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from atomic_files import discard, file_sha256, read_json, sync, with_checksum, write_json
+from atomic_files import TRASH, discard, file_sha256, read_json, sync, with_checksum, write_json
 from recipe_config import RecipeError
 from recorded_files import appended_sizes, describe_beginning
 from recovery.agreement import from_main
@@ -232,7 +232,7 @@ def prune(folder: Path, keep: int, keep_every_steps: int | None) -> None:
 
 def clean_up(folder: Path) -> None:
     """Delete what killed processes left half-written or half-deleted."""
-    for leftover in [*folder.glob(".step_*.tmp"), *folder.glob(".trash.*")]:
+    for leftover in [*folder.glob(".step_*.tmp"), *folder.glob(f"{TRASH}*")]:
         if leftover.is_symlink():
             leftover.unlink()
         else:
