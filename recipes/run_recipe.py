@@ -232,11 +232,8 @@ def refuse_full_disk_of(recipe: Recipe, waiting: list[Path]) -> None:
 
     Raises: DiskFullError: with both numbers.
     """
-    from recovery.checkpoints import (
-        DiskFullError,
-        checkpoint_bytes,
-        require_space,
-    )  # only here: importing takes seconds
+    # Only here: importing them takes seconds.
+    from recovery.checkpoints import DiskFullError, checkpoint_bytes, require_space
     from recovery.stored_tensors import list_checkpoints
 
     averaged, keep = recipe.training.average is not None, recipe.training.save_total_limit

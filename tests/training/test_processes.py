@@ -28,8 +28,8 @@ from recovery.stored_tensors import find_damage, list_checkpoints, load_tensors
 # clipped.
 UNEVEN = ["--training.max_grad_norm=1e9", "--training.max_tokens=512", "--training.warmup_steps=0"]
 UNEVEN += ["--training.save_steps=1", "--training.learning_rate=1e-3", "--training.goldfish={k: 3, context: 4}"]
-# The steps are of 8 sequences: (processes, accumulation) -> sequences of a micro-batch.
 WRONG = ("wrong", "sharded wrong", "averaged wrong")
+# The steps are of 8 sequences: (processes, accumulation) -> sequences of a micro-batch.
 LAYOUTS = {(1, 1): 8, (1, 4): 2, (2, 1): 4, (2, 4): 1}
 
 
