@@ -7,7 +7,7 @@ Out: a table on the terminal, one line a file. run_eval.py uses the same functio
 
     python eval/bits_per_byte.py --model runs/legal-quickstart/model contract.txt
     python eval/bits_per_byte.py --model HuggingFaceTB/SmolLM2-135M --xz runs/legal-quickstart/documents/test/*/*
-    python eval/bits_per_byte.py --model runs/mine/members/1/model --model runs/mine/members/2/model contract.txt
+    python eval/bits_per_byte.py --model runs/mine/members/0/model --model runs/mine/members/1/model contract.txt
 
 The model reads every document after the token that starts a document (bos, or eos if the tokenizer has no bos). Each
 token of the text is predicted exactly once, and the end-of-text token is not scored: the sum is the cost of the text
@@ -22,6 +22,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -333,8 +334,8 @@ class Ensemble(torch.nn.Module):
 
     def forward(self, **inputs) -> CausalLMOutput:
         """Return the logarithms of the mean probabilities as logits."""
-        each = torch.stack([model(**inputs).logits.float().log_softmax(-1) for model in self.models])
-        return CausalLMOutput(logits=each.logsumexp(0) - math.log(len(self.models)))
+        each = (model(**inputs).logits.float().log_softmax(-1) for model in self.models)
+        return CausalLMOutput(logits=reduce(torch.logaddexp, each) - math.log(len(self.models)))
 
 
 def load_models(names: list[str], revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
