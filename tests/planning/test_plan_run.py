@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from scipy.optimize import brentq
 from tiny_run import RECIPES, ROOT
 
 import plan_run
@@ -26,7 +27,7 @@ from planning.known_models import KNOWN_MODELS
 from planning.memory import largest_batch, memory_by_part
 from planning.plan import choose_size, make_plan, plan_loss
 from planning.plan_table import describe
-from planning.scaling_laws import LAWS
+from planning.scaling_laws import LAWS, REPETITION_LAW, decayed_sum
 from planning.scarce_text import MEASURED_FOUR_EPOCHS, WAYS
 from recipe_config import Model, RecipeError
 from recipe_loading import load_recipe
@@ -221,6 +222,34 @@ def test_the_factors_for_little_text_are_the_lowest_and_highest_on_test_text():
     for way in ("many times", "student"):
         assert round(max(measured[way]), 1) == WAYS[way][0][1], (way, measured[way])
     assert round(max(measured["four times"]), 1) == MEASURED_FOUR_EPOCHS
+
+
+def test_the_readings_of_little_text_are_worth_what_the_page_says():
+    """recipes/experiments/README.md: in the words "of the usual recipe 8 are worth" and what follows."""
+    found = {}
+    for experiment, label in (("scarce_law", "legal"), ("scarce_medicine", "medical")):
+        folder = RECIPES / "experiments" / experiment
+        means = {
+            (row["arm"], row["budget_flops"], row["domain_bytes"]): float(row[label + BITS])
+            for row in csv.DictReader((folder / "means.csv").open())
+        }
+        four, eight = (means["default", budget, "1000000"] for budget in ("3.75e+12", "7.5e+12"))
+        doubling = min(four, eight) - means["default", "1.5e+13", "2000000"]
+        factors = {
+            (row["arm"], row["budget_flops"]): row["factor"]
+            for row in csv.DictReader((folder / "factors.csv").open())
+            if row["domain_bytes"] == "1000000"
+        }
+        often = float(factors["repacked", "3e+13"]) / float(factors["repacked-fewer-readings", "7.5e+12"])
+
+        def beyond(constant: float, often: float = often) -> float:
+            return decayed_sum(32, 1, constant) / decayed_sum(8, 1, constant) - often
+
+        constant = brentq(beyond, 1, 100)
+        found[label] = (round(2 ** ((four - eight) / doubling), 2), round(often, 1), round(constant))
+    assert found == {"legal": (0.98, 1.3, 6), "medical": (1.15, 1.6, 9)}
+    assert round(REPETITION_LAW.effective_tokens(8, 1) / REPETITION_LAW.effective_tokens(4, 1), 1) == 1.8
+    assert round(REPETITION_LAW.effective_tokens(32, 1) / REPETITION_LAW.effective_tokens(8, 1), 1) == 2.2
 
 
 @pytest.mark.parametrize("law", list(LAWS))
