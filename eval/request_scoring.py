@@ -159,40 +159,41 @@ def score_requests(
 ) -> tuple[list[dict], dict[str, int]]:
     """Score a task's rendered items.
 
-    Returns: the scored items, as item_scores.py describes them, and counts: "boundary_mismatches", items whose context
-        is tokenized differently before a continuation; "truncated", requests longer than the context, which lost
-        their start.
-    Raises: ValueError: when a continuation alone does not fit the context.
+    Returns: the scored items, as item_scores.py describes them, and counts: "left_out", items that are not scored
+        since a continuation alone does not fit the context; "boundary_mismatches", items whose context is tokenized
+        differently before a continuation; "truncated", requests longer than the context, which lost their start.
+    Raises: SystemExit: no item fits.
     """
-    counts = {"boundary_mismatches": 0, "truncated": 0}
-    if all(requests[1] == "" for entry in rendered for requests in entry["requests"]):
-        contexts = [entry["requests"][0][0] for entry in rendered]
+    counts = {"left_out": 0, "boundary_mismatches": 0, "truncated": 0}
+    generated = all(continuation == "" for entry in rendered for _, continuation in entry["requests"])
+    kept: list[tuple[dict, list, list[Encoded]]] = []
+    for entry in rendered:
+        requests = [[entry["requests"][0][0], " " + entry["target"]]] if generated else entry["requests"]
+        encoded, mismatch = scorer.encode_item(requests)
+        if max(len(each.continuation) for each in encoded) > scorer.context_length:
+            counts["left_out"] += 1
+            continue
+        kept.append((entry, requests, encoded))
+        counts["boundary_mismatches"] += mismatch
+        too_long = [len(e.context) + len(e.continuation) - 1 > scorer.context_length for e in encoded]
+        counts["truncated"] += 0 if generated else sum(too_long)
+    if not kept:
+        raise SystemExit(
+            f"{name}: no item fits context_length={scorer.context_length}, since each has a continuation with more "
+            "tokens; leave the task out, or use a model with a longer context"
+        )
+    texts: list[str | None] = [None] * len(kept)
+    if generated:
+        contexts = [requests[0][0] for _, requests, _ in kept]
         limit = scorer.context_length - min(max_new_tokens, scorer.context_length // 2)
         counts["truncated"] = sum(len(scorer.encode(context)) >= limit for context in contexts)
-        texts = scorer.written(contexts, max_new_tokens, name)
-        costs = [[[context, " " + entry["target"]]] for context, entry in zip(contexts, rendered, strict=True)]
-    else:
-        texts, costs = [None] * len(rendered), [entry["requests"] for entry in rendered]
-    flat: list[Encoded] = []
-    for entry, requests in zip(rendered, costs, strict=True):
-        encoded, mismatch = scorer.encode_item(requests)
-        counts["boundary_mismatches"] += mismatch
-        longest = max(len(each.continuation) for each in encoded)
-        if longest > scorer.context_length:
-            raise ValueError(
-                f"{name}: the continuation of {entry['id']} has {longest} tokens, more than "
-                f"context_length={scorer.context_length}; leave the task out or use a model with a longer context"
-            )
-        too_long = [len(e.context) + len(e.continuation) - 1 > scorer.context_length for e in encoded]
-        counts["truncated"] += sum(too_long) if texts[0] is None else 0
-        flat += encoded
-    results = iter(scorer.likelihoods(flat, name))
-    sizes = iter(flat)
-    priors = prior_costs(scorer, name, costs, calibrated) if calibrated is not None else {}
+        texts = list(scorer.written(contexts, max_new_tokens, name))
+    results = iter(scorer.likelihoods([each for _, _, encoded in kept for each in encoded], name))
+    asked = [requests for _, requests, _ in kept]
+    priors = prior_costs(scorer, name, asked, calibrated) if calibrated is not None else {}
     scored = []
-    for entry, requests, text in zip(rendered, costs, texts, strict=True):
+    for (entry, requests, encoded), text in zip(kept, texts, strict=True):
         nats = [next(results) for _ in requests]
-        encoded = [next(sizes) for _ in requests]
         item = {
             "id": entry["id"],
             "gold": entry["gold"],

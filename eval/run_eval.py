@@ -393,13 +393,18 @@ def run_task(
     scored, counts = score_requests(
         scorer, benchmark.task, rendered, max_new_tokens=benchmark.max_new_tokens, calibrated=benchmark.calibrated
     )
+    if counts["left_out"] and PartialState().is_main_process:
+        text = "evaluate: %s: %d of %d items are not scored: a continuation alone is longer than the context"
+        logger.info(text, benchmark.task, counts["left_out"], len(items))
     answers = common_answers(rendered)
     entry = score_items(benchmark.task, scored, benchmark.metrics, arguments.seed, answers)
     entry |= {"score": benchmark.metrics[0], "groups": benchmark.groups, "version": benchmark.version}
     entry |= {"num_fewshot": num_fewshot, **counts, "published": benchmark.published, "by_overlap": None}
     if decontamination is not None:
         exported = exported_items(build_requests(benchmark, items, [], 0, arguments.seed))
-        overlaps = overlap_groups(benchmark.task, exported, decontamination)
+        groups = zip(exported, overlap_groups(benchmark.task, exported, decontamination), strict=True)
+        ids = {item["id"] for item in scored}
+        overlaps = [group for item, group in groups if item["id"] in ids]
         entry["by_overlap"] = score_by_overlap(benchmark, scored, overlaps, arguments.seed, answers)
     return entry, scored
 

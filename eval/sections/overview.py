@@ -346,6 +346,10 @@ def evaluation_problems(run: RunFiles):
     unchecked = [name for name, task in results["tasks"].items() if "unchecked" in (task.get("by_overlap") or {})]
     if unchecked:
         yield "note", f"The training text was not checked against all items of {', '.join(unchecked)}."
+    for name, task in results["tasks"].items():
+        if task.get("left_out"):
+            items = f"{count(task['left_out'])} of {count(task['left_out'] + task['num_items'])} items"
+            yield "note", f"{items} of {name} are not scored: a continuation alone is longer than the context."
     truncated = [name for name, task in results["tasks"].items() if task.get("truncated")]
     if truncated:
         yield "note", f"Requests were longer than the context and lost their beginning: {', '.join(truncated)}."

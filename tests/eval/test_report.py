@@ -456,6 +456,23 @@ def test_what_went_wrong_is_named_the_worst_first(tmp_path):
         assert text in found
 
 
+def test_items_and_beginnings_that_were_not_read_are_counted(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "eval" / "results.json"
+    results = json.loads(path.read_text())
+    name, task = next(iter(results["tasks"].items()))
+    task |= {"left_out": 2, "truncated": 3}
+    path.write_text(json.dumps(results))
+    not_scored = "items are not scored: a continuation alone is longer than the context."
+    found = problems(tmp_path)
+    assert f"2 of {task['num_items'] + 2} items of {name} are not scored" in " ".join(found)
+    assert f"Requests were longer than the context and lost their beginning: {name}." in found
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert f"{name}: 2 {not_scored}" in page
+    assert f"{name}: 3 requests were longer than the context and lost their beginning." in page
+
+
 def test_an_unfinished_run_is_told_how_to_finish(tmp_path):
     write_run(tmp_path)
     (tmp_path / "eval" / "results.json").unlink()

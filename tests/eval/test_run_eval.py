@@ -43,7 +43,7 @@ from run_eval import load_tasks, main, parse_arguments, run_task
 from run_files import RunFiles
 from sections import overview
 from shared_work import SharedWork
-from training_overlap import overlap_groups
+from training_overlap import overlap_groups, read_decontamination
 
 
 TASKS = ["legal_sense", "general_agreement", "dosing_shorthand"]
@@ -53,8 +53,8 @@ def run_tasks(model, tokenizer, names, *, context_length, batch_size, argv=()):
     """Score tasks in memory: {task: its entry in results.json}."""
     arguments = parse_arguments([*argv, "--tasks", ",".join(names)])
     scorer = RequestScorer(model, tokenizer, context_length=context_length, batch_size=batch_size, work=SharedWork())
-    tasks = load_tasks(arguments)
-    return {name: run_task(scorer, *tasks[name][:3], arguments)[0] for name in names}
+    tasks, decontamination = load_tasks(arguments), read_decontamination(arguments.decontamination)
+    return {name: run_task(scorer, *tasks[name][:3], arguments, decontamination)[0] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -697,9 +697,30 @@ def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_
         main([*command, str(model_folder), f"{model_folder}/", str(tmp_path / "absent")])
 
 
-def test_continuation_longer_than_the_context_is_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="more than context_length=8"):
-        run_tasks(model, tokenizer, ["general_agreement"], context_length=8, batch_size=4)
+def test_a_task_none_of_whose_continuations_fits_the_context_is_refused(model, tokenizer):
+    with pytest.raises(SystemExit, match="general_agreement: no item fits context_length=4"):
+        run_tasks(model, tokenizer, ["general_agreement"], context_length=4, batch_size=4)
+
+
+def test_items_whose_continuation_does_not_fit_the_context_are_left_out_and_counted(
+    model, tokenizer, requests, decontamination, caplog
+):
+    def longest(item):
+        return max(len(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in item["choices"])
+
+    lengths = sorted(longest(item) for item in requests["general_agreement"])
+    limit = lengths[len(lengths) // 2]
+    fitting = sum(length <= limit for length in lengths)
+    assert 0 < fitting < len(lengths)
+    argv = ["--decontamination", str(decontamination)]
+    options = {"context_length": limit, "batch_size": 4, "argv": argv}
+    with caplog.at_level("INFO"):
+        result = run_tasks(model, tokenizer, ["general_agreement"], **options)["general_agreement"]
+    assert (result["num_items"], result["left_out"]) == (fitting, len(lengths) - fitting)
+    groups = result["by_overlap"]
+    assert groups.keys() <= {"clean", "overlapping", "not_checkable"} and len(groups) > 1
+    assert sum(group["num_items"] for group in groups.values()) == fitting
+    assert f"general_agreement: {len(lengths) - fitting} of {len(lengths)} items are not scored" in caplog.text
 
 
 def test_requests_truncated_to_the_context_are_counted(model, tokenizer):
