@@ -52,7 +52,12 @@ def refuse_combinations(training: Training, lora: bool, accelerator: Accelerator
             problems.append(
                 "DeepSpeed with offloading: a step would be judged without its gradients; set offload_*_device: none"
             )
-    if accelerator.distributed_type == DistributedType.FSDP and isinstance(
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
+        problems.append(
+            "fsdp_version: 1, whose flattened parameters are neither Muon's matrices nor what checkpoints read: set "
+            "fsdp_version: 2, or use accelerate_configs/fsdp2.yaml"
+        )
+    elif accelerator.distributed_type == DistributedType.FSDP and isinstance(
         accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy
     ):
         problems.append(

@@ -239,6 +239,7 @@ def test_copies_of_a_divided_model_that_drift_apart_are_stopped_before_they_are_
             {"offload": "cpu"},
             "fsdp_offload_params: true .* set fsdp_offload_params: false",
         ),
+        (DistributedType.FSDP, None, {"fsdp_version": 1}, "fsdp_version: 1, .*: set fsdp_version: 2"),
         (DistributedType.NO, None, {"precision": "fp16"}, "fp16 is not trained in: .* set bf16, or no"),
         (DistributedType.MULTI_GPU, None, {"precision": "fp8"}, "fp8 is not trained in"),
         (DistributedType.FSDP, ParallelismConfig(cp_size=2, dp_shard_size=2), {}, "drops the mask"),
@@ -256,7 +257,9 @@ def test_what_would_lose_work_in_silence_is_refused(kind, parallelism, changes, 
                 zero_stage = changes.pop("zero_stage", 3)
                 deepspeed_config = {"zero_optimization": {"offload_param": {"device": changes.get("offload", "none")}}}
 
-            fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload="offload" in changes)
+            fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=changes.pop("fsdp_version", 2), cpu_offload="offload" in changes
+            )
 
     changes.pop("offload", None)
     lora = changes.pop("lora", False)
