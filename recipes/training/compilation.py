@@ -28,7 +28,7 @@ def decide_compilation(training: Training, accelerator: Accelerator) -> tuple[bo
     if not training.torch_compile:
         return False, None
     if missing := find_missing_compiler():
-        return False, f"training runs uncompiled, at about half the speed: {missing}"
+        return False, f"training runs uncompiled, which takes longer: {missing}"
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return False, "training runs uncompiled: DeepSpeed fetches weights in hooks of each module"
     removed = remove_broken_libraries()

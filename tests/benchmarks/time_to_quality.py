@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument(
         "--baseline_learning_rate", type=float, nargs="+", default=[2e-3], help="the best of them counts"
     )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all runs")
     options, overrides = parser.parse_known_args()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if options.precision == "bf16" else "no"
     print("| run | tokens | seconds | bits per byte |\n|---|--:|--:|--:|")
     best = None
     for rate in options.baseline_learning_rate:
