@@ -105,6 +105,27 @@ def test_a_document_larger_than_the_share_stays_in_training(tmp_path, documents)
     assert giant.id not in chosen and Counter(chosen.values()).keys() == {"validation", "test"}
 
 
+def test_a_large_document_beside_a_few_small_ones_leaves_each_split_one(tmp_path):
+    sizes = [(make_text(1000, 5000), "law"), (make_text(1, 20), "law"), (make_text(2, 40), "law")]
+    others = [make_document(make_text(seed), "web") for seed in range(10, 20)]
+    splits = plan(tmp_path, make_data(), [[*(make_document(*one) for one in sizes), *others]]).splits
+    found = [splits.get(document_id(text), "train") for text, _ in sizes]
+    assert found[0] == "train" and sorted(found) == ["test", "train", "validation"]
+
+
+def test_a_family_of_two_sources_leaves_each_of_them_one_in_each_split(tmp_path):
+    def shared(seed: int) -> list[Document]:
+        text = make_text(seed, 30)
+        return [make_document(text, "law"), make_document(f"{text}\nagain", "web")]
+
+    everything = [one for seed in range(3) for one in shared(seed)]
+    everything += [make_document(make_text(seed, 3000), "law") for seed in range(10, 13)]
+    chosen = plan(tmp_path / "few", make_data(family_containment=0.5), [everything]).splits
+    for source in ("law", "web"):
+        own = [chosen.get(one.id, "train") for one in everything if one.metadata["source"] == source]
+        assert set(own) == {"test", "train", "validation"}, source
+
+
 def test_families_are_held_out_whole_and_counted(tmp_path):
     families = [[make_text(seed, 30) + f"\nversion {version}" for version in range(3)] for seed in range(30)]
     everything = [make_document(text) for family in families for text in family]
