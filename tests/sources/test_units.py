@@ -229,6 +229,21 @@ def test_ignore_also_leaves_out_what_could_be_read(tmp_path):
     assert source_fingerprint(source_of(tmp_path, ignore=[".pdf"])) == before
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_what_is_read_of_an_archive_is_part_of_its_fingerprint(tmp_path, name, in_folder):
+    if name == "a.tar":
+        write_tar(tmp_path / name, "w", {"a.txt": b"a", "b.md": b"b"})
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a.txt", "a")
+            archive.writestr("b.md", "b")
+    path = tmp_path if in_folder else tmp_path / name
+    fingerprints = {source_fingerprint(source_of(path, ignore=ignore)) for ignore in ([], [".md"], [".txt"])}
+    assert len(fingerprints) == 3
+    assert source_fingerprint(source_of(path, ignore=[".md"]), whole=False) == source_fingerprint(source_of(path))
+
+
 def test_a_folder_or_file_without_anything_to_read_is_refused_with_what_is_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match="no file to read .the folder is empty"):
