@@ -229,6 +229,14 @@ def test_ignore_also_leaves_out_what_could_be_read(tmp_path):
     assert source_fingerprint(source_of(tmp_path, ignore=[".pdf"])) == before
 
 
+def test_ignore_may_name_a_packed_tar_by_either_ending(tmp_path):
+    write(tmp_path, "a.txt")
+    write_tar(tmp_path / "b.TGZ", "w:gz", {"b.txt": b"b"})
+    for ending in (".tgz", ".tar.gz", ".tar"):
+        assert texts(source_of(tmp_path, ignore=[ending])) == ["a.txt"], ending
+    assert texts(source_of(tmp_path, ignore=[".txz"])) == ["a.txt", "b"]
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.zip"])
 @pytest.mark.parametrize("in_folder", [False, True])
 def test_what_is_read_of_an_archive_is_part_of_its_fingerprint(tmp_path, name, in_folder):
