@@ -126,6 +126,41 @@ def test_a_tar_takes_patterns_for_its_members_and_names_its_damaged_end(tmp_path
     assert counts(listing)[".tar", "a damaged archive"] == counts(listing)[".tar.bz2", "a damaged archive"] == 1
 
 
+def damage_tar(content: bytes, second: int) -> dict[str, tuple[bytes, str]]:
+    """Return kind of damage -> content and reason, for a tar whose second member begins at a byte."""
+    return {
+        "cut between members": (content[:second], f"it ends at byte {second:,} without the zeros"),
+        "cut in a header": (content[: second + 100], f"no member begins at byte {second:,}: truncated header"),
+        "damaged header": (
+            content[:second] + b"?" + content[second + 1 :],
+            f"no member begins at byte {second:,}: bad checksum",
+        ),
+        "two tars": (content + content, "other bytes follow its end, at byte"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut between members", "cut in a header", "damaged header", "two tars"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_whose_rest_cannot_be_read_is_refused(tmp_path, kind, pack):
+    write_tar(tmp_path / "a.tar", "w", MEMBERS)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        second = archive.getmembers()[1].offset
+    content, reason = damage_tar((tmp_path / "a.tar").read_bytes(), second)[kind]
+    damaged = tmp_path / ("b.tar" if pack is bytes else "b.tar.gz")
+    damaged.write_bytes(pack(content))
+    with pytest.raises(RecipeError, match=f"damaged or cut short: {reason}"):
+        list_units(source_of(damaged))
+    assert ("a damaged archive", 1) in {(n.reason, n.files) for n in list_source(source_of(tmp_path)).inventory.rows()}
+
+
+def test_a_tar_may_end_in_any_number_of_zeros(tmp_path):
+    write_tar(tmp_path / "a.tar", "w", {"a.txt": b"a"})
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(content.rstrip(b"\0") + bytes(512 - len(content.rstrip(b"\0")) % 512 + 512))
+    (tmp_path / "c.tar").write_bytes(content + bytes(3 << 20))
+    assert texts(source_of(tmp_path)) == ["a", "a", "a"]
+
+
 def test_zips_in_a_folder_are_read_by_the_types_of_their_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.ZIP", "w") as archive:
         archive.writestr("sub/one.txt", "one")
