@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
@@ -155,7 +156,7 @@ def read_tar_unit(source: Source, unit: Unit, opened: Callable[[BinaryIO], objec
 
     A member is copied first, since a tar can be read forwards only: to memory, or a large one to a temporary file.
     """
-    is_match = matching_members(source) if unit.path == source.path else None
+    is_match = matching_members(source) if Path(unit.path) == Path(source.path) else None
     largest = row_checks.MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
     for member, size_bytes, content in read_tar(unit.path, unit.start, unit.stop, opened):
         if why_left_out(source, member, is_match) is not None:

@@ -126,6 +126,14 @@ def test_a_tar_takes_patterns_for_its_members_and_names_its_damaged_end(tmp_path
     assert counts(listing)[".tar", "a damaged archive"] == counts(listing)[".tar.bz2", "a damaged archive"] == 1
 
 
+@pytest.mark.parametrize("path", ["./data/a.tar", "data//a.tar", "data/./a.tar"])
+def test_a_tar_takes_patterns_however_its_path_is_written(tmp_path, monkeypatch, path):
+    (tmp_path / "data").mkdir()
+    write_tar(tmp_path / "data" / "a.tar", "w", MEMBERS)
+    monkeypatch.chdir(tmp_path)
+    assert texts(Source(name="a", path=path, data_files="sub/*")) == ["row 1", "row 2"]
+
+
 def damage_tar(content: bytes, second: int) -> dict[str, tuple[bytes, str]]:
     """Return kind of damage -> content and reason, for a tar whose second member begins at a byte."""
     return {
