@@ -253,15 +253,21 @@ def read_range(source: Source, unit: Unit, opened: Callable[[BinaryIO], object])
 
 
 def rows_before(source: Source, unit: Unit) -> int | None:
-    """Return how many examples of a file come before a unit's range; None where only reading them tells."""
+    """Return how many examples of a file come before a unit's range; None where only reading them tells, and of a
+    damaged file, which read_unit reports."""
     if not unit.start:
         return 0
     if suffix(unit.name) != ".parquet" or source.document_separator:
         return None
-    with open_unit(unit, lambda stream: None) as stream:
-        metadata = pq.ParquetFile(stream).metadata
-        earlier = groups_in(metadata, unit.size_bytes, 0, unit.start)
-        return sum(metadata.row_group(index).num_rows for index in earlier)
+    try:
+        with open_unit(unit, lambda stream: None) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            earlier = groups_in(metadata, unit.size_bytes, 0, unit.start)
+            return sum(metadata.row_group(index).num_rows for index in earlier)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return None
 
 
 def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> dict | Unreadable:

@@ -14,6 +14,7 @@ import prepare_data
 from corpus.document_families import find_families
 from intervals import family_sums
 from recipe_config import RecipeError
+from sources import ranges
 
 
 SPLITS = ("train", "validation", "test")
@@ -106,6 +107,18 @@ def test_what_cannot_be_read_is_quarantined_with_its_place_and_reason_and_the_re
     assert found[4]["source"] == "web" and "cut.jsonl.gz: row" in found[4]["position"]
     assert found[4]["reason"].startswith("damaged or cut short") and len(found) == 5
     assert stats(run, "web")["documents_in"] > 31, "what came before the cut is read"
+
+
+def test_a_large_parquet_file_that_is_cut_short_is_quarantined_once_and_the_rest_is_kept(run, monkeypatch):
+    path = run.texts / "web" / "cut.parquet"
+    pq.write_table(pa.table({"text": [make_text(seed) for seed in range(200, 230)]}), path, row_group_size=3)
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(ranges, "RANGE_BYTES", path.stat().st_size // 3)
+    prepare_data.main(run.argv())
+    lines = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
+    (found,) = [json.loads(line) for line in lines]
+    assert "cut.parquet" in found["position"] and found["reason"].startswith("damaged or cut short")
+    assert stats(run, "web")["documents_in"] == 31
 
 
 def test_what_is_not_read_is_in_the_table_before_work_starts_and_in_stats_and_data_card(run, capsys):
