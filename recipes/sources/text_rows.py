@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain
 from typing import BinaryIO
 
 from recipe_config import Source
@@ -16,6 +15,12 @@ from sources import row_checks
 from sources.row_checks import NOT_UTF8, Unreadable, check_row, decode, parse_json, why_unfit
 from sources.separators import compile_separator, split_text
 from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
+
+
+UNCLOSED = (
+    "a quotation mark is not closed, so all lines from here on would be one row; close it, or get the file again if "
+    "it is cut short"
+)
 
 
 def read_json_lines(
@@ -73,16 +78,31 @@ def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unre
     csv.field_size_limit(row_checks.MAX_ROW_BYTES)
     first = stream.readline(row_checks.MAX_ROW_BYTES).decode("utf-8-sig")
     delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
-    lines = chain([first], (line.decode() for line in iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b"")))
-    rows = csv.reader(lines, delimiter=delimiter)
+    at_end = False
+
+    def read_lines() -> Iterator[str]:
+        nonlocal at_end
+        yield first
+        yield from (line.decode() for line in iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b""))
+        at_end = True
+
+    rows = csv.reader(read_lines(), delimiter=delimiter)
     try:
         columns = [column.strip() for column in next(rows, [])]
+        if at_end:
+            yield Unreadable(f"{name}: line 1", UNCLOSED, sum(map(len, columns)))
+            return
         named = [column for column in columns if column]
         if len(set(named)) < len(named):
             yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
             return
+        first_line = rows.line_num + 1  # of the row
         for number, row in enumerate(rows, start=1):
             position, size_bytes = f"{name}: row {number}", sum(map(len, row))
+            if at_end:  # only a quotation mark that is open makes the csv library ask for a line after the last
+                yield Unreadable(f"{name}: line {first_line}", UNCLOSED, size_bytes)
+                return
+            first_line = rows.line_num + 1
             if not row:
                 continue
             if len(row) != len(columns):

@@ -169,6 +169,20 @@ def test_damaged_rows_of_a_table_are_quarantined_and_the_others_kept(tmp_path, m
     assert one == "one" and rest.startswith("damaged table: field larger than field limit")
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n4,four\n\n5,five\n"])
+def test_a_quotation_mark_that_is_not_closed_makes_no_document_of_all_the_rows_behind_it(tmp_path, end):
+    (tmp_path / "a.csv").write_text('id,text\n1,"one\nand more"\n\n2,two\n3,"three' + end)
+    source = Source(name="a", path=str(tmp_path / "a.csv"), text_field="text")
+    *before, last = [row for unit in list_units(source) for row in read_unit(source, unit)]
+    assert [row["text"] for row in before] == ["one\nand more", "two"]
+    assert last.position == f"{tmp_path}/a.csv: line 6" and last.reason.startswith("a quotation mark is not closed")
+    (tmp_path / "a.csv").write_text('id,"text\n1,one\n2,two\n')
+    (only,) = read_all(tmp_path, text_field="text")
+    assert only.startswith("a quotation mark is not closed")
+    (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"two"')
+    assert read_all(tmp_path, text_field="text") == ["one", "two"]
+
+
 def test_a_file_that_is_a_whole_corpus_is_divided_at_its_separator(tmp_path):
     documents = [f"Case No. {number}\nfacts of {number}\n" for number in range(5)]
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
