@@ -322,7 +322,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"prepare: note: {name}: {undated:,} of {documents:,} documents have no date; of these, later ones "
                 "than data.splits.future_from are trained on"
             )
-        print(*describe_dropped(name, entry, first.get(name, {})), sep="\n", end="\n" if entry["dropped"] else "")
+        for line in describe_dropped(name, entry, first.get(name, {})):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,12 @@ def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]
         lines.append(f"prepare: {name}:   and {len(reasons) - 5} more reasons; quarantine.jsonl has all")
     for encoding, number in entry["converted"].items():
         lines.append(f"prepare: {name}: note: {number:,} documents were converted from {encoding}")
+    if entry["unread_pages"]["pages"]:
+        count = entry["unread_pages"]
+        lines.append(
+            f"prepare: {name}: note: {count['documents']:,} documents lack the text of {count['pages']:,} pages, "
+            "which are images; install tesseract, which may also have failed on them or taken too long"
+        )
     for marker, count in entry["markers"].items():
         lines.append(
             f"prepare: {name}: note: {count['documents']:,} documents have {marker} in their text, "
@@ -136,8 +142,8 @@ def gather_stats(
         sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
             `split:<name>`, `personal_data:<kind>`, `redacted`, `unreadable:<wording>`, `no_text:<wording>`,
-            `converted:<encoding>`, `marker:<marker>` (documents and occurrences), `cut` (documents that lost passages,
-            and the bytes they lost).
+            `converted:<encoding>`, `unread_pages` (documents and their pages), `marker:<marker>` (documents and
+            occurrences), `cut` (documents that lost passages, and the bytes they lost).
         files: source -> its files by ending, read and not read.
         dates: source -> dated_documents, first_date and last_date.
         families: source -> number of families; None if families were not computed.
@@ -150,7 +156,7 @@ def gather_stats(
         for before, after, reason in DIFFERENCES:
             gone = own.get(before, NOTHING) - own.get(after, NOTHING)
             dropped[reason] = dropped.get(reason, NOTHING) + gone
-        cut = own.get("cut", NOTHING)
+        cut, unread = own.get("cut", NOTHING), own.get("unread_pages", NOTHING)
         at_reading = labelled(sum_counts(counts, "read"), f"{source.name}/dropped")
         everything = own["read"] + sum(at_reading.values(), NOTHING)
         kept = labelled(own, "split")
@@ -170,6 +176,7 @@ def gather_stats(
             "max_bytes": source.max_bytes,
             "files": files[source.name],
             "converted": {encoding: int(n[0]) for encoding, n in sorted(labelled(own, "converted").items())},
+            "unread_pages": {"documents": int(unread[0]), "pages": int(unread[1])},
             "documents_in": int(everything[0]),
             "bytes_in": int(everything[1]),
             "dropped": {reason: counted(n) for reason, n in sorted(dropped.items()) if n.any()},

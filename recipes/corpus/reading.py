@@ -268,6 +268,9 @@ def read_task(
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
                     tally.documents[f"converted:{encoding}"] += 1
+                if isinstance(unread := example.get("unread_pages"), int) and unread:
+                    tally.documents["unread_pages"] += 1
+                    tally.num_bytes["unread_pages"] += unread
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 set_aside(example)

@@ -336,5 +336,6 @@ def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterato
             whole = {name: value for name, value in example.items() if name != "page_starts"}
             for text in split_text([example["text"]], separator, row_checks.MAX_ROW_BYTES):
                 yield {**whole, "text": text}
+                whole.pop("unread_pages", None)  # of the whole file, and counted once
         else:
             yield example

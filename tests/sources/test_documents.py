@@ -394,6 +394,25 @@ def test_a_scan_is_named_and_read_by_tesseract_where_it_is_installed(tmp_path, m
     (example,) = read_all(tmp_path / "texts")
     assert example["text"].split("\n\n") == ["Recognised text.", "Recognised text.", "A page with a text of its own."]
     assert example["ocr_pages"] == 2
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert reasons(tmp_path / "texts") == ["a scan: 2 of 3 pages have no text; tesseract read 0 of them"]
+
+
+@NEEDS_LIBRARIES
+def test_pages_of_a_document_that_are_images_and_unread_are_counted(tmp_path, monkeypatch, converter, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    write_tiny_texts(tmp_path / "texts")
+    lines = [[(60, 700 - 12 * row, 10, line) for row, line in enumerate(make_text(1).splitlines())]]
+    write_pdf(tmp_path / "texts" / "web" / "a.pdf", [*lines, [], []], image=bytes(64))
+    assert read_all(tmp_path / "texts" / "web")[-1]["unread_pages"] == 2
+    run = TinyRun(tmp_path / "texts", tmp_path / "run")
+    sources = [{"name": "web", "path": str(tmp_path / "texts" / "web"), "document_separator": "/(?=No tenant )/"}]
+    prepare_data.main(run.argv(f"--data.sources={json.dumps(sources)}"))
+    assert "web: note: 1 documents lack the text of 2 pages, which are images" in capsys.readouterr().out
+    folder = run.output_dir / "documents"
+    stats = json.loads((folder / "stats.json").read_text())["sources"]["web"]
+    assert stats["unread_pages"] == {"documents": 1, "pages": 2}
+    assert "1 documents lack the text of 2 pages, which are images." in (folder / "README.md").read_text()
 
 
 @NEEDS_LIBRARIES
