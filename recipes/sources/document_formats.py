@@ -17,6 +17,7 @@ from sources.word_numbering import WORD, Numbering
 
 
 FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+MOVED = f"{WORD}moveFrom"  # text at the place from where a tracked change moves it
 # Elements of HTML that hold no text to read, and those that begin a paragraph or line.
 UNREAD = ("script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object", "select", "button")
 PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "blockquote", "pre", "section") + (
@@ -33,7 +34,7 @@ def tidy(text: str) -> str:
 
 
 def read_docx(path: str) -> dict:
-    """Read Word: paragraphs with their numbers, tables, inserted text but not deleted, text boxes, then footnotes."""
+    """Read Word: paragraphs with their numbers, tables, text boxes, then footnotes; with tracked changes accepted."""
     import docx
 
     document = docx.Document(path)
@@ -60,13 +61,19 @@ def word_blocks(parent, numbering: Numbering) -> list[str]:
             blocks += [number + text if text.strip() else "", *boxes]
         elif child.tag == f"{WORD}tbl":
             rows = []
-            for row in child.iter(f"{WORD}tr"):
-                cells = [" ".join(" ".join(word_blocks(cell, numbering)).split()) for cell in row.iter(f"{WORD}tc")]
-                rows.append(" | ".join(cells))
+            for row in own_parts(child, "tr"):
+                own = [" ".join(word_blocks(cell, numbering)) for cell in own_parts(row, "tc")]
+                rows.append(" | ".join(" ".join(cell.split()) for cell in own))
             blocks.append("\n".join(rows))
-        elif isinstance(child.tag, str) and child.tag != FALLBACK:
+        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, MOVED):
             blocks += word_blocks(child, numbering)
     return [block for block in blocks if block.strip()]
+
+
+def own_parts(parent, name: str) -> list:
+    """Return the rows of a table or the cells of a row, also those in a content control, without those of a table
+    inside of it."""
+    return [part for part in parent.iter(WORD + name) if next(part.iterancestors(parent.tag)) is parent]
 
 
 def word_text(element, boxes: list[str], numbering: Numbering) -> str:
@@ -83,7 +90,7 @@ def word_text(element, boxes: list[str], numbering: Numbering) -> str:
             parts.append("-")
         elif child.tag == f"{WORD}txbxContent":
             boxes += word_blocks(child, numbering)
-        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, f"{WORD}pPr", f"{WORD}rPr"):
+        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, MOVED, f"{WORD}pPr", f"{WORD}rPr"):
             parts.append(word_text(child, boxes, numbering))
     return "".join(parts)
 

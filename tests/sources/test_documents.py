@@ -169,6 +169,31 @@ def test_word_gives_inserted_text_boxes_and_footnotes_and_not_what_was_deleted(t
     assert example["text"] == "The tenant\n\nshall pay the rent.\n\nBoxed.\n\nSee section 12."
 
 
+@NEEDS_LIBRARIES
+def test_text_that_word_moves_and_a_table_in_a_cell_are_read_once(tmp_path, converter):
+    import docx
+
+    document = docx.Document()
+    moved = "<w:moveFrom><w:r><w:t>Moved. </w:t></w:r></w:moveFrom><w:r><w:t>One. </w:t></w:r>"
+    moved += "<w:moveTo><w:r><w:t>Moved.</w:t></w:r></w:moveTo>"
+    document.element.body.insert(0, docx.oxml.parse_xml(f"<w:p {WORD_XML}>{moved}</w:p>"))
+    away = f"<w:moveFrom {WORD_XML}><w:p><w:r><w:t>Moved away.</w:t></w:r></w:p></w:moveFrom>"
+    document.element.body.insert(1, docx.oxml.parse_xml(away))
+    table = document.add_table(2, 2)
+    for number in range(4):
+        table.cell(*divmod(number, 2)).text = f"outer {number}"
+    inner = table.cell(0, 1).add_table(2, 2)
+    for number in range(4):
+        inner.cell(*divmod(number, 2)).text = f"inner {number}"
+    control = docx.oxml.parse_xml(f"<w:sdt {WORD_XML}><w:sdtContent/></w:sdt>")
+    control[0].append(table.rows[1]._tr)
+    table._tbl.append(control)
+    document.save(tmp_path / "a.docx")
+    (example,) = read_all(tmp_path)
+    rows = "outer 0 | outer 1 inner 0 | inner 1 inner 2 | inner 3\nouter 2 | outer 3"
+    assert example["text"] == f"One. Moved.\n\n{rows}"
+
+
 WORD_XML = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 # Level -> format, text, and what else its element holds.
 LEGAL_LIST = [
