@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from corpus.finished_tasks import note_written
 from recipe_config import Source
+from sources.row_checks import AS_ROW
 
 
 SPLITS = ("train", "validation", "test", "future")
@@ -125,8 +126,12 @@ def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]
 
 
 def mask(reason: str) -> str:
-    """Return a reason without what it quotes of a document: stats.json may be published."""
-    return re.sub(r"'.*'", "'...'", reason)
+    """Return a reason without what it quotes of a document: stats.json may be published.
+
+    A text that has an apostrophe is quoted in double quotes, and the wording of an error may have any.
+    """
+    advice = AS_ROW * reason.endswith(AS_ROW)  # whose quotation marks are its own
+    return re.sub(r"""['"].*['"]""", "'...'", reason.removesuffix(advice), flags=re.DOTALL) + advice
 
 
 def gather_stats(

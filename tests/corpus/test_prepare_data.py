@@ -172,11 +172,13 @@ def test_a_run_that_would_leave_out_more_than_it_reads_stops_before_anything_is_
 
 
 def test_stats_quote_nothing_of_a_document_that_could_not_be_read(run):
-    append_rows(run, row(make_text(70), date="the day of Acme v Beta"))
+    dates = ["the day of Acme v Beta", "Acme's day", 'Acme\'s "day"', '"Acme" day']
+    append_rows(run, *(row(make_text(70 + n), date=date) for n, date in enumerate(dates)), b'"Acme"')
     prepare_data.main(only_law(run, "--data.splits.future_from='2030-01-01'"))
-    assert list(stats(run, "law")["reasons"]) == [
-        "date: '...' is not a day, month or year such as 2023-05-31, 2023-05 or 2023"
-    ]
+    assert {reason: n["documents"] for reason, n in stats(run, "law")["reasons"].items()} == {
+        "date: '...' is not a day, month or year such as 2023-05-31, 2023-05 or 2023": 4,
+        'not a JSON object but a text; write it as {"text": ...}': 1,
+    }
     assert "Acme" in (run.output_dir / "documents" / "quarantine.jsonl").read_text()
 
 
