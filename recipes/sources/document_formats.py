@@ -213,9 +213,18 @@ def read_eml(path: str) -> dict:
     subject = str(message["subject"] or "")
     found = {"text": tidy(f"{subject}\n\n{text}"), "title": subject}
     found["attachments"] = sum(1 for _ in message.iter_attachments())
-    if message["date"]:
-        found["date"] = email.utils.parsedate_to_datetime(str(message["date"])).date().isoformat()
-    return found
+    # Raw, since the email library fails on a year that no machine counts.
+    stated = next((str(value).strip() for name, value in message.raw_items() if name.lower() == "date"), "")
+    return found | ({"date": mail_day(stated)} if stated else {})
+
+
+def mail_day(stated: str) -> str:
+    """Return the day of a mail's Date in the sender's own time, or what it says where that is no date: the text counts
+    as one whose date has an unknown form."""
+    try:
+        return email.utils.parsedate_to_datetime(stated).date().isoformat()
+    except (ValueError, OverflowError):
+        return stated
 
 
 def read_msg(path: str) -> dict:
@@ -235,8 +244,9 @@ def read_msg(path: str) -> dict:
     found["attachments"] = len(message.attachments)
     # The header has the sender's own time, where the message was sent over the internet; Outlook's is in UTC.
     stated = next((value for name, value in message.message_headers.items() if name.lower() == "date"), None)
-    sent = email.utils.parsedate_to_datetime(stated) if stated else message.sent_date
-    return found | ({"date": sent.date().isoformat()} if sent else {})
+    if stated:
+        return found | {"date": mail_day(stated)}
+    return found | ({"date": message.sent_date.date().isoformat()} if message.sent_date else {})
 
 
 def read_rtf(path: str) -> dict:

@@ -323,6 +323,16 @@ def test_a_mail_of_outlook_gives_html_or_rtf_where_it_has_no_text_and_the_sender
 
 
 @NEEDS_LIBRARIES
+@pytest.mark.parametrize("stated", ["31/05/2024 at noon", "Fri, 31 May 99999999999 23:30:00 -0800"])
+def test_a_mail_whose_date_is_none_keeps_its_text(tmp_path, converter, stated):
+    (tmp_path / "a.eml").write_text(f"Subject: Notice\nDate: {stated}\n\nThe lease ends.\n")
+    write_msg(tmp_path / "b.msg", {SUBJECT: "Notice", BODY: "The lease ends.", HEADERS: f"Date: {stated}\r\n\r\n"})
+    for example in read_all(tmp_path):
+        assert example["text"] == "Notice\n\nThe lease ends." and example["date"] == stated
+    assert len(read_all(tmp_path)) == 2
+
+
+@NEEDS_LIBRARIES
 def test_pages_of_a_pdf_and_slides_are_cited_through_to_the_ledger(tmp_path, converter, capsys):
     (tmp_path / "mine").mkdir()
     sample = contract(5, 40)
