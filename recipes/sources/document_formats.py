@@ -11,6 +11,7 @@ import posixpath
 import re
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
 from sources.word_numbering import WORD, Numbering
@@ -269,11 +270,13 @@ def read_epub(path: str) -> dict:
         root = ElementTree.fromstring(archive.read(package))
         hrefs = {item.get("id"): item.get("href") for item in root.iter() if local_name(item) == "item"}
         title = next((element.text or "" for element in root.iter() if local_name(element) == "title"), "")
-        chapters = []
+        chapters, names = [], set(archive.namelist())
         for reference in root.iter():
             if local_name(reference) == "itemref" and (href := hrefs.get(reference.get("idref"))):
-                name = posixpath.normpath(posixpath.join(posixpath.dirname(package), href))
-                chapters.append(html_text(archive.read(name))["text"])
+                path = urldefrag(href).url  # of a URL, in which a space is %20; some books have the name itself
+                places = [posixpath.join(posixpath.dirname(package), part) for part in (unquote(path), path)]
+                found = [name for name in map(posixpath.normpath, places) if name in names]
+                chapters.append(html_text(archive.read(found[0] if found else places[0]))["text"])
     return {"text": tidy("\n\n".join(chapters)), "title": title}
 
 

@@ -333,6 +333,18 @@ def test_a_mail_whose_date_is_none_keeps_its_text(tmp_path, converter, stated):
 
 
 @NEEDS_LIBRARIES
+@pytest.mark.parametrize("stored_as", ["OEBPS/text/chapter 1.xhtml", "OEBPS/text/chapter%201.xhtml"])
+def test_a_book_whose_chapters_are_named_by_urls_is_read(tmp_path, converter, stored_as):
+    sample_documents.render_epub(tmp_path / "a.epub", Sample("A book", ["One.", "Two."]))
+    with zipfile.ZipFile(tmp_path / "a.epub") as book, zipfile.ZipFile(tmp_path / "b.epub", "w") as other:
+        for name in book.namelist():
+            content = book.read(name).replace(b'"text/a.xhtml"', b'"text/chapter%201.xhtml#start"')
+            other.writestr(stored_as if name == "OEBPS/text/a.xhtml" else name, content)
+    first, second = read_all(tmp_path)
+    assert first["text"] == second["text"] == "One.\n\nTwo."
+
+
+@NEEDS_LIBRARIES
 def test_pages_of_a_pdf_and_slides_are_cited_through_to_the_ledger(tmp_path, converter, capsys):
     (tmp_path / "mine").mkdir()
     sample = contract(5, 40)
