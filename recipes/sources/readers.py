@@ -233,7 +233,7 @@ def read_file(
     """
     kind = suffix(name)
     if kind in TABLES + COLUMNS:
-        examples = set_texts(read_rows(opener, name, kind), name, source)
+        examples = set_texts(read_rows(opener, name, kind, source), name, source)
         yield from split_rows(examples, source) if source.document_separator else examples
     elif kind in DOCUMENTS:
         examples = iter([read_document(opener, name)])
@@ -247,7 +247,7 @@ def read_file(
 
 def read_range(source: Source, unit: Unit, opened: Callable[[BinaryIO], object]) -> Iterator[dict | Unreadable]:
     """Yield the rows that begin in a unit's range of bytes."""
-    rows = read_rows(partial(open_unit, unit, opened), unit.place, suffix(unit.name), (unit.start, unit.stop))
+    rows = read_rows(partial(open_unit, unit, opened), unit.place, suffix(unit.name), source, (unit.start, unit.stop))
     examples = set_texts(rows, unit.place, source)
     return split_rows(examples, source) if source.document_separator else examples
 
@@ -281,6 +281,7 @@ def read_rows(
     opener: Callable[[], AbstractContextManager[BinaryIO]],
     name: str,
     kind: str,
+    source: Source,
     span: tuple[int, int] | None = None,
 ) -> Iterator[dict | Unreadable]:
     """Yield the rows of a file of the given kind, or those that begin in a range of its bytes.
@@ -305,7 +306,7 @@ def read_rows(
             yield from read_columns(recode(stream, encoding.name), name, kind)
         elif kind == ".json":
             if span is None or not span[0]:
-                yield from read_json(as_utf8(stream), name)
+                yield from read_json(as_utf8(stream), name, source)
         else:
             lines = as_utf8(stream)
             if span is not None and lines is stream and stream.seekable():

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from recipe_config import Source
 from sources import row_checks
 from sources.row_checks import NOT_UTF8, Unreadable, check_row, decode, parse_json, why_unfit
+from sources.row_text import has_text
 from sources.separators import compile_separator, split_text
 from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
 
@@ -49,13 +50,14 @@ def read_json_lines(
             too_long = rest and not rest.endswith(b"\n")
 
 
-def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    """Yield the elements of a list or the values of an object of objects; any other object is one row."""
+def read_json(stream: BinaryIO, name: str, source: Source) -> Iterator[dict | Unreadable]:
+    """Yield the elements of a list or the values of an object of objects; any other object, and one that has a text
+    where the source says it is, is one row."""
     content = read_bounded(stream)
     value, size = parse_json(content, name), len(content)
     del content
     if isinstance(value, dict) and 2 * sum(isinstance(row, dict) for row in value.values()) > len(value):
-        value = list(value.values())
+        value = value if has_text(value, source) else list(value.values())
     if not isinstance(value, list):
         yield check_row(value, name, size)
         return

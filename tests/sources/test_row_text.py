@@ -139,6 +139,21 @@ def test_rows_of_every_format_have_their_text_where_the_source_says(tmp_path):
     assert read_all(tmp_path, text_field="body.content") == [*texts * 3, "a file has no fields"]
 
 
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"text": "all of it"}, {}),
+        ({"body": {"content": "all of it"}}, {"text_field": "body.content"}),
+        ({"first": "all", "last": "it"}, {"text_template": "{first} of {last}"}),
+    ],
+)
+def test_a_record_with_a_text_is_one_row_whatever_mappings_it_has_beside_it(tmp_path, row, settings):
+    others = {name: {"text": "no row"} for name in ("court", "judge", "meta", "source")}
+    (tmp_path / "a.json").write_text(json.dumps(row | others))
+    (tmp_path / "b.json").write_text(json.dumps({str(number): row for number in range(3)}))
+    assert read_all(tmp_path, **settings) == ["all of it"] * 4
+
+
 def test_tables_are_read_by_their_columns_whatever_divides_them_and_whatever_encodes_them(tmp_path):
     quoted = 'id,"the text"\r\n1,"one, ""two""\nthree"\r\n\r\n2,four\r\n'
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + quoted.encode())
