@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read JSON lines, JSON, tables of columns and plain text, in UTF-8 or another certain encoding (text_encoding.py)."""
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -70,7 +71,7 @@ def holds_json_lines(opener: Callable[[], AbstractContextManager[BinaryIO]]) -> 
     with opener() as packed:
         stream = as_utf8(packed)
         first, second = stream.readline(row_checks.MAX_ROW_BYTES + 1), stream.readline(row_checks.MAX_ROW_BYTES + 1)
-    if first.lstrip()[:1] != b"{" or not second.strip():
+    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"{" or not second.strip():
         return False
     return any(isinstance(parse_json(line, ""), dict) for line in (first, second))
 
