@@ -36,6 +36,7 @@ from corpus.data_card import write_data_card
 from corpus.document_files import (
     PLACES,
     count_tasks,
+    document_files,
     read_documents,
     read_renamed,
     write_documents,
@@ -151,6 +152,12 @@ def prepare(recipe: Recipe) -> dict:
             run("cut", [*with_progress(documents, "cut"), remove_passages, write], total_bytes=read_bytes)
             read_bytes = None  # of fewer documents, and no pass has counted them
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
+            if not document_files(work / "cut"):
+                raise RecipeError(
+                    "data.repeated_passages: no document is left: all text is in passages that "
+                    f"{data.repeated_passages.min_documents:,} documents share, or is too short without them; raise "
+                    "min_documents, or name the sources to look in"
+                )
             documents, tasks_now = [partial(read_documents, folder=work / "cut")], count_tasks(work / "cut")
             documents += find_exact_duplicates(
                 run, work / "cut", work / "exact_cut", counts, names, name="cut_exact", new_samples=new_samples

@@ -4,6 +4,7 @@
 import gzip
 import json
 from datetime import date
+from itertools import permutations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -340,6 +341,14 @@ def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(r
     assert {document["text"] for split in SPLITS for document in documents(run, split)} == set(bodies)
     listed = json.loads((run.output_dir / "documents" / "repeated_passages.json").read_text())
     assert listed["most_frequent"] == [{"documents": 30, "text": notice}]
+
+
+def test_text_that_is_all_of_repeated_passages_stops_the_run_with_the_key_to_change(run):
+    passages = [make_text(seed, sentences=10) for seed in range(3)]
+    rows = [row("\n\n".join(order)) for order in permutations(passages)]
+    (run.texts / "law.jsonl").write_bytes(b"\n".join(rows))
+    with pytest.raises(RecipeError, match="data.repeated_passages: no document is left: .* 2 documents share"):
+        prepare_data.main(only_law(run, "--data.repeated_passages={min_documents: 2}"))
 
 
 def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their_date_is(run, capsys):
