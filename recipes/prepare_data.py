@@ -226,7 +226,8 @@ def prepare(recipe: Recipe) -> dict:
         with recording(output.parent, SAMPLES):
             write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
-        stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
+        dates = describe_dates(work / "notes", names)
+        stats = gather_stats(data.sources, counts, files, dates, held_out.num_families, held_out.num_divided)
         stats["unchecked"] = why_unchecked(recipe)
         if data.personal_data is not None:
             redactor = Redactor(data.personal_data.profile, data.personal_data.actions)

@@ -140,6 +140,7 @@ def gather_stats(
     files: dict[str, list[dict]],
     dates: dict[str, dict],
     families: dict[str, int] | None,
+    divided: dict[str, int] | None,
 ) -> dict:
     """Return the content of documents/stats.json, from what the tasks of every step counted.
 
@@ -152,6 +153,7 @@ def gather_stats(
         files: source -> its files by ending, read and not read.
         dates: source -> dated_documents, first_date and last_date.
         families: source -> number of families; None if families were not computed.
+        divided: source -> how many of them are both in train and in the future split; None as above.
     """
     totals = sum_counts(counts, "*")
     stats = {}
@@ -192,6 +194,7 @@ def gather_stats(
                 split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept
             },
             "families": families and families[source.name],
+            "families_in_train_and_future": divided and divided[source.name],
             "redacted": int(own.get("redacted", NOTHING)[0]),
             "personal_data": {kind: int(n[0]) for kind, n in sorted(labelled(own, "personal_data").items())},
             **dates[source.name],

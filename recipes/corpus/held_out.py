@@ -41,11 +41,14 @@ class HeldOut(NamedTuple):
         families: document id -> family, of the documents above and of the future split; None without families. A
             family has the lowest id of its documents as its name, so that it does not depend on their order.
         num_families: source -> number of families in all splits; None without families.
+        num_divided: source -> how many of them have documents both in train and in the future split, which is by date
+            alone; None without families.
     """
 
     splits: dict[str, str]
     families: dict[str, str] | None
     num_families: dict[str, int] | None
+    num_divided: dict[str, int] | None
 
 
 def note_documents(documents, rank: int, world_size: int, folder: Path, sources: list[str]) -> Iterator[Document]:
@@ -84,7 +87,7 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
     files = sorted(notes.glob("*.npy"))
     if data.family_containment is None:
         candidates, total_bytes = read_candidates(files, data)
-        return HeldOut(fill_splits(candidates, np.arange(len(candidates)), total_bytes, data), None, None)
+        return HeldOut(fill_splits(candidates, np.arange(len(candidates)), total_bytes, data), None, None, None)
     every = np.concatenate([np.load(file) for file in files])
     progress = tqdm(texts(documents), total=len(every), desc="prepare: families", leave=False)
     labels = find_families(progress, data.family_containment)
@@ -93,7 +96,13 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
     splits = fill_splits(every[past], labels[past], total_bytes, data)
     held_out = ~past | np.isin(every["id"], np.array(list(splits), dtype=every["id"].dtype))
     ids, names = (found[held_out].astype(str).tolist() for found in (every["id"], name_families(every["id"], labels)))
-    return HeldOut(splits, dict(zip(ids, names, strict=True)), count_families(every, labels, data))
+    divided = np.isin(labels, np.intersect1d(labels[~past], labels[~held_out]))
+    return HeldOut(
+        splits,
+        dict(zip(ids, names, strict=True)),
+        count_families(every, labels, data),
+        count_families(every[divided], labels[divided], data),
+    )
 
 
 def past_documents(notes: np.ndarray, splits: Splits) -> np.ndarray:
