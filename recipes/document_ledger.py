@@ -20,6 +20,7 @@ import json
 import shlex
 from pathlib import Path
 
+from corpus.document_files import in_form_of
 from corpus.pages import page_of
 from mixture.ledger import Ledger, describe_documents, find_passage
 from provenance.removal import find_entries, find_mentions, first_step, read_removed
@@ -52,9 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.before and options.step is not None:
         raise RecipeError("--before: ask it with --document or --passage, not with --step")
     if options.passage is not None:
-        if not options.passage.strip():
+        passage = in_form_of(options.run_folder / "documents", options.passage)
+        if not passage:
             raise RecipeError("--passage: empty; quote some words of the text")
-        found = list(find_passage(options.run_folder, options.passage))
+        found = list(find_passage(options.run_folder, passage))
         if options.before:
             show_removal(
                 options.run_folder, sorted({e["document"] for e in found if e["split"] == "train"}), options.json

@@ -36,6 +36,7 @@ from corpus.data_card import write_data_card
 from corpus.document_files import (
     PLACES,
     count_tasks,
+    document_files,
     read_documents,
     read_renamed,
     write_documents,
@@ -151,6 +152,12 @@ def prepare(recipe: Recipe) -> dict:
             run("cut", [*with_progress(documents, "cut"), remove_passages, write], total_bytes=read_bytes)
             read_bytes = None  # of fewer documents, and no pass has counted them
             write_json(output / "repeated_passages.json", summarise(work / "passages"))
+            if not document_files(work / "cut"):
+                raise RecipeError(
+                    "data.repeated_passages: no document is left: all text is in passages that "
+                    f"{data.repeated_passages.min_documents:,} documents share, or is too short without them; raise "
+                    "min_documents, or name the sources to look in"
+                )
             documents, tasks_now = [partial(read_documents, folder=work / "cut")], count_tasks(work / "cut")
             documents += find_exact_duplicates(
                 run, work / "cut", work / "exact_cut", counts, names, name="cut_exact", new_samples=new_samples
@@ -219,7 +226,8 @@ def prepare(recipe: Recipe) -> dict:
         with recording(output.parent, SAMPLES):
             write_samples(work / "samples", output.parent / SAMPLES, data.dropped_samples_bytes, renamed, against)
         files = {name: listing.inventory.as_stats() for name, listing in listings.items()}
-        stats = gather_stats(data.sources, counts, files, describe_dates(work / "notes", names), held_out.num_families)
+        dates = describe_dates(work / "notes", names)
+        stats = gather_stats(data.sources, counts, files, dates, held_out.num_families, held_out.num_divided)
         stats["unchecked"] = why_unchecked(recipe)
         if data.personal_data is not None:
             redactor = Redactor(data.personal_data.profile, data.personal_data.actions)
@@ -322,7 +330,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"prepare: note: {name}: {undated:,} of {documents:,} documents have no date; of these, later ones "
                 "than data.splits.future_from are trained on"
             )
-        print(*describe_dropped(name, entry, first.get(name, {})), sep="\n", end="\n" if entry["dropped"] else "")
+        for line in describe_dropped(name, entry, first.get(name, {})):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -407,8 +407,9 @@ class Data(Section):
     canaries: Canaries | None = None
     """Records to plant in the training documents of sources whose domain is not general. None: none."""
     family_containment: Fraction | None = None
-    """Documents that share this fraction of their 13-word sequences go to the same split. None: each by itself. Takes
-    about 8 bytes of memory a word: for corpora of up to some GB."""
+    """Documents that share this fraction of their 13-word sequences go to the same split, but for the split future,
+    which is by date alone: stats.json counts families_in_train_and_future. None: each by itself. Takes about 8 bytes
+    of memory a word: for corpora of up to some GB."""
     splits: Splits = Splits()
     """Held-out text."""
     dropped_samples_bytes: Bytes = 10_000_000

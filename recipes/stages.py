@@ -73,7 +73,7 @@ def documents_settings(recipe: Recipe, whole_files: bool = True) -> dict:
             # To correct the card or the mixture, nothing has to be prepared again.
             for key in ("share", "max_repetitions", "license", "url"):
                 del settings[key]
-            del settings["ignore"]  # the fingerprint is of the files that are read
+            del settings["ignore"]  # the fingerprint is of what is read
             settings["fingerprint"] = source_fingerprint(source, sha256, whole_files)
         helpers = find_helpers(Path(recipe.data.extract_text))
         data |= {"extract_text_helpers": {path.name: sha256(path) for path in helpers}} if helpers else {}

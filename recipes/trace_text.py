@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from atomic_files import read_json, replace_text, write_json
 from card_text import render_html
+from corpus.document_files import in_form_of
 from mixture.ledger import Ledger
 from provenance.text_index import build_index
 from provenance.tracing import Tracer
@@ -76,7 +77,7 @@ def read_text(text: str) -> list[dict]:
     if not data.strip() or len(data) > MAX_TEXT_BYTES:
         raise RecipeError(f"--text: {len(data):,} bytes; give between 1 and {MAX_TEXT_BYTES:,}")
     try:
-        return [{"prompt": "", "text": data.decode()}]
+        return [{"prompt": "", "text": data.decode("utf-8-sig")}]
     except UnicodeDecodeError as error:
         raise RecipeError(f"--text {text}: not UTF-8 ({error})") from error
 
@@ -127,6 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     kind = "samples" if options.samples else "text" if options.text is not None else "prompt"
     given = read_samples(run) if options.samples else read_text(options.text) if options.text is not None else None
     refuse_unprepared(run)
+    if options.text is not None:
+        given = [{"prompt": "", "text": in_form_of(run / "documents", entry["text"])} for entry in given]
+        if not given[0]["text"]:
+            raise RecipeError("--text: nothing but invisible characters; give some words")
     with run_lock(run / "trace", "trace"):  # and not on the run, whose training may go on meanwhile
         tracer = open_tracer(run, options.min_tokens)
         given = generate(run, options.prompt) if given is None else given

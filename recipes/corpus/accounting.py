@@ -12,6 +12,7 @@ from datatrove.data import Document
 
 from corpus.finished_tasks import note_written
 from recipe_config import Source
+from sources.row_checks import AS_ROW
 
 
 SPLITS = ("train", "validation", "test", "future")
@@ -109,6 +110,12 @@ def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]
         lines.append(f"prepare: {name}:   and {len(reasons) - 5} more reasons; quarantine.jsonl has all")
     for encoding, number in entry["converted"].items():
         lines.append(f"prepare: {name}: note: {number:,} documents were converted from {encoding}")
+    if entry["unread_pages"]["pages"]:
+        count = entry["unread_pages"]
+        lines.append(
+            f"prepare: {name}: note: {count['documents']:,} documents lack the text of {count['pages']:,} pages, "
+            "which are images; install tesseract, which may also have failed on them or taken too long"
+        )
     for marker, count in entry["markers"].items():
         lines.append(
             f"prepare: {name}: note: {count['documents']:,} documents have {marker} in their text, "
@@ -119,8 +126,12 @@ def describe_dropped(name: str, entry: dict, first: dict[str, str]) -> list[str]
 
 
 def mask(reason: str) -> str:
-    """Return a reason without what it quotes of a document: stats.json may be published."""
-    return re.sub(r"'.*'", "'...'", reason)
+    """Return a reason without what it quotes of a document: stats.json may be published.
+
+    A text that has an apostrophe is quoted in double quotes, and the wording of an error may have any.
+    """
+    advice = AS_ROW * reason.endswith(AS_ROW)  # whose quotation marks are its own
+    return re.sub(r"""['"].*['"]""", "'...'", reason.removesuffix(advice), flags=re.DOTALL) + advice
 
 
 def gather_stats(
@@ -129,6 +140,7 @@ def gather_stats(
     files: dict[str, list[dict]],
     dates: dict[str, dict],
     families: dict[str, int] | None,
+    divided: dict[str, int] | None,
 ) -> dict:
     """Return the content of documents/stats.json, from what the tasks of every step counted.
 
@@ -136,11 +148,12 @@ def gather_stats(
         sources: of the recipe, with pinned revisions.
         counts: folder of the tallies. Labels are `<source>/` and `read`, `dropped:<reason>`, those of DIFFERENCES,
             `split:<name>`, `personal_data:<kind>`, `redacted`, `unreadable:<wording>`, `no_text:<wording>`,
-            `converted:<encoding>`, `marker:<marker>` (documents and occurrences), `cut` (documents that lost passages,
-            and the bytes they lost).
+            `converted:<encoding>`, `unread_pages` (documents and their pages), `marker:<marker>` (documents and
+            occurrences), `cut` (documents that lost passages, and the bytes they lost).
         files: source -> its files by ending, read and not read.
         dates: source -> dated_documents, first_date and last_date.
         families: source -> number of families; None if families were not computed.
+        divided: source -> how many of them are both in train and in the future split; None as above.
     """
     totals = sum_counts(counts, "*")
     stats = {}
@@ -150,7 +163,7 @@ def gather_stats(
         for before, after, reason in DIFFERENCES:
             gone = own.get(before, NOTHING) - own.get(after, NOTHING)
             dropped[reason] = dropped.get(reason, NOTHING) + gone
-        cut = own.get("cut", NOTHING)
+        cut, unread = own.get("cut", NOTHING), own.get("unread_pages", NOTHING)
         at_reading = labelled(sum_counts(counts, "read"), f"{source.name}/dropped")
         everything = own["read"] + sum(at_reading.values(), NOTHING)
         kept = labelled(own, "split")
@@ -170,6 +183,7 @@ def gather_stats(
             "max_bytes": source.max_bytes,
             "files": files[source.name],
             "converted": {encoding: int(n[0]) for encoding, n in sorted(labelled(own, "converted").items())},
+            "unread_pages": {"documents": int(unread[0]), "pages": int(unread[1])},
             "documents_in": int(everything[0]),
             "bytes_in": int(everything[1]),
             "dropped": {reason: counted(n) for reason, n in sorted(dropped.items()) if n.any()},
@@ -180,6 +194,7 @@ def gather_stats(
                 split: counted(kept.get(split, NOTHING)) for split in SPLITS if split != "future" or split in kept
             },
             "families": families and families[source.name],
+            "families_in_train_and_future": divided and divided[source.name],
             "redacted": int(own.get("redacted", NOTHING)[0]),
             "personal_data": {kind: int(n[0]) for kind, n in sorted(labelled(own, "personal_data").items())},
             **dates[source.name],

@@ -17,7 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.data import Document
 
+from atomic_files import read_record
 from corpus.finished_tasks import note_written
+from corpus.text_normalisation import in_document_form
+from recipe_config import RecipeError
 
 
 DOCUMENT_SCHEMA = pa.schema(
@@ -36,6 +39,20 @@ PLACES = "places.parquet"  # in documents/; it stays on this machine, since name
 ROW_GROUP_BYTES = 32 << 20
 FILE_BYTES = 256 << 20  # of text: so many tasks of later passes share what one task has read
 BATCH_DOCUMENTS = 32
+
+
+def in_form_of(documents: Path, text: str) -> str:
+    """Return a text in the form of a folder's documents, to search for it there.
+
+    Raises: RecipeError: it is not the documents/ folder of a finished run.
+    """
+    record = read_record(documents)
+    if record is None or record["stage"] != "prepare":
+        raise RecipeError(
+            f"{documents} is not the documents/ folder of a finished run; name a run folder in which prepare has "
+            "written them"
+        )
+    return in_document_form(text, record["settings"].get("normalise_text", True))
 
 
 def document_id(text: str) -> str:

@@ -41,11 +41,14 @@ class HeldOut(NamedTuple):
         families: document id -> family, of the documents above and of the future split; None without families. A
             family has the lowest id of its documents as its name, so that it does not depend on their order.
         num_families: source -> number of families in all splits; None without families.
+        num_divided: source -> how many of them have documents both in train and in the future split, which is by date
+            alone; None without families.
     """
 
     splits: dict[str, str]
     families: dict[str, str] | None
     num_families: dict[str, int] | None
+    num_divided: dict[str, int] | None
 
 
 def note_documents(documents, rank: int, world_size: int, folder: Path, sources: list[str]) -> Iterator[Document]:
@@ -71,8 +74,8 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
 
     Families of documents (without data.family_containment, each document is one) are taken in the order of a hash of
     their content, until the split has its share of the source's bytes; a family larger than what is left stays in
-    train. If even the smallest is larger than the share, the smallest is taken. Documents from splits.future_from on
-    are in neither split.
+    train. If even the smallest is larger than the share, the smallest is taken. At least one family of each source is
+    left for each later split and for train. Documents from splits.future_from on are in neither split.
 
     Args:
         notes: folder that `note_documents` wrote.
@@ -84,7 +87,7 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
     files = sorted(notes.glob("*.npy"))
     if data.family_containment is None:
         candidates, total_bytes = read_candidates(files, data)
-        return HeldOut(fill_splits(candidates, np.arange(len(candidates)), total_bytes, data), None, None)
+        return HeldOut(fill_splits(candidates, np.arange(len(candidates)), total_bytes, data), None, None, None)
     every = np.concatenate([np.load(file) for file in files])
     progress = tqdm(texts(documents), total=len(every), desc="prepare: families", leave=False)
     labels = find_families(progress, data.family_containment)
@@ -93,7 +96,13 @@ def choose_held_out(notes: Path, documents: Path, data: Data) -> HeldOut:
     splits = fill_splits(every[past], labels[past], total_bytes, data)
     held_out = ~past | np.isin(every["id"], np.array(list(splits), dtype=every["id"].dtype))
     ids, names = (found[held_out].astype(str).tolist() for found in (every["id"], name_families(every["id"], labels)))
-    return HeldOut(splits, dict(zip(ids, names, strict=True)), count_families(every, labels, data))
+    divided = np.isin(labels, np.intersect1d(labels[~past], labels[~held_out]))
+    return HeldOut(
+        splits,
+        dict(zip(ids, names, strict=True)),
+        count_families(every, labels, data),
+        count_families(every[divided], labels[divided], data),
+    )
 
 
 def past_documents(notes: np.ndarray, splits: Splits) -> np.ndarray:
@@ -150,6 +159,10 @@ def fill_splits(candidates: np.ndarray, labels: np.ndarray, total_bytes: np.ndar
     members: dict[int, list[int]] = {}
     for position in np.argsort(candidates["id"], kind="stable").tolist():
         members.setdefault(int(labels[position]), []).append(position)
+    # A family may have documents of several sources: of each, so many families are left, and so many must be.
+    sources_of = {family[0]: set(candidates["source"][family].tolist()) for family in members.values()}
+    left = Counter(index for found in sources_of.values() for index in found)
+    needed = dict.fromkeys(range(len(data.sources)), 3)  # for test, validation and train
     held_out: dict[int, str] = {}
     problems = []
     for index, source in enumerate(data.sources):
@@ -168,19 +181,51 @@ def fill_splits(candidates: np.ndarray, labels: np.ndarray, total_bytes: np.ndar
             )
             continue
         for split, left_bytes in split_bytes(total_bytes[index], data.splits).items():
-            chosen, rest = [], []
-            for num_bytes, family in available:
-                fits = num_bytes <= left_bytes
-                left_bytes -= num_bytes if fits else 0
-                (chosen if fits else rest).append((num_bytes, family))
+            needed[index] -= 1
+            chosen = take_families(available, left_bytes, sources_of, left, needed)
             if not chosen:
-                chosen = [min(rest, key=lambda pair: pair[0])]
-                rest.remove(chosen[0])
+                smallest = sorted(available, key=lambda pair: pair[0])
+                chosen = take_families(smallest, float("inf"), sources_of, left, needed, most=1)
+            if not chosen:
+                problems.append(
+                    f"data.sources: {source.name}: no family of documents can be held out for {split}: another source "
+                    "shares each of them and would have none left for a split of its own; join these sources, add "
+                    f"text, or raise data.family_containment={data.family_containment}"
+                )
+                break
             held_out |= {position: split for _, family in chosen for position in family}
-            available = rest
+            available = [(num_bytes, family) for num_bytes, family in available if family[0] not in held_out]
     if problems:
         raise RecipeError(*problems)
     return {candidates["id"][position].decode(): split for position, split in held_out.items()}
+
+
+def take_families(
+    available: list[tuple[int, list[int]]],
+    left_bytes: float,
+    sources_of: dict[int, set[int]],
+    left: Counter,
+    needed: dict[int, int],
+    most: float = float("inf"),
+) -> list[tuple[int, list[int]]]:
+    """Return the first families that fit, and count them out of those that are left of their sources.
+
+    Args:
+        available: bytes and members of families.
+        left_bytes: that they may have together.
+        sources_of: first member of a family -> sources of its members.
+        left: source -> families that are in no split.
+        needed: source -> how many of them must stay.
+        most: families.
+    """
+    chosen = []
+    for num_bytes, family in available:
+        shared = sources_of[family[0]]
+        if num_bytes <= left_bytes and len(chosen) < most and all(left[index] > needed[index] for index in shared):
+            left_bytes -= num_bytes
+            left.subtract(shared)
+            chosen.append((num_bytes, family))
+    return chosen
 
 
 def lowest_training_ids(notes: Path, held_out: dict[str, str], refused: np.ndarray, data: Data) -> dict[str, str]:

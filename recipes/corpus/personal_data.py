@@ -488,7 +488,8 @@ class Redactor:
         Of values that overlap, one to drop comes first, then one to replace, then one to leave; of the same action the
         one that starts first, then the kind listed first, then the longest.
         """
-        if not re.search("[0-9@=]|[(\\[]at[)\\]]", text):
+        can_hold_url = "url" in self.actions and "/" in text  # of a person's page, which needs no digit
+        if not can_hold_url and not re.search("[0-9@=]|[(\\[]at[)\\]]", text):
             return []
         lowered = "".join(map(lower, text)) if len(text.lower()) != len(text) else text.lower()
         digits = find_digits(text)

@@ -28,7 +28,7 @@ from corpus.personal_data import Redactor
 from corpus.pipeline_executor import TaskProgress
 from corpus.reading_plan import ReadingPlan, read_units, write_tasks
 from corpus.rule_marks import explain_language, explain_quality
-from corpus.text_normalisation import normalise
+from corpus.text_normalisation import in_document_form
 from corpus.text_quality import QualityFilter
 from recipe_config import Data, RecipeError, Source, Splits
 from sources.dates import document_date
@@ -125,8 +125,7 @@ class DocumentPipeline:
         self.redactor = data.personal_data and Redactor(data.personal_data.profile, data.personal_data.actions)
 
     def normalise(self, text: str | None) -> str:
-        text = (text or "").replace("\r\n", "\n")
-        return (normalise(text) if self.data.normalise_text else text).strip()
+        return in_document_form(text or "", self.data.normalise_text)
 
     def filter(self, text: str) -> tuple[str, str | None]:
         """Return the text, without lines that the quality rules remove, and the reason to drop it or None."""
@@ -268,6 +267,9 @@ def read_task(
             if not isinstance(example, Unreadable):
                 if encoding := example.get("converted_from"):
                     tally.documents[f"converted:{encoding}"] += 1
+                if isinstance(unread := example.get("unread_pages"), int) and unread:
+                    tally.documents["unread_pages"] += 1
+                    tally.num_bytes["unread_pages"] += unread
                 example = extract_document(extract_text, example, source, unit, data.splits)
             if isinstance(example, Unreadable):
                 set_aside(example)

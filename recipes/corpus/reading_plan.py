@@ -28,7 +28,7 @@ BYTES_PER_TASK = 256 << 20
 FIRST_ROUND = 0.25  # of max_bytes: compressed files hold several times their size in text
 MARGIN = 1.05  # of a later round, so that a last one for very little text is rare
 # Of the files that the passes of prepare exchange: a try that was interrupted with another format starts anew.
-FORMAT = 2
+FORMAT = 3
 # About how much text a byte of a file holds.
 TEXT_OF_BYTE = {".parquet": 2.5, ".gz": 3, ".zst": 3.5, ".xz": 4, ".bz2": 4, ".tgz": 3, ".pdf": 0.1, ".docx": 0.2}
 

@@ -35,6 +35,12 @@ JOINED = "\u0600-\u1cff\u2190-\u2bff\ua800-\uab2f\ufb1d-\ufe0f\ufe70-\ufefe\U000
 STRAY_JOINER = re.compile(f"(?<![{JOINED}])[\u200c\u200d]+")
 
 
+def in_document_form(text: str, normalised: bool) -> str:
+    """Return a text as documents are written; `normalised` is data.normalise_text."""
+    text = text.replace("\r\n", "\n")
+    return (normalise(text) if normalised else text).strip()
+
+
 def normalise(text: str) -> str:
     """Return the normalised text; the function is idempotent."""
     if (ODD_IN_ASCII if text.isascii() else ODD).search(text):

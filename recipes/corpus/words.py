@@ -64,13 +64,14 @@ def words_apart(text: str, plain: bool) -> bytes:
         if ALONE.search("".join(others)):
             text = ALONE.sub(r" \1 ", text)
         table = {c: plain_character(c) if plain else c if c.isalnum() else " " for c in others}
-        if (
-            len(table) > 100
-        ):  # up to there, one pass over the text for each character is faster than a look at each place
-            text = text.translate(str.maketrans(table))
+        changed = {c: replacement for c, replacement in table.items() if replacement != c}
+        # Up to 100, one pass over the text for each character is faster than a look at each place; but what one of
+        # them writes must not be replaced again by a later one, which the order of a set would decide.
+        if len(table) > 100 or not changed.keys().isdisjoint("".join(changed.values())):
+            text = text.translate(str.maketrans(changed))
         else:
-            for character, replacement in table.items():
-                text = text.replace(character, replacement) if replacement != character else text
+            for character, replacement in changed.items():
+                text = text.replace(character, replacement)
     return text.encode().translate(PLAIN_ASCII if plain else WORDS_OF_ASCII)
 
 
@@ -79,6 +80,7 @@ def plain_character(character: str) -> str:
     if not character.isalnum():
         return " "
     plain = unicodedata.normalize("NFKD", character.casefold())
+    plain = unicodedata.normalize("NFKD", plain.casefold())  # a capital of mathematics has become a plain capital
     return "".join(c for c in plain if not unicodedata.combining(c) and (c.isalnum() or not c.isascii()))
 
 

@@ -141,6 +141,8 @@ def find_passage(run: Path, passage: str) -> Iterator[dict]:
     where it stands first (characters).
 
     For whoever asks whether a text of theirs was used: all documents are read.
+
+    Args: passage: in the form of the documents; see corpus.document_files.in_form_of.
     """
     wanted = " ".join(passage.split()).lower()
     with_spaces = re.compile(r"\s+".join(map(re.escape, passage.split())), re.IGNORECASE)

@@ -59,9 +59,11 @@ class TokenShards:
             if repack:
                 windows = [count - 1 if count > 1 else count for count in windows]
             if not sum(windows):
+                longest = max((shard["tokens"] for shard in train["shards"]), default=0)
+                of_several = f" in the longest of its {len(train['shards'])} shards" * (len(train["shards"]) > 1)
                 raise RecipeError(
-                    f"{tokens}: source {name} has {train['tokens']:,} tokens, less than one sequence of "
-                    f"{sequence_length}; lower training.sequence_length or add text"
+                    f"{tokens}: source {name} has {longest:,} tokens{of_several}, less than one sequence of "
+                    f"{sequence_length} and the token after it; lower training.sequence_length or add text"
                 )
             self.files.append([tokens / shard["file"] for shard in train["shards"]])
             self.shards.append([open_shard(tokens, shard, dtype) for shard in train["shards"]])

@@ -11,12 +11,14 @@ import posixpath
 import re
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
 from sources.word_numbering import WORD, Numbering
 
 
 FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+MOVED = f"{WORD}moveFrom"  # text at the place from where a tracked change moves it
 # Elements of HTML that hold no text to read, and those that begin a paragraph or line.
 UNREAD = ("script", "style", "template", "noscript", "svg", "head", "nav", "iframe", "object", "select", "button")
 PARAGRAPHS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "blockquote", "pre", "section") + (
@@ -33,7 +35,7 @@ def tidy(text: str) -> str:
 
 
 def read_docx(path: str) -> dict:
-    """Read Word: paragraphs with their numbers, tables, inserted text but not deleted, text boxes, then footnotes."""
+    """Read Word: paragraphs with their numbers, tables, text boxes, then footnotes; with tracked changes accepted."""
     import docx
 
     document = docx.Document(path)
@@ -60,13 +62,19 @@ def word_blocks(parent, numbering: Numbering) -> list[str]:
             blocks += [number + text if text.strip() else "", *boxes]
         elif child.tag == f"{WORD}tbl":
             rows = []
-            for row in child.iter(f"{WORD}tr"):
-                cells = [" ".join(" ".join(word_blocks(cell, numbering)).split()) for cell in row.iter(f"{WORD}tc")]
-                rows.append(" | ".join(cells))
+            for row in own_parts(child, "tr"):
+                own = [" ".join(word_blocks(cell, numbering)) for cell in own_parts(row, "tc")]
+                rows.append(" | ".join(" ".join(cell.split()) for cell in own))
             blocks.append("\n".join(rows))
-        elif isinstance(child.tag, str) and child.tag != FALLBACK:
+        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, MOVED):
             blocks += word_blocks(child, numbering)
     return [block for block in blocks if block.strip()]
+
+
+def own_parts(parent, name: str) -> list:
+    """Return the rows of a table or the cells of a row, also those in a content control, without those of a table
+    inside of it."""
+    return [part for part in parent.iter(WORD + name) if next(part.iterancestors(parent.tag)) is parent]
 
 
 def word_text(element, boxes: list[str], numbering: Numbering) -> str:
@@ -83,7 +91,7 @@ def word_text(element, boxes: list[str], numbering: Numbering) -> str:
             parts.append("-")
         elif child.tag == f"{WORD}txbxContent":
             boxes += word_blocks(child, numbering)
-        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, f"{WORD}pPr", f"{WORD}rPr"):
+        elif isinstance(child.tag, str) and child.tag not in (FALLBACK, MOVED, f"{WORD}pPr", f"{WORD}rPr"):
             parts.append(word_text(child, boxes, numbering))
     return "".join(parts)
 
@@ -206,9 +214,18 @@ def read_eml(path: str) -> dict:
     subject = str(message["subject"] or "")
     found = {"text": tidy(f"{subject}\n\n{text}"), "title": subject}
     found["attachments"] = sum(1 for _ in message.iter_attachments())
-    if message["date"]:
-        found["date"] = email.utils.parsedate_to_datetime(str(message["date"])).date().isoformat()
-    return found
+    # Raw, since the email library fails on a year that no machine counts.
+    stated = next((str(value).strip() for name, value in message.raw_items() if name.lower() == "date"), "")
+    return found | ({"date": mail_day(stated)} if stated else {})
+
+
+def mail_day(stated: str) -> str:
+    """Return the day of a mail's Date in the sender's own time, or what it says where that is no date: the text counts
+    as one whose date has an unknown form."""
+    try:
+        return email.utils.parsedate_to_datetime(stated).date().isoformat()
+    except (ValueError, OverflowError):
+        return stated
 
 
 def read_msg(path: str) -> dict:
@@ -228,8 +245,9 @@ def read_msg(path: str) -> dict:
     found["attachments"] = len(message.attachments)
     # The header has the sender's own time, where the message was sent over the internet; Outlook's is in UTC.
     stated = next((value for name, value in message.message_headers.items() if name.lower() == "date"), None)
-    sent = email.utils.parsedate_to_datetime(stated) if stated else message.sent_date
-    return found | ({"date": sent.date().isoformat()} if sent else {})
+    if stated:
+        return found | {"date": mail_day(stated)}
+    return found | ({"date": message.sent_date.date().isoformat()} if message.sent_date else {})
 
 
 def read_rtf(path: str) -> dict:
@@ -252,11 +270,13 @@ def read_epub(path: str) -> dict:
         root = ElementTree.fromstring(archive.read(package))
         hrefs = {item.get("id"): item.get("href") for item in root.iter() if local_name(item) == "item"}
         title = next((element.text or "" for element in root.iter() if local_name(element) == "title"), "")
-        chapters = []
+        chapters, names = [], set(archive.namelist())
         for reference in root.iter():
             if local_name(reference) == "itemref" and (href := hrefs.get(reference.get("idref"))):
-                name = posixpath.normpath(posixpath.join(posixpath.dirname(package), href))
-                chapters.append(html_text(archive.read(name))["text"])
+                path = urldefrag(href).url  # of a URL, in which a space is %20; some books have the name itself
+                places = [posixpath.join(posixpath.dirname(package), part) for part in (unquote(path), path)]
+                found = [name for name in map(posixpath.normpath, places) if name in names]
+                chapters.append(html_text(archive.read(found[0] if found else places[0]))["text"])
     return {"text": tidy("\n\n".join(chapters)), "title": title}
 
 

@@ -97,7 +97,7 @@ def why_not_read(name: str, ignored: list[str], has_columns: bool, is_named: boo
             here is plain text.
     """
     kind = suffix(name)
-    if {kind or NO_ENDING, whole_ending(name)} & set(ignored):
+    if {kind or NO_ENDING, whole_ending(name)} & {PACKED_TARS.get(ending, ending) for ending in ignored}:
         return "named in ignore"
     if kind in COLUMNS and not has_columns:
         return "a table; set text_field or text_template"

@@ -35,6 +35,22 @@ def new_frame(kind: str):
     return lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES) if kind == ".xz" else bz2.BZ2Decompressor()
 
 
+class CheckedMember(tarfile.TarInfo):
+    """A member of a tar. Where the next header is damaged or missing, tarfile takes that for the end; here it is an
+    error."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # zeros, which are the end
+            raise
+        except tarfile.EmptyHeaderError as error:
+            raise tarfile.ReadError(f"it ends at byte {archive.offset:,} without the zeros that end a tar") from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no member begins at byte {archive.offset:,}: {error}") from error
+
+
 class FrameStream(io.RawIOBase):
     """Read a file of one or more compressed frames; one that is cut short raises an error.
 
@@ -113,14 +129,23 @@ def read_tar(
 def read_members(
     path: str, start: int, opened: Callable[[BinaryIO], object]
 ) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
-    """Yield the members of a tar from a byte on; their offsets are from there."""
+    """Yield the members of a tar from a byte on; their offsets are from there.
+
+    Raises: DAMAGED_PACKING: it is damaged or cut short, or something but zeros follows its end.
+    """
     with ExitStack() as open_files:
         packed = open_files.enter_context(open(path, "rb"))
         packed.seek(start)
         opened(packed)
-        with tarfile.open(fileobj=unpack(packed, path, open_files), mode="r|") as archive:
+        with tarfile.open(fileobj=unpack(packed, path, open_files), mode="r|", tarinfo=CheckedMember) as archive:
             for member in archive:
                 yield member, archive.extractfile(member) if member.isreg() else None
+            while rest := archive.fileobj.read(1 << 20):
+                if rest.count(0) < len(rest):
+                    raise tarfile.ReadError(
+                        f"other bytes follow its end, at byte {archive.offset:,}, such as those of a second tar; "
+                        "write each to a file of its own"
+                    )
 
 
 @lru_cache(maxsize=64)

@@ -3,8 +3,8 @@
 
 PDFium gives the characters with their places. Its lines are divided at wide gaps, so that two columns on one height
 are two segments; segments are read by column where a page has columns, else by row. Words that a hyphen divides at a
-line's end are joined. A page without characters is an image: `tesseract` reads it where it is installed, else the
-document is refused as a scan.
+line's end are joined. A page without characters is an image: `tesseract` reads it where it is installed. Pages that
+it does not read are counted, and a document of mostly such pages is refused as a scan.
 """
 
 import re
@@ -68,7 +68,7 @@ class Line:
 
 
 def read_pdf(path: str, say_alive: Callable[[], None]) -> dict:
-    """Return {"text", "title", "pages", "page_starts", "ocr_pages"}, or {"error": why there is no text}.
+    """Return {"text", "title", "pages", "page_starts", "ocr_pages", "unread_pages"}, or {"error": why it has no text}.
 
     Args:
         path: of the file.
@@ -80,12 +80,13 @@ def read_pdf(path: str, say_alive: Callable[[], None]) -> dict:
     try:
         if len(document) > MOST_PAGES:
             return {"error": f"{len(document):,} pages, more than {MOST_PAGES:,}"}
-        pages, scans = [], 0
+        pages, scans, unread = [], 0, 0
         for page in document:
             lines = read_lines(page)
             if sum(len(line.text) for line in lines) < SCAN_CHARACTERS and has_image(page):
                 scans += 1
                 recognised = recognise(page)
+                unread += recognised is None
                 lines = recognised if recognised is not None else lines
             pages.append(lines)
             page.close()
@@ -95,8 +96,11 @@ def read_pdf(path: str, say_alive: Callable[[], None]) -> dict:
         document.close()
     text, starts = join_pages(remove_repeated(pages))
     if scans and 2 * scans > len(pages) and len(text) < SCAN_CHARACTERS * len(pages):
-        return {"error": f"a scan: {scans:,} of {len(pages):,} pages have no text; install tesseract to read them"}
-    return {"text": text, "title": title, "pages": len(pages), "page_starts": starts, "ocr_pages": scans}
+        installed = shutil.which("tesseract") is not None
+        remedy = f"tesseract read {scans - unread:,} of them" if installed else "install tesseract to read them"
+        return {"error": f"a scan: {scans:,} of {len(pages):,} pages have no text; {remedy}"}
+    found = {"text": text, "title": title, "pages": len(pages), "page_starts": starts}
+    return found | {"ocr_pages": scans - unread, "unread_pages": unread}
 
 
 def has_image(page) -> bool:
@@ -106,7 +110,8 @@ def has_image(page) -> bool:
 
 
 def recognise(page) -> list[Line] | None:
-    """Return the lines of an image of a page by tesseract, None where it is not installed or fails."""
+    """Return the lines of an image of a page by tesseract, None where it is not installed, fails or takes
+    longer than OCR_SECONDS."""
     program = shutil.which("tesseract")
     if program is None:
         return None

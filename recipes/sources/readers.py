@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
@@ -155,7 +156,7 @@ def read_tar_unit(source: Source, unit: Unit, opened: Callable[[BinaryIO], objec
 
     A member is copied first, since a tar can be read forwards only: to memory, or a large one to a temporary file.
     """
-    is_match = matching_members(source) if unit.path == source.path else None
+    is_match = matching_members(source) if Path(unit.path) == Path(source.path) else None
     largest = row_checks.MAX_ROW_BYTES + MAX_COMPRESSION_RATIO * unit.size_bytes
     for member, size_bytes, content in read_tar(unit.path, unit.start, unit.stop, opened):
         if why_left_out(source, member, is_match) is not None:
@@ -232,7 +233,7 @@ def read_file(
     """
     kind = suffix(name)
     if kind in TABLES + COLUMNS:
-        examples = set_texts(read_rows(opener, name, kind), name, source)
+        examples = set_texts(read_rows(opener, name, kind, source), name, source)
         yield from split_rows(examples, source) if source.document_separator else examples
     elif kind in DOCUMENTS:
         examples = iter([read_document(opener, name)])
@@ -246,21 +247,27 @@ def read_file(
 
 def read_range(source: Source, unit: Unit, opened: Callable[[BinaryIO], object]) -> Iterator[dict | Unreadable]:
     """Yield the rows that begin in a unit's range of bytes."""
-    rows = read_rows(partial(open_unit, unit, opened), unit.place, suffix(unit.name), (unit.start, unit.stop))
+    rows = read_rows(partial(open_unit, unit, opened), unit.place, suffix(unit.name), source, (unit.start, unit.stop))
     examples = set_texts(rows, unit.place, source)
     return split_rows(examples, source) if source.document_separator else examples
 
 
 def rows_before(source: Source, unit: Unit) -> int | None:
-    """Return how many examples of a file come before a unit's range; None where only reading them tells."""
+    """Return how many examples of a file come before a unit's range; None where only reading them tells, and of a
+    damaged file, which read_unit reports."""
     if not unit.start:
         return 0
     if suffix(unit.name) != ".parquet" or source.document_separator:
         return None
-    with open_unit(unit, lambda stream: None) as stream:
-        metadata = pq.ParquetFile(stream).metadata
-        earlier = groups_in(metadata, unit.size_bytes, 0, unit.start)
-        return sum(metadata.row_group(index).num_rows for index in earlier)
+    try:
+        with open_unit(unit, lambda stream: None) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            earlier = groups_in(metadata, unit.size_bytes, 0, unit.start)
+            return sum(metadata.row_group(index).num_rows for index in earlier)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return None
 
 
 def read_document(opener: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> dict | Unreadable:
@@ -274,6 +281,7 @@ def read_rows(
     opener: Callable[[], AbstractContextManager[BinaryIO]],
     name: str,
     kind: str,
+    source: Source,
     span: tuple[int, int] | None = None,
 ) -> Iterator[dict | Unreadable]:
     """Yield the rows of a file of the given kind, or those that begin in a range of its bytes.
@@ -298,7 +306,7 @@ def read_rows(
             yield from read_columns(recode(stream, encoding.name), name, kind)
         elif kind == ".json":
             if span is None or not span[0]:
-                yield from read_json(as_utf8(stream), name)
+                yield from read_json(as_utf8(stream), name, source)
         else:
             lines = as_utf8(stream)
             if span is not None and lines is stream and stream.seekable():
@@ -329,5 +337,6 @@ def split_rows(examples: Iterator[dict | Unreadable], source: Source) -> Iterato
             whole = {name: value for name, value in example.items() if name != "page_starts"}
             for text in split_text([example["text"]], separator, row_checks.MAX_ROW_BYTES):
                 yield {**whole, "text": text}
+                whole.pop("unread_pages", None)  # of the whole file, and counted once
         else:
             yield example

@@ -30,6 +30,14 @@ def set_text(example: dict, source: Source) -> dict | str:
     return {**example, "text": text}
 
 
+def has_text(example: dict, source: Source) -> bool:
+    """Return whether a row has a text where the source says it is, or else in `text`."""
+    if source.text_field is None and source.text_template is None:
+        return isinstance(example.get("text"), str)
+    found = set_text(example, source)
+    return isinstance(found, dict) and found["text"] is not None
+
+
 def look_up(value: object, path: str) -> object:
     """Return the value at a dotted path, of each element where there is a list on the way; None if it is not there."""
     if isinstance(value, list | tuple):

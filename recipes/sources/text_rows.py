@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read JSON lines, JSON, tables of columns and plain text, in UTF-8 or another certain encoding (text_encoding.py)."""
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -8,14 +9,20 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from itertools import chain
 from typing import BinaryIO
 
 from recipe_config import Source
 from sources import row_checks
 from sources.row_checks import NOT_UTF8, Unreadable, check_row, decode, parse_json, why_unfit
+from sources.row_text import has_text
 from sources.separators import compile_separator, split_text
 from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, find_stream_encoding
+
+
+UNCLOSED = (
+    "a quotation mark is not closed, so all lines from here on would be one row; close it, or get the file again if "
+    "it is cut short"
+)
 
 
 def read_json_lines(
@@ -44,13 +51,14 @@ def read_json_lines(
             too_long = rest and not rest.endswith(b"\n")
 
 
-def read_json(stream: BinaryIO, name: str) -> Iterator[dict | Unreadable]:
-    """Yield the elements of a list or the values of an object of objects; any other object is one row."""
+def read_json(stream: BinaryIO, name: str, source: Source) -> Iterator[dict | Unreadable]:
+    """Yield the elements of a list or the values of an object of objects; any other object, and one that has a text
+    where the source says it is, is one row."""
     content = read_bounded(stream)
     value, size = parse_json(content, name), len(content)
     del content
     if isinstance(value, dict) and 2 * sum(isinstance(row, dict) for row in value.values()) > len(value):
-        value = list(value.values())
+        value = value if has_text(value, source) else list(value.values())
     if not isinstance(value, list):
         yield check_row(value, name, size)
         return
@@ -63,7 +71,7 @@ def holds_json_lines(opener: Callable[[], AbstractContextManager[BinaryIO]]) -> 
     with opener() as packed:
         stream = as_utf8(packed)
         first, second = stream.readline(row_checks.MAX_ROW_BYTES + 1), stream.readline(row_checks.MAX_ROW_BYTES + 1)
-    if first.lstrip()[:1] != b"{" or not second.strip():
+    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"{" or not second.strip():
         return False
     return any(isinstance(parse_json(line, ""), dict) for line in (first, second))
 
@@ -73,16 +81,31 @@ def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unre
     csv.field_size_limit(row_checks.MAX_ROW_BYTES)
     first = stream.readline(row_checks.MAX_ROW_BYTES).decode("utf-8-sig")
     delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
-    lines = chain([first], (line.decode() for line in iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b"")))
-    rows = csv.reader(lines, delimiter=delimiter)
+    at_end = False
+
+    def read_lines() -> Iterator[str]:
+        nonlocal at_end
+        yield first
+        yield from (line.decode() for line in iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b""))
+        at_end = True
+
+    rows = csv.reader(read_lines(), delimiter=delimiter)
     try:
         columns = [column.strip() for column in next(rows, [])]
+        if at_end:
+            yield Unreadable(f"{name}: line 1", UNCLOSED, sum(map(len, columns)))
+            return
         named = [column for column in columns if column]
         if len(set(named)) < len(named):
             yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
             return
+        first_line = rows.line_num + 1  # of the row
         for number, row in enumerate(rows, start=1):
             position, size_bytes = f"{name}: row {number}", sum(map(len, row))
+            if at_end:  # only a quotation mark that is open makes the csv library ask for a line after the last
+                yield Unreadable(f"{name}: line {first_line}", UNCLOSED, size_bytes)
+                return
+            first_line = rows.line_num + 1
             if not row:
                 continue
             if len(row) != len(columns):

@@ -358,18 +358,22 @@ def is_hub_dataset(source: Source) -> bool:
 def source_fingerprint(source: Source, sha256: Callable[[Path], str] = file_sha256, whole: bool = True) -> str:
     """Return a hash that identifies the content of a source.
 
-    Local files: over names, sizes and bytes. URLs: over names and sizes. A Hub dataset: a constant, since the recipe
-    names its revision.
+    Local files: over names, sizes and bytes, and over `ignore` where it chooses among the members of an archive. URLs:
+    over names and sizes. A Hub dataset: a constant, since the recipe names its revision.
 
     Args:
         source: of the recipe.
         sha256: returns a file's hash.
-        whole: False: the fingerprint of earlier versions, which read only both ends of files larger than 64 MiB.
+        whole: False: the fingerprint of earlier versions, which read only both ends of files larger than 64 MiB and
+            knew nothing of `ignore`.
     """
     digest = hashlib.sha256()
     if not Path(source.path).exists():
         return digest.hexdigest() if is_hub_dataset(source) else hash_names(list_source(source).units)
-    files = sorted({unit.path for unit in list_source(source).units})
+    units = list_source(source).units
+    if whole and source.ignore and any(unit.member or suffix(unit.path) == ".tar" for unit in units):
+        digest.update(repr(sorted(set(source.ignore))).encode())
+    files = sorted({unit.path for unit in units})
     folder = (Path(source.path) / "x").as_posix()[:-1]
     for file in files:
         path = Path(file)

@@ -171,6 +171,14 @@ def test_a_split_of_later_text_and_the_dates_of_a_source_are_shown(tmp_path):
     assert splits == ["train", "validation", "test", "future"]
 
 
+def test_families_that_later_documents_divide_are_shown(tmp_path):
+    recipe = load(tmp_path, {"cases": "Public Domain"})
+    kept = {split: counted(10) for split in (*SPLITS, "future")}
+    card = card_of(tmp_path, recipe, stats_of(recipe, kept=kept, families=31, families_in_train_and_future=4))
+    assert "31 families that share passages; each family is in one split, but for its documents in `future`" in card
+    assert "4 families have some there and some in `train`." in card
+
+
 def test_personal_data_is_shown_by_kind_with_what_was_done(tmp_path):
     chosen = "--data.personal_data={profile: general, actions: {card: drop, docket: leave}}"
     recipe = load(tmp_path, {"cases": "Public Domain"}, chosen)

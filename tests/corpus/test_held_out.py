@@ -49,8 +49,8 @@ def test_a_source_that_is_too_small_for_three_splits_is_refused_by_name(tmp_path
 
 
 def test_each_split_has_its_share_of_each_source_bytes(tmp_path, documents):
-    chosen, families, counted = plan(tmp_path, make_data(), [documents])
-    assert families is None and counted is None
+    chosen, families, counted, divided = plan(tmp_path, make_data(), [documents])
+    assert families is None and counted is None and divided is None
     for source in ("law", "web"):
         sizes = {split: 0 for split in ("train", "validation", "test")}
         for document in documents:
@@ -105,11 +105,32 @@ def test_a_document_larger_than_the_share_stays_in_training(tmp_path, documents)
     assert giant.id not in chosen and Counter(chosen.values()).keys() == {"validation", "test"}
 
 
+def test_a_large_document_beside_a_few_small_ones_leaves_each_split_one(tmp_path):
+    sizes = [(make_text(1000, 5000), "law"), (make_text(1, 20), "law"), (make_text(2, 40), "law")]
+    others = [make_document(make_text(seed), "web") for seed in range(10, 20)]
+    splits = plan(tmp_path, make_data(), [[*(make_document(*one) for one in sizes), *others]]).splits
+    found = [splits.get(document_id(text), "train") for text, _ in sizes]
+    assert found[0] == "train" and sorted(found) == ["test", "train", "validation"]
+
+
+def test_a_family_of_two_sources_leaves_each_of_them_one_in_each_split(tmp_path):
+    def shared(seed: int) -> list[Document]:
+        text = make_text(seed, 30)
+        return [make_document(text, "law"), make_document(f"{text}\nagain", "web")]
+
+    everything = [one for seed in range(3) for one in shared(seed)]
+    everything += [make_document(make_text(seed, 3000), "law") for seed in range(10, 13)]
+    chosen = plan(tmp_path / "few", make_data(family_containment=0.5), [everything]).splits
+    for source in ("law", "web"):
+        own = [chosen.get(one.id, "train") for one in everything if one.metadata["source"] == source]
+        assert set(own) == {"test", "train", "validation"}, source
+
+
 def test_families_are_held_out_whole_and_counted(tmp_path):
     families = [[make_text(seed, 30) + f"\nversion {version}" for version in range(3)] for seed in range(30)]
     everything = [make_document(text) for family in families for text in family]
     everything += [make_document(make_text(seed, 30), "web") for seed in range(100, 120)]
-    chosen, named, counted = plan(tmp_path / "ordered", make_data(family_containment=0.5), [everything])
+    chosen, named, counted, divided = plan(tmp_path / "ordered", make_data(family_containment=0.5), [everything])
     for family in families:
         ids = [document_id(text) for text in family]
         assert len({chosen.get(one, "train") for one in ids}) == 1
@@ -119,16 +140,30 @@ def test_families_are_held_out_whole_and_counted(tmp_path):
     assert named.keys() == chosen.keys(), "the families of training documents are not kept"
     shuffled = random.Random(0).sample(everything, len(everything))
     parts = [shuffled[start::5] for start in range(5)]
-    assert plan(tmp_path / "shuffled", make_data(family_containment=0.5), parts) == (chosen, named, counted)
+    assert plan(tmp_path / "shuffled", make_data(family_containment=0.5), parts) == (chosen, named, counted, divided)
+    assert divided == {"law": 0, "web": 0}
 
 
 def test_documents_of_the_future_keep_their_family(tmp_path, documents):
     text = make_text(1000, 30)
     later = [make_document(f"{text}\nversion {version}", date="2024-02-02") for version in range(3)]
     data = make_data(family_containment=0.5, splits={"future_from": "2024-01-01"})
-    chosen, named, _ = plan(tmp_path, data, [[*documents, *later]])
+    chosen, named, _, divided = plan(tmp_path, data, [[*documents, *later]])
+    assert divided == {"law": 0, "web": 0}
     ids = [document.id for document in later]
     assert {named.get(one) for one in ids} == {min(ids)} and not chosen.keys() & set(ids)
+
+
+def test_families_that_are_in_train_and_in_the_future_are_counted(tmp_path, documents):
+    pairs = [
+        make_document(f"{make_text(seed, 30)}\nversion {version}", source, date)
+        for seed, source in ((1000, "law"), (1001, "law"), (1002, "web"))
+        for version, date in enumerate(("2020-01-01", "2024-02-02"))
+    ]
+    data = make_data(family_containment=0.5, splits={"future_from": "2024-01-01"})
+    chosen, _, _, divided = plan(tmp_path, data, [[*documents, *pairs]])
+    in_train = Counter(one.metadata["source"] for one in pairs[::2] if one.id not in chosen)
+    assert in_train and divided == {name: in_train[name] for name in ("law", "web")}
 
 
 @pytest.mark.parametrize(

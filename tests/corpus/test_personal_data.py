@@ -658,6 +658,8 @@ def test_a_kind_to_drop_is_not_hidden_by_one_to_replace_around_it():
         ("ftp://jane:geheim@files.a.org/x, then", "https://example.com/, then"),
         ("a.org/p;jsessionid=5AC6268DD8D4D5D1.n2 \u00e9", "https://example.com/ \u00e9"),
         ("http://a.org/?firstname=Jane", "https://example.com/"),
+        ("see https://www.linkedin.com/in/jane-doe, or ask", "see https://example.com/, or ask"),
+        ("https://firm.sharepoint.com/personal/jane_doe/notes", "https://example.com/"),
         ("http://a.org/b/users/2024/ and http://a.org/?patient=2024", None),
         ("http://a.org/?patient={id}&token=YOUR_TOKEN_1234&user=all", None),
         ("http://a.org:8080/@b, patients/12345, if(a;user=12345)", None),

@@ -4,6 +4,7 @@
 import gzip
 import json
 from datetime import date
+from itertools import permutations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import prepare_data
 from corpus.document_families import find_families
 from intervals import family_sums
 from recipe_config import RecipeError
+from sources import ranges
 
 
 SPLITS = ("train", "validation", "test")
@@ -108,6 +110,18 @@ def test_what_cannot_be_read_is_quarantined_with_its_place_and_reason_and_the_re
     assert stats(run, "web")["documents_in"] > 31, "what came before the cut is read"
 
 
+def test_a_large_parquet_file_that_is_cut_short_is_quarantined_once_and_the_rest_is_kept(run, monkeypatch):
+    path = run.texts / "web" / "cut.parquet"
+    pq.write_table(pa.table({"text": [make_text(seed) for seed in range(200, 230)]}), path, row_group_size=3)
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(ranges, "RANGE_BYTES", path.stat().st_size // 3)
+    prepare_data.main(run.argv())
+    lines = (run.output_dir / "documents" / "quarantine.jsonl").read_text().splitlines()
+    (found,) = [json.loads(line) for line in lines]
+    assert "cut.parquet" in found["position"] and found["reason"].startswith("damaged or cut short")
+    assert stats(run, "web")["documents_in"] == 31
+
+
 def test_what_is_not_read_is_in_the_table_before_work_starts_and_in_stats_and_data_card(run, capsys):
     web = run.texts / "web"
     (web / "old.WPD").write_bytes(bytes(50))
@@ -159,11 +173,13 @@ def test_a_run_that_would_leave_out_more_than_it_reads_stops_before_anything_is_
 
 
 def test_stats_quote_nothing_of_a_document_that_could_not_be_read(run):
-    append_rows(run, row(make_text(70), date="the day of Acme v Beta"))
+    dates = ["the day of Acme v Beta", "Acme's day", 'Acme\'s "day"', '"Acme" day']
+    append_rows(run, *(row(make_text(70 + n), date=date) for n, date in enumerate(dates)), b'"Acme"')
     prepare_data.main(only_law(run, "--data.splits.future_from='2030-01-01'"))
-    assert list(stats(run, "law")["reasons"]) == [
-        "date: '...' is not a day, month or year such as 2023-05-31, 2023-05 or 2023"
-    ]
+    assert {reason: n["documents"] for reason, n in stats(run, "law")["reasons"].items()} == {
+        "date: '...' is not a day, month or year such as 2023-05-31, 2023-05 or 2023": 4,
+        'not a JSON object but a text; write it as {"text": ...}': 1,
+    }
     assert "Acme" in (run.output_dir / "documents" / "quarantine.jsonl").read_text()
 
 
@@ -325,6 +341,14 @@ def test_repeated_passages_are_cut_and_what_becomes_equal_by_that_is_kept_once(r
     assert {document["text"] for split in SPLITS for document in documents(run, split)} == set(bodies)
     listed = json.loads((run.output_dir / "documents" / "repeated_passages.json").read_text())
     assert listed["most_frequent"] == [{"documents": 30, "text": notice}]
+
+
+def test_text_that_is_all_of_repeated_passages_stops_the_run_with_the_key_to_change(run):
+    passages = [make_text(seed, sentences=10) for seed in range(3)]
+    rows = [row("\n\n".join(order)) for order in permutations(passages)]
+    (run.texts / "law.jsonl").write_bytes(b"\n".join(rows))
+    with pytest.raises(RecipeError, match="data.repeated_passages: no document is left: .* 2 documents share"):
+        prepare_data.main(only_law(run, "--data.repeated_passages={min_documents: 2}"))
 
 
 def test_documents_of_the_future_are_a_split_of_their_own_in_whatever_form_their_date_is(run, capsys):

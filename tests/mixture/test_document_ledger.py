@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 
 import document_ledger
 import pretrain
+from corpus.document_files import in_form_of
+from corpus.text_normalisation import in_document_form
 from document_ledger import open_ledger
 from mixture.permutation import permute, unpermute
 from mixture.phases import make_mixture
@@ -109,6 +111,26 @@ def test_a_passage_finds_its_documents_in_every_split_whatever_its_case_and_line
     assert capsys.readouterr().out == "no document holds it\n"
     with pytest.raises(RecipeError, match="--passage: empty"):
         document_ledger.main([str(run.output_dir), "--passage", " "])
+
+
+def test_a_passage_is_found_in_whatever_form_it_is_given(run, capsys):
+    (row, *_) = pq.read_table(run.output_dir / "documents" / "train" / "law").to_pylist()
+    words = row["text"][40:160].split(" ")
+    passage = "\ufeff" + "\u200b \u00ad".join(words[:4]) + "\u00a0" + "\r\n".join(words[4:]).replace("e", "e\u00ad")
+    document_ledger.main([str(run.output_dir), "--passage", passage, "--json"])
+    assert row["id"] in {json.loads(line)["document"] for line in capsys.readouterr().out.splitlines()}
+    assert in_form_of(run.output_dir / "documents", "cafe\u0301") == "caf\u00e9"
+    assert in_document_form("cafe\u0301\r\n1", normalised=False) == "cafe\u0301\n1"
+    with pytest.raises(RecipeError, match="--passage: empty"):
+        document_ledger.main([str(run.output_dir), "--passage", "\u00ad"])
+
+
+def test_a_folder_that_is_no_run_is_refused_and_not_said_to_hold_no_such_passage(run, tmp_path):
+    unfinished = run.copy(tmp_path / "unfinished").output_dir
+    (unfinished / "documents" / "stage.json").unlink()
+    for folder in (tmp_path / "mistyped", unfinished):
+        with pytest.raises(RecipeError, match=f"{folder}/documents is not the documents/ folder of a finished run"):
+            document_ledger.main([str(folder), "--passage", "the court"])
 
 
 def test_a_run_that_has_not_started_has_no_ledger(tokenized_run):

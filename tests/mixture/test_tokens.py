@@ -534,6 +534,15 @@ def test_a_source_shorter_than_a_sequence_is_refused(tokens):
         mixture_of(tokens, sequence_length=10_000_000)
 
 
+def test_a_source_whose_shards_are_all_shorter_than_a_sequence_is_refused_with_the_longest(tmp_path):
+    write_tokens(tmp_path / "tokens", {"law": [20, 30, 32], "web": [100]})
+    said = (
+        "source law has 32 tokens in the longest of its 3 shards, less than one sequence of 32 and the token after it"
+    )
+    with pytest.raises(RecipeError, match=said):
+        open_shards(tmp_path / "tokens", 32)
+
+
 def test_positions_start_anew_at_each_end_of_text():
     input_ids = np.array([[5, 6, 0, 7, 8, 0, 0, 9], [0, 1, 2, 3, 4, 5, 6, 7]])
     assert document_positions(input_ids, 0).tolist() == [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]

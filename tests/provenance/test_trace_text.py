@@ -91,6 +91,17 @@ def test_the_page_and_the_json_show_the_documents_and_escape_text(run, documents
     assert documents[0]["source"] in capsys.readouterr().out
 
 
+def test_a_text_is_traced_in_whatever_form_it_is_given(run, documents, tmp_path):
+    passage = documents[0]["text"][10:150]
+    given = "\ufeff" + passage.replace("\n", "\r\n").replace(" ", "\u00a0").replace("e", "e\u00ad")
+    (tmp_path / "letter.txt").write_text(given, newline="")
+    trace_text.main([str(run), "--text", str(tmp_path / "letter.txt")])
+    (traced,) = json.loads((run / "trace" / "text.json").read_text())["texts"]
+    assert traced["text"] == passage.strip() and traced["covered_fraction"] > 0.9
+    with pytest.raises(RecipeError, match="--text: nothing but invisible characters"):
+        trace_text.main([str(run), "--text", "\u00ad"])
+
+
 def test_what_the_model_writes_after_a_prompt_is_traced(run):
     command = [sys.executable, str(ROOT / "recipes" / "trace_text.py"), str(run), "--prompt", "The court"]
     finished = subprocess.run([*command, "--min_tokens", "3"], capture_output=True, text=True, check=True)

@@ -169,6 +169,31 @@ def test_word_gives_inserted_text_boxes_and_footnotes_and_not_what_was_deleted(t
     assert example["text"] == "The tenant\n\nshall pay the rent.\n\nBoxed.\n\nSee section 12."
 
 
+@NEEDS_LIBRARIES
+def test_text_that_word_moves_and_a_table_in_a_cell_are_read_once(tmp_path, converter):
+    import docx
+
+    document = docx.Document()
+    moved = "<w:moveFrom><w:r><w:t>Moved. </w:t></w:r></w:moveFrom><w:r><w:t>One. </w:t></w:r>"
+    moved += "<w:moveTo><w:r><w:t>Moved.</w:t></w:r></w:moveTo>"
+    document.element.body.insert(0, docx.oxml.parse_xml(f"<w:p {WORD_XML}>{moved}</w:p>"))
+    away = f"<w:moveFrom {WORD_XML}><w:p><w:r><w:t>Moved away.</w:t></w:r></w:p></w:moveFrom>"
+    document.element.body.insert(1, docx.oxml.parse_xml(away))
+    table = document.add_table(2, 2)
+    for number in range(4):
+        table.cell(*divmod(number, 2)).text = f"outer {number}"
+    inner = table.cell(0, 1).add_table(2, 2)
+    for number in range(4):
+        inner.cell(*divmod(number, 2)).text = f"inner {number}"
+    control = docx.oxml.parse_xml(f"<w:sdt {WORD_XML}><w:sdtContent/></w:sdt>")
+    control[0].append(table.rows[1]._tr)
+    table._tbl.append(control)
+    document.save(tmp_path / "a.docx")
+    (example,) = read_all(tmp_path)
+    rows = "outer 0 | outer 1 inner 0 | inner 1 inner 2 | inner 3\nouter 2 | outer 3"
+    assert example["text"] == f"One. Moved.\n\n{rows}"
+
+
 WORD_XML = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 # Level -> format, text, and what else its element holds.
 LEGAL_LIST = [
@@ -298,6 +323,28 @@ def test_a_mail_of_outlook_gives_html_or_rtf_where_it_has_no_text_and_the_sender
 
 
 @NEEDS_LIBRARIES
+@pytest.mark.parametrize("stated", ["31/05/2024 at noon", "Fri, 31 May 99999999999 23:30:00 -0800"])
+def test_a_mail_whose_date_is_none_keeps_its_text(tmp_path, converter, stated):
+    (tmp_path / "a.eml").write_text(f"Subject: Notice\nDate: {stated}\n\nThe lease ends.\n")
+    write_msg(tmp_path / "b.msg", {SUBJECT: "Notice", BODY: "The lease ends.", HEADERS: f"Date: {stated}\r\n\r\n"})
+    for example in read_all(tmp_path):
+        assert example["text"] == "Notice\n\nThe lease ends." and example["date"] == stated
+    assert len(read_all(tmp_path)) == 2
+
+
+@NEEDS_LIBRARIES
+@pytest.mark.parametrize("stored_as", ["OEBPS/text/chapter 1.xhtml", "OEBPS/text/chapter%201.xhtml"])
+def test_a_book_whose_chapters_are_named_by_urls_is_read(tmp_path, converter, stored_as):
+    sample_documents.render_epub(tmp_path / "a.epub", Sample("A book", ["One.", "Two."]))
+    with zipfile.ZipFile(tmp_path / "a.epub") as book, zipfile.ZipFile(tmp_path / "b.epub", "w") as other:
+        for name in book.namelist():
+            content = book.read(name).replace(b'"text/a.xhtml"', b'"text/chapter%201.xhtml#start"')
+            other.writestr(stored_as if name == "OEBPS/text/a.xhtml" else name, content)
+    first, second = read_all(tmp_path)
+    assert first["text"] == second["text"] == "One.\n\nTwo."
+
+
+@NEEDS_LIBRARIES
 def test_pages_of_a_pdf_and_slides_are_cited_through_to_the_ledger(tmp_path, converter, capsys):
     (tmp_path / "mine").mkdir()
     sample = contract(5, 40)
@@ -394,6 +441,25 @@ def test_a_scan_is_named_and_read_by_tesseract_where_it_is_installed(tmp_path, m
     (example,) = read_all(tmp_path / "texts")
     assert example["text"].split("\n\n") == ["Recognised text.", "Recognised text.", "A page with a text of its own."]
     assert example["ocr_pages"] == 2
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert reasons(tmp_path / "texts") == ["a scan: 2 of 3 pages have no text; tesseract read 0 of them"]
+
+
+@NEEDS_LIBRARIES
+def test_pages_of_a_document_that_are_images_and_unread_are_counted(tmp_path, monkeypatch, converter, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    write_tiny_texts(tmp_path / "texts")
+    lines = [[(60, 700 - 12 * row, 10, line) for row, line in enumerate(make_text(1).splitlines())]]
+    write_pdf(tmp_path / "texts" / "web" / "a.pdf", [*lines, [], []], image=bytes(64))
+    assert read_all(tmp_path / "texts" / "web")[-1]["unread_pages"] == 2
+    run = TinyRun(tmp_path / "texts", tmp_path / "run")
+    sources = [{"name": "web", "path": str(tmp_path / "texts" / "web"), "document_separator": "/(?=No tenant )/"}]
+    prepare_data.main(run.argv(f"--data.sources={json.dumps(sources)}"))
+    assert "web: note: 1 documents lack the text of 2 pages, which are images" in capsys.readouterr().out
+    folder = run.output_dir / "documents"
+    stats = json.loads((folder / "stats.json").read_text())["sources"]["web"]
+    assert stats["unread_pages"] == {"documents": 1, "pages": 2}
+    assert "1 documents lack the text of 2 pages, which are images." in (folder / "README.md").read_text()
 
 
 @NEEDS_LIBRARIES

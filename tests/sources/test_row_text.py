@@ -139,6 +139,21 @@ def test_rows_of_every_format_have_their_text_where_the_source_says(tmp_path):
     assert read_all(tmp_path, text_field="body.content") == [*texts * 3, "a file has no fields"]
 
 
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"text": "all of it"}, {}),
+        ({"body": {"content": "all of it"}}, {"text_field": "body.content"}),
+        ({"first": "all", "last": "it"}, {"text_template": "{first} of {last}"}),
+    ],
+)
+def test_a_record_with_a_text_is_one_row_whatever_mappings_it_has_beside_it(tmp_path, row, settings):
+    others = {name: {"text": "no row"} for name in ("court", "judge", "meta", "source")}
+    (tmp_path / "a.json").write_text(json.dumps(row | others))
+    (tmp_path / "b.json").write_text(json.dumps({str(number): row for number in range(3)}))
+    assert read_all(tmp_path, **settings) == ["all of it"] * 4
+
+
 def test_tables_are_read_by_their_columns_whatever_divides_them_and_whatever_encodes_them(tmp_path):
     quoted = 'id,"the text"\r\n1,"one, ""two""\nthree"\r\n\r\n2,four\r\n'
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + quoted.encode())
@@ -167,6 +182,20 @@ def test_damaged_rows_of_a_table_are_quarantined_and_the_others_kept(tmp_path, m
     (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"' + "never closed\n" * 1000)
     one, rest = read_all(tmp_path, text_field="text")
     assert one == "one" and rest.startswith("damaged table: field larger than field limit")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n4,four\n\n5,five\n"])
+def test_a_quotation_mark_that_is_not_closed_makes_no_document_of_all_the_rows_behind_it(tmp_path, end):
+    (tmp_path / "a.csv").write_text('id,text\n1,"one\nand more"\n\n2,two\n3,"three' + end)
+    source = Source(name="a", path=str(tmp_path / "a.csv"), text_field="text")
+    *before, last = [row for unit in list_units(source) for row in read_unit(source, unit)]
+    assert [row["text"] for row in before] == ["one\nand more", "two"]
+    assert last.position == f"{tmp_path}/a.csv: line 6" and last.reason.startswith("a quotation mark is not closed")
+    (tmp_path / "a.csv").write_text('id,"text\n1,one\n2,two\n')
+    (only,) = read_all(tmp_path, text_field="text")
+    assert only.startswith("a quotation mark is not closed")
+    (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"two"')
+    assert read_all(tmp_path, text_field="text") == ["one", "two"]
 
 
 def test_a_file_that_is_a_whole_corpus_is_divided_at_its_separator(tmp_path):

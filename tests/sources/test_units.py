@@ -126,6 +126,49 @@ def test_a_tar_takes_patterns_for_its_members_and_names_its_damaged_end(tmp_path
     assert counts(listing)[".tar", "a damaged archive"] == counts(listing)[".tar.bz2", "a damaged archive"] == 1
 
 
+@pytest.mark.parametrize("path", ["./data/a.tar", "data//a.tar", "data/./a.tar"])
+def test_a_tar_takes_patterns_however_its_path_is_written(tmp_path, monkeypatch, path):
+    (tmp_path / "data").mkdir()
+    write_tar(tmp_path / "data" / "a.tar", "w", MEMBERS)
+    monkeypatch.chdir(tmp_path)
+    assert texts(Source(name="a", path=path, data_files="sub/*")) == ["row 1", "row 2"]
+
+
+def damage_tar(content: bytes, second: int) -> dict[str, tuple[bytes, str]]:
+    """Return kind of damage -> content and reason, for a tar whose second member begins at a byte."""
+    return {
+        "cut between members": (content[:second], f"it ends at byte {second:,} without the zeros"),
+        "cut in a header": (content[: second + 100], f"no member begins at byte {second:,}: truncated header"),
+        "damaged header": (
+            content[:second] + b"?" + content[second + 1 :],
+            f"no member begins at byte {second:,}: bad checksum",
+        ),
+        "two tars": (content + content, "other bytes follow its end, at byte"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut between members", "cut in a header", "damaged header", "two tars"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_whose_rest_cannot_be_read_is_refused(tmp_path, kind, pack):
+    write_tar(tmp_path / "a.tar", "w", MEMBERS)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        second = archive.getmembers()[1].offset
+    content, reason = damage_tar((tmp_path / "a.tar").read_bytes(), second)[kind]
+    damaged = tmp_path / ("b.tar" if pack is bytes else "b.tar.gz")
+    damaged.write_bytes(pack(content))
+    with pytest.raises(RecipeError, match=f"damaged or cut short: {reason}"):
+        list_units(source_of(damaged))
+    assert ("a damaged archive", 1) in {(n.reason, n.files) for n in list_source(source_of(tmp_path)).inventory.rows()}
+
+
+def test_a_tar_may_end_in_any_number_of_zeros(tmp_path):
+    write_tar(tmp_path / "a.tar", "w", {"a.txt": b"a"})
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(content.rstrip(b"\0") + bytes(512 - len(content.rstrip(b"\0")) % 512 + 512))
+    (tmp_path / "c.tar").write_bytes(content + bytes(3 << 20))
+    assert texts(source_of(tmp_path)) == ["a", "a", "a"]
+
+
 def test_zips_in_a_folder_are_read_by_the_types_of_their_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.ZIP", "w") as archive:
         archive.writestr("sub/one.txt", "one")
@@ -227,6 +270,29 @@ def test_ignore_also_leaves_out_what_could_be_read(tmp_path):
     before = source_fingerprint(source_of(tmp_path))
     assert source_fingerprint(source_of(tmp_path, ignore=[".md"])) != before
     assert source_fingerprint(source_of(tmp_path, ignore=[".pdf"])) == before
+
+
+def test_ignore_may_name_a_packed_tar_by_either_ending(tmp_path):
+    write(tmp_path, "a.txt")
+    write_tar(tmp_path / "b.TGZ", "w:gz", {"b.txt": b"b"})
+    for ending in (".tgz", ".tar.gz", ".tar"):
+        assert texts(source_of(tmp_path, ignore=[ending])) == ["a.txt"], ending
+    assert texts(source_of(tmp_path, ignore=[".txz"])) == ["a.txt", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_what_is_read_of_an_archive_is_part_of_its_fingerprint(tmp_path, name, in_folder):
+    if name == "a.tar":
+        write_tar(tmp_path / name, "w", {"a.txt": b"a", "b.md": b"b"})
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a.txt", "a")
+            archive.writestr("b.md", "b")
+    path = tmp_path if in_folder else tmp_path / name
+    fingerprints = {source_fingerprint(source_of(path, ignore=ignore)) for ignore in ([], [".md"], [".txt"])}
+    assert len(fingerprints) == 3
+    assert source_fingerprint(source_of(path, ignore=[".md"]), whole=False) == source_fingerprint(source_of(path))
 
 
 def test_a_folder_or_file_without_anything_to_read_is_refused_with_what_is_there(tmp_path):
