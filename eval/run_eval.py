@@ -166,7 +166,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that cannot work, and fill in tasks, context_length and stride.
+    """Refuse arguments that cannot work, and fill in tasks and context_length.
 
     Raises: SystemExit: listing every problem.
     """
@@ -229,7 +229,7 @@ def check_folder(model: str) -> list[str]:
 
 
 def check_model(arguments: argparse.Namespace) -> list[str]:
-    """Return the problems of the model, and fill in context_length and stride from its config."""
+    """Return the problems of the model, and fill in context_length from its config."""
     if problems := check_folder(arguments.model):
         return [f"--model: {problem}" for problem in problems]
     try:
@@ -243,8 +243,7 @@ def check_model(arguments: argparse.Namespace) -> list[str]:
     arguments.context_length = arguments.context_length or limit
     if limit is not None and arguments.context_length > limit:
         return [f"--context_length={arguments.context_length} is more than the model's {limit} positions"]
-    arguments.stride = max(1, arguments.context_length // 2) if arguments.stride is None else arguments.stride
-    if arguments.stride > arguments.context_length:
+    if arguments.stride is not None and arguments.stride > arguments.context_length:
         return [f"--stride={arguments.stride} is more than the context of {arguments.context_length} tokens"]
     return []
 
@@ -304,7 +303,8 @@ def evaluate_model(
     model, tokenizer = on_all(lambda: load_model(name, revision, arguments.dtype, device=state.device))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or arguments.context_length
     own = argparse.Namespace(**vars(arguments) | {"context_length": min(arguments.context_length, limit)})
-    own.stride = min(own.stride, own.context_length)
+    # Half of each model's own context: half of a longer one would leave the windows of a shorter one without overlap.
+    own.stride = max(1, own.context_length // 2) if own.stride is None else min(own.stride, own.context_length)
     names = ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "stride", "seed")
     settings = {each: getattr(own, each) for each in names} | {"device": state.device.type}
     versions = {"python": platform.python_version()} | {
@@ -424,8 +424,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
         config = on_all(lambda: AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False))
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
-            own = {"context_length": longest, "stride": longest // 2}
-            settings[f"--{longest}-tokens"] = argparse.Namespace(**vars(arguments) | own)
+            settings[f"--{longest}-tokens"] = argparse.Namespace(**vars(arguments) | {"context_length": longest})
     return settings
 
 

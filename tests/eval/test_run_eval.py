@@ -604,6 +604,26 @@ def test_a_baseline_is_scored_with_both_contexts_and_once_for_its_weights(
     assert "other" in scored and third["baselines"]["other"] != first["baselines"]["other"]
 
 
+def test_a_baseline_of_a_shorter_context_is_scored_in_overlapping_windows_as_it_would_be_alone(model_folder, tmp_path):
+    folder = tmp_path / "documents" / "test" / "contracts"
+    folder.mkdir(parents=True)
+    text = " ".join(f"On day {day} the parties met for no good." for day in range(30))
+    pq.write_table(pa.Table.from_pylist([{"id": "a", "text": text, "date": None}]), folder / "00000.parquet")
+    shorter = shutil.copytree(model_folder, tmp_path / "shorter")
+    with_config(max_position_embeddings=64)(shorter)
+    documents = ["--documents", str(tmp_path / "documents")]
+    main(["--model", str(shorter), *documents, "--output", str(tmp_path / "alone")])
+    beside = ["--baselines", str(shorter), "--output", str(tmp_path / "eval")]
+    main(["--model", str(model_folder), *documents, *beside])
+    paths = ("alone/results.json", "eval/baselines/shorter/results.json", "eval/results.json")
+    alone, baseline, own = (json.loads((tmp_path / path).read_text()) for path in paths)
+    assert [each["settings"]["stride"] for each in (alone, baseline, own)] == [32, 32, 64]
+    assert baseline["bits_per_byte"] == alone["bits_per_byte"]
+    main(["--model", str(model_folder), *documents, "--stride", "48", *beside])
+    settings = [json.loads((tmp_path / path).read_text())["settings"] for path in paths[1:]]
+    assert [each["stride"] for each in settings] == [48, 48]
+
+
 def test_a_baseline_whose_tokenizer_or_configuration_was_corrected_is_scored_again(
     model_folder, documents, tmp_path, monkeypatch
 ):
