@@ -60,7 +60,7 @@ from generated_samples import GENERATION, generate_sample
 from group_scores import average_groups
 from held_out_scores import score_sources
 from item_scores import score_items
-from limits import run_script
+from limits import NotScored, run_script
 from request_scoring import RequestScorer, score_requests
 from results_folder import (
     OWN_FILES,
@@ -297,7 +297,7 @@ def evaluate_model(
 
     Returns: the files of its folder, {path: text}.
 
-    Raises: NotLoaded
+    Raises: NotLoaded, NotScored
     """
     state = PartialState()
     model, tokenizer = on_all(lambda: load_model(name, revision, arguments.dtype, device=state.device))
@@ -535,15 +535,15 @@ def check_launch() -> None:
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
-    """Evaluate the model and the baselines that can be loaded, and write their results."""
+    """Evaluate the model and the baselines that can be loaded and scored, and write their results."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     try:
         files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
-    except NotLoaded as error:
+    except (NotLoaded, NotScored) as error:
         raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
-    not_scored, failed_before = {}, failed_baselines(arguments.output)
+    not_scored, failed_before, try_again = {}, failed_baselines(arguments.output), False
     for name, unique in baseline_names(arguments.baselines).items():
         folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
         try:
@@ -553,17 +553,20 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
                 found["results.json"] = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
                 files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
                 baselines[f"{folder}{label}"] = summarise_baseline(scores)
-        except NotLoaded as error:
-            text = f"the baseline {name} was not scored: {error}; evaluate again once it can be loaded"
+        except (NotLoaded, NotScored) as error:
+            not_scored[shown] = text = f"the baseline {name} was not scored: {error}"
+            if isinstance(error, NotLoaded):
+                text += "; evaluate again once it can be loaded"
+                not_scored[shown] = failed_before.get(shown, text)  # each try may word it otherwise
+                try_again = True
             if state.is_main_process:
                 logger.error("evaluate: %s", text)
-            not_scored[shown] = failed_before.get(shown, text)  # each try may word it otherwise
     if baselines or not_scored:
         results |= {"baselines": baselines, "baselines_not_scored": not_scored}
         files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
-        if not not_scored:  # else the next try, for these, scores nothing twice
+        if not try_again:  # else the next try, for what could not be loaded, scores nothing twice
             clear_parts(arguments.output)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
 

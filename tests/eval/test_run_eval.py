@@ -36,7 +36,7 @@ from bits_per_byte import load_model, score_documents
 from generated_samples import generate_sample
 from intervals import measured
 from item_scores import gold_bits
-from limits import run_script
+from limits import NotScored, run_script
 from request_scoring import RequestScorer
 from results_folder import locked_output
 from run_eval import load_tasks, main, parse_arguments, run_task
@@ -662,6 +662,46 @@ def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(mo
     assert any(text.startswith("The baseline nobody/absent was not scored: ") for text in problems)
 
 
+@pytest.fixture(scope="module")
+def unscorable(model_folder, tmp_path_factory):
+    """Models that can be loaded and not scored: without a token that starts a document, and of no numbers."""
+    folder = tmp_path_factory.mktemp("unscorable")
+    model, tokenizer = load_model(str(model_folder))
+    model.save_pretrained(folder / "startless")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(folder / "startless")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(folder / "damaged")
+    tokenizer.save_pretrained(folder / "damaged")
+    return {"startless": "neither a bos nor an eos token", "damaged": "the weights are damaged"}, folder
+
+
+@pytest.mark.parametrize("work", ["documents", "tasks", "prompts"])
+def test_a_baseline_that_cannot_be_scored_is_noted_and_the_others_are_scored(
+    model_folder, documents, unscorable, work, tmp_path
+):
+    reasons, folder = unscorable
+    asked = {"documents": ["--documents", str(documents)], "tasks": ["--tasks", "dosing_shorthand"]}
+    asked = [*asked.get(work, ["--prompts", "The"]), "--output", str(tmp_path / "eval")]
+    others = [*(str(folder / name) for name in reasons), str(model_folder)]
+    main(["--model", str(model_folder), *asked, "--baselines", *others])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert list(results["baselines"]) == [model_folder.name] and not (tmp_path / ".eval.parts").exists()
+    for (name, reason), said in zip(reasons.items(), results["baselines_not_scored"].values(), strict=True):
+        assert said.startswith(f"the baseline {folder / name} was not scored: ") and reason in said
+        with pytest.raises(SystemExit, match=f"--model: .*{reason}"):
+            main(["--model", str(folder / name), *asked])
+
+
+def test_a_baseline_that_one_of_two_processes_cannot_score_ends_in_both(model_folder, documents, unscorable, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", run_eval.__file__]
+    command = [sys.executable, *launch, "--model", str(model_folder), "--documents", str(documents)]
+    command += ["--output", str(tmp_path / "eval"), "--baselines", str(unscorable[1] / "damaged")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=200)
+    assert list(json.loads((tmp_path / "eval/results.json").read_text())["baselines_not_scored"])
+
+
 def test_the_next_try_for_a_baseline_scores_nothing_twice(model_folder, documents, tmp_path, monkeypatch):
     scored, original = [], held_out_scores.score_documents
 
@@ -718,7 +758,7 @@ def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_
 
 
 def test_a_task_none_of_whose_continuations_fits_the_context_is_refused(model, tokenizer):
-    with pytest.raises(SystemExit, match="general_agreement: no item fits context_length=4"):
+    with pytest.raises(NotScored, match="general_agreement: no item fits context_length=4"):
         run_tasks(model, tokenizer, ["general_agreement"], context_length=4, batch_size=4)
 
 
