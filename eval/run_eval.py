@@ -181,6 +181,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.tasks = choose_tasks(arguments.tasks, read_benchmarks(), arguments.noncommercial)
     except ValueError as error:
         problems.append(f"--tasks: {error}")
+    else:
+        problems += unused_rows(arguments)
     if arguments.export_requests is None:
         problems += [f"--{name} is required" for name in ("model", "output") if getattr(arguments, name) is None]
         if not (arguments.documents or arguments.tasks or arguments.stock_tasks or arguments.prompts):
@@ -212,6 +214,27 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             problems += [f"--baselines: {problem}" for problem in check_folder(named_revision(name)[0])]
     if problems:
         raise SystemExit("run_eval.py cannot start:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def unused_rows(arguments: argparse.Namespace) -> list[str]:
+    """Return a problem for each name of --task_data that is neither a chosen task nor a group of one."""
+    if not arguments.task_data:
+        return []
+    benchmarks = read_benchmarks()
+    exported = arguments.export_requests is not None and not arguments.stock_tasks
+    tasks = arguments.tasks or (own_tasks(benchmarks) if exported else [])
+    known = dict.fromkeys(name for task in tasks for name in (task, *benchmarks[task].groups))
+    return [
+        f"--task_data: {name} is not read, since it is no chosen task nor a group of one; there are "
+        f"{', '.join(known) or 'none: name them with --tasks'}"
+        for name in arguments.task_data
+        if name not in known
+    ]
+
+
+def own_tasks(benchmarks: dict[str, Benchmark]) -> list[str]:
+    """Return the tasks whose items are in this repository, which --export_requests writes where no task is named."""
+    return [name for name, benchmark in benchmarks.items() if benchmark.dataset_path == "json"]
 
 
 def check_folder(model: str) -> list[str]:
@@ -503,8 +526,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:
-        own = [name for name, benchmark in read_benchmarks().items() if benchmark.dataset_path == "json"]
-        arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own)
+        arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own_tasks(read_benchmarks()))
         export_requests(arguments)
         return
     check_launch()

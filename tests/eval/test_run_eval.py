@@ -856,6 +856,21 @@ def test_settings_the_model_cannot_serve_are_refused(model_folder, tmp_path, ext
         main(["--model", str(model_folder), "--output", str(tmp_path / "eval"), *extra])
 
 
+def test_rows_for_a_task_that_is_not_chosen_are_refused_with_the_names_that_are(model_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--tasks", "arc_easy,mmlu_anatomy"]
+    rows = [f"{name}={tmp_path / 'rows.jsonl'}" for name in ("arc_esay", "mmlu", "arc_easy", "legal_sense")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--task_data", *rows])
+    known = f"there are {', '.join(['arc_easy', 'mmlu_anatomy', *read_benchmarks()['mmlu_anatomy'].groups])}"
+    assert str(stop.value).splitlines()[1:] == [
+        f"  --task_data: {name} is not read, since it is no chosen task nor a group of one; {known}"
+        for name in ("arc_esay", "legal_sense")
+    ]
+    with pytest.raises(SystemExit, match="--task_data: mmlu is not read, .*; there are general_agreement, "):
+        main(["--export_requests", str(tmp_path / "benchmarks"), "--task_data", rows[1]])
+
+
 @pytest.mark.parametrize("name", ["{}/absent", "clients/acme", "./acme", "~/acme"])
 def test_model_folder_that_is_not_there_is_refused_without_asking_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
