@@ -55,14 +55,19 @@ def bits(documents: list[dict]) -> Score:
 def compare_items(items: list[dict[str, dict]], name: str, scorer, seed: int) -> dict | None:
     """Compare evaluations on the items of `name` that all of them scored; None for fewer than two items.
 
+    Documents count by the first evaluation's families, so that a draw is of the same documents in all of them.
+
     Args: items: of each evaluation, by what names an item.
     """
     shared = [key for key in items[0] if all(key in each for each in items[1:])]
     if len(shared) < 2:
         return None
-    rows = [[each[key] for key in shared] for each in items]
+    rows, size = [[each[key] for key in shared] for each in items], len(shared)
+    if scorer is bits:
+        families = [{"family": row.get("family")} for row in rows[0]]
+        rows = [[row | family for row, family in zip(each, families, strict=True)] for each in rows]
+        size = len(family_sums(rows[0], "bytes"))
     scores = [scorer(each) for each in rows]
-    size = len(family_sums(rows[0], "bytes")) if scorer is bits else len(shared)
     every = np.arange(size)
     return {
         "num_items": len(shared),

@@ -123,3 +123,23 @@ def test_documents_of_a_family_count_as_one(tmp_path):
         entry = compare(folders)["bits_per_byte"]["law"]["against_first"][1]
         widths.append(entry["stderr"])
     assert len(set(widths)) == 2
+
+
+def write_families(folder, bits, families):
+    """Write documents of a hundred bytes that need these bits per byte."""
+    rows = [
+        {"id": str(n), "nats": cost * 100 * np.log(2), "bytes": 100, "family": family}
+        for n, (cost, family) in enumerate(zip(bits, families, strict=True))
+    ]
+    path = folder / "items" / "documents.law.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("families", [[None] * 4, [0, 0, 0, 0], [1, 0, 2, 0], [0, 1, 2, 3]])
+def test_documents_are_paired_by_the_families_of_the_first_evaluation(tmp_path, families):
+    folders = [write_evaluation(tmp_path / name, name, 0.5, 2.0) for name in ("a", "b")]
+    write_families(folders[0], [1.0, 2.0, 4.0, 8.0], [0, 0, 1, 2])
+    write_families(folders[1], [1.5, 2.5, 4.5, 8.5], families)
+    entry = compare(folders)["bits_per_byte"]["law"]
+    assert entry["scores"] == pytest.approx([15 / 4, 17 / 4])
+    assert entry["against_first"][1]["interval"] == pytest.approx([0.5, 0.5]), "half a bit more in every family"
