@@ -53,9 +53,11 @@ def build(run: RunFiles) -> Section | None:
     if not any(map(run.has, STAGE_FILES)):
         return None
     results = run.json("eval/results.json")
-    measured, baselines = measured_parts(results), read_baselines(run)
+    part, baselines = judged_part(results), read_baselines(run)
+    measured = results["bits_per_byte"][part] if results else {}
+    compared = {name: others(part, name, entry, baselines) for name, entry in measured.items()}
     verdicts = [
-        judge(name, entry, others(name, entry, baselines), paired_intervals(run, results, name, baselines))
+        judge(name, entry, compared[name], paired_intervals(run, results, part, name, baselines))
         for name, entry in measured.items()
     ]
     also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"), run.yaml("recipe.yaml"))]
@@ -74,7 +76,7 @@ def build(run: RunFiles) -> Section | None:
             "The black line is the model's 95 % interval; a compressor's score inside it counts as level. Another "
             "model is compared document by document"
         )
-        figures["overview"] = (baselines_figure(measured, baselines), text)
+        figures["overview"] = (baselines_figure(measured, compared), text)
     return Section(run.folder.resolve().name, values, figures, summarise(values))
 
 
@@ -109,30 +111,38 @@ def describe_training(training: dict | None, recipe: dict | None) -> str:
 # Is it any good?
 
 
-def measured_parts(results: dict | None) -> dict[str, dict]:
-    """Return the held-out scores to judge: of each source, or of each domain where there are many sources."""
-    scored = results["bits_per_byte"] if results else {"sources": {}}
-    return scored["sources"] if len(scored["sources"]) <= MAX_PARTS else scored["domains"]
+def judged_part(results: dict | None) -> str:
+    """Return which held-out scores are judged: "sources", or "domains" where there are many sources.
+
+    A source may have the name of a domain, so what is compared has to be of the same part.
+    """
+    return "domains" if results and len(results["bits_per_byte"]["sources"]) > MAX_PARTS else "sources"
 
 
-def others(name: str, entry: dict, baselines: dict[str, dict]) -> dict[str, float]:
-    """Return the bits per byte of everything else that was measured on the same text, {what: bits}."""
+def others(part: str, name: str, entry: dict, baselines: dict[str, dict]) -> dict[str, float]:
+    """Return the bits per byte of everything else that was measured on the same text, {what: bits}.
+
+    Args: part: from judged_part.
+    """
     found = {}
     for model, results in baselines.items():
-        scored = results["bits_per_byte"]
-        same = scored["sources"].get(name) or scored.get("domains", {}).get(name)
+        same = results["bits_per_byte"].get(part, {}).get(name)
         if same:
             found[model] = same["bits_per_byte"]
     return found | {text: entry[kind] for kind, text in XZ_NAMES.items() if entry.get(kind) is not None}
 
 
-def paired_intervals(run: RunFiles, results: dict, name: str, baselines: dict[str, dict]) -> dict[str, list[float]]:
+def paired_intervals(
+    run: RunFiles, results: dict, part: str, name: str, baselines: dict[str, dict]
+) -> dict[str, list[float] | None]:
     """Return the 95 % interval of how many more bits per byte each baseline needs, {model: interval}.
 
-    Both predict the same documents, so that what is hard for both adds nothing to the interval.
+    Both predict the same documents, so that what is hard for both adds nothing to the interval. One family has none.
+
+    Args: part: from judged_part.
     """
     scored = results["bits_per_byte"]["sources"]
-    sources = [name] if name in scored else [source for source, entry in scored.items() if entry["domain"] == name]
+    sources = [source for source, entry in scored.items() if entry["domain"] == name] if part == "domains" else [name]
     found = {}
     for model, other in baselines.items():
         documents = [
@@ -227,8 +237,8 @@ def tokenizer_sentences(report: dict | None, recipe: dict | None) -> list[str]:
     return [f"The tokenizer needs {join(compared)} than one trained on general text alone."]
 
 
-def baselines_figure(measured: dict[str, dict], baselines: dict[str, dict]) -> Figure:
-    parts = {name: others(name, entry, baselines) for name, entry in measured.items()}
+def baselines_figure(measured: dict[str, dict], parts: dict[str, dict[str, float]]) -> Figure:
+    """Draw each score above all that `others` found for it."""
     names = list(dict.fromkeys(what for compared in parts.values() for what in compared))
     figure = Figure(figsize=(WIDTH, 0.5 + sum(0.35 + 0.27 * (1 + len(compared)) for compared in parts.values())))
     axes = figure.subplots()

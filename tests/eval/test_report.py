@@ -379,18 +379,21 @@ def test_a_verdict_counts_only_what_is_outside_the_interval(compared, level, lab
     assert all(f"{what} ({value:.2f})" in verdict.text for what, value in compared.items())
 
 
-def write_documents(folder, bits, size_bytes=100):
-    """Write an evaluation of documents that need these bits per byte, of two sources of one domain."""
+def write_documents(folder, bits, size_bytes=100, family=None):
+    """Write an evaluation of documents that need these bits per byte, of sources of one domain."""
     (folder / "items").mkdir(parents=True)
     sources = {}
     for source, needed in bits.items():
         lines = [
-            {"id": f"{source}-{n}", "family": None, "bytes": size_bytes, "nats": each * size_bytes * math.log(2)}
+            {"id": f"{source}-{n}", "family": family, "bytes": size_bytes, "nats": each * size_bytes * math.log(2)}
             for n, each in enumerate(needed)
         ]
         (folder / "items" / f"documents.{source}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         sources[source] = entry("legal", sum(needed) / len(needed), interval=(min(needed), max(needed)))
-    results = {"model": f"models/{folder.name}", "settings": {}, "bits_per_byte": {"sources": sources}}
+    every = [each for needed in bits.values() for each in needed]
+    whole = entry("legal", sum(every) / len(every), interval=(min(every), max(every)))
+    scored = {"sources": sources, "domains": {"legal": whole}}
+    results = {"model": f"models/{folder.name}", "settings": {}, "bits_per_byte": scored}
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -410,12 +413,30 @@ def test_a_model_is_compared_with_another_on_the_same_documents(tmp_path, more, 
     write_documents(tmp_path / "eval" / "baselines" / "base", {"rulings": other, "statutes": other})
     run = RunFiles(tmp_path)
     results, baselines = run.json("eval/results.json"), read_baselines(run)
-    differences = overview.paired_intervals(run, results, part, baselines)
+    kind = "domains" if part == "legal" else "sources"
+    differences = overview.paired_intervals(run, results, kind, part, baselines)
     low, high = differences["models/base"]
     assert low <= sum(more) / len(more) <= high
     one = entry("legal", 1.75, interval=(0.9, 2.6))
     text = overview.judge(part, one, {"models/base": sum(other) / 6}, differences).text
     assert f"{words} ({sum(other) / 6:.2f}, the difference {low:.2f} to {high:.2f})" in text
+
+
+def test_a_domain_of_many_sources_is_compared_as_a_whole_where_a_source_has_its_name(tmp_path):
+    names = ["legal", "rulings", "statutes", "treaties", "opinions"]
+    ours = {name: [1.0, 1.2, 1.4, 1.6] for name in names}
+    theirs = {name: [each + (1.0 if name == "legal" else -0.5) for each in needed] for name, needed in ours.items()}
+    write_documents(tmp_path / "eval", ours)
+    write_documents(tmp_path / "eval" / "baselines" / "base", theirs)
+    run = RunFiles(tmp_path)
+    results, baselines = run.json("eval/results.json"), read_baselines(run)
+    part = overview.judged_part(results)
+    assert part == "domains"
+    (whole,) = results["bits_per_byte"][part].values()
+    assert overview.others(part, "legal", whole, baselines)["models/base"] == pytest.approx(1.3 - 0.2)
+    low, high = overview.paired_intervals(run, results, part, "legal", baselines)["models/base"]
+    assert low < -0.2 < high < 1.0
+    assert overview.others("sources", "legal", whole, baselines)["models/base"] == pytest.approx(2.3)
 
 
 def problems(folder):
