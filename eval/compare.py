@@ -209,7 +209,8 @@ def differences_figure(compared: dict) -> Figure:
                 place = row + 0.5 * (index / len(models) - 0.5)
                 against = entry["against_first"][index]
                 color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-                axes.plot(against["interval"], [place, place], color=color, linewidth=1.5)
+                if against["interval"]:  # one family of documents has none
+                    axes.plot(against["interval"], [place, place], color=color, linewidth=1.5)
                 label = plain(models[index])[-40:] if row == 0 else None
                 axes.plot([against["difference"]], [place], marker, color=color, label=label)
         axes.set_yticks(range(len(compared[part])), [plain(name) for name in compared[part]])

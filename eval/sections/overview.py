@@ -158,20 +158,23 @@ def paired_intervals(
     return found
 
 
-def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[str, list[float]]) -> Verdict:
+def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[str, list[float] | None]) -> Verdict:
     """Compare a score with each baseline: neither is better where the 95 % interval of the difference holds 0.
+
+    Nothing is said of a difference without an interval.
 
     Args: paired_with: from paired_intervals; for the others the score's own interval decides.
     """
     bits = entry["bits_per_byte"]
-    low, high = entry["confidence_interval"] or (bits, bits)
-    interval = f" (95 % interval {low:.2f} to {high:.2f})" if entry["confidence_interval"] else ""
+    own = entry["confidence_interval"]
+    interval = f" (95 % interval {own[0]:.2f} to {own[1]:.2f})" if own else ""
     text = [f"On held-out text the model needs {bits:.2f} bits per byte{interval}."]
-    groups = {"beaten": [], "equal": [], "ahead": []}
+    groups = {"beaten": [], "equal": [], "ahead": [], "unknown": []}
     for what, value in compared.items():
-        least, most = paired_with.get(what) or (value - high, value - low)
-        group = "beaten" if least > 0 else "ahead" if most < 0 else "equal"
-        difference = f", the difference {least:.2f} to {most:.2f}" if what in paired_with else ""
+        paired = paired_with.get(what)
+        differs = paired or (own and what not in paired_with and [value - own[1], value - own[0]])
+        group = "unknown" if not differs else "beaten" if differs[0] > 0 else "ahead" if differs[1] < 0 else "equal"
+        difference = f", the difference {paired[0]:.2f} to {paired[1]:.2f}" if paired else ""
         groups[group].append(f"{what} ({value:.2f}{difference})")
     if groups["beaten"]:
         text.append(f"It beats {join(groups['beaten'])}.")
@@ -179,9 +182,13 @@ def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[
         text.append(f"It is level with {join(groups['equal'])}.")
     if groups["ahead"]:
         text.append(f"It does not yet beat {join(groups['ahead'], 'or')}.")
+    if groups["unknown"]:
+        text.append(f"One document, or one family of them, cannot tell it from {join(groups['unknown'], 'or')}.")
     if not compared:
         return Verdict(name, "unknown", "No baseline was measured", " ".join([*text, "Nothing was compared with it."]))
-    if not groups["ahead"] and not groups["equal"]:
+    if len(groups["unknown"]) == len(compared):
+        level, label = "unknown", "Too few documents to compare"
+    elif len(groups["beaten"]) == len(compared):
         level, label = "good", f"Better than {'every baseline' if len(compared) > 1 else 'the baseline'} measured"
     elif groups["beaten"]:
         level, label = "mixed", f"Better than {len(groups['beaten'])} of {len(compared)} baselines"

@@ -143,3 +143,14 @@ def test_documents_are_paired_by_the_families_of_the_first_evaluation(tmp_path, 
     entry = compare(folders)["bits_per_byte"]["law"]
     assert entry["scores"] == pytest.approx([15 / 4, 17 / 4])
     assert entry["against_first"][1]["interval"] == pytest.approx([0.5, 0.5]), "half a bit more in every family"
+
+
+def test_documents_of_one_family_give_no_interval_and_no_star(tmp_path):
+    folders = [write_evaluation(tmp_path / name, name, 0.5, 2.0) for name in ("a", "b")]
+    for folder, bits in zip(folders, (1.0, 2.0), strict=True):
+        write_families(folder, [bits] * 3, [7] * 3)
+    main([*map(str, folders), "--output", str(tmp_path / "out")])
+    entry = json.loads((tmp_path / "out" / "comparison.json").read_text())["bits_per_byte"]["law"]
+    assert entry["scores"] == pytest.approx([1.0, 2.0])
+    against = entry["against_first"][1]
+    assert against["interval"] is None and not against["beyond_noise"]

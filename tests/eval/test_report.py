@@ -379,6 +379,16 @@ def test_a_verdict_counts_only_what_is_outside_the_interval(compared, level, lab
     assert all(f"{what} ({value:.2f})" in verdict.text for what, value in compared.items())
 
 
+def test_nothing_is_claimed_of_a_difference_without_an_interval():
+    one = entry("legal", 1.4, interval=None)
+    verdict = overview.judge("law", one, {"a": 2.0, "b": 1.0, "xz": 3.0}, {"a": None, "b": None})
+    assert (verdict.level, verdict.label) == ("unknown", "Too few documents to compare")
+    assert "It beats" not in verdict.text and "One document, or one family of them, cannot tell it" in verdict.text
+    assert "a (2.00), b (1.00) or xz (3.00)" in verdict.text
+    verdict = overview.judge("law", one, {"a": 2.0, "b": 1.0}, {"a": [0.5, 0.7], "b": None})
+    assert (verdict.level, verdict.label) == ("mixed", "Better than 1 of 2 baselines")
+
+
 def write_documents(folder, bits, size_bytes=100, family=None):
     """Write an evaluation of documents that need these bits per byte, of sources of one domain."""
     (folder / "items").mkdir(parents=True)
@@ -437,6 +447,14 @@ def test_a_domain_of_many_sources_is_compared_as_a_whole_where_a_source_has_its_
     low, high = overview.paired_intervals(run, results, part, "legal", baselines)["models/base"]
     assert low < -0.2 < high < 1.0
     assert overview.others("sources", "legal", whole, baselines)["models/base"] == pytest.approx(2.3)
+
+
+def test_the_difference_of_one_family_of_documents_is_unknown(tmp_path):
+    write_documents(tmp_path / "eval", {"rulings": [1.0, 1.2]}, family=3)
+    write_documents(tmp_path / "eval" / "baselines" / "base", {"rulings": [2.0, 2.2]}, family=3)
+    run = RunFiles(tmp_path)
+    results, baselines = run.json("eval/results.json"), read_baselines(run)
+    assert overview.paired_intervals(run, results, "sources", "rulings", baselines) == {"models/base": None}
 
 
 def problems(folder):
