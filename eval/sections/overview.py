@@ -400,7 +400,7 @@ def list_next_steps(run: RunFiles, verdicts: list[Verdict], baselines: dict[str,
         steps.append({"text": text, "command": command(run, "recipes/run_recipe.py")})
     if results and verdicts and not baselines:
         text = "Compare with a model that exists, on the same text and tasks."
-        steps.append({"text": text, "command": baseline_command(folder, results)})
+        steps.append({"text": text, "command": baseline_command(run, results)})
     if training and any(one.level in ("mixed", "bad") for one in verdicts):
         steps.append(more_training(run, training))
     if training and results:
@@ -415,12 +415,25 @@ def list_next_steps(run: RunFiles, verdicts: list[Verdict], baselines: dict[str,
     return steps
 
 
-def baseline_command(folder: str, results: dict) -> str:
-    """Return the command that repeats the evaluation with a baseline: the results of one command are one file."""
+def baseline_command(run: RunFiles, results: dict) -> str:
+    """Return the command that repeats the evaluation with a baseline: the results of one command are one file.
+
+    With other settings it would replace the scores by others.
+    """
+    if run.has("recipe.yaml"):
+        return command(run, "recipes/run_recipe.py", f'--evaluation.baselines=["{EXAMPLE_BASELINE}"]')
+    folder, settings = run.shown_folder, results["settings"]
     words = ["python", "eval/run_eval.py", "--model", f"{folder}/model", "--documents", f"{folder}/documents"]
     words += ["--output", f"{folder}/eval", "--baselines", EXAMPLE_BASELINE]
-    words += ["--tasks", ",".join(results["settings"]["tasks"])] if results["settings"].get("tasks") else []
-    words += ["--prompts", *(sample["prompt"] for sample in results["samples"])] if results["samples"] else []
+    words += ["--tasks", ",".join(settings["tasks"])] if settings.get("tasks") else []
+    words += [f"--prompt={sample['prompt']}" for sample in results["samples"]]
+    for name in ("split", "max_bytes_per_source", "num_fewshot", "batch_size", "dtype", "context_length", "seed"):
+        words += [f"--{name}", str(settings[name])] if settings.get(name) is not None else []
+    # Half the context is what no --stride means, and a baseline of another context has another half.
+    if settings.get("stride") not in (None, settings["context_length"] // 2):
+        words += ["--stride", str(settings["stride"])]
+    if settings.get("decontamination_sha256"):
+        words += ["--decontamination", f"{folder}/documents/decontamination.json"]
     sources = results["bits_per_byte"]["sources"].values()
     words += ["--xz"] if any(entry.get("xz_stream") is not None for entry in sources) else []
     return f"{shell(words)}\n{shell(['python', 'eval/report.py', folder])}"

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -455,6 +456,37 @@ def test_the_difference_of_one_family_of_documents_is_unknown(tmp_path):
     run = RunFiles(tmp_path)
     results, baselines = run.json("eval/results.json"), read_baselines(run)
     assert overview.paired_intervals(run, results, "sources", "rulings", baselines) == {"models/base": None}
+
+
+def words_of(command):
+    """Return the words of the first of a report's commands."""
+    return shlex.split(command.replace("\\\n", " ").splitlines()[0])
+
+
+def test_the_command_for_a_baseline_repeats_the_evaluation_with_its_own_settings(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
+    results = json.loads((run / "eval" / "results.json").read_text())
+    recipe = load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}"])
+    record_stage(recipe, "evaluate")
+    assert is_finished(recipe, "evaluate")
+    words = words_of(overview.baseline_command(RunFiles(run), results))
+    assert words[:4] == ["python", "recipes/run_recipe.py", "--config", "path/to/run/recipe.yaml"]
+    again = load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}", *words[4:]])
+    assert again.evaluation.baselines == [overview.EXAMPLE_BASELINE]
+    assert again.evaluation.model_copy(update={"baselines": []}) == recipe.evaluation
+    assert not is_finished(again, "evaluate"), "it is evaluated anew"
+
+    (run / "recipe.yaml").unlink()
+    given = run_eval.parse_arguments(words_of(overview.baseline_command(RunFiles(run), results))[2:])
+    asked = results["settings"]
+    for name in ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "seed", "num_fewshot"):
+        assert getattr(given, name) == asked[name], name
+    assert given.tasks == asked["tasks"] and given.stride is None
+    assert given.prompts == [sample["prompt"] for sample in results["samples"]]
+    results["settings"] |= {"stride": 8, "num_fewshot": 3, "decontamination_sha256": "0" * 64, "seed": 5}
+    given = run_eval.parse_arguments(words_of(overview.baseline_command(RunFiles(run), results))[2:])
+    assert (given.stride, given.num_fewshot, given.seed) == (8, 3, 5)
+    assert given.decontamination == Path("path/to/run/documents/decontamination.json")
 
 
 def problems(folder):
