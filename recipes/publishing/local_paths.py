@@ -9,6 +9,7 @@ import html
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def remove_words(value: Any, words: Iterable[str]) -> Any:
     if isinstance(value, list):
         return [remove_words(part, words) for part in value]
     for word in words if isinstance(value, str) else ():
-        for spelling in {word, json.dumps(word)[1:-1], html.escape(word)}:
+        forms = {word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))}
+        for spelling in {written for form in forms for written in (form, json.dumps(form)[1:-1], html.escape(form))}:
             value = re.sub(rf"(?i)(?<![^\W_]){re.escape(spelling)}(?![^\W_])", REMOVED, value)
     return value
 

@@ -65,7 +65,7 @@ from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.leak_limits import refuse_leaks
-from publishing.local_paths import shorten_paths
+from publishing.local_paths import remove_words, shorten_paths
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
@@ -1056,6 +1056,41 @@ def test_a_confidential_word_is_refused_in_a_vocabulary_and_in_the_name_of_a_sou
     name = list(SOURCES)[0]
     with pytest.raises(RecipeError, match="data.sources.0.name: .* is in hub.confidential, and names and domains"):
         load(workspace, confidential=[name[:5].upper()])
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize(
+    ("word", "token"),
+    [
+        ("Wächter", "\u0120WÃ¤chter"),  # byte-level, as in tokenizer.json and in GGUF
+        ("Wächter", "WÃĦCHTER"),
+        ("Wa\u0308chter", "\u0120WÃ¤chter"),
+        ("Wächter", "\u2581Wa\u0308chter"),
+        ("Wächter & Co", "\u0120WÃ¤chter\u0120&\u0120Co"),
+        ("Acme Corp", "\u0120Acme\u0120Corp"),
+        ("Acme Corp", "\u2581acme\u2581corp"),
+        ("野村", "éĩİæĿĳ"),
+    ],
+)
+def test_a_confidential_word_is_refused_in_each_spelling_of_a_vocabulary(tmp_path, word, token, escaped):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 7}}}, ensure_ascii=escaped))
+    refuse_secrets(tmp_path, set(), ["Wachter", "Wächte", "Corps"])
+    with pytest.raises(RecipeError, match="tokenizer.json, byte .*: looks like .* of hub.confidential"):
+        refuse_secrets(tmp_path, set(), [word])
+    (tmp_path / "tokenizer.json").rename(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\0" + token.encode() + b"\0")
+    with pytest.raises(RecipeError, match="model.gguf, byte .*: looks like .* of hub.confidential"):
+        refuse_secrets(tmp_path, set(), [word])
+
+
+def test_a_confidential_word_is_removed_with_accents_joined_and_apart():
+    apart = "Wa\u0308chter"
+    for word in ("Wächter", apart):
+        assert remove_words(["of Wächter", f"of {apart}", json.dumps(apart)], [word]) == [
+            "of (removed)",
+            "of (removed)",
+            '"(removed)"',
+        ]
 
 
 def test_a_second_call_does_nothing_and_a_changed_input_rebuilds_the_release(recipe):
