@@ -1211,6 +1211,16 @@ def test_an_empty_field_is_an_error(release, workspace, tmp_path):
         write_card(load(workspace), tmp_path / "release", None)
 
 
+@pytest.mark.parametrize("nothing", ["", " \n", "\u200b\x07"])
+def test_an_empty_prompt_and_a_sample_that_prints_as_nothing_are_named_as_such(release, workspace, tmp_path, nothing):
+    shutil.copytree(release, tmp_path / "release")
+    samples = [{"prompt": nothing, "text": nothing}, {"prompt": "The court", "text": f"{nothing} held."}]
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(samples=samples))
+    write_card(load(workspace), tmp_path / "release", None)
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "> **(no prompt)** (nothing)\n" in card and "> **The court** held.\n" in card
+
+
 def card_of(release: Path, folder: Path, recipe: Recipe, **tokenizer: object) -> str:
     """Return the card of a copy of a release, with other settings of the tokenizer."""
     if not folder.exists():
