@@ -51,7 +51,7 @@ def shorten_paths(recipe: Recipe) -> Recipe:
     shown = remove_words(recipe.model_dump(exclude={"hub": {"confidential"}}), recipe.hub.confidential)
     for key, parent, name in strings(shown):
         value, short = parent[name], shorten_value(parent[name])
-        if short != value and home_folder() and home_folder().strip("/") in short:
+        if short != value and shows_home(short):
             raise RecipeError(
                 f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command "
                 "in a folder below it, or move what it names and set the new path"
@@ -61,6 +61,12 @@ def shorten_paths(recipe: Recipe) -> Recipe:
             short = as_folder(short)
         parent[name] = short
     return Recipe.model_validate(shown)
+
+
+def shows_home(path: str) -> bool:
+    """Return whether the folders of the home folder stand in a path, one after another."""
+    home, parts = Path(home_folder() or "/").parts[1:], Path(path.rpartition("::")[2]).parts
+    return bool(home) and any(parts[start : start + len(home)] == home for start in range(len(parts)))
 
 
 def remove_words(value: Any, words: Iterable[str]) -> Any:

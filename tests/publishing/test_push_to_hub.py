@@ -726,6 +726,28 @@ def test_a_recipe_that_shows_the_home_folder_is_refused_by_its_key(workspace, re
         build_release(recipe)
 
 
+@pytest.mark.parametrize(
+    ("home", "path", "shown"),
+    [
+        ("/root", "/mnt/root_causes/texts", "mnt/root_causes/texts"),
+        ("/root", "/mnt/grassroots", "mnt/grassroots"),
+        ("/home/me", "/home/members/texts", "home/members/texts"),
+        ("/root", "/root/texts", None),
+        ("/home/me", "zip://a.txt::/home/me/texts.zip", None),
+    ],
+)
+def test_the_home_folder_is_known_by_whole_names_of_folders(recipe, monkeypatch, home, path, shown):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir("/")
+    recipe.data.sources[0].path = recipe.data.sources[1].path = path
+    recipe.run.output_dir = "/runs/mine"
+    if shown is None:
+        with pytest.raises(RecipeError, match=r"data\.sources\.0\.path=.*lies below your home folder"):
+            shorten_paths(recipe)
+    else:
+        assert shorten_paths(recipe).data.sources[0].path == shown
+
+
 def test_a_model_that_lacks_a_tensor_is_refused(recipe):
     run = Path(recipe.run.output_dir)
     weights = load_file(run / "model" / "model.safetensors")
