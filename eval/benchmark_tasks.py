@@ -209,7 +209,8 @@ def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[di
     else:
         splits, revision = read_hub_rows(benchmark)
         test, pool = splits[benchmark.scored_split], splits.get(benchmark.fewshot_split, [])
-    parts = [to_items(benchmark, rows, kind) for rows, kind in ((test, ""), (pool, "fewshot-"))]
+    place = str(local or benchmark.dataset_path)
+    parts = [to_items(benchmark, rows, kind, place) for rows, kind in ((test, ""), (pool, "fewshot-"))]
     items, shots = label_choices(benchmark, *parts)
     if benchmark.holdout and not shots:
         shots = [item for item in items if is_held_out(item, benchmark.holdout)]
@@ -221,22 +222,67 @@ def load_items(benchmark: Benchmark, local: Path | None = None) -> tuple[list[di
     return items, shots, {"path": path, "name": benchmark.dataset_name, "revision": revision, "sha256": digest}
 
 
-def to_items(benchmark: Benchmark, rows: list[dict], kind: str) -> list[dict]:
-    """Turn the task's rows into items, each with its own id."""
-    found = []
+def to_items(benchmark: Benchmark, rows: list[dict], kind: str, place: str) -> list[dict]:
+    """Turn the task's rows into items, each with its own id.
+
+    Args:
+        benchmark: the task.
+        rows: of one split.
+        kind: "fewshot-" for the few-shot examples, else "".
+        place: the rows' file or data set, for messages.
+
+    Raises: ValueError: naming the place and the number of a row that is no item, or has the id of another.
+    """
+    found, numbers = [], {}
     for number, row in enumerate(rows):
         if row.get(benchmark.selected_by, benchmark.dataset_name) != benchmark.dataset_name:
             continue
+        where = f"{benchmark.task}: {place}: row {number} of {'the examples' if kind else 'the test split'}"
         try:
             item = as_item(row, benchmark.rows)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
-                f"{benchmark.task}: row {number} of {kind or 'the test split'} is not in the form that "
-                f"benchmark_rows.{benchmark.rows} reads: {error!r}; its fields are {', '.join(row)}"
+                f"{where} is not in the form that benchmark_rows.{benchmark.rows} reads: {error!r}; "
+                f"its fields are {', '.join(row)}"
             ) from error
-        if item is not None:
-            found.append({"id": f"{benchmark.task}-{kind}{number:05d}"} | item)
+        if item is None:
+            continue
+        problem = find_problem(item, benchmark.kind)
+        if not problem and found and ("contexts" in item) != ("contexts" in found[0]):
+            problem = "contexts and a single context are two forms of an item; make a task of each"
+        if problem:
+            raise ValueError(f"{where}: {problem}")
+        item = {"id": f"{benchmark.task}-{kind}{number:05d}"} | item
+        first = numbers.setdefault(item["id"], number)
+        if first != number:
+            raise ValueError(f"{where}: id: {item['id']!r} is that of row {first} too; give each item its own")
+        found.append(item)
     return found
+
+
+def find_problem(item: dict, kind: str) -> str | None:
+    """Return why an item cannot be scored by a task of a kind; None if it can."""
+    texts = {"choice": ["context"], "cloze": ["context", "continuation"], "answer": ["context", "answer"]}[kind]
+    listed = None
+    if "label" in item and "choices" not in item:
+        texts = ["context", "label"]
+    elif kind == "choice" and "contexts" in item:
+        texts, listed = ["continuation"], "contexts"
+    elif kind == "choice":
+        listed = "choices"
+    for name in texts:
+        if not isinstance(item.get(name), str):
+            return f"{name}: {item.get(name)!r} must be a text, in a task of kind: {kind}"
+    if listed is None:
+        return None
+    options, gold = item.get(listed), item.get("gold")
+    if options is None and "answer" in item:
+        return "there is an answer and there are no choices; set kind: answer in the task's YAML, or add choices"
+    if not isinstance(options, list) or not options or not all(isinstance(each, str) for each in options):
+        return f"{listed}: {options!r} must be a list of texts"
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(options):
+        return f"gold: {gold!r} must be a number from 0 to {len(options) - 1}, that of the right one of {listed}"
+    return None
 
 
 def label_choices(benchmark: Benchmark, items: list[dict], shots: list[dict]) -> tuple[list[dict], list[dict]]:

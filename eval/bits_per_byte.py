@@ -41,7 +41,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from limits import run_script
+from limits import NotScored, run_script
 
 
 logger = logging.getLogger(__name__)
@@ -167,11 +167,14 @@ def refuse_other_tensors(name: str, loading: dict[str, set]) -> None:
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that starts a document: bos, or eos if there is no bos."""
+    """Return the token that starts a document: bos, or eos if there is no bos. Raises: NotScored: there is neither."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
-    raise ValueError("the tokenizer has neither a bos nor an eos token, so no token can start a document")
+    raise NotScored(
+        "the tokenizer has neither a bos nor an eos token, so no token can start a document; name one as eos_token in "
+        "tokenizer_config.json"
+    )
 
 
 def text_pieces(text: str, max_bytes: int = PIECE_BYTES) -> Iterator[str]:
@@ -262,7 +265,7 @@ def score_documents(
         batch_size: windows read at once; fewer if their logits would take more than 1 GiB.
         description: label of the progress bar; None hides it.
 
-    Raises: ValueError: for a stride out of range or a loss that is not finite.
+    Raises: ValueError: for a stride out of range. NotScored: for a loss that is not finite.
     """
     stride = max(1, context_length // 2) if stride is None else stride
     if not 1 <= stride <= context_length:
@@ -293,7 +296,7 @@ def score_documents(
                 batch, pool = pool[:rows], pool[rows:]
                 for (index, _, scored), nats in zip(batch, window_nats(model, batch), strict=True):
                     if not math.isfinite(nats):
-                        raise ValueError(
+                        raise NotScored(
                             f"document {index}: the loss is {nats}; the weights are damaged, or the numbers overflow "
                             f"in {model.dtype}: use float32"
                         )

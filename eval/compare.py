@@ -55,14 +55,19 @@ def bits(documents: list[dict]) -> Score:
 def compare_items(items: list[dict[str, dict]], name: str, scorer, seed: int) -> dict | None:
     """Compare evaluations on the items of `name` that all of them scored; None for fewer than two items.
 
+    Documents count by the first evaluation's families, so that a draw is of the same documents in all of them.
+
     Args: items: of each evaluation, by what names an item.
     """
     shared = [key for key in items[0] if all(key in each for each in items[1:])]
     if len(shared) < 2:
         return None
-    rows = [[each[key] for key in shared] for each in items]
+    rows, size = [[each[key] for key in shared] for each in items], len(shared)
+    if scorer is bits:
+        families = [{"family": row.get("family")} for row in rows[0]]
+        rows = [[row | family for row, family in zip(each, families, strict=True)] for each in rows]
+        size = len(family_sums(rows[0], "bytes"))
     scores = [scorer(each) for each in rows]
-    size = len(family_sums(rows[0], "bytes")) if scorer is bits else len(shared)
     every = np.arange(size)
     return {
         "num_items": len(shared),
@@ -70,6 +75,26 @@ def compare_items(items: list[dict[str, dict]], name: str, scorer, seed: int) ->
         "scores": [score(every) for score in scores],
         "against_first": [None, *(paired(scores[0], score, name, size, seed) for score in scores[1:])],
     }
+
+
+def differing(tasks: list[dict]) -> str | None:
+    """Return what differs between evaluations of a task, None if they scored the same.
+
+    An item's id may be the number of its row, which names another item in another version of the data. Earlier
+    evaluations do not state all of this, and what is not stated is taken to be the same.
+    """
+    datasets = [task.get("dataset") or {} for task in tasks]
+    digest = "sha256" if all(each.get("sha256") for each in datasets) else "revision"
+    stated = {
+        "items": [each.get(digest) for each in datasets],
+        "num_fewshot": [task.get("num_fewshot") for task in tasks],
+        "version": [task.get("version") for task in tasks],
+    }
+    found = []
+    for name, values in stated.items():
+        if len({value for value in values if value is not None}) > 1:
+            found.append(f"{name} ({', '.join('unknown' if value is None else str(value)[:12] for value in values)})")
+    return " and ".join(found) or None
 
 
 def compare_groups(results: dict, tasks: dict[str, dict]) -> dict[str, dict]:
@@ -104,7 +129,7 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
     Returns: comparison.json's content: "models"; "bits_per_byte", "tasks", "groups" and "gold_bits_per_byte" (of the
         right continuations), each {name: {"num_items", "scores" (one for each model), "against_first" (None for the
         first model, else from `paired` with "p_adjusted" and "beyond_noise", p_adjusted < 0.05), "metric"}};
-        "win_rates", one for each model, over "tasks".
+        "win_rates", one for each model, over "tasks"; "not_compared", {task: what differs}.
     """
     results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
     compared: dict = {
@@ -115,6 +140,7 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
         "tasks": {},
         "groups": {},
         "gold_bits_per_byte": {},
+        "not_compared": {},
     }
     for source in results[0]["bits_per_byte"]["sources"]:
         name = f"documents.{source}"
@@ -122,6 +148,9 @@ def compare(folders: list[Path], seed: int = 0) -> dict:
         if entry:
             compared["bits_per_byte"][source] = entry
     for name, task in results[0]["tasks"].items():
+        if why := differing([result["tasks"][name] for result in results if name in result["tasks"]]):
+            compared["not_compared"][name] = why
+            continue
         items = [read_items(folder, name) for folder in folders]
         entry = compare_items(items, name, METRICS[task["score"]], seed)
         if entry:
@@ -186,6 +215,14 @@ def describe(compared: dict) -> list[str]:
         "* differs from the first model: p < 0.05 on the items that all scored, after Holm's correction for all",
         "differences in the table. At most one such table in 20 has a false star. Without a star it may be noise.",
         "Bits per byte: lower is better.",
+        *not_compared(compared),
+    ]
+
+
+def not_compared(compared: dict) -> list[str]:
+    return [
+        f"{plain(name)} is not compared, since the evaluations differ in {plain(why)}."
+        for name, why in compared["not_compared"].items()
     ]
 
 
@@ -204,7 +241,8 @@ def differences_figure(compared: dict) -> Figure:
                 place = row + 0.5 * (index / len(models) - 0.5)
                 against = entry["against_first"][index]
                 color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-                axes.plot(against["interval"], [place, place], color=color, linewidth=1.5)
+                if against["interval"]:  # one family of documents has none
+                    axes.plot(against["interval"], [place, place], color=color, linewidth=1.5)
                 label = plain(models[index])[-40:] if row == 0 else None
                 axes.plot([against["difference"]], [place], marker, color=color, label=label)
         axes.set_yticks(range(len(compared[part])), [plain(name) for name in compared[part]])
@@ -225,9 +263,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("give at least two evaluations")
     compared = compare([find_evaluation(path) for path in arguments.evaluations], arguments.seed)
     if not compared["tasks"] and not compared["bits_per_byte"]:
-        raise SystemExit(
-            "these evaluations have no items in common; run eval/run_eval.py with the same tasks and documents"
-        )
+        nothing = "these evaluations have no items in common; run eval/run_eval.py with the same tasks and documents"
+        raise SystemExit("\n".join([nothing, *not_compared(compared)]))
     lines = describe(compared)
     if arguments.output is not None:
         (arguments.output / "figures").mkdir(parents=True, exist_ok=True)

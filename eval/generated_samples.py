@@ -5,6 +5,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bits_per_byte import encode_text, start_token_id
+from limits import NotScored
 
 
 # Small models repeat themselves: at once when decoded greedily, soon when sampled without a penalty.
@@ -20,11 +21,17 @@ def generate_sample(
     A prompt that is too long loses its start.
 
     Returns: {"prompt", "text"}.
+    Raises: NotScored: the model's probabilities are not numbers.
     """
     room = max(context_length // 2, context_length - 1 - GENERATION["max_new_tokens"])
     ids = encode_text(tokenizer, prompt)[0].tolist()[-room:]
     input_ids = torch.tensor([[start_token_id(tokenizer), *ids]], device=model.device)
     torch.manual_seed(seed)
+    if model(input_ids=input_ids, use_cache=False).logits[0, -1].softmax(-1).isnan().any():  # sampling would only fail
+        raise NotScored(
+            f"prompt {prompt!r}: the model's probabilities are not numbers; the weights are damaged, or the numbers "
+            f"overflow in {model.dtype}: use float32"
+        )
     output = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),

@@ -93,8 +93,9 @@ def measured(score: Score, name: str, size: int, seed: int) -> dict:
 def paired(first: Score, other: Score, name: str, size: int, seed: int) -> dict:
     """Compare two scores on the same draws of the items.
 
-    Returns: {"difference" (other - first), "stderr", "interval" (95 %), "p_value" (two-sided)}. The p-value of two
-        proportions comes from McNemar's exact test, that of other scores from the t distribution.
+    Returns: {"difference" (other - first), "stderr", "interval" (95 %; None of a single item, which shows nothing),
+        "p_value" (two-sided)}. The p-value of two proportions comes from McNemar's exact test, that of other scores
+        from the t distribution.
     """
     every = np.arange(size)
     difference = other(every) - first(every)
@@ -105,7 +106,7 @@ def paired(first: Score, other: Score, name: str, size: int, seed: int) -> dict:
         p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     else:
         p_value = p_value_of(difference, stderr, size)
-    interval = bootstrap_interval(resampled, size)
+    interval = bootstrap_interval(resampled, size) if size > 1 else None
     return {"difference": float(difference), "stderr": stderr, "interval": interval, "p_value": p_value}
 
 

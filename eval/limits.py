@@ -10,14 +10,20 @@ from ruamel.yaml import YAML
 MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 1 << 20, 32
 
 
+class NotScored(ValueError):
+    """A model was loaded and gives no score, as with numbers that are not finite."""
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function.
 
-    Raises: SystemExit: a file cannot be written or read, another process is gone, or a tokenizer fails on a text; the
-        reason is the message.
+    Raises: SystemExit: a file cannot be written or read, another process is gone, a tokenizer fails on a text, or a
+        model gives no score; the reason is the message.
     """
     try:
         main()
+    except NotScored as error:
+        raise SystemExit(str(error)) from error
     except RuntimeError as error:
         if "gloo" not in str(error) and "NCCL" not in str(error):
             raise

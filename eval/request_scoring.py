@@ -6,12 +6,14 @@ tokenizer that adds no special tokens, it adds that token only to requests witho
 end-of-text token, it scores the continuation one token off. Here text is encoded without special tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bits_per_byte import start_token_id
+from limits import NotScored
 from shared_work import SharedWork
 
 
@@ -103,6 +105,8 @@ class RequestScorer:
         """Return, for each request, the cost of its continuation in nats, and whether each token was the likeliest.
 
         Requests of similar length form batches, which depend on the requests alone.
+
+        Raises: NotScored: a cost is not finite; as the least of a question's costs it would choose an answer.
         """
         order = sorted(
             range(len(requests)), key=lambda i: (-len(requests[i].context) - len(requests[i].continuation), i)
@@ -115,7 +119,13 @@ class RequestScorer:
 
         def score(piece: list) -> list:
             texts = [(("", ""), context, continuation) for context, continuation in piece]
-            return [[-float(cost), bool(greedy)] for cost, greedy in self.lm._loglikelihood_tokens(texts, True)]
+            costs = [[-float(cost), bool(greedy)] for cost, greedy in self.lm._loglikelihood_tokens(texts, True)]
+            if wrong := [cost for cost, _ in costs if not math.isfinite(cost)]:
+                raise NotScored(
+                    f"{description}: a continuation costs {wrong[0]}; the weights are damaged, or the numbers "
+                    f"overflow in {self.lm.model.dtype}: use float32"
+                )
+            return costs
 
         scored = [pair for part in self.work.map("likelihood", pieces, score, description) for pair in part]
         results: list = [None] * len(requests)
@@ -162,7 +172,7 @@ def score_requests(
     Returns: the scored items, as item_scores.py describes them, and counts: "left_out", items that are not scored
         since a continuation alone does not fit the context; "boundary_mismatches", items whose context is tokenized
         differently before a continuation; "truncated", requests longer than the context, which lost their start.
-    Raises: SystemExit: no item fits.
+    Raises: NotScored: no item fits, or a cost is not finite.
     """
     counts = {"left_out": 0, "boundary_mismatches": 0, "truncated": 0}
     generated = all(continuation == "" for entry in rendered for _, continuation in entry["requests"])
@@ -178,7 +188,7 @@ def score_requests(
         too_long = [len(e.context) + len(e.continuation) - 1 > scorer.context_length for e in encoded]
         counts["truncated"] += 0 if generated else sum(too_long)
     if not kept:
-        raise SystemExit(
+        raise NotScored(
             f"{name}: no item fits context_length={scorer.context_length}, since each has a continuation with more "
             "tokens; leave the task out, or use a model with a longer context"
         )

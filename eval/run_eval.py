@@ -60,7 +60,7 @@ from generated_samples import GENERATION, generate_sample
 from group_scores import average_groups
 from held_out_scores import score_sources
 from item_scores import score_items
-from limits import run_script
+from limits import NotScored, run_script
 from request_scoring import RequestScorer, score_requests
 from results_folder import (
     OWN_FILES,
@@ -166,7 +166,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that cannot work, and fill in tasks, context_length and stride.
+    """Refuse arguments that cannot work, and fill in tasks and context_length.
 
     Raises: SystemExit: listing every problem.
     """
@@ -181,6 +181,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.tasks = choose_tasks(arguments.tasks, read_benchmarks(), arguments.noncommercial)
     except ValueError as error:
         problems.append(f"--tasks: {error}")
+    else:
+        problems += unused_rows(arguments)
     if arguments.export_requests is None:
         problems += [f"--{name} is required" for name in ("model", "output") if getattr(arguments, name) is None]
         if not (arguments.documents or arguments.tasks or arguments.stock_tasks or arguments.prompts):
@@ -214,6 +216,27 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise SystemExit("run_eval.py cannot start:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
+def unused_rows(arguments: argparse.Namespace) -> list[str]:
+    """Return a problem for each name of --task_data that is neither a chosen task nor a group of one."""
+    if not arguments.task_data:
+        return []
+    benchmarks = read_benchmarks()
+    exported = arguments.export_requests is not None and not arguments.stock_tasks
+    tasks = arguments.tasks or (own_tasks(benchmarks) if exported else [])
+    known = dict.fromkeys(name for task in tasks for name in (task, *benchmarks[task].groups))
+    return [
+        f"--task_data: {name} is not read, since it is no chosen task nor a group of one; there are "
+        f"{', '.join(known) or 'none: name them with --tasks'}"
+        for name in arguments.task_data
+        if name not in known
+    ]
+
+
+def own_tasks(benchmarks: dict[str, Benchmark]) -> list[str]:
+    """Return the tasks whose items are in this repository, which --export_requests writes where no task is named."""
+    return [name for name, benchmark in benchmarks.items() if benchmark.dataset_path == "json"]
+
+
 def check_folder(model: str) -> list[str]:
     """Return the problems of a model's folder, or of a name that is neither a folder nor a Hub id."""
     folder = Path(model)
@@ -229,7 +252,7 @@ def check_folder(model: str) -> list[str]:
 
 
 def check_model(arguments: argparse.Namespace) -> list[str]:
-    """Return the problems of the model, and fill in context_length and stride from its config."""
+    """Return the problems of the model, and fill in context_length from its config."""
     if problems := check_folder(arguments.model):
         return [f"--model: {problem}" for problem in problems]
     try:
@@ -243,8 +266,7 @@ def check_model(arguments: argparse.Namespace) -> list[str]:
     arguments.context_length = arguments.context_length or limit
     if limit is not None and arguments.context_length > limit:
         return [f"--context_length={arguments.context_length} is more than the model's {limit} positions"]
-    arguments.stride = max(1, arguments.context_length // 2) if arguments.stride is None else arguments.stride
-    if arguments.stride > arguments.context_length:
+    if arguments.stride is not None and arguments.stride > arguments.context_length:
         return [f"--stride={arguments.stride} is more than the context of {arguments.context_length} tokens"]
     return []
 
@@ -298,13 +320,14 @@ def evaluate_model(
 
     Returns: the files of its folder, {path: text}.
 
-    Raises: NotLoaded
+    Raises: NotLoaded, NotScored
     """
     state = PartialState()
     model, tokenizer = on_all(lambda: load_model(name, revision, arguments.dtype, device=state.device))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or arguments.context_length
     own = argparse.Namespace(**vars(arguments) | {"context_length": min(arguments.context_length, limit)})
-    own.stride = min(own.stride, own.context_length)
+    # Half of each model's own context: half of a longer one would leave the windows of a shorter one without overlap.
+    own.stride = max(1, own.context_length // 2) if own.stride is None else min(own.stride, own.context_length)
     names = ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "stride", "seed")
     settings = {each: getattr(own, each) for each in names} | {"device": state.device.type}
     versions = {"python": platform.python_version()} | {
@@ -424,8 +447,7 @@ def contexts_of(name: str, arguments: argparse.Namespace) -> dict[str, argparse.
         config = on_all(lambda: AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False))
         longest = min(getattr(config.get_text_config(), "max_position_embeddings", None) or 0, LONGEST_CONTEXT)
         if longest > arguments.context_length:
-            own = {"context_length": longest, "stride": longest // 2}
-            settings[f"--{longest}-tokens"] = argparse.Namespace(**vars(arguments) | own)
+            settings[f"--{longest}-tokens"] = argparse.Namespace(**vars(arguments) | {"context_length": longest})
     return settings
 
 
@@ -504,8 +526,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     check_arguments(arguments)
     if arguments.export_requests is not None:
-        own = [name for name, benchmark in read_benchmarks().items() if benchmark.dataset_path == "json"]
-        arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own)
+        arguments.tasks = arguments.tasks or ([] if arguments.stock_tasks else own_tasks(read_benchmarks()))
         export_requests(arguments)
         return
     check_launch()
@@ -536,15 +557,15 @@ def check_launch() -> None:
 
 
 def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
-    """Evaluate the model and the baselines that can be loaded, and write their results."""
+    """Evaluate the model and the baselines that can be loaded and scored, and write their results."""
     with state.main_process_first():  # rows are downloaded once
         tasks = load_tasks(arguments)
     try:
         files = evaluate_model(arguments.model, arguments.revision, arguments, tasks)
-    except NotLoaded as error:
+    except (NotLoaded, NotScored) as error:
         raise SystemExit(f"--model: {error}") from error
     results, baselines = json.loads(files["results.json"]), {}
-    not_scored, failed_before = {}, failed_baselines(arguments.output)
+    not_scored, failed_before, try_again = {}, failed_baselines(arguments.output), False
     for name, unique in baseline_names(arguments.baselines).items():
         folder, shown = unique.replace("/", "--"), f"the local model {unique}" if Path(name).is_dir() else unique
         try:
@@ -554,17 +575,20 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> None:
                 found["results.json"] = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
                 files |= {f"baselines/{folder}{label}/{path}": text for path, text in found.items()}
                 baselines[f"{folder}{label}"] = summarise_baseline(scores)
-        except NotLoaded as error:
-            text = f"the baseline {name} was not scored: {error}; evaluate again once it can be loaded"
+        except (NotLoaded, NotScored) as error:
+            not_scored[shown] = text = f"the baseline {name} was not scored: {error}"
+            if isinstance(error, NotLoaded):
+                text += "; evaluate again once it can be loaded"
+                not_scored[shown] = failed_before.get(shown, text)  # each try may word it otherwise
+                try_again = True
             if state.is_main_process:
                 logger.error("evaluate: %s", text)
-            not_scored[shown] = failed_before.get(shown, text)  # each try may word it otherwise
     if baselines or not_scored:
         results |= {"baselines": baselines, "baselines_not_scored": not_scored}
         files["results.json"] = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     if state.is_main_process:
         write_results(arguments.output, files)
-        if not not_scored:  # else the next try, for these, scores nothing twice
+        if not try_again:  # else the next try, for what could not be loaded, scores nothing twice
             clear_parts(arguments.output)
         logger.info("evaluate: %s, in %s", describe(results), arguments.output / "results.json")
 

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from limits import NotScored
+
 
 class SharedWork:
     """Runs pieces of work on all processes of `accelerate launch`.
@@ -38,14 +40,21 @@ class SharedWork:
             pieces: values that JSON can hold.
             work: its results must survive a round trip through JSON, as floats do.
             description: label of the progress bar.
+
+        Raises: NotScored: in every process if in one, or the others would wait for it.
         """
         state = PartialState()
         mine = range(state.process_index, len(pieces), state.num_processes)
-        results = {
-            index: self._done_once(kind, pieces[index], work)
-            for index in tqdm(mine, desc=f"evaluate: {description}", leave=False, disable=not state.is_main_process)
-        }
-        merged = {index: result for part in gather_object([results]) for index, result in part.items()}
+        results, problem = {}, None
+        try:
+            for index in tqdm(mine, f"evaluate: {description}", leave=False, disable=not state.is_main_process):
+                results[index] = self._done_once(kind, pieces[index], work)
+        except NotScored as error:
+            problem = str(error)
+        parts = gather_object([(results, problem)])
+        if problems := [text for _, text in parts if text is not None]:
+            raise NotScored(problems[0])
+        merged = {index: result for part, _ in parts for index, result in part.items()}
         return [merged[index] for index in range(len(pieces))]
 
     def _done_once(self, kind: str, piece: object, work: Callable) -> object:

@@ -179,12 +179,17 @@ def answer_bits(
     return np.array(found)
 
 
-def bits_per_byte(scored: np.ndarray) -> dict[str, float]:
-    """Return bits per byte over all conversations, between the bounds of its 95 % bootstrap interval over them."""
+def bits_per_byte(scored: np.ndarray) -> dict[str, float | None]:
+    """Return bits per byte over all conversations, between the bounds of its 95 % bootstrap interval over them.
+
+    One conversation has no interval.
+    """
+    bits, size = scored.sum(axis=0)
+    if len(scored) < 2:
+        return {"low": None, "mean": float(bits / size), "high": None}
     draws = np.random.default_rng(0).integers(len(scored), size=(1000, len(scored)))
     sums = scored[draws].sum(axis=1)
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    bits, size = scored.sum(axis=0)
     return {"low": float(low), "mean": float(bits / size), "high": float(high)}
 
 

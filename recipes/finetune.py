@@ -151,12 +151,14 @@ def rouge(summaries: list[str], references: list[str]) -> dict[str, np.ndarray]:
     return {name: np.array([score[name].fmeasure for score in scores]) for name in METRICS}
 
 
-def mean_with_interval(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over documents, between the bounds of its 95 % bootstrap interval (BCa).
+def mean_with_interval(values: np.ndarray) -> dict[str, float | None]:
+    """Return the mean over documents, between the bounds of its 95 % bootstrap interval (BCa); None of one document.
 
     Of the differences between two models on the same documents this is the paired bootstrap.
     """
     low = high = mean = float(values.mean())
+    if len(values) < 2:
+        return {"low": None, "mean": mean, "high": None}
     if np.ptp(values):  # else every resample has the same mean
         low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), batch=1000).confidence_interval
     return {"low": float(low), "mean": mean, "high": float(high)}

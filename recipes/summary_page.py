@@ -37,6 +37,8 @@ def describe_quality(results: dict) -> str:
     """Return how the model's summaries compare with the first sentences of the test documents, as its card says."""
     name, difference = next(iter(results["after_minus"].items()))
     rouge = difference["rouge2"]
+    if rouge["low"] is None:
+        return f"One test document does not show how its summaries compare with the {name}."
     if rouge["high"] < 0:
         return f"**On the test documents its ROUGE-2 is below that of the {name}. Do not use it in their place.**"
     if rouge["low"] <= 0:

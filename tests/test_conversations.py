@@ -4,6 +4,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import metadata_load
@@ -22,6 +23,7 @@ from conversations import (
     ROLES,
     answer,
     answer_bits,
+    bits_per_byte,
     encode_messages,
     mark_answers,
     read_conversations,
@@ -289,6 +291,17 @@ def test_the_card_shows_the_scores_the_licences_and_how_to_talk_to_it(chatting):
     assert "fine-tuned on 18 conversations, by\ntraining every weight" in card and "public domain" in card
     assert "transformers chat path/to/this/folder" in card and "Say in a few words: What is an amendment?" in card
     assert "conversational" in metadata_load(folder / "README.md")["tags"]
+
+
+def test_one_test_conversation_gives_no_interval(chatting):
+    run, argv = chatting
+    results = json.loads((run.output_dir / "finetuned" / "results.json").read_text())
+    one = bits_per_byte(np.array([[12.0, 8]]))
+    assert one == {"low": None, "mean": 1.5, "high": None}
+    results["documents"]["test"], results["bits_per_byte"] = 1, {"before": one, "after": one}
+    results["examples"][0]["prompt"] = "\u200b"
+    card = finetune.write_card(load_recipe([argv[1]], argv[2:]), results)
+    assert "| after | 1.500 |" in card and "interval" not in card and "| asked | (nothing) |" in card
 
 
 def test_the_page_of_summaries_says_how_to_talk_to_a_chat_model(chatting):

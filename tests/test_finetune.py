@@ -196,6 +196,25 @@ def test_the_card_says_what_the_paired_differences_show(tuned, tmp_path, against
     assert str(tuned[1]) not in card and "local file or folder train.jsonl" in card
 
 
+def test_one_test_document_gives_no_interval_and_no_claim(tuned, tmp_path):
+    assert finetune.mean_with_interval(np.array([0.25])) == {"low": None, "mean": 0.25, "high": None}
+    run, _, argv = tuned
+    recipe = load_recipe([argv[1]], [*argv[2:], f"--run.output_dir={tmp_path}"])
+    changed = results(run)
+    changed["documents"]["test"] = 1
+    for part in ("rouge", "after_minus"):
+        for name in changed[part]:
+            changed[part][name] = {
+                metric: finetune.mean_with_interval(np.array([0.25])) for metric in finetune.METRICS
+            }
+    changed["examples"][0]["reference"] = "\u200b"
+    card = finetune.write_card(recipe, changed)
+    assert not [text for text in (BELOW, LIKE_LEAD, LIKE_BEFORE, RAISED, LOWERED, "95 %") if text in card]
+    assert "One document does not show what fine-tuning changed" in card and "| 0.250 | 0.250 | 0.250 |" in card
+    assert "| written | (nothing) |" in card
+    assert describe_quality(changed).startswith("One test document does not show")
+
+
 def test_a_difference_on_the_same_documents_is_found_where_separate_intervals_overlap():
     hard = np.random.default_rng(0).beta(1, 3, size=60)
     before, after = (finetune.mean_with_interval(values) for values in (hard, hard + 0.02))

@@ -53,9 +53,11 @@ def build(run: RunFiles) -> Section | None:
     if not any(map(run.has, STAGE_FILES)):
         return None
     results = run.json("eval/results.json")
-    measured, baselines = measured_parts(results), read_baselines(run)
+    part, baselines = judged_part(results), read_baselines(run)
+    measured = results["bits_per_byte"][part] if results else {}
+    compared = {name: others(part, name, entry, baselines) for name, entry in measured.items()}
     verdicts = [
-        judge(name, entry, others(name, entry, baselines), paired_intervals(run, results, name, baselines))
+        judge(name, entry, compared[name], paired_intervals(run, results, part, name, baselines))
         for name, entry in measured.items()
     ]
     also = [*task_sentences(results), *tokenizer_sentences(run.json("tokenizer/report.json"), run.yaml("recipe.yaml"))]
@@ -74,7 +76,7 @@ def build(run: RunFiles) -> Section | None:
             "The black line is the model's 95 % interval; a compressor's score inside it counts as level. Another "
             "model is compared document by document"
         )
-        figures["overview"] = (baselines_figure(measured, baselines), text)
+        figures["overview"] = (baselines_figure(measured, compared), text)
     return Section(run.folder.resolve().name, values, figures, summarise(values))
 
 
@@ -109,30 +111,38 @@ def describe_training(training: dict | None, recipe: dict | None) -> str:
 # Is it any good?
 
 
-def measured_parts(results: dict | None) -> dict[str, dict]:
-    """Return the held-out scores to judge: of each source, or of each domain where there are many sources."""
-    scored = results["bits_per_byte"] if results else {"sources": {}}
-    return scored["sources"] if len(scored["sources"]) <= MAX_PARTS else scored["domains"]
+def judged_part(results: dict | None) -> str:
+    """Return which held-out scores are judged: "sources", or "domains" where there are many sources.
+
+    A source may have the name of a domain, so what is compared has to be of the same part.
+    """
+    return "domains" if results and len(results["bits_per_byte"]["sources"]) > MAX_PARTS else "sources"
 
 
-def others(name: str, entry: dict, baselines: dict[str, dict]) -> dict[str, float]:
-    """Return the bits per byte of everything else that was measured on the same text, {what: bits}."""
+def others(part: str, name: str, entry: dict, baselines: dict[str, dict]) -> dict[str, float]:
+    """Return the bits per byte of everything else that was measured on the same text, {what: bits}.
+
+    Args: part: from judged_part.
+    """
     found = {}
     for model, results in baselines.items():
-        scored = results["bits_per_byte"]
-        same = scored["sources"].get(name) or scored.get("domains", {}).get(name)
+        same = results["bits_per_byte"].get(part, {}).get(name)
         if same:
             found[model] = same["bits_per_byte"]
     return found | {text: entry[kind] for kind, text in XZ_NAMES.items() if entry.get(kind) is not None}
 
 
-def paired_intervals(run: RunFiles, results: dict, name: str, baselines: dict[str, dict]) -> dict[str, list[float]]:
+def paired_intervals(
+    run: RunFiles, results: dict, part: str, name: str, baselines: dict[str, dict]
+) -> dict[str, list[float] | None]:
     """Return the 95 % interval of how many more bits per byte each baseline needs, {model: interval}.
 
-    Both predict the same documents, so that what is hard for both adds nothing to the interval.
+    Both predict the same documents, so that what is hard for both adds nothing to the interval. One family has none.
+
+    Args: part: from judged_part.
     """
     scored = results["bits_per_byte"]["sources"]
-    sources = [name] if name in scored else [source for source, entry in scored.items() if entry["domain"] == name]
+    sources = [source for source, entry in scored.items() if entry["domain"] == name] if part == "domains" else [name]
     found = {}
     for model, other in baselines.items():
         documents = [
@@ -148,20 +158,23 @@ def paired_intervals(run: RunFiles, results: dict, name: str, baselines: dict[st
     return found
 
 
-def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[str, list[float]]) -> Verdict:
+def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[str, list[float] | None]) -> Verdict:
     """Compare a score with each baseline: neither is better where the 95 % interval of the difference holds 0.
+
+    Nothing is said of a difference without an interval.
 
     Args: paired_with: from paired_intervals; for the others the score's own interval decides.
     """
     bits = entry["bits_per_byte"]
-    low, high = entry["confidence_interval"] or (bits, bits)
-    interval = f" (95 % interval {low:.2f} to {high:.2f})" if entry["confidence_interval"] else ""
+    own = entry["confidence_interval"]
+    interval = f" (95 % interval {own[0]:.2f} to {own[1]:.2f})" if own else ""
     text = [f"On held-out text the model needs {bits:.2f} bits per byte{interval}."]
-    groups = {"beaten": [], "equal": [], "ahead": []}
+    groups = {"beaten": [], "equal": [], "ahead": [], "unknown": []}
     for what, value in compared.items():
-        least, most = paired_with.get(what) or (value - high, value - low)
-        group = "beaten" if least > 0 else "ahead" if most < 0 else "equal"
-        difference = f", the difference {least:.2f} to {most:.2f}" if what in paired_with else ""
+        paired = paired_with.get(what)
+        differs = paired or (own and what not in paired_with and [value - own[1], value - own[0]])
+        group = "unknown" if not differs else "beaten" if differs[0] > 0 else "ahead" if differs[1] < 0 else "equal"
+        difference = f", the difference {paired[0]:.2f} to {paired[1]:.2f}" if paired else ""
         groups[group].append(f"{what} ({value:.2f}{difference})")
     if groups["beaten"]:
         text.append(f"It beats {join(groups['beaten'])}.")
@@ -169,9 +182,13 @@ def judge(name: str, entry: dict, compared: dict[str, float], paired_with: dict[
         text.append(f"It is level with {join(groups['equal'])}.")
     if groups["ahead"]:
         text.append(f"It does not yet beat {join(groups['ahead'], 'or')}.")
+    if groups["unknown"]:
+        text.append(f"One document, or one family of them, cannot tell it from {join(groups['unknown'], 'or')}.")
     if not compared:
         return Verdict(name, "unknown", "No baseline was measured", " ".join([*text, "Nothing was compared with it."]))
-    if not groups["ahead"] and not groups["equal"]:
+    if len(groups["unknown"]) == len(compared):
+        level, label = "unknown", "Too few documents to compare"
+    elif len(groups["beaten"]) == len(compared):
         level, label = "good", f"Better than {'every baseline' if len(compared) > 1 else 'the baseline'} measured"
     elif groups["beaten"]:
         level, label = "mixed", f"Better than {len(groups['beaten'])} of {len(compared)} baselines"
@@ -227,8 +244,8 @@ def tokenizer_sentences(report: dict | None, recipe: dict | None) -> list[str]:
     return [f"The tokenizer needs {join(compared)} than one trained on general text alone."]
 
 
-def baselines_figure(measured: dict[str, dict], baselines: dict[str, dict]) -> Figure:
-    parts = {name: others(name, entry, baselines) for name, entry in measured.items()}
+def baselines_figure(measured: dict[str, dict], parts: dict[str, dict[str, float]]) -> Figure:
+    """Draw each score above all that `others` found for it."""
     names = list(dict.fromkeys(what for compared in parts.values() for what in compared))
     figure = Figure(figsize=(WIDTH, 0.5 + sum(0.35 + 0.27 * (1 + len(compared)) for compared in parts.values())))
     axes = figure.subplots()
@@ -383,7 +400,7 @@ def list_next_steps(run: RunFiles, verdicts: list[Verdict], baselines: dict[str,
         steps.append({"text": text, "command": command(run, "recipes/run_recipe.py")})
     if results and verdicts and not baselines:
         text = "Compare with a model that exists, on the same text and tasks."
-        steps.append({"text": text, "command": baseline_command(folder, results)})
+        steps.append({"text": text, "command": baseline_command(run, results)})
     if training and any(one.level in ("mixed", "bad") for one in verdicts):
         steps.append(more_training(run, training))
     if training and results:
@@ -398,12 +415,25 @@ def list_next_steps(run: RunFiles, verdicts: list[Verdict], baselines: dict[str,
     return steps
 
 
-def baseline_command(folder: str, results: dict) -> str:
-    """Return the command that repeats the evaluation with a baseline: the results of one command are one file."""
+def baseline_command(run: RunFiles, results: dict) -> str:
+    """Return the command that repeats the evaluation with a baseline: the results of one command are one file.
+
+    With other settings it would replace the scores by others.
+    """
+    if run.has("recipe.yaml"):
+        return command(run, "recipes/run_recipe.py", f'--evaluation.baselines=["{EXAMPLE_BASELINE}"]')
+    folder, settings = run.shown_folder, results["settings"]
     words = ["python", "eval/run_eval.py", "--model", f"{folder}/model", "--documents", f"{folder}/documents"]
     words += ["--output", f"{folder}/eval", "--baselines", EXAMPLE_BASELINE]
-    words += ["--tasks", ",".join(results["settings"]["tasks"])] if results["settings"].get("tasks") else []
-    words += ["--prompts", *(sample["prompt"] for sample in results["samples"])] if results["samples"] else []
+    words += ["--tasks", ",".join(settings["tasks"])] if settings.get("tasks") else []
+    words += [f"--prompt={sample['prompt']}" for sample in results["samples"]]
+    for name in ("split", "max_bytes_per_source", "num_fewshot", "batch_size", "dtype", "context_length", "seed"):
+        words += [f"--{name}", str(settings[name])] if settings.get(name) is not None else []
+    # Half the context is what no --stride means, and a baseline of another context has another half.
+    if settings.get("stride") not in (None, settings["context_length"] // 2):
+        words += ["--stride", str(settings["stride"])]
+    if settings.get("decontamination_sha256"):
+        words += ["--decontamination", f"{folder}/documents/decontamination.json"]
     sources = results["bits_per_byte"]["sources"].values()
     words += ["--xz"] if any(entry.get("xz_stream") is not None for entry in sources) else []
     return f"{shell(words)}\n{shell(['python', 'eval/report.py', folder])}"

@@ -16,27 +16,27 @@ from recipe_config import Model
 
 def planned_values(plan: dict) -> dict:
     """Return what a plan sets of a recipe: vocabulary, model and training, as sections of the YAML."""
-    chosen = plan["memory"]["chosen"] or {"per_device_train_batch_size": 1}
+    chosen = plan["memory"]["chosen"]
     keys = ("max_tokens", "tokens_per_step", "learning_rate", "weight_decay", "warmup_steps")
     training = {key: plan["training"][key] for key in keys}
     if plan["training"]["dropout"] is not None:
         training["dropout"] = plan["training"]["dropout"]
-    training["per_device_train_batch_size"] = chosen["per_device_train_batch_size"]
+    training["per_device_train_batch_size"] = chosen["per_device_train_batch_size"] if chosen else 1
+    if chosen is None or chosen["activation_checkpointing"]:  # what the batch was planned with
+        training["gradient_checkpointing"] = True
+    # The planned step is a power of two of sequences, which 6 devices could not share.
+    sequences = training["per_device_train_batch_size"] * plan["budget"]["num_devices"]
+    unit = sequences * plan["training"]["sequence_length"]
+    training["tokens_per_step"] = max(1, round(training["tokens_per_step"] / unit)) * unit
     return {"tokenizer": {"vocab_size": plan["vocab_size"]}, "model": plan["model"], "training": training}
 
 
 def settings_of_plan(plan: dict) -> dict[str, Any]:
     """Return what the plan sets of base.yaml: key -> value."""
-    sections, chosen, length = planned_values(plan), plan["memory"]["chosen"], plan["training"]["sequence_length"]
+    sections = planned_values(plan)
     usual = {key: field.get_default() for key, field in Model.model_fields.items()}
     sections["model"] = {key: value for key, value in sections["model"].items() if value != usual[key]}
-    training = {"sequence_length": length} | sections["training"]
-    # The planned batch is a power of two of sequences, which 6 devices could not share.
-    unit = training["per_device_train_batch_size"] * length * plan["budget"]["num_devices"]
-    training["tokens_per_step"] = max(1, round(training["tokens_per_step"] / unit)) * unit
-    if chosen is None or chosen["activation_checkpointing"]:
-        training["gradient_checkpointing"] = True
-    sections["training"] = training
+    sections["training"] = {"sequence_length": plan["training"]["sequence_length"]} | sections["training"]
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 

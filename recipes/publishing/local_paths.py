@@ -9,6 +9,7 @@ import html
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def shorten_paths(recipe: Recipe) -> Recipe:
     shown = remove_words(recipe.model_dump(exclude={"hub": {"confidential"}}), recipe.hub.confidential)
     for key, parent, name in strings(shown):
         value, short = parent[name], shorten_value(parent[name])
-        if short != value and home_folder() and home_folder().strip("/") in short:
+        if short != value and shows_home(short):
             raise RecipeError(
                 f"{key}={value!r} lies below your home folder, which a published recipe would show: start the command "
                 "in a folder below it, or move what it names and set the new path"
@@ -62,6 +63,12 @@ def shorten_paths(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(shown)
 
 
+def shows_home(path: str) -> bool:
+    """Return whether the folders of the home folder stand in a path, one after another."""
+    home, parts = Path(home_folder() or "/").parts[1:], Path(path.rpartition("::")[2]).parts
+    return bool(home) and any(parts[start : start + len(home)] == home for start in range(len(parts)))
+
+
 def remove_words(value: Any, words: Iterable[str]) -> Any:
     """Return a value of JSON with each confidential word in its strings replaced by REMOVED."""
     if isinstance(value, dict):
@@ -69,7 +76,8 @@ def remove_words(value: Any, words: Iterable[str]) -> Any:
     if isinstance(value, list):
         return [remove_words(part, words) for part in value]
     for word in words if isinstance(value, str) else ():
-        for spelling in {word, json.dumps(word)[1:-1], html.escape(word)}:
+        forms = {word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))}
+        for spelling in {written for form in forms for written in (form, json.dumps(form)[1:-1], html.escape(form))}:
             value = re.sub(rf"(?i)(?<![^\W_]){re.escape(spelling)}(?![^\W_])", REMOVED, value)
     return value
 

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
 from recipe_config import RecipeError
+from vocabulary.pretokenization import as_characters
 
 
 QUOTES = rb"[\\\"'\]]{0,7}"  # once and twice in JSON too, and the end of a subscript
@@ -144,10 +146,9 @@ def all_secrets(public_names: set[str], confidential: Iterable[str] = ()) -> dic
     """
     secrets = {kind: Secret(literals, re.compile(pattern)) for kind, (literals, pattern) in SECRETS.items()}
     for word in confidential:
-        spellings = {word, word.lower(), word.upper(), word.capitalize(), word.title()}
-        spellings |= {json.dumps(spelling)[1:-1] for spelling in spellings}
-        written = tuple(sorted(spelling.encode() for spelling in spellings))
-        pattern = rb"(?<![A-Za-z0-9])(?:" + b"|".join(map(re.escape, written)) + rb")(?![A-Za-z0-9])"
+        written = spell(word)
+        begins = rb"(?:(?<![A-Za-z0-9])|(?<=\\u[0-9a-f]{4}))"  # or after a character that JSON escapes
+        pattern = begins + rb"(?:" + b"|".join(map(re.escape, written)) + rb")(?![A-Za-z0-9])"
         secrets[f"{word!r} of hub.confidential"] = Secret(written, re.compile(pattern))
     values = {name: value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
     values["HF_TOKEN"] = get_token() or ""
@@ -172,6 +173,18 @@ def all_secrets(public_names: set[str], confidential: Iterable[str] = ()) -> dic
             pattern = rb"(?<![\w.-])" + escaped + rb"(?![\w-])"
         secrets[kind] = Secret((name.encode(),), re.compile(pattern))
     return secrets
+
+
+def spell(word: str) -> tuple[bytes, ...]:
+    """Return how text, JSON and vocabularies write a word, in small and capital letters, with accents joined or apart.
+
+    A byte-level vocabulary has a letter for each byte, and one of SentencePiece's kind has a mark for a space.
+    """
+    cases = {word, word.lower(), word.upper(), word.capitalize(), word.title()}
+    texts = {unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in cases} | cases
+    texts |= {as_characters(text.encode()) for text in texts} | {text.replace(" ", "\u2581") for text in texts}
+    texts |= {json.dumps(text)[1:-1] for text in texts}
+    return tuple(sorted(text.encode() for text in texts))
 
 
 def home_folder() -> str | None:

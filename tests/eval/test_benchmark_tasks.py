@@ -160,6 +160,49 @@ def test_examples_that_have_no_split_are_drawn_by_their_own_text(tmp_path):
 def test_row_of_another_form_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentence": "no goal"}\n')
     with pytest.raises(
-        ValueError, match="piqa: row 0 .* form that benchmark_rows.piqa reads: .*its fields are sentence"
+        ValueError, match="piqa: .*/rows.jsonl: row 0 .* form that benchmark_rows.piqa reads: .*fields are sentence"
     ):
         load_items(BENCHMARKS["piqa"], tmp_path / "rows.jsonl")
+
+
+GOOD = {"id": "nda-1", "context": "The term is", "choices": ["two years.", "ten goats."], "gold": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "complaint"),
+    [
+        ("choice", {"gold": "0"}, "gold: '0' must be a number from 0 to 1, that of the right one of choices"),
+        ("choice", {"gold": 2}, "gold: 2 must be a number from 0 to 1"),
+        ("choice", {"gold": -1}, "gold: -1 must be a number from 0 to 1"),
+        ("choice", {"gold": True}, "gold: True must be a number from 0 to 1"),
+        ("choice", {"gold": None}, "gold: None must be a number from 0 to 1"),
+        ("choice", {"choices": []}, r"choices: \[\] must be a list of texts"),
+        ("choice", {"choices": [1, 2]}, r"choices: \[1, 2\] must be a list of texts"),
+        ("choice", {"context": 5}, "context: 5 must be a text"),
+        ("choice", {"choices": None, "answer": "two years."}, "set kind: answer in the task's YAML, or add choices"),
+        ("choice", {"choices": None, "label": 1}, "label: 1 must be a text"),
+        ("choice", {"contexts": ["a", "b"], "continuation": "c", "gold": 2}, "the right one of contexts"),
+        (
+            "choice",
+            {"contexts": ["a", "b"], "continuation": "c"},
+            "contexts and a single context are two forms of an item",
+        ),
+        ("choice", {"id": "nda-1"}, "id: 'nda-1' is that of row 0 too; give each item its own"),
+        ("answer", {"choices": None}, "answer: None must be a text, in a task of kind: answer"),
+        ("cloze", {"choices": None}, "continuation: None must be a text, in a task of kind: cloze"),
+    ],
+)
+def test_an_item_that_cannot_be_scored_is_refused_by_file_and_row(tmp_path, kind, changes, complaint):
+    benchmark = replace(BENCHMARKS["legal_sense"], kind=kind)
+    good = {
+        "choice": GOOD,
+        "answer": {"id": "nda-1", "context": "The term is", "answer": "two years."},
+        "cloze": {"id": "nda-1", "context": "The term is two", "continuation": "years."},
+    }[kind]
+    changed = {key: value for key, value in (GOOD | {"id": "nda-2"} | changes).items() if value is not None}
+    path = tmp_path / "nda_terms.jsonl"
+    path.write_text(json.dumps(good) + "\n")
+    assert len(load_items(benchmark, path)[0]) == 1
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, changed)))
+    with pytest.raises(ValueError, match=f"legal_sense: {path}: row 1 of the test split: .*{complaint}"):
+        load_items(benchmark, path)

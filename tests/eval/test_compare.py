@@ -2,6 +2,7 @@
 """Compare models: differences beyond and within noise, win rates, and evaluations without common items."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,6 +56,41 @@ def test_only_items_that_all_models_scored_are_compared(tmp_path, capsys):
     write_evaluation(tmp_path / "b", "b", 0.5, 2.0, items=80)
     main([str(first), str(tmp_path / "b")])
     assert ["legal_sense", "acc", "50"] in [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset": {"sha256": "b" * 64}}, f"items ({'a' * 12}, {'b' * 12})"),
+        ({"dataset": {"revision": "new"}}, "items (old, new)"),
+        ({"num_fewshot": 5}, "num_fewshot (0, 5)"),
+        ({"version": 2.0, "num_fewshot": 5}, "num_fewshot (0, 5) and version (1.0, 2.0)"),
+        ({}, None),
+        ({"dataset": None, "num_fewshot": None}, None),
+    ],
+)
+def test_a_task_whose_evaluations_are_of_other_items_is_not_compared_and_named(tmp_path, capsys, change, said):
+    """Ids are numbers of rows, and so the same in other data."""
+    stated = {"dataset": {"sha256": "a" * 64, "revision": "old"}, "num_fewshot": 0, "version": 1.0}
+    folders = []
+    for name, task in (("a", stated), ("b", stated | change)):
+        folder = write_evaluation(tmp_path / name, name, 0.5, 2.0)
+        results = json.loads((folder / "results.json").read_text())
+        results["tasks"]["legal_sense"] |= task
+        (folder / "results.json").write_text(json.dumps(results))
+        folders.append(str(folder))
+    main([*folders, "--output", str(tmp_path / "out")])
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert compared["not_compared"] == ({"legal_sense": said} if said else {}) and compared["bits_per_byte"]
+    assert list(compared["tasks"]) == list(compared["gold_bits_per_byte"]) == ([] if said else ["legal_sense"])
+    line = f"legal_sense is not compared, since the evaluations differ in {said}."
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "comparison.md").read_text()):
+        assert (line in text) == bool(said)
+    for folder in folders:
+        (tmp_path / folder / "items" / "documents.law.jsonl").unlink()
+    if said:
+        with pytest.raises(SystemExit, match=f"(?s)no items in common.*{re.escape(line)}"):
+            main(folders)
 
 
 def test_ties_count_half():
@@ -123,3 +159,34 @@ def test_documents_of_a_family_count_as_one(tmp_path):
         entry = compare(folders)["bits_per_byte"]["law"]["against_first"][1]
         widths.append(entry["stderr"])
     assert len(set(widths)) == 2
+
+
+def write_families(folder, bits, families):
+    """Write documents of a hundred bytes that need these bits per byte."""
+    rows = [
+        {"id": str(n), "nats": cost * 100 * np.log(2), "bytes": 100, "family": family}
+        for n, (cost, family) in enumerate(zip(bits, families, strict=True))
+    ]
+    path = folder / "items" / "documents.law.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("families", [[None] * 4, [0, 0, 0, 0], [1, 0, 2, 0], [0, 1, 2, 3]])
+def test_documents_are_paired_by_the_families_of_the_first_evaluation(tmp_path, families):
+    folders = [write_evaluation(tmp_path / name, name, 0.5, 2.0) for name in ("a", "b")]
+    write_families(folders[0], [1.0, 2.0, 4.0, 8.0], [0, 0, 1, 2])
+    write_families(folders[1], [1.5, 2.5, 4.5, 8.5], families)
+    entry = compare(folders)["bits_per_byte"]["law"]
+    assert entry["scores"] == pytest.approx([15 / 4, 17 / 4])
+    assert entry["against_first"][1]["interval"] == pytest.approx([0.5, 0.5]), "half a bit more in every family"
+
+
+def test_documents_of_one_family_give_no_interval_and_no_star(tmp_path):
+    folders = [write_evaluation(tmp_path / name, name, 0.5, 2.0) for name in ("a", "b")]
+    for folder, bits in zip(folders, (1.0, 2.0), strict=True):
+        write_families(folder, [bits] * 3, [7] * 3)
+    main([*map(str, folders), "--output", str(tmp_path / "out")])
+    entry = json.loads((tmp_path / "out" / "comparison.json").read_text())["bits_per_byte"]["law"]
+    assert entry["scores"] == pytest.approx([1.0, 2.0])
+    against = entry["against_first"][1]
+    assert against["interval"] is None and not against["beyond_noise"]

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -379,18 +380,31 @@ def test_a_verdict_counts_only_what_is_outside_the_interval(compared, level, lab
     assert all(f"{what} ({value:.2f})" in verdict.text for what, value in compared.items())
 
 
-def write_documents(folder, bits, size_bytes=100):
-    """Write an evaluation of documents that need these bits per byte, of two sources of one domain."""
+def test_nothing_is_claimed_of_a_difference_without_an_interval():
+    one = entry("legal", 1.4, interval=None)
+    verdict = overview.judge("law", one, {"a": 2.0, "b": 1.0, "xz": 3.0}, {"a": None, "b": None})
+    assert (verdict.level, verdict.label) == ("unknown", "Too few documents to compare")
+    assert "It beats" not in verdict.text and "One document, or one family of them, cannot tell it" in verdict.text
+    assert "a (2.00), b (1.00) or xz (3.00)" in verdict.text
+    verdict = overview.judge("law", one, {"a": 2.0, "b": 1.0}, {"a": [0.5, 0.7], "b": None})
+    assert (verdict.level, verdict.label) == ("mixed", "Better than 1 of 2 baselines")
+
+
+def write_documents(folder, bits, size_bytes=100, family=None):
+    """Write an evaluation of documents that need these bits per byte, of sources of one domain."""
     (folder / "items").mkdir(parents=True)
     sources = {}
     for source, needed in bits.items():
         lines = [
-            {"id": f"{source}-{n}", "family": None, "bytes": size_bytes, "nats": each * size_bytes * math.log(2)}
+            {"id": f"{source}-{n}", "family": family, "bytes": size_bytes, "nats": each * size_bytes * math.log(2)}
             for n, each in enumerate(needed)
         ]
         (folder / "items" / f"documents.{source}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         sources[source] = entry("legal", sum(needed) / len(needed), interval=(min(needed), max(needed)))
-    results = {"model": f"models/{folder.name}", "settings": {}, "bits_per_byte": {"sources": sources}}
+    every = [each for needed in bits.values() for each in needed]
+    whole = entry("legal", sum(every) / len(every), interval=(min(every), max(every)))
+    scored = {"sources": sources, "domains": {"legal": whole}}
+    results = {"model": f"models/{folder.name}", "settings": {}, "bits_per_byte": scored}
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -410,12 +424,69 @@ def test_a_model_is_compared_with_another_on_the_same_documents(tmp_path, more, 
     write_documents(tmp_path / "eval" / "baselines" / "base", {"rulings": other, "statutes": other})
     run = RunFiles(tmp_path)
     results, baselines = run.json("eval/results.json"), read_baselines(run)
-    differences = overview.paired_intervals(run, results, part, baselines)
+    kind = "domains" if part == "legal" else "sources"
+    differences = overview.paired_intervals(run, results, kind, part, baselines)
     low, high = differences["models/base"]
     assert low <= sum(more) / len(more) <= high
     one = entry("legal", 1.75, interval=(0.9, 2.6))
     text = overview.judge(part, one, {"models/base": sum(other) / 6}, differences).text
     assert f"{words} ({sum(other) / 6:.2f}, the difference {low:.2f} to {high:.2f})" in text
+
+
+def test_a_domain_of_many_sources_is_compared_as_a_whole_where_a_source_has_its_name(tmp_path):
+    names = ["legal", "rulings", "statutes", "treaties", "opinions"]
+    ours = {name: [1.0, 1.2, 1.4, 1.6] for name in names}
+    theirs = {name: [each + (1.0 if name == "legal" else -0.5) for each in needed] for name, needed in ours.items()}
+    write_documents(tmp_path / "eval", ours)
+    write_documents(tmp_path / "eval" / "baselines" / "base", theirs)
+    run = RunFiles(tmp_path)
+    results, baselines = run.json("eval/results.json"), read_baselines(run)
+    part = overview.judged_part(results)
+    assert part == "domains"
+    (whole,) = results["bits_per_byte"][part].values()
+    assert overview.others(part, "legal", whole, baselines)["models/base"] == pytest.approx(1.3 - 0.2)
+    low, high = overview.paired_intervals(run, results, part, "legal", baselines)["models/base"]
+    assert low < -0.2 < high < 1.0
+    assert overview.others("sources", "legal", whole, baselines)["models/base"] == pytest.approx(2.3)
+
+
+def test_the_difference_of_one_family_of_documents_is_unknown(tmp_path):
+    write_documents(tmp_path / "eval", {"rulings": [1.0, 1.2]}, family=3)
+    write_documents(tmp_path / "eval" / "baselines" / "base", {"rulings": [2.0, 2.2]}, family=3)
+    run = RunFiles(tmp_path)
+    results, baselines = run.json("eval/results.json"), read_baselines(run)
+    assert overview.paired_intervals(run, results, "sources", "rulings", baselines) == {"models/base": None}
+
+
+def words_of(command):
+    """Return the words of the first of a report's commands."""
+    return shlex.split(command.replace("\\\n", " ").splitlines()[0])
+
+
+def test_the_command_for_a_baseline_repeats_the_evaluation_with_its_own_settings(evaluated_run, tmp_path):
+    run = evaluated_run.copy(tmp_path / "run").output_dir
+    results = json.loads((run / "eval" / "results.json").read_text())
+    recipe = load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}"])
+    record_stage(recipe, "evaluate")
+    assert is_finished(recipe, "evaluate")
+    words = words_of(overview.baseline_command(RunFiles(run), results))
+    assert words[:4] == ["python", "recipes/run_recipe.py", "--config", "path/to/run/recipe.yaml"]
+    again = load_recipe([run / "recipe.yaml"], [f"--run.output_dir={run}", *words[4:]])
+    assert again.evaluation.baselines == [overview.EXAMPLE_BASELINE]
+    assert again.evaluation.model_copy(update={"baselines": []}) == recipe.evaluation
+    assert not is_finished(again, "evaluate"), "it is evaluated anew"
+
+    (run / "recipe.yaml").unlink()
+    given = run_eval.parse_arguments(words_of(overview.baseline_command(RunFiles(run), results))[2:])
+    asked = results["settings"]
+    for name in ("split", "max_bytes_per_source", "batch_size", "dtype", "context_length", "seed", "num_fewshot"):
+        assert getattr(given, name) == asked[name], name
+    assert given.tasks == asked["tasks"] and given.stride is None
+    assert given.prompts == [sample["prompt"] for sample in results["samples"]]
+    results["settings"] |= {"stride": 8, "num_fewshot": 3, "decontamination_sha256": "0" * 64, "seed": 5}
+    given = run_eval.parse_arguments(words_of(overview.baseline_command(RunFiles(run), results))[2:])
+    assert (given.stride, given.num_fewshot, given.seed) == (8, 3, 5)
+    assert given.decontamination == Path("path/to/run/documents/decontamination.json")
 
 
 def problems(folder):

@@ -36,7 +36,7 @@ from bits_per_byte import load_model, score_documents
 from generated_samples import generate_sample
 from intervals import measured
 from item_scores import gold_bits
-from limits import run_script
+from limits import NotScored, run_script
 from request_scoring import RequestScorer
 from results_folder import locked_output
 from run_eval import load_tasks, main, parse_arguments, run_task
@@ -604,6 +604,26 @@ def test_a_baseline_is_scored_with_both_contexts_and_once_for_its_weights(
     assert "other" in scored and third["baselines"]["other"] != first["baselines"]["other"]
 
 
+def test_a_baseline_of_a_shorter_context_is_scored_in_overlapping_windows_as_it_would_be_alone(model_folder, tmp_path):
+    folder = tmp_path / "documents" / "test" / "contracts"
+    folder.mkdir(parents=True)
+    text = " ".join(f"On day {day} the parties met for no good." for day in range(30))
+    pq.write_table(pa.Table.from_pylist([{"id": "a", "text": text, "date": None}]), folder / "00000.parquet")
+    shorter = shutil.copytree(model_folder, tmp_path / "shorter")
+    with_config(max_position_embeddings=64)(shorter)
+    documents = ["--documents", str(tmp_path / "documents")]
+    main(["--model", str(shorter), *documents, "--output", str(tmp_path / "alone")])
+    beside = ["--baselines", str(shorter), "--output", str(tmp_path / "eval")]
+    main(["--model", str(model_folder), *documents, *beside])
+    paths = ("alone/results.json", "eval/baselines/shorter/results.json", "eval/results.json")
+    alone, baseline, own = (json.loads((tmp_path / path).read_text()) for path in paths)
+    assert [each["settings"]["stride"] for each in (alone, baseline, own)] == [32, 32, 64]
+    assert baseline["bits_per_byte"] == alone["bits_per_byte"]
+    main(["--model", str(model_folder), *documents, "--stride", "48", *beside])
+    settings = [json.loads((tmp_path / path).read_text())["settings"] for path in paths[1:]]
+    assert [each["stride"] for each in settings] == [48, 48]
+
+
 def test_a_baseline_whose_tokenizer_or_configuration_was_corrected_is_scored_again(
     model_folder, documents, tmp_path, monkeypatch
 ):
@@ -640,6 +660,46 @@ def test_the_models_own_results_are_written_where_a_baseline_cannot_be_loaded(mo
     assert lines == [f"evaluate: {text}" for text in results["baselines_not_scored"].values()]
     problems = [one["text"] for one in overview.find_problems(RunFiles(tmp_path)) if one["level"] == "bad"]
     assert any(text.startswith("The baseline nobody/absent was not scored: ") for text in problems)
+
+
+@pytest.fixture(scope="module")
+def unscorable(model_folder, tmp_path_factory):
+    """Models that can be loaded and not scored: without a token that starts a document, and of no numbers."""
+    folder = tmp_path_factory.mktemp("unscorable")
+    model, tokenizer = load_model(str(model_folder))
+    model.save_pretrained(folder / "startless")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(folder / "startless")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(folder / "damaged")
+    tokenizer.save_pretrained(folder / "damaged")
+    return {"startless": "neither a bos nor an eos token", "damaged": "the weights are damaged"}, folder
+
+
+@pytest.mark.parametrize("work", ["documents", "tasks", "prompts"])
+def test_a_baseline_that_cannot_be_scored_is_noted_and_the_others_are_scored(
+    model_folder, documents, unscorable, work, tmp_path
+):
+    reasons, folder = unscorable
+    asked = {"documents": ["--documents", str(documents)], "tasks": ["--tasks", "dosing_shorthand"]}
+    asked = [*asked.get(work, ["--prompts", "The"]), "--output", str(tmp_path / "eval")]
+    others = [*(str(folder / name) for name in reasons), str(model_folder)]
+    main(["--model", str(model_folder), *asked, "--baselines", *others])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert list(results["baselines"]) == [model_folder.name] and not (tmp_path / ".eval.parts").exists()
+    for (name, reason), said in zip(reasons.items(), results["baselines_not_scored"].values(), strict=True):
+        assert said.startswith(f"the baseline {folder / name} was not scored: ") and reason in said
+        with pytest.raises(SystemExit, match=f"--model: .*{reason}"):
+            main(["--model", str(folder / name), *asked])
+
+
+def test_a_baseline_that_one_of_two_processes_cannot_score_ends_in_both(model_folder, documents, unscorable, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", run_eval.__file__]
+    command = [sys.executable, *launch, "--model", str(model_folder), "--documents", str(documents)]
+    command += ["--output", str(tmp_path / "eval"), "--baselines", str(unscorable[1] / "damaged")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=200)
+    assert list(json.loads((tmp_path / "eval/results.json").read_text())["baselines_not_scored"])
 
 
 def test_the_next_try_for_a_baseline_scores_nothing_twice(model_folder, documents, tmp_path, monkeypatch):
@@ -698,7 +758,7 @@ def test_baselines_whose_folders_have_one_name_are_kept_apart_and_none_is_named_
 
 
 def test_a_task_none_of_whose_continuations_fits_the_context_is_refused(model, tokenizer):
-    with pytest.raises(SystemExit, match="general_agreement: no item fits context_length=4"):
+    with pytest.raises(NotScored, match="general_agreement: no item fits context_length=4"):
         run_tasks(model, tokenizer, ["general_agreement"], context_length=4, batch_size=4)
 
 
@@ -794,6 +854,21 @@ def test_everything_wrong_is_listed_at_once(tmp_path):
 def test_settings_the_model_cannot_serve_are_refused(model_folder, tmp_path, extra, complaint):
     with pytest.raises(SystemExit, match=complaint):
         main(["--model", str(model_folder), "--output", str(tmp_path / "eval"), *extra])
+
+
+def test_rows_for_a_task_that_is_not_chosen_are_refused_with_the_names_that_are(model_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    command = ["--model", str(model_folder), "--output", str(tmp_path / "eval"), "--tasks", "arc_easy,mmlu_anatomy"]
+    rows = [f"{name}={tmp_path / 'rows.jsonl'}" for name in ("arc_esay", "mmlu", "arc_easy", "legal_sense")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--task_data", *rows])
+    known = f"there are {', '.join(['arc_easy', 'mmlu_anatomy', *read_benchmarks()['mmlu_anatomy'].groups])}"
+    assert str(stop.value).splitlines()[1:] == [
+        f"  --task_data: {name} is not read, since it is no chosen task nor a group of one; {known}"
+        for name in ("arc_esay", "legal_sense")
+    ]
+    with pytest.raises(SystemExit, match="--task_data: mmlu is not read, .*; there are general_agreement, "):
+        main(["--export_requests", str(tmp_path / "benchmarks"), "--task_data", rows[1]])
 
 
 @pytest.mark.parametrize("name", ["{}/absent", "clients/acme", "./acme", "~/acme"])

@@ -523,6 +523,25 @@ def test_the_command_writes_the_plan_its_figures_and_an_overlay_that_loads(tmp_p
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("device", "num_devices", "flops", "recomputes"),
+    [("rtx-4090", 6, "1e21", False), ("rtx-4090", 6, "5e21", True), ("h100-sxm", 8, "1e21", False)],
+)
+def test_the_overlay_fits_the_devices_of_the_plan(tmp_path, device, num_devices, flops, recomputes):
+    run = tmp_path / "run"
+    plan = [f"--plan.device={device}", f"--plan.num_devices={num_devices}", f"--plan.flops={flops}"]
+    text = ["--plan.domain_bytes=20e12", "--plan.general_bytes=19e12"]
+    plan_run.main(["--config", str(BASE), f"--run.output_dir={run}", *text, *plan])
+    chosen = json.loads((run / "plan.json").read_text())["memory"]["chosen"]
+    assert chosen["activation_checkpointing"] == recomputes, "else this tests nothing"
+    training = load_recipe([BASE, run / "plan" / "planned.yaml"], [f"--run.output_dir={run}"]).training
+    assert training.gradient_checkpointing == recomputes
+    assert training.per_device_train_batch_size == chosen["per_device_train_batch_size"]
+    assert (
+        training.tokens_per_step % (num_devices * training.per_device_train_batch_size * training.sequence_length) == 0
+    )
+
+
 @pytest.mark.parametrize("training", [None, {"parameters": {"total": 341_885_952}, "tokens_seen": 8e9}])
 def test_names_in_the_charts_overlap_neither_each_other_nor_the_legend(plan, tmp_path, monkeypatch, training):
     drawn = []

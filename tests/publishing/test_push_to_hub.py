@@ -65,7 +65,7 @@ from publishing.base_model import find_base
 from publishing.extra_releases import build_dataset_release, build_tokenizer_release, why_withheld
 from publishing.hub_transfer import git_sha1, is_same_file
 from publishing.leak_limits import refuse_leaks
-from publishing.local_paths import shorten_paths
+from publishing.local_paths import remove_words, shorten_paths
 from publishing.model_card import sum_checked, write_card
 from publishing.notice import write_notice
 from publishing.release_checks import refuse_odd_files, refuse_secrets, refuse_secrets_in_text
@@ -726,6 +726,28 @@ def test_a_recipe_that_shows_the_home_folder_is_refused_by_its_key(workspace, re
         build_release(recipe)
 
 
+@pytest.mark.parametrize(
+    ("home", "path", "shown"),
+    [
+        ("/root", "/mnt/root_causes/texts", "mnt/root_causes/texts"),
+        ("/root", "/mnt/grassroots", "mnt/grassroots"),
+        ("/home/me", "/home/members/texts", "home/members/texts"),
+        ("/root", "/root/texts", None),
+        ("/home/me", "zip://a.txt::/home/me/texts.zip", None),
+    ],
+)
+def test_the_home_folder_is_known_by_whole_names_of_folders(recipe, monkeypatch, home, path, shown):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir("/")
+    recipe.data.sources[0].path = recipe.data.sources[1].path = path
+    recipe.run.output_dir = "/runs/mine"
+    if shown is None:
+        with pytest.raises(RecipeError, match=r"data\.sources\.0\.path=.*lies below your home folder"):
+            shorten_paths(recipe)
+    else:
+        assert shorten_paths(recipe).data.sources[0].path == shown
+
+
 def test_a_model_that_lacks_a_tensor_is_refused(recipe):
     run = Path(recipe.run.output_dir)
     weights = load_file(run / "model" / "model.safetensors")
@@ -1058,6 +1080,41 @@ def test_a_confidential_word_is_refused_in_a_vocabulary_and_in_the_name_of_a_sou
         load(workspace, confidential=[name[:5].upper()])
 
 
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize(
+    ("word", "token"),
+    [
+        ("Wächter", "\u0120WÃ¤chter"),  # byte-level, as in tokenizer.json and in GGUF
+        ("Wächter", "WÃĦCHTER"),
+        ("Wa\u0308chter", "\u0120WÃ¤chter"),
+        ("Wächter", "\u2581Wa\u0308chter"),
+        ("Wächter & Co", "\u0120WÃ¤chter\u0120&\u0120Co"),
+        ("Acme Corp", "\u0120Acme\u0120Corp"),
+        ("Acme Corp", "\u2581acme\u2581corp"),
+        ("野村", "éĩİæĿĳ"),
+    ],
+)
+def test_a_confidential_word_is_refused_in_each_spelling_of_a_vocabulary(tmp_path, word, token, escaped):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 7}}}, ensure_ascii=escaped))
+    refuse_secrets(tmp_path, set(), ["Wachter", "Wächte", "Corps"])
+    with pytest.raises(RecipeError, match="tokenizer.json, byte .*: looks like .* of hub.confidential"):
+        refuse_secrets(tmp_path, set(), [word])
+    (tmp_path / "tokenizer.json").rename(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\0" + token.encode() + b"\0")
+    with pytest.raises(RecipeError, match="model.gguf, byte .*: looks like .* of hub.confidential"):
+        refuse_secrets(tmp_path, set(), [word])
+
+
+def test_a_confidential_word_is_removed_with_accents_joined_and_apart():
+    apart = "Wa\u0308chter"
+    for word in ("Wächter", apart):
+        assert remove_words(["of Wächter", f"of {apart}", json.dumps(apart)], [word]) == [
+            "of (removed)",
+            "of (removed)",
+            '"(removed)"',
+        ]
+
+
 def test_a_second_call_does_nothing_and_a_changed_input_rebuilds_the_release(recipe):
     build(recipe, ["model"])
     release = output_folder(recipe, "publish")
@@ -1174,6 +1231,16 @@ def test_an_empty_field_is_an_error(release, workspace, tmp_path):
     rewrite(tmp_path / "release" / "training.json", lambda content: content.update(device=" \n"))
     with pytest.raises(ValueError, match="empty field"):
         write_card(load(workspace), tmp_path / "release", None)
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", "\u200b\x07"])
+def test_an_empty_prompt_and_a_sample_that_prints_as_nothing_are_named_as_such(release, workspace, tmp_path, nothing):
+    shutil.copytree(release, tmp_path / "release")
+    samples = [{"prompt": nothing, "text": nothing}, {"prompt": "The court", "text": f"{nothing} held."}]
+    rewrite(tmp_path / "release" / "results.json", lambda content: content.update(samples=samples))
+    write_card(load(workspace), tmp_path / "release", None)
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "> **(no prompt)** (nothing)\n" in card and "> **The court** held.\n" in card
 
 
 def card_of(release: Path, folder: Path, recipe: Recipe, **tokenizer: object) -> str:
