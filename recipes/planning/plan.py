@@ -61,7 +61,8 @@ def make_plan(recipe: Recipe, device: Device) -> dict:
 
     most = min(flops / flops_per_token, text.most_tokens())
     training = plan_training(recipe, counts, most, flops)
-    training |= rule_regularisation(text.split(most)[0] / text.domain_tokens, recipe.training)
+    epochs = text.split(most)[0] / text.domain_tokens
+    training |= rule_regularisation(epochs, most / counts["total"], recipe.training)
     tokens = float(training["max_tokens"])
     all_flops = trainings * flops_per_token * tokens
     loss = plan_loss(text, size, tokens_by_law)

@@ -9,7 +9,6 @@ from planning.scarce_text import USUAL_EPOCHS
 from recipe_config import Recipe, Training
 
 
-REPEATED = {"weight_decay": 1.0, "dropout": 0.1}
 LEAST_STEPS = 100  # with fewer optimizer steps a schedule has no shape
 
 
@@ -36,14 +35,20 @@ def rule_learning_rate(multiplying_parameters: float) -> float:
     return float(f"{rule.learning_rate:.2g}")
 
 
-def rule_regularisation(epochs: float, training: Training) -> dict[str, float | None]:
+def rule_regularisation(epochs: float, tokens_per_parameter: float, training: Training) -> dict[str, float | None]:
     """Return weight_decay and dropout for a new model that reads a text so many times.
 
-    Up to USUAL_EPOCHS they are the recipe's. Beyond, at least REPEATED, which gain at 15 to 32 readings where three
-    times the decay loses (experiments/README.md#little-text).
+    Up to USUAL_EPOCHS they are the recipe's. Beyond, at least a dropout of 0.1 and a decay for how scarce the text is:
+    of the decays tried, 3 is best with 0.14 different tokens a parameter, 0.3 and 1 are level with 0.57, and 0.3 is
+    best with 1.1 (experiments/README.md#little-text). Beyond these ends it stays.
+
+    Args: tokens_per_parameter: of the run, with all that are read again.
     """
     stated = {"weight_decay": training.weight_decay, "dropout": training.dropout}
-    return stated if epochs <= USUAL_EPOCHS else {key: max(stated[key] or 0, REPEATED[key]) for key in stated}
+    if epochs <= USUAL_EPOCHS:
+        return stated
+    repeated = {"weight_decay": min(3.0, max(0.3, round(0.5 * epochs / tokens_per_parameter, 1))), "dropout": 0.1}
+    return {key: max(stated[key] or 0, repeated[key]) for key in stated}
 
 
 def fill_in_training(recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mixture.fitting import count_repetitions, decide_length
 from mixture.shards import TokenShards, token_byte_lengths
 from mixture.skips import SkippedDocuments
+from planning.model_shape import count_parameters
 from planning.training_rules import rule_regularisation
 from recipe_config import Recipe, RecipeError, Training
 from run_folder import require
@@ -75,13 +76,14 @@ def read_inputs(recipe: Recipe, num_processes: int) -> Inputs:
     except RecipeError as error:
         raise RecipeError(*error.problems, *notes) from error  # which may be why the step is what it is
     epochs = max(count_repetitions(training, recipe.data, shards, shares, training.max_steps).values())
-    better = rule_regularisation(epochs, training) if recipe.model.from_pretrained is None else {}
-    more += [
-        f"training.{key}={getattr(training, key)}, and a source is read {epochs:.0f} times: {value:g} did better "
-        "(recipes/experiments/README.md#little-text)"
-        for key, value in better.items()
-        if value != getattr(training, key)
-    ]
+    if recipe.model.from_pretrained is None:
+        tokens_per_parameter = training.max_tokens / count_parameters(recipe.model, len(tokenizer))["total"]
+        more += [
+            f"training.{key}={getattr(training, key)}, and a source is read {epochs:.0f} times: for so little "
+            f"text the rule gives {value:g} (recipes/experiments/README.md#little-text)"
+            for key, value in rule_regularisation(epochs, tokens_per_parameter, training).items()
+            if value != getattr(training, key)
+        ]
     if training.goldfish is not None:
         more.append(
             f"training.goldfish leaves one token in {training.goldfish.k} out of the loss; train/loss and "

@@ -29,9 +29,11 @@ from planning.plan import choose_size, make_plan, plan_loss
 from planning.plan_table import describe
 from planning.scaling_laws import LAWS, REPETITION_LAW, decayed_sum
 from planning.scarce_text import MEASURED_FOUR_EPOCHS, WAYS
-from recipe_config import Model, RecipeError
+from planning.training_rules import rule_regularisation
+from recipe_config import Model, RecipeError, Training
 from recipe_loading import load_recipe
 from sweeps.arm_results import BITS, TEACHERS, bits_by_place, text_factor
+from sweeps.arms import load_experiment
 from sweeps.runs import read_rows
 
 
@@ -187,17 +189,45 @@ def test_text_that_is_read_often_gets_the_decay_and_dropout_that_were_measured_f
     ]
     usual, often = (plan(*little, f"--data.max_repetitions={times}")["training"] for times in (8, 30))
     assert (usual["weight_decay"], usual["dropout"]) == (0.1, None)
-    assert (often["weight_decay"], often["dropout"]) == (1.0, 0.1)
+    assert (often["weight_decay"], often["dropout"]) == (1.6, 0.1), "0.32 different tokens a parameter"
     more = plan(*little, "--data.max_repetitions=30", "--training.weight_decay=2", "--training.dropout=0.3")[
         "training"
     ]
     assert (more["weight_decay"], more["dropout"]) == (2.0, 0.3), "never less than the recipe's"
 
 
+def test_the_decay_for_little_text_is_near_the_best_that_was_tried_for_each_amount():
+    """Of models that read 0.25 MB of medicine, 1 MB of both and 2 MB of law; the first seed of each."""
+
+    def decays(experiment: str, label: str, text: str) -> tuple[float, float]:
+        path = RECIPES / "experiments" / f"{experiment}.yaml"
+        tried = {run.key: run.recipe.training.weight_decay for run in load_experiment(path)[2]}
+        rows = [row for row in read_rows(path.with_suffix("") / "runs.csv").values() if row["domain_bytes"] == text]
+        rows = [row for row in rows if row["arm"].startswith("repacked")]
+        longest = max(float(row["tokens"]) for row in rows)
+        rows = [row for row in rows if float(row["tokens"]) == longest and row["seed"] == "1"]
+        best = min(rows, key=lambda row: float(row[label + BITS]))
+        epochs, parameters = float(best[f"{label}_repetitions"]), float(best["parameters"])
+        rule = rule_regularisation(epochs, longest / parameters, Training(max_tokens=longest, sequence_length=256))
+        return tried[best["key"]], rule["weight_decay"]
+
+    assert decays("scarce_medicine", "medical", "250000") == (3.0, 3.0)
+    assert decays("scarce_medicine", "medical", "1000000") == (1.0, 0.9)
+    assert decays("scarce_law", "legal", "1000000") == (1.0, 0.9)
+    assert decays("scarce_law", "legal", "2000000") == (0.3, 0.4)
+
+
 def test_the_factors_for_little_text_are_the_lowest_and_highest_on_test_text():
-    """The usual recipe counts with the readings that are best on validation text."""
-    arms = {"repacked": "many times", "student": "student", "ensemble": "ensemble", "default": "four times"}
-    measured: dict[str, list[float]] = {way: [] for way in arms.values()}
+    """The usual recipe counts with the readings that are best on validation text; each amount with a decay for it."""
+    ways = {
+        ("repacked-decay-3-more-dropout", "250000"): "many times",
+        ("repacked", "1000000"): "many times",
+        ("repacked-less-decay", "2000000"): "many times",
+        ("student", "1000000"): "student",
+        ("ensemble", "1000000"): "ensemble",
+        ("default", "1000000"): "four times",
+    }
+    measured: dict[str, list[float]] = {way: [] for way in ways.values()}
     for experiment, label in (("scarce_law", "legal"), ("scarce_medicine", "medical")):
         folder = RECIPES / "experiments" / experiment
         runs, usual = read_rows(folder / "runs.csv"), {}
@@ -214,11 +244,12 @@ def test_the_factors_for_little_text_are_the_lowest_and_highest_on_test_text():
         readings = {(row["arm"], row["budget_flops"], row["domain_bytes"]): row for row in runs.values()}
         for place, bits in found.items():
             often = place in readings and float(readings[place][f"{label}_repetitions"])
-            if place[0] in arms and not (place[0] == "default" and round(often) != 4):
+            way = ways.get((place[0], place[2]))
+            if way and not (place[0] == "default" and round(often) != 4):
                 factor = text_factor(usual, float(place[2]), mean(bits))
-                measured[arms[place[0]]].append(float(factor.replace("<", "")))
-    for way, ends in {"many times": 0, "student": 0, "ensemble": 0}.items():
-        assert len(measured[way]) == 2 and round(min(measured[way]), 1) == WAYS[way][0][ends], (way, measured[way])
+                measured[way].append(float(factor.replace("<", "")))
+    for way, number in {"many times": 4, "student": 2, "ensemble": 2}.items():
+        assert len(measured[way]) == number and round(min(measured[way]), 1) == WAYS[way][0][0], (way, measured[way])
     for way in ("many times", "student"):
         assert round(max(measured[way]), 1) == WAYS[way][0][1], (way, measured[way])
     assert round(max(measured["four times"]), 1) == MEASURED_FOUR_EPOCHS

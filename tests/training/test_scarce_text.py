@@ -78,9 +78,10 @@ def test_a_run_that_reads_its_text_often_is_told_the_decay_and_dropout_for_it(to
 
     often = ("--data.max_repetitions=100", "--training.max_tokens=2e6")
     decay, dropout = notes(*often)
-    assert decay.startswith("training.weight_decay=0.1, and a source is read ") and "times: 1 did better" in decay
-    assert dropout.startswith("training.dropout=None, and a source is read ") and "times: 0.1 did better" in dropout
-    assert not notes() and not notes(*often, "--training.weight_decay=1", "--training.dropout=0.2")
+    for note, key, value in ((decay, "weight_decay=0.1", "0.5"), (dropout, "dropout=None", "0.1")):
+        assert note.startswith(f"training.{key}, and a source is read "), note
+        assert f"times: for so little text the rule gives {value} (" in note
+    assert not notes() and not notes(*often, "--training.weight_decay=0.5", "--training.dropout=0.2")
 
 
 def test_a_resumed_run_drops_packs_and_averages_as_the_uninterrupted_one(scarce_run, tmp_path):
