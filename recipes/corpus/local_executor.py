@@ -87,6 +87,7 @@ class LocalExecutor(TaskRunner, LocalPipelineExecutor):
                 for future in as_completed([pool.submit(run_in_worker, rank) for rank in ranks]):
                     future.result()
             except BrokenProcessPool as error:
+                held.close()  # ends a worker that the pool started while it ended the others, and would wait for
                 raise RecipeError(
                     f"{self.description}: a worker process was killed, most likely because memory ran out; start "
                     f"the command again with fewer data.workers than {workers}, and it resumes where it stopped"
