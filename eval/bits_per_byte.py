@@ -296,10 +296,7 @@ def score_documents(
                 batch, pool = pool[:rows], pool[rows:]
                 for (index, _, scored), nats in zip(batch, window_nats(model, batch), strict=True):
                     if not math.isfinite(nats):
-                        raise NotScored(
-                            f"document {index}: the loss is {nats}; the weights are damaged, or the numbers overflow "
-                            f"in {model.dtype}: use float32"
-                        )
+                        raise NotScored.of_numbers(f"document {index}: the loss is {nats}", model.dtype)
                     scores[index].nats += nats
                     progress.update(round(scores[index].bytes * scored / scores[index].tokens))
     return scores

@@ -28,10 +28,7 @@ def generate_sample(
     input_ids = torch.tensor([[start_token_id(tokenizer), *ids]], device=model.device)
     torch.manual_seed(seed)
     if model(input_ids=input_ids, use_cache=False).logits[0, -1].softmax(-1).isnan().any():  # sampling would only fail
-        raise NotScored(
-            f"prompt {prompt!r}: the model's probabilities are not numbers; the weights are damaged, or the numbers "
-            f"overflow in {model.dtype}: use float32"
-        )
+        raise NotScored.of_numbers(f"prompt {prompt!r}: the model's probabilities are not numbers", model.dtype)
     output = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),

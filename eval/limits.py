@@ -13,6 +13,11 @@ MAX_YAML_CHARACTERS, MAX_YAML_DEPTH = 1 << 20, 32
 class NotScored(ValueError):
     """A model was loaded and gives no score, as with numbers that are not finite."""
 
+    @classmethod
+    def of_numbers(cls, what: str, dtype: object) -> "NotScored":
+        """Return the error of numbers that are not finite: what they are, and the type that was computed in."""
+        return cls(f"{what}; the weights are damaged, or the numbers overflow in {dtype}: use float32")
+
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function.

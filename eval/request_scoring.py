@@ -121,10 +121,7 @@ class RequestScorer:
             texts = [(("", ""), context, continuation) for context, continuation in piece]
             costs = [[-float(cost), bool(greedy)] for cost, greedy in self.lm._loglikelihood_tokens(texts, True)]
             if wrong := [cost for cost, _ in costs if not math.isfinite(cost)]:
-                raise NotScored(
-                    f"{description}: a continuation costs {wrong[0]}; the weights are damaged, or the numbers "
-                    f"overflow in {self.lm.model.dtype}: use float32"
-                )
+                raise NotScored.of_numbers(f"{description}: a continuation costs {wrong[0]}", self.lm.model.dtype)
             return costs
 
         scored = [pair for part in self.work.map("likelihood", pieces, score, description) for pair in part]
