@@ -7,25 +7,20 @@ The run folder lends its tokens and its recipe. The first turn compiles anew, th
 """
 
 import argparse
-import os
 import tempfile
 from itertools import product
 from pathlib import Path
 from statistics import median
 
-from training_runs import command, finish, launch, metrics
+from training_runs import TRAINING_ALONE, command, finish, launch, metrics
 
 
-MAX_TOKENS = 204_800
+OVERRIDES = [*TRAINING_ALONE, "--training.max_tokens=204_800", "--training.logging_steps=10"]
 
 
-def train(source: Path, folder: Path, precision: str, compiled: bool, overrides: list[str]) -> tuple[float, ...]:
-    """Train a short run; return the seconds to the end of step 1, the tokens per second after it, and all seconds."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision == "bf16" else "no"
-    fixed = [f"--training.max_tokens={MAX_TOKENS}", "--data.fit_to_corpus=false", "--training.logging_steps=10"]
-    fixed += ["--training.eval_steps=1_000_000", "--training.save_steps=1_000_000"]
-    script = command(source, folder, [*fixed, f"--training.torch_compile={str(compiled).lower()}", *overrides])
-    training = finish(launch(script), folder)
+def time_run(script: list[str], folder: Path, precision: str, compile_cache: Path) -> tuple[float, float, float]:
+    """Return the seconds to the end of step 1, the tokens per second after it, and the seconds in all."""
+    training = finish(launch(script, precision=precision, compile_cache=compile_cache), folder)
     first, *later = (line for line in metrics(folder) if "train/tokens_per_second" in line)
     speed = median(line["train/tokens_per_second"] for line in later)
     return first["train/seconds"], speed, training["seconds"]
@@ -38,12 +33,12 @@ def main() -> None:
     print("| precision | compiled | turn | to the end of step 1 | tokens per second | seconds in all |")
     print("|---|---|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(temporary) / "compiled")
-        for turn, precision, compiled in product((1, 2), ("bf16", "fp32"), (True, False)):
+        for turn, precision, compiled in product((1, 2), ("bf16", "fp32"), ("true", "false")):
             folder = Path(temporary) / f"{turn}-{precision}-{compiled}"
-            first, speed, seconds = train(options.run_folder, folder, precision, compiled, overrides)
-            said = "yes" if compiled else "no"
-            print(f"| {precision} | {said} | {turn} | {first:.1f} | {speed:,.0f} | {seconds:.1f} |", flush=True)
+            own = [f"--training.torch_compile={compiled}", *overrides]
+            script = command(options.run_folder, folder, [*OVERRIDES, *own])
+            first, speed, seconds = time_run(script, folder, precision, Path(temporary) / "compiled")
+            print(f"| {precision} | {compiled} | {turn} | {first:.1f} | {speed:,.0f} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

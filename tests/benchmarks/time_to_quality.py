@@ -9,24 +9,21 @@ ends at least as low. The ratio is of the seconds of these two runs, compiling a
 """
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
-from training_runs import command, finish, launch, metrics
+from training_runs import TRAINING_ALONE, command, finish, launch, metrics
 
 
 BASELINE = ["--training.optimizer=adamw", "--training.lr_scheduler_type=cosine", "--training.torch_compile=false"]
 
 
-def train(source: Path, max_tokens: int, overrides: list[str]) -> tuple[float, float]:
+def train(source: Path, max_tokens: int, precision: str, overrides: list[str]) -> tuple[float, float]:
     """Train a run to its end; return its seconds and its last validation bits per byte."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(temporary) / "compiled")  # what no run before it compiled
-        fixed = [f"--training.max_tokens={max_tokens}", "--data.fit_to_corpus=false"]
-        fixed += ["--training.eval_steps=1_000_000", "--training.save_steps=1_000_000"]
-        training = finish(launch(command(source, folder, [*fixed, *overrides])), folder)
+        folder, compile_cache = Path(temporary) / "run", Path(temporary) / "compiled"  # which no run before it filled
+        script = command(source, folder, [*TRAINING_ALONE, f"--training.max_tokens={max_tokens}", *overrides])
+        training = finish(launch(script, precision=precision, compile_cache=compile_cache), folder)
         bits = [line["eval/bits_per_byte"] for line in metrics(folder) if "eval/bits_per_byte" in line][-1]
     return training["seconds"], bits
 
@@ -41,16 +38,15 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all runs")
     options, overrides = parser.parse_known_args()
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if options.precision == "bf16" else "no"
     print("| run | tokens | seconds | bits per byte |\n|---|--:|--:|--:|")
     best = None
     for rate in options.baseline_learning_rate:
         baseline = [*BASELINE, f"--training.learning_rate={rate}"]
-        seconds, bits = train(options.run_folder, int(options.max_tokens), baseline)
+        seconds, bits = train(options.run_folder, int(options.max_tokens), options.precision, baseline)
         print(f"| baseline, {rate:g} | {options.max_tokens:,.0f} | {seconds:.1f} | {bits:.4f} |", flush=True)
         best = (seconds, bits) if best is None or bits < best[1] else best
     for fraction in sorted(options.fractions):
-        seconds, bits = train(options.run_folder, int(fraction * options.max_tokens), overrides)
+        seconds, bits = train(options.run_folder, int(fraction * options.max_tokens), options.precision, overrides)
         print(f"| recipe | {fraction * options.max_tokens:,.0f} | {seconds:.1f} | {bits:.4f} |", flush=True)
         if bits <= best[1]:
             print(f"\nseconds of the recipe / of the baseline: {seconds / best[0]:.2f}")

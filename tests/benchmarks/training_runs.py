@@ -10,6 +10,8 @@ from pathlib import Path
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+# Nothing but training, for a stated number of tokens: evaluated once, at the end.
+TRAINING_ALONE = ["--data.fit_to_corpus=false", "--training.eval_steps=1_000_000", "--training.save_steps=1_000_000"]
 
 
 def command(source: Path, folder: Path, overrides: list[str]) -> list[str]:
@@ -21,16 +23,40 @@ def command(source: Path, folder: Path, overrides: list[str]) -> list[str]:
     return [*script, "--training.max_seconds=null", "--training.report_to=[]", *overrides]
 
 
-def launch(script: list[str], num_processes: int = 1, threads: int | None = None) -> subprocess.Popen:
-    """Start it on processors, in fp32, with what it says in a log beside the script's run folder."""
+def launch(
+    script: list[str],
+    num_processes: int = 1,
+    threads: int | None = None,
+    precision: str = "fp32",
+    compile_cache: Path | None = None,
+) -> subprocess.Popen:
+    """Start it on processors, with what it says in a log beside the script's run folder.
+
+    Args:
+        script: what `command` returned.
+        num_processes: that share each step.
+        threads: of each process; None: as torch chooses.
+        precision: fp32 or bf16.
+        compile_cache: of torch.compile; None: the machine's.
+    """
+    mixed_precision = "bf16" if precision == "bf16" else "no"
     folder = next(part.partition("=")[2] for part in script if part.startswith("--run.output_dir="))
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": mixed_precision}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
+    if compile_cache is not None:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache)
     launcher = [sys.executable]
     if num_processes > 1:
         launcher += ["-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += [
+            "--num_processes",
+            str(num_processes),
+            "--mixed_precision",
+            mixed_precision,
+            "--dynamo_backend",
+            "no",
+        ]
     with (Path(folder) / "log.txt").open("a") as log:
         return subprocess.Popen([*launcher, *script], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
