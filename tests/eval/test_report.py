@@ -149,6 +149,7 @@ def write_run(folder):
             {"ending": ".wpd", "files": 31_204, "bytes": 900, "not_read": "no reader; save it as .docx"},
         ],
         "converted": {"windows-1252": 17},
+        "unread_pages": {"documents": 6, "pages": 41},
         "reasons": {"not UTF-8; perhaps mac-roman": {"documents": 5, "bytes": 700}},
     }
     documents["sources"]["wikipedia"] |= {"dated_documents": 7, "first_date": "1999", "last_date": "2024-02-29"}
@@ -294,6 +295,7 @@ def test_report_holds_every_section_and_loads_nothing(run_folder):
         "exact duplicate",
         '31,204</td><td>900</td><td class="text long">not read: no reader; save it as .docx',
         "converted to UTF-8 from windows-1252",
+        '<td class="text">.pdf</td><td>6</td><td>-</td><td class="text long">of these, without the text of 41 pages',
         '<td>5</td><td>700</td><td class="text long">not UTF-8; perhaps mac-roman',
         "69.00 %",
         "1.23 points",
