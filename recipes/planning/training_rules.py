@@ -39,7 +39,7 @@ def rule_regularisation(epochs: float, tokens_per_parameter: float, training: Tr
     """Return weight_decay and dropout for a new model that reads a text so many times.
 
     Up to USUAL_EPOCHS they are the recipe's. Beyond, at least a dropout of 0.1 and a decay for how scarce the text is:
-    of the decays tried, 3 is best with 0.14 different tokens a parameter, 0.3 and 1 are level with 0.57, and 0.3 is
+    of the decays tried, 3 is best with 0.13 different tokens a parameter, 0.3 and 1 are level with 0.56, and 0.3 is
     best with 1.1 (experiments/README.md#little-text). Beyond these ends it stays.
 
     Args: tokens_per_parameter: of the run, with all that are read again.

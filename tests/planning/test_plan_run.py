@@ -217,6 +217,33 @@ def test_the_decay_for_little_text_is_near_the_best_that_was_tried_for_each_amou
     assert decays("scarce_law", "legal", "2000000") == (0.3, 0.4)
 
 
+def test_the_page_shows_the_rows_of_each_decay():
+    """recipes/experiments/README.md: the table of decays, whose columns are arms, of seed 1."""
+    arms = ["repacked-less-decay", "repacked", "repacked-decay-3", "repacked-decay-3-more-dropout"]
+    page = (RECIPES / "experiments" / "README.md").read_text()
+    table = re.findall(r"^\| ([\d.]+) MB of (law|medicine), (\d+), ([\d.]+) \|(.*)\|$", page, re.MULTILINE)
+    assert len(table) == 5
+    for amount, domain, readings, ratio, cells in table:
+        folder, label = RECIPES / "experiments" / f"scarce_{domain}", {"law": "legal", "medicine": "medical"}[domain]
+        text = f"{float(amount) * 1e6:.0f}"
+        rows = [row for row in read_rows(folder / "runs.csv").values() if row["domain_bytes"] == text]
+        means = [row for row in csv.DictReader((folder / "means.csv").open()) if row["domain_bytes"] == text]
+        usual = min(row[label + BITS] for row in means if row["arm"] == "default")
+        longest = max((row for row in rows if row["arm"].startswith("repacked")), key=lambda row: int(row["tokens"]))
+        of_arms = {row["arm"]: row for row in rows if row["tokens"] == longest["tokens"] and row["seed"] == "1"}
+        found = [f"{float(of_arms[arm][label + BITS]):.3f}" if arm in of_arms else "" for arm in arms]
+        best = min((arm for arm in arms if arm in of_arms), key=lambda arm: float(of_arms[arm][label + BITS]))
+        factors = {
+            row["arm"]: row["factor"]
+            for row in csv.DictReader((folder / "factors.csv").open())
+            if row["domain_bytes"] == text and row["budget_flops"] == of_arms[best]["budget_flops"]
+        }
+        assert [cell.strip() for cell in cells.split("|")] == [usual, *found, f"{float(factors[best]):.1f}"], amount
+        times = float(longest[f"{label}_repetitions"])
+        assert readings == f"{times:.0f}"
+        assert f"{int(longest['tokens']) / times / int(longest['parameters']):.2g}" == ratio
+
+
 def test_the_factors_for_little_text_are_the_lowest_and_highest_on_test_text():
     """The usual recipe counts with the readings that are best on validation text; each amount with a decay for it."""
     ways = {
