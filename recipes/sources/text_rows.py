@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from typing import BinaryIO
 
 from recipe_config import Source
@@ -22,6 +23,10 @@ from sources.text_encoding import Encoding, Recoded, find_encoding, find_mark, f
 UNCLOSED = (
     "a quotation mark is not closed, so all lines from here on would be one row; close it, or get the file again if "
     "it is cut short"
+)
+MISQUOTED = (
+    "a quotation mark is not closed, or is in a text without being doubled, so these lines would be one row; close or "
+    "double it"
 )
 
 
@@ -81,12 +86,13 @@ def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unre
     csv.field_size_limit(row_checks.MAX_ROW_BYTES)
     first = stream.readline(row_checks.MAX_ROW_BYTES).decode("utf-8-sig")
     delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=first.count)
-    at_end = False
+    at_end, lines = False, []  # of the row that is being read
 
     def read_lines() -> Iterator[str]:
         nonlocal at_end
-        yield first
-        yield from (line.decode() for line in iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b""))
+        for line in chain([first], map(bytes.decode, iter(partial(stream.readline, row_checks.MAX_ROW_BYTES), b""))):
+            lines.append(line)
+            yield line
         at_end = True
 
     rows = csv.reader(read_lines(), delimiter=delimiter)
@@ -99,13 +105,17 @@ def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unre
         if len(set(named)) < len(named):
             yield Unreadable(name, f"two columns have one name: {', '.join(named)[:200]}", 0)
             return
-        first_line = rows.line_num + 1  # of the row
+        lines.clear()
         for number, row in enumerate(rows, start=1):
             position, size_bytes = f"{name}: row {number}", sum(map(len, row))
+            own, first_line = lines.copy(), rows.line_num - len(lines) + 1
+            lines.clear()
             if at_end:  # only a quotation mark that is open makes the csv library ask for a line after the last
                 yield Unreadable(f"{name}: line {first_line}", UNCLOSED, size_bytes)
                 return
-            first_line = rows.line_num + 1
+            if len(own) > 1 and not is_well_quoted(own, delimiter):
+                yield Unreadable(f"{name}: lines {first_line} to {rows.line_num}", MISQUOTED, size_bytes)
+                continue
             if not row:
                 continue
             if len(row) != len(columns):
@@ -115,6 +125,14 @@ def read_columns(stream: BinaryIO, name: str, kind: str) -> Iterator[dict | Unre
                 yield check_row(dict(zip(columns, row, strict=True)), position, size_bytes)
     except csv.Error as error:
         yield Unreadable(f"{name}: after line {rows.line_num}", f"damaged table: {error}", 0)
+
+
+def is_well_quoted(lines: list[str], delimiter: str) -> bool:
+    """Return whether the quotation marks of a row's lines are those that the format wants."""
+    try:
+        return len(list(csv.reader(lines, delimiter=delimiter, strict=True))) == 1
+    except csv.Error:
+        return False
 
 
 def decode_file(content: bytearray, name: str) -> dict | Unreadable:

@@ -198,6 +198,14 @@ def test_a_quotation_mark_that_is_not_closed_makes_no_document_of_all_the_rows_b
     assert read_all(tmp_path, text_field="text") == ["one", "two"]
 
 
+def test_a_quotation_mark_that_a_later_row_seems_to_close_costs_these_rows_alone(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"one ""and""\nmore"\n2,"two\n3,"three"\n4,"four"\n5,he said "hi"\n')
+    source = Source(name="a", path=str(tmp_path / "a.csv"), text_field="text")
+    one, joined, four, five = [row for unit in list_units(source) for row in read_unit(source, unit)]
+    assert [row["text"] for row in (one, four, five)] == ['one "and"\nmore', "four", 'he said "hi"']
+    assert joined.position == f"{tmp_path}/a.csv: lines 4 to 5" and joined.reason.startswith("a quotation mark is not")
+
+
 def test_a_file_that_is_a_whole_corpus_is_divided_at_its_separator(tmp_path):
     documents = [f"Case No. {number}\nfacts of {number}\n" for number in range(5)]
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
